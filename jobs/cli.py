@@ -1,0 +1,50 @@
+"""The `segdist` command: `segdist JOB …` calls the `main` of the module that does the job."""
+
+import importlib
+import sys
+
+from jobs.exit_codes import run_job
+
+JOBS = {
+    "make-shards": ("jobs.make_shards", "draw or read labelled images, cut patches, write a shard set"),
+    "train": ("jobs.train", "train on a shard set (torchrun for several ranks)"),
+    "infer": ("jobs.infer", "segment images with a trained model (torchrun for several ranks)"),
+    "pipeline": ("jobs.pipeline", "the three jobs above one after another, on this machine"),
+}
+
+
+def usage() -> str:
+    """The text of `segdist --help`."""
+    width = max(len(name) for name in JOBS)
+    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in JOBS.items()]
+    return "\n".join(
+        [
+            "usage: segdist JOB [options]",
+            "",
+            "Semantic segmentation from few labelled images, from a laptop to a Slurm cluster.",
+            "",
+            "jobs:",
+            *lines,
+            "",
+            "`segdist JOB --help` shows a job's options; `--dry-run` checks them and shows what would be done.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job that the first argument names; returns the exit code (see `jobs.exit_codes`)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in JOBS:
+        print(f"error: unknown job {name!r}; choose from {', '.join(JOBS)}", file=sys.stderr)
+        return 2
+    # Imported only now: `segdist --help` must not wait for torch.
+    job = importlib.import_module(JOBS[name][0])
+    return run_job(job.main, rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

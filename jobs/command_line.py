@@ -1,0 +1,91 @@
+"""A job's config from its defaults, a TOML file and the command line; the later wins."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import tyro
+
+from shards.config import from_dict, merge, read_toml, to_dict
+from shards.errors import UserError
+
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command(Generic[Config]):
+    """What was asked for: the job's config, and whether to only check it and show the plan."""
+
+    job: Config
+    dry_run: bool
+
+
+def parse(
+    cls: type[Config],
+    argv: list[str] | None,
+    command: str,
+    description: str,
+    preset: dict[str, Any] | None = None,
+) -> Command[Config]:
+    """Parse `argv` (default: the process's) into `cls`, a tree of frozen dataclasses.
+
+    Order of precedence: command line, `--config FILE`, `preset`, the class's defaults. A config with a method
+    `check` is checked at the end, so that a value may be wrong in the file and mended on the command line.
+
+    Raises:
+        UserError: an unknown key or a wrong type in the file; a refused combination.
+        SystemExit: `--help` (0), or arguments that can't be parsed (2, the message is on standard error).
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    values: dict[str, Any] = preset or {}
+    config_file = _value_of(arguments, "--config")
+    origin = "preset"
+    if config_file is not None:
+        origin = config_file
+        values = merge(values, read_toml(Path(config_file)))
+    default = from_dict(cls, values, origin)
+    form = dataclasses.make_dataclass(
+        command,
+        [
+            ("job", Annotated[cls, tyro.conf.arg(name="")]),  # type: ignore[valid-type]
+            ("config", Annotated[Path | None, tyro.conf.arg(help="TOML file with any of these settings.")], None),
+            ("dry_run", Annotated[bool, tyro.conf.arg(help="Check everything, print config and plan, stop.")], False),
+        ],
+    )
+    parsed: Any = tyro.cli(
+        form,
+        args=arguments,
+        default=form(job=default),
+        prog=f"segdist {command}",
+        description=description,
+    )
+    check = getattr(parsed.job, "check", None)
+    if check is not None:
+        check()
+    return Command(parsed.job, parsed.dry_run)
+
+
+def print_config(config: Any) -> None:
+    """The resolved config as `key = value` lines, sections with a dot."""
+
+    def show(values: dict[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                show(value, f"{prefix}{key}.")
+            else:
+                print(f"  {prefix}{key} = {value!r}")
+
+    print("config:")
+    show(to_dict(config), "")
+
+
+def _value_of(arguments: list[str], flag: str) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument == flag:
+            if index + 1 == len(arguments):
+                raise UserError(f"{flag} needs a value")
+            return arguments[index + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.removeprefix(f"{flag}=")
+    return None

@@ -1,0 +1,33 @@
+"""What a job's exit code means, and the one place where errors become messages."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from shards.errors import UserError
+
+FINISHED = 0
+FAILED = 1
+"""An unexpected error; a traceback says where."""
+USAGE = 2
+"""Bad input or settings; the message names the cause and the way out. Nothing was started."""
+INCOMPLETE = 3
+"""The job ran to its end, but some inputs failed; the list of failures says which."""
+STOPPED = 75
+"""Asked to stop (signal) and stopped in good order: the same command continues. sysexits.h calls 75 "try again"."""
+
+
+def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
+    """Call `main` and turn what it raises into one message and an exit code."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    where = f"rank {rank}: " if rank != "0" else ""
+    try:
+        return main(argv)
+    except UserError as error:
+        # On several ranks all see the same bad input; rank 0 speaks for them.
+        if rank == "0" or getattr(error, "on_this_rank", False):
+            print(f"{where}error: {error}", file=sys.stderr, flush=True)
+        return USAGE
+    except KeyboardInterrupt:
+        print(f"{where}interrupted", file=sys.stderr, flush=True)
+        return 130

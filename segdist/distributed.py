@@ -1,0 +1,234 @@
+"""Rank, world size and process group, for torchrun, for Slurm (srun) and for a single process.
+
+The only module that reads launcher variables or touches `torch.distributed`'s set-up. Everything else gets a `Ranks`
+and calls its few methods, which do nothing in a single process.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from shards.errors import UserError
+
+Launcher = Literal["torchrun", "slurm", "single"]
+
+TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
+
+
+@dataclass(frozen=True)
+class RankEnvironment:
+    """Where this process stands among the ranks, before anything is set up."""
+
+    launcher: Launcher
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+
+
+def resolve_environment(environ: Mapping[str, str] | None = None) -> RankEnvironment:
+    """Read the launcher's variables: torchrun's first, then a Slurm step's, else a single process.
+
+    A Slurm batch script or an `salloc` shell without `srun` is a single process: it has a job id but no step.
+
+    Raises:
+        UserError: some of a launcher's variables are set and others are missing or no numbers; guessing would
+            start ranks that wait for each other for ever.
+    """
+    environ = os.environ if environ is None else environ
+    if "RANK" in environ or "WORLD_SIZE" in environ:
+        _require(environ, TORCHRUN_VARIABLES, "torchrun")
+        return _checked(
+            RankEnvironment(
+                launcher="torchrun",
+                rank=_integer(environ, "RANK"),
+                local_rank=_integer(environ, "LOCAL_RANK"),
+                world_size=_integer(environ, "WORLD_SIZE"),
+                local_world_size=_integer(environ, "LOCAL_WORLD_SIZE"),
+                master_addr=environ["MASTER_ADDR"],
+                master_port=_integer(environ, "MASTER_PORT"),
+            )
+        )
+    # "SLURM_STEP_ID" is what tells a task of srun from the batch script around it; the batch script has none.
+    if "SLURM_STEP_ID" in environ and environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS")) != "1":
+        _require(environ, SLURM_VARIABLES, "srun")
+        world_size = _integer(environ, "SLURM_NTASKS")
+        tasks_per_node = _expand_tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", str(world_size)))
+        node = int(environ.get("SLURM_NODEID", "0"))
+        if node >= len(tasks_per_node):
+            raise UserError(
+                f"srun: SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE lists {len(tasks_per_node)} nodes; "
+                "start the job with a fresh srun"
+            )
+        return _checked(
+            RankEnvironment(
+                launcher="slurm",
+                rank=_integer(environ, "SLURM_PROCID"),
+                local_rank=_integer(environ, "SLURM_LOCALID"),
+                world_size=world_size,
+                local_world_size=tasks_per_node[node],
+                master_addr=environ.get("MASTER_ADDR") or first_host(environ["SLURM_STEP_NODELIST"]),
+                # Two jobs on one node must not meet: the port comes from the job id, as submitit does it.
+                master_port=int(environ.get("MASTER_PORT") or 20000 + _integer(environ, "SLURM_JOB_ID") % 40000),
+            )
+        )
+    return RankEnvironment(launcher="single")
+
+
+def first_host(nodelist: str) -> str:
+    """First name of a Slurm node list: `gpu[003-005,9],login` → `gpu003`."""
+    head, bracket, rest = nodelist.partition("[")
+    if "," in head:
+        return head.split(",")[0]
+    if not bracket:
+        return nodelist
+    inside, _, after = rest.partition("]")
+    suffix = after.split(",")[0]
+    return head + inside.replace(",", "-").split("-")[0] + suffix
+
+
+class Ranks:
+    """The ranks of a job, seen from one of them. All methods are collective: every rank must call them."""
+
+    def __init__(self, environment: RankEnvironment, device: torch.device) -> None:
+        self.environment = environment
+        self.rank = environment.rank
+        self.world_size = environment.world_size
+        self.device = device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files and talks to the person."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            self.sum_(torch.zeros(1, dtype=torch.int64, device=self.device))
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place; exact for integers. The tensor lies on `self.device`."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+        return tensor
+
+    def max_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Maximum over ranks, in place. The tensor lies on `self.device`."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value` (anything that pickles), in rank order, on all ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value` (anything that pickles), on all ranks."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+
+@contextmanager
+def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
+    """Set up this process as a rank; gloo on CPU, NCCL on GPUs; torn down at the end.
+
+    Args:
+        device: "auto" (CUDA where there is a GPU for each local rank), "cpu" or "cuda".
+        threads: CPU threads per rank; 0 shares the cores that this process may use between the ranks on this node.
+        timeout: how long a rank waits for the others in a collective before it gives up with an error.
+    """
+    environment = resolve_environment()
+    chosen = _device(device, environment)
+    torch.set_num_threads(threads or default_threads(environment))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if environment.world_size > 1:
+        os.environ["MASTER_ADDR"] = environment.master_addr
+        os.environ["MASTER_PORT"] = str(environment.master_port)
+        dist.init_process_group(
+            # Objects and CPU tensors go through gloo also on GPU machines.
+            backend="cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+            rank=environment.rank,
+            world_size=environment.world_size,
+            timeout=timeout,
+        )
+    try:
+        yield Ranks(environment, chosen)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def default_threads(environment: RankEnvironment) -> int:
+    """Cores that this process may use, shared between the ranks of the node, at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // environment.local_world_size)
+
+
+def _device(wanted: str, environment: RankEnvironment) -> torch.device:
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {wanted}: choose auto, cpu or cuda")
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine (or this build of torch) has no CUDA; use --device cpu")
+    visible = torch.cuda.device_count()
+    if visible == 1:
+        return torch.device("cuda", 0)  # one GPU per task, as Slurm and submitit hand them out
+    if environment.local_rank >= visible:
+        raise UserError(
+            f"{environment.local_world_size} ranks on this node, but {visible} GPUs: start one rank per GPU "
+            "(--nproc-per-node, --ntasks-per-node) or use --device cpu"
+        )
+    return torch.device("cuda", environment.local_rank)
+
+
+def _require(environ: Mapping[str, str], names: tuple[str, ...], launcher: str) -> None:
+    missing = [name for name in names if not environ.get(name)]
+    if missing:
+        present = [name for name in names if environ.get(name)]
+        raise UserError(
+            f"half a {launcher} environment: {', '.join(present)} set, but not {', '.join(missing)}. "
+            f"Start with {launcher}, or unset the variables to run as a single process."
+        )
+
+
+def _integer(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise UserError(f"{name}={environ[name]!r} is no number") from None
+
+
+def _expand_tasks_per_node(text: str) -> list[int]:
+    """Slurm's `2(x3),1` → [2, 2, 2, 1]."""
+    counts: list[int] = []
+    for part in text.split(","):
+        tasks, _, repeat = part.partition("(x")
+        counts += [int(tasks)] * int(repeat.rstrip(")") or 1)
+    return counts
+
+
+def _checked(environment: RankEnvironment) -> RankEnvironment:
+    if not 0 <= environment.rank < environment.world_size:
+        raise UserError(f"{environment.launcher}: rank {environment.rank} of {environment.world_size} can't be")
+    if not 0 <= environment.local_rank < environment.local_world_size:
+        raise UserError(
+            f"{environment.launcher}: local rank {environment.local_rank} of {environment.local_world_size} can't be"
+        )
+    return environment
