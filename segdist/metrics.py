@@ -1,0 +1,62 @@
+"""Segmentation scores from one confusion matrix of integers.
+
+Integers add up exactly in any order, so the same pixels give the same scores on any number of ranks.
+Shapes: K classes; a confusion matrix is int64 (K, K), rows are the truth, columns the prediction.
+"""
+
+import torch
+
+from shards.manifest import IGNORE
+
+
+def confusion_matrix(truth: torch.Tensor, prediction: torch.Tensor, classes: int, ignore: int = IGNORE) -> torch.Tensor:
+    """Count the pixels of each (truth, prediction) pair.
+
+    Args:
+        truth: integer labels of any shape; pixels with `ignore` count nowhere.
+        prediction: integer labels of the same shape, all below `classes`.
+        classes: K.
+
+    Returns:
+        int64 (K, K) on the device of `truth`.
+
+    Raises:
+        ValueError: the shapes differ, or `truth` has a label that is neither a class nor `ignore`.
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth has shape {tuple(truth.shape)}, prediction {tuple(prediction.shape)}")
+    truth, prediction = truth.reshape(-1).long(), prediction.reshape(-1).long()
+    # One bin beyond the classes takes the ignored pixels, and one more whatever should not be there: no mask that
+    # copies, and on a GPU one synchronisation only.
+    bins = torch.where(truth < classes, truth * classes + prediction, classes * classes + 1)
+    bins = torch.where(truth == ignore, classes * classes, bins)
+    counts = torch.bincount(bins, minlength=classes * classes + 2)
+    if counts.numel() > classes * classes + 2 or counts[classes * classes + 1]:
+        raise ValueError(f"labels outside the {classes} classes (and {ignore}, ignore) in truth or prediction")
+    return counts[: classes * classes].reshape(classes, classes)
+
+
+def iou_per_class(matrix: torch.Tensor) -> torch.Tensor:
+    """Intersection over union (Jaccard index), float64 (K,); NaN for a class in neither truth nor prediction."""
+    matrix = matrix.double()
+    intersection = matrix.diagonal()
+    return intersection / (matrix.sum(0) + matrix.sum(1) - intersection)
+
+
+def dice_per_class(matrix: torch.Tensor) -> torch.Tensor:
+    """Dice coefficient (F1), float64 (K,); NaN for a class in neither truth nor prediction."""
+    matrix = matrix.double()
+    return 2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1))
+
+
+def mean_iou(matrix: torch.Tensor) -> float:
+    """Mean of the IoU over the classes that occur in truth or prediction, as `keras.metrics.MeanIoU` has it.
+
+    NaN when no pixel was counted.
+    """
+    return float(iou_per_class(matrix).nanmean())
+
+
+def pixel_accuracy(matrix: torch.Tensor) -> float:
+    """Share of the counted pixels that have the right class; NaN when no pixel was counted."""
+    return float(matrix.diagonal().sum().double() / matrix.sum().double())
