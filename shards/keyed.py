@@ -1,0 +1,93 @@
+"""Random numbers that are functions: every draw is a hash of what it is for, never the next one of a stream.
+
+So a draw doesn't depend on how many processes, ranks or batches came before it. Everything works elementwise on
+whole arrays.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+UInt64 = NDArray[np.uint64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_ROUNDS = 6
+
+
+def generator(*key: int) -> np.random.Generator:
+    """A numpy generator of its own for `key`, for the places that need many draws of many kinds."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def hash64(*parts: ArrayLike) -> Any:
+    """64 well-mixed bits of `parts` (integers or integer arrays, broadcast), uint64.
+
+    Chained splitmix64 finalizers (Steele, Lea and Flood, OOPSLA 2014).
+    """
+    with np.errstate(over="ignore"):  # the arithmetic is modulo 2^64 on purpose
+        state: Any = _GOLDEN
+        for part in parts:
+            state = _finalize((state ^ _as_uint64(part)) + _GOLDEN)
+        return state
+
+
+def uniform(*parts: ArrayLike) -> Any:
+    """`hash64` as float64 in [0, 1)."""
+    return (hash64(*parts) >> np.uint64(11)) * 2.0**-53
+
+
+def permute(position: ArrayLike, size: ArrayLike, key: ArrayLike) -> UInt64:
+    """Where a random permutation of `range(size)`, chosen by `key`, sends `position`; elementwise, uint64.
+
+    A Feistel network on the grid a x b >= size (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002):
+    what lands outside `range(size)` walks on along its cycle until it is inside. a and b are next to the square
+    root of `size`, so at most one position in b has to walk; nothing is ever stored.
+    """
+    position, size, key = np.broadcast_arrays(_as_uint64(position), _as_uint64(size), _as_uint64(key))
+    shape = position.shape
+    size, key = size.ravel(), key.ravel()
+    a = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
+    b = (size + a - np.uint64(1)) // a
+    result = _feistel(position.ravel(), a, b, key)
+    outside = np.flatnonzero(result >= size)
+    while outside.size:
+        result[outside] = _feistel(result[outside], a[outside], b[outside], key[outside])
+        outside = outside[result[outside] >= size[outside]]
+    return result.reshape(shape)
+
+
+def _feistel(x: UInt64, a: UInt64, b: UInt64, key: UInt64) -> UInt64:
+    right = x // a
+    left = x - right * a
+    with np.errstate(over="ignore"):
+        for number in range(0, _ROUNDS, 2):
+            left = _add_modulo(left, right, a, key + np.uint64(number) * _GOLDEN)
+            right = _add_modulo(right, left, b, key + np.uint64(number + 1) * _GOLDEN)
+        return right * a + left
+
+
+def _add_modulo(value: UInt64, other: UInt64, modulus: UInt64, key: UInt64) -> UInt64:
+    """(value + pseudo-random function of `other`) mod `modulus`, without a division."""
+    bits = (other ^ key) * _MIX_1
+    bits ^= bits >> np.uint64(32)
+    bits *= _MIX_2
+    bits >>= np.uint64(32)
+    # The 32 bits as a fraction of the modulus (Lemire's reduction).
+    bits *= modulus
+    bits >>= np.uint64(32)
+    bits += value
+    bits -= modulus * (bits >= modulus)
+    return bits
+
+
+def _finalize(state: Any) -> Any:
+    state = (state ^ (state >> np.uint64(30))) * _MIX_1
+    state = (state ^ (state >> np.uint64(27))) * _MIX_2
+    return state ^ (state >> np.uint64(31))
+
+
+def _as_uint64(values: ArrayLike) -> UInt64:
+    return np.asarray(values).astype(np.uint64)

@@ -1,0 +1,162 @@
+"""`manifest.json`: what a shard set is made of. Written last and whole, so a set without one is unfinished."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.config import from_dict, to_dict
+from shards.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "val", "test")
+
+IGNORE = 255
+"""Stored label of pixels that count nowhere; so there are at most 255 classes."""
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One class; its position in the manifest is its label."""
+
+    name: str
+    color: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class SourcePair:
+    """An image and its mask; paths relative to the set's folder when inside it, else absolute."""
+
+    image: str
+    mask: str | None
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar and its index (`train-00000.tar`, `train-00000.index.npy`)."""
+
+    file: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+    @property
+    def index_file(self) -> str:
+        return self.file.removesuffix(".tar") + ".index.npy"
+
+    @property
+    def number(self) -> int:
+        return int(self.file.removesuffix(".tar").rpartition("-")[2])
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished shard set. Statistics are those of the train split's patches."""
+
+    format_version: int
+    recipe: dict[str, Any]
+    """Everything that decides the content: built again from it, the set has the same bytes."""
+    classes: tuple[ClassInfo, ...]
+    patch: int
+    """Side of the square patches in pixels."""
+    channels: int
+    dtype: str
+    """Of the stored images: uint8 or uint16. Masks are uint8."""
+    encoding: str
+    """npy or png."""
+    shards: tuple[ShardInfo, ...]
+    mean: tuple[float, ...]
+    """Per channel, in stored units (0 to 255 for uint8)."""
+    std: tuple[float, ...]
+    pixels: tuple[int, ...]
+    """Per class."""
+    ignored_pixels: int
+    sources: dict[str, tuple[SourcePair, ...]]
+    """Per split; the source numbers of a shard's index count in its split's list. Test images are never cut."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the content: checksums, classes and statistics, wherever the folder stands."""
+        values = to_dict(self)
+        del values["recipe"], values["sources"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def of_split(self, split: str) -> tuple[ShardInfo, ...]:
+        """The split's shards in their order."""
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    def samples(self, split: str) -> int:
+        """Number of patches in the split."""
+        return sum(shard.samples for shard in self.of_split(split))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the set in `folder`.
+
+    Raises:
+        UserError: no such folder, no manifest in it, or one that can't be understood.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        if not Path(folder).is_dir():
+            raise UserError(f"{folder}: no such shard set; make it with `segdist make-shards`") from None
+        raise UserError(
+            f"{folder}: no {MANIFEST}, so this is an unfinished shard set (or none); "
+            "run the same `segdist make-shards` again to finish it"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+    return parse_manifest(text, str(path))
+
+
+def parse_manifest(text: str, origin: str) -> Manifest:
+    """The manifest in `text`; `origin` names it in errors."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{origin}: damaged ({error}); build the set again with `--overwrite`") from None
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{origin}: format version {version!r}, this program reads {FORMAT_VERSION}; "
+            "build the set again with `--overwrite`, or use the program's version that built it"
+        )
+    return from_dict(Manifest, values, origin)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into `folder`, whole or not at all."""
+    write_whole(Path(folder) / MANIFEST, (json.dumps(to_dict(manifest), indent=1) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file under a temporary name, force it to the disk and rename it: whole or not at all."""
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses: two builders must not write into one file."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+
+
+def combined_statistics(sums: list[int], squares: list[int], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel from exact integer sums over `count` pixels."""
+    mean = tuple(total / count for total in sums)
+    # One exact integer before the only division: no cancellation, however large the set.
+    variance = [(count * square - total * total) / count**2 for total, square in zip(sums, squares, strict=True)]
+    return mean, tuple(max(value, 0.0) ** 0.5 for value in variance)
