@@ -1,0 +1,38 @@
+"""Exponential moving average of the weights: a smoother network for validation and inference."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class WeightAverage:
+    """average ← average + (1 - decay) (weights - average) after every step that was not skipped.
+
+    At the start the decay is (1 + t) / (10 + t), so that the initial weights are soon forgotten. Buffers of floating
+    point (batch norm's statistics) are averaged too, integers copied.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, step: int, skipped: torch.Tensor) -> None:
+        """Take in the weights of `net` after step `step`.
+
+        Args:
+            skipped: float32 scalar on the device, 1 where the step was skipped: then nothing changes.
+        """
+        share = (1 - min(self.decay, (1 + step) / (10 + step))) * (1 - skipped)
+        averages, values = self._floats(self.net), self._floats(net)
+        difference = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(difference, share)
+        torch._foreach_add_(averages, difference)
+        for average, value in zip(self.net.buffers(), net.buffers(), strict=True):
+            if not average.is_floating_point():
+                average.copy_(value)
+
+    @staticmethod
+    def _floats(net: nn.Module) -> list[torch.Tensor]:
+        return [tensor.detach() for tensor in (*net.parameters(), *net.buffers()) if tensor.is_floating_point()]

@@ -1,0 +1,53 @@
+"""From stored batches to what the network sees: on the device, normalised, flipped and augmented."""
+
+import torch
+
+from segdist.learner import MicroBatch
+from shards.augment import Augmenter
+from shards.reader import Batch
+
+
+class Preprocessor:
+    """Moves batches to the device as bytes and converts them there.
+
+    Args:
+        mean, std: per channel, in stored units; the network sees (x - mean) / std.
+        augmenter: flips and the other augmentations of training batches.
+        accumulate: number of micro batches that a training batch is split into.
+    """
+
+    def __init__(
+        self,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augmenter: Augmenter,
+        device: torch.device,
+        accumulate: int = 1,
+        channels_last: bool = False,
+    ) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        # A constant channel has no spread to divide by.
+        self.scale = 1 / torch.tensor(std, dtype=torch.float32, device=device).clamp(min=1e-6).view(1, -1, 1, 1)
+        self.augmenter = augmenter
+        self.device = device
+        self.accumulate = accumulate
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def plain(self, batch: Batch) -> MicroBatch:
+        """The batch as it is stored, for validation."""
+        images = batch.images.to(self.device, non_blocking=True).float()
+        truth = batch.masks.to(self.device, non_blocking=True)
+        return self._normalised(images), truth
+
+    def training(self, batch: Batch) -> list[MicroBatch]:
+        """The batch flipped and augmented, as the micro batches of one optimizer step."""
+        images = batch.images.to(self.device, non_blocking=True).float()
+        truth = batch.masks.to(self.device, non_blocking=True)
+        flips = batch.flips.to(self.device, non_blocking=True)
+        images, truth = self.augmenter(images, truth, flips, batch.epoch, batch.step, batch.slots)
+        images = self._normalised(images)
+        parts = min(self.accumulate, len(images))
+        return list(zip(images.tensor_split(parts), truth.tensor_split(parts), strict=True))
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        return ((images - self.mean) * self.scale).contiguous(memory_format=self.format)

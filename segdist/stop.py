@@ -1,0 +1,67 @@
+"""Stopping in good order: a signal sets a flag, all ranks agree on the step after which they stop."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from segdist.distributed import Ranks
+from shards.terminal import warn
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SECOND_INTERRUPT_AFTER = 1.0
+"""Seconds. torchrun passes a Ctrl-C on to workers that the terminal has interrupted already: that is still the first."""
+
+
+class StopRequest:
+    """Whether this process was asked to stop, and whether the ranks agreed to.
+
+    Agreement costs no waiting: the flags are reduced beside a training step and read after the next one.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.signal: signal.Signals | None = None
+        self._interrupted_at = 0.0
+        self._pending: dist.Work | None = None
+        self._flag = torch.zeros(1, dtype=torch.int32)
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Take over the signals for the time of the context; the handlers before are put back."""
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def agreed(self) -> bool:
+        """True on all ranks after the same step once any rank was asked to stop. Collective: call once a step."""
+        if self.ranks.world_size == 1:
+            return self.signal is not None
+        asked = False
+        if self._pending is not None:
+            self._pending.wait()
+            asked = bool(self._flag.item())
+        if not asked:
+            self._flag.fill_(int(self.signal is not None))
+            # A CPU tensor: through gloo also beside NCCL, so that reading it never waits for the GPU.
+            self._pending = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
+        return asked
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT:
+            if self._interrupted_at and now - self._interrupted_at > SECOND_INTERRUPT_AFTER:
+                os._exit(130)
+            self._interrupted_at = self._interrupted_at or now
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            if self.ranks.is_main:
+                warn(f"{self.signal.name}: stopping after this step, with a checkpoint (Ctrl-C again: at once)")
