@@ -56,7 +56,8 @@ class Progress:
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, completed=self._done, rate="", note="")
+            self._task = self._bar.add_task(self.label, total=self.total, rate="", note="")
+            self._bar.update(self._task, completed=self._done)
         return self
 
     def advance(self, amount: float = 1, note: str = "") -> None:

@@ -1,0 +1,82 @@
+"""TensorBoard event files in `<run>/tensorboard/`; view them with `tensorboard --logdir runs`.
+
+Shapes: H W pixels, K classes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segdist.tracking.trackers import State
+from shards.errors import UserError
+from shards.manifest import ClassInfo
+
+
+class TensorBoardTracker:
+    """A `Tracker` that writes event files.
+
+    The writer is opened at the first step that is logged and tells TensorBoard to forget what an earlier process of
+    the same run wrote from that step on: after a resume nothing is double.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[ClassInfo]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "--trackers tensorboard: the package is missing; pip install -e '.[tensorboard]', or leave it out"
+            ) from None
+        self._writer_class = SummaryWriter
+        self._folder = folder
+        self._colors = np.zeros((256, 3), np.uint8)
+        for index, info in enumerate(classes):
+            self._colors[index] = info.color
+        self._open: Any = None
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Scalars."""
+        for name, value in values.items():
+            self._writer(step).add_scalar(name, value, step)
+
+    def log_prediction(
+        self, name: str, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray, step: int
+    ) -> None:
+        """Image, truth and prediction side by side, in the classes' colours."""
+        rgb = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+        panels = [rgb] + [self._colors[mask] for mask in (truth, prediction) if mask is not None]
+        self._writer(step).add_image(f"predictions/{name}", np.concatenate(panels, axis=1), step, dataformats="HWC")
+
+    def log_figure(self, name: str, picture: np.ndarray, step: int) -> None:
+        """A finished picture."""
+        self._writer(step).add_image(f"figures/{name}", picture, step, dataformats="HWC")
+
+    def log_confusion(self, matrix: np.ndarray, class_names: Sequence[str], step: int) -> None:
+        """As a table of pixel counts: rows truth, columns prediction."""
+        rows = [[name, *(int(count) for count in counts)] for name, counts in zip(class_names, matrix, strict=True)]
+        self.log_table("confusion_matrix", ["truth \\ prediction", *class_names], rows, step)
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """A Markdown table, which TensorBoard renders."""
+        lines = [columns, ["---"] * len(columns), *rows]
+        text = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+        self._writer(step).add_text(name, text, step)
+
+    def log_artifact(self, path: Path, name: str) -> None:
+        """TensorBoard keeps no files; the run folder does."""
+
+    def flush(self) -> None:
+        """Write what is queued."""
+        if self._open is not None:
+            self._open.flush()
+
+    def finish(self, state: State) -> None:
+        """Close the event file."""
+        if self._open is not None:
+            self._open.close()
+
+    def _writer(self, step: int) -> Any:
+        if self._open is None:
+            self._open = self._writer_class(str(self._folder), purge_step=step, flush_secs=2)
+        return self._open

@@ -1,0 +1,159 @@
+"""One interface to any number of trackers; what fails is dropped with one warning.
+
+Shapes: H W pixels, K classes.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from segdist.tracking.config import TrackingConfig
+from shards.manifest import ClassInfo
+from shards.terminal import warn
+
+State = Literal["finished", "stopped", "failed"]
+
+
+class Tracker(Protocol):
+    """What a place for curves and pictures has to offer. Steps never decrease."""
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Scalars of one optimizer step; names are `group/name`, as `train/loss`."""
+
+    def log_prediction(
+        self, name: str, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray, step: int
+    ) -> None:
+        """An image, uint8 (H, W) or (H, W, 3), with masks of class indices, uint8 (H, W)."""
+
+    def log_figure(self, name: str, picture: np.ndarray, step: int) -> None:
+        """A finished picture, uint8 (H, W, 3), such as a contact sheet."""
+
+    def log_confusion(self, matrix: np.ndarray, class_names: Sequence[str], step: int) -> None:
+        """A confusion matrix, integers (K, K), rows the truth."""
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """A table of numbers and texts."""
+
+    def log_artifact(self, path: Path, name: str) -> None:
+        """A file to keep with the run, such as a model."""
+
+    def flush(self) -> None:
+        """Hand on what has been gathered so far."""
+
+    def finish(self, state: State) -> None:
+        """The last call."""
+
+
+class Trackers:
+    """Feeds every tracker, and makes sure that none of them can harm the run.
+
+    On ranks other than 0 there are no trackers and every method returns at once.
+    """
+
+    def __init__(self, trackers: dict[str, Tracker], *, images: bool = True, artifacts: bool = False) -> None:
+        self._trackers = trackers
+        self._images, self._artifacts = images, artifacts
+
+    @property
+    def run_id(self) -> str | None:
+        """The W&B run that this run folder belongs to; None without W&B. It has a place in the checkpoint."""
+        return getattr(self._trackers.get("wandb"), "run_id", None)
+
+    @property
+    def last_logged_step(self) -> int:
+        """Rows up to this step are with W&B already and are not sent again; -1 at the start of a run."""
+        return getattr(self._trackers.get("wandb"), "last_logged_step", -1)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps. Call it after the step's rows have been logged: it also flushes them."""
+        self._each("flush", lambda tracker: tracker.flush())
+        return {"run_id": self.run_id, "last_logged_step": self.last_logged_step}
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Scalars of one optimizer step; several calls with the same step make one row."""
+        self._each("log", lambda tracker: tracker.log(values, step))
+
+    def log_prediction(
+        self, name: str, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray, step: int
+    ) -> None:
+        """An image, uint8 (H, W) or (H, W, 3), with its masks of class indices, uint8 (H, W); truth may be missing."""
+        if self._images:
+            self._each("log_prediction", lambda tracker: tracker.log_prediction(name, image, truth, prediction, step))
+
+    def log_figure(self, name: str, picture: np.ndarray, step: int) -> None:
+        """A finished picture, uint8 (H, W, 3), such as the contact sheet of a shard set."""
+        if self._images:
+            self._each("log_figure", lambda tracker: tracker.log_figure(name, picture, step))
+
+    def log_confusion(self, matrix: np.ndarray, class_names: Sequence[str], step: int) -> None:
+        """A confusion matrix, integers (K, K), rows the truth."""
+        self._each("log_confusion", lambda tracker: tracker.log_confusion(np.asarray(matrix), class_names, step))
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """A table of numbers and texts, such as the scores of the worst images."""
+        self._each("log_table", lambda tracker: tracker.log_table(name, columns, rows, step))
+
+    def log_artifact(self, path: Path, name: str) -> None:
+        """A file to keep with the run; sent where `--tracking.artifacts` asks for it."""
+        if self._artifacts:
+            self._each("log_artifact", lambda tracker: tracker.log_artifact(path, name))
+
+    def finish(self, state: State) -> None:
+        """Close all trackers: "finished", "stopped" (will go on later) or "failed"."""
+        self._each("finish", lambda tracker: tracker.finish(state))
+        self._trackers = {}
+
+    def _each(self, what: str, call: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                call(tracker)
+            # Whatever a tracker's library comes up with after hours of training: the run is worth more.
+            except Exception as error:
+                warn(f"{name}: {what} failed ({type(error).__name__}: {error}); the run goes on without {name}")
+                del self._trackers[name]
+
+
+def open_trackers(
+    config: TrackingConfig,
+    run_folder: Path,
+    run_config: dict[str, Any],
+    *,
+    run_id: str | None = None,
+    is_main: bool = True,
+    job_type: str = "train",
+    group: str = "",
+    classes: Sequence[ClassInfo] = (),
+) -> Trackers:
+    """Start the trackers that `config` names; call it before the first collective, since W&B may take seconds.
+
+    Args:
+        run_folder: trackers keep their files in `wandb/` and `tensorboard/` below it.
+        run_config: the resolved config and whatever describes the run (code version, shard set), JSON types.
+        run_id: the W&B run of the checkpoint that is resumed; the run folder's own, where it has one, wins.
+        is_main: False on ranks other than 0: nothing is started and the result does nothing.
+        job_type: "train", "infer", … in W&B.
+        group: W&B group where `config` names none; default the run folder's name.
+        classes: class names for the masks and colours for TensorBoard.
+
+    Raises:
+        UserError: a tracker was asked for that can't be had: no key for `--wandb online`, a missing package.
+    """
+    config.check()
+    trackers: dict[str, Tracker] = {}
+    if not is_main:
+        return Trackers(trackers)
+    if "wandb" in config.trackers:
+        from segdist.tracking.wandb_tracker import open_wandb
+
+        wandb_tracker = open_wandb(
+            config, run_folder, run_config, run_id=run_id, job_type=job_type, group=group, classes=classes
+        )
+        if wandb_tracker is not None:
+            trackers["wandb"] = wandb_tracker
+    if "tensorboard" in config.trackers:
+        from segdist.tracking.tensorboard_tracker import TensorBoardTracker
+
+        trackers["tensorboard"] = TensorBoardTracker(run_folder / "tensorboard", classes)
+    return Trackers(trackers, images=config.images != "none", artifacts=config.artifacts)

@@ -1,0 +1,83 @@
+"""Online or offline: decided in seconds, before W&B is started.
+
+W&B itself waits 100 s for a server that refuses or hangs, on a job that may hold many GPUs.
+"""
+
+import netrc
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from segdist.tracking.config import TrackingConfig
+from shards.errors import UserError
+
+Mode = Literal["online", "offline", "off"]
+
+
+def choose_mode(config: TrackingConfig, base_url: str, environ: Mapping[str, str] = os.environ) -> tuple[Mode, str]:
+    """The mode and the reason where it isn't simply what was asked for.
+
+    Raises:
+        UserError: `--wandb online` without a key.
+    """
+    wanted = config.wandb
+    if wanted == "auto":
+        if environ.get("WANDB_MODE") == "offline":
+            return "offline", "WANDB_MODE=offline"
+        if environ.get("WANDB_MODE") == "disabled":
+            return "off", "WANDB_MODE=disabled"
+    if wanted in ("off", "offline"):
+        return wanted, ""
+    if not has_key(base_url, environ):
+        if wanted == "online":
+            raise UserError(
+                f"--wandb online: no W&B key for {base_url}; "
+                "set WANDB_API_KEY, run `wandb login`, or use --wandb offline"
+            )
+        return "offline", "no W&B key"
+    problem = probe(base_url, config.start_timeout)
+    return ("offline", problem) if problem else ("online", "")
+
+
+def has_key(base_url: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """True where W&B would find credentials for this server without asking a person."""
+    if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    home = Path(environ.get("HOME", "~")).expanduser()
+    files = [Path(environ["NETRC"])] if environ.get("NETRC") else [home / ".netrc", home / "_netrc"]
+    for file in files:
+        try:
+            if netrc.netrc(file).authenticators(urlsplit(base_url).netloc):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def probe(base_url: str, seconds: float) -> str:
+    """Ask the server for anything at all; "" when it answers, else what went wrong.
+
+    The request goes the way W&B's would (proxies from the environment), and any HTTP status is an answer.
+    """
+    # A thread, because neither name resolution nor a server that trickles bytes respects a socket's time-out.
+    problems: list[str] = []
+    thread = threading.Thread(target=lambda: problems.append(_ask(base_url, seconds)), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return problems[0] if problems else f"{base_url} didn't answer within {seconds:g} s"
+
+
+def _ask(base_url: str, seconds: float) -> str:
+    try:
+        with urllib.request.urlopen(f"{base_url.rstrip('/')}/healthz", timeout=seconds):
+            return ""
+    except urllib.error.HTTPError:
+        return ""
+    except (OSError, ValueError) as error:
+        # URLError wraps the reason that a person can use ("Connection refused").
+        return f"{base_url} can't be reached ({getattr(error, 'reason', error)})"
