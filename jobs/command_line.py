@@ -26,33 +26,34 @@ def parse(
     argv: list[str] | None,
     command: str,
     description: str,
-    preset: dict[str, Any] | None = None,
+    preset: str = "",
+    preset_values: dict[str, Any] | None = None,
 ) -> Command[Config]:
     """Parse `argv` (default: the process's) into `cls`, a tree of frozen dataclasses.
 
-    Order of precedence: command line, `--config FILE`, `preset`, the class's defaults. A config with a method
-    `check` is checked at the end, so that a value may be wrong in the file and mended on the command line.
+    Order of precedence: command line, `--config FILE`, the preset's values, the class's defaults. A job with presets
+    has an option `--preset`, whose value the caller has looked up already. A config with a method
+    `check_values` is checked at the end, so that a value may be wrong in the file and mended on the command line.
 
     Raises:
         UserError: an unknown key or a wrong type in the file; a refused combination.
         SystemExit: `--help` (0), or arguments that can't be parsed (2, the message is on standard error).
     """
     arguments = sys.argv[1:] if argv is None else argv
-    values: dict[str, Any] = preset or {}
-    config_file = _value_of(arguments, "--config")
-    origin = "preset"
+    default = from_dict(cls, preset_values or {}, f"preset {preset}")
+    config_file = option_value(arguments, "--config")
     if config_file is not None:
-        origin = config_file
-        values = merge(values, read_toml(Path(config_file)))
-    default = from_dict(cls, values, origin)
-    form = dataclasses.make_dataclass(
-        command,
-        [
-            ("job", Annotated[cls, tyro.conf.arg(name="")]),  # type: ignore[valid-type]
-            ("config", Annotated[Path | None, tyro.conf.arg(help="TOML file with any of these settings.")], None),
-            ("dry_run", Annotated[bool, tyro.conf.arg(help="Check everything, print config and plan, stop.")], False),
-        ],
-    )
+        values = merge(preset_values or {}, read_toml(Path(config_file)))
+        default = from_dict(cls, values, config_file)
+    options: list[Any] = [
+        ("job", Annotated[cls, tyro.conf.arg(name="")]),  # type: ignore[valid-type]
+        ("config", Annotated[Path | None, tyro.conf.arg(help="TOML file with any of these settings.")], None),
+        ("dry_run", Annotated[bool, tyro.conf.arg(help="Check everything, print config and plan, stop.")], False),
+    ]
+    if preset:
+        help_text = "Named settings to start from, or a TOML file of your own."
+        options.append(("preset", Annotated[str, tyro.conf.arg(help=help_text)], preset))
+    form = dataclasses.make_dataclass(command, options)
     parsed: Any = tyro.cli(
         form,
         args=arguments,
@@ -60,7 +61,7 @@ def parse(
         prog=f"segdist {command}",
         description=description,
     )
-    check = getattr(parsed.job, "check", None)
+    check = getattr(parsed.job, "check_values", None)
     if check is not None:
         check()
     return Command(parsed.job, parsed.dry_run)
@@ -80,7 +81,8 @@ def print_config(config: Any) -> None:
     show(to_dict(config), "")
 
 
-def _value_of(arguments: list[str], flag: str) -> str | None:
+def option_value(arguments: list[str], flag: str) -> str | None:
+    """The value of `--flag VALUE` or `--flag=VALUE`, before anything else is parsed."""
     for index, argument in enumerate(arguments):
         if argument == flag:
             if index + 1 == len(arguments):

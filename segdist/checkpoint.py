@@ -39,6 +39,10 @@ class CheckpointFolder:
         self._writer = threading.Thread(target=self._write, args=(snapshot, step), name="checkpoint")
         self._writer.start()
 
+    def close(self) -> None:
+        """Finish what is being written."""
+        self.wait()
+
     def wait(self) -> None:
         """Return when nothing is being written any more."""
         if self._writer is not None:

@@ -28,10 +28,11 @@ def confusion_matrix(truth: torch.Tensor, prediction: torch.Tensor, classes: int
     truth, prediction = truth.reshape(-1).long(), prediction.reshape(-1).long()
     # One bin beyond the classes takes the ignored pixels, and one more whatever should not be there: no mask that
     # copies, and on a GPU one synchronisation only.
-    bins = torch.where(truth < classes, truth * classes + prediction, classes * classes + 1)
+    known = (truth < classes) & (prediction < classes)
+    bins = torch.where(known, truth * classes + prediction, classes * classes + 1)
     bins = torch.where(truth == ignore, classes * classes, bins)
     counts = torch.bincount(bins, minlength=classes * classes + 2)
-    if counts.numel() > classes * classes + 2 or counts[classes * classes + 1]:
+    if counts[classes * classes + 1]:
         raise ValueError(f"labels outside the {classes} classes (and {ignore}, ignore) in truth or prediction")
     return counts[: classes * classes].reshape(classes, classes)
 

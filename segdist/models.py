@@ -39,8 +39,8 @@ class ModelConfig:
     """Further keyword arguments for the factory: a TOML table, or JSON on the command line."""
     stride_multiple: int = 0
     """Image sides must be multiples of this; 0: the network's attribute `stride_multiple`, else 32."""
-    width: int = 16
-    """U-Net: channels of the first level; 64 in the original, doubled at every level."""
+    width: int = 0
+    """U-Net: channels of the first level, doubled at every level; 0: 64 as in the original on a GPU, 16 on a CPU."""
     depth: int = 4
     """U-Net: number of times that the resolution is halved."""
     norm: Literal["batch", "group", "instance"] = "batch"

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 
+from segdist.train_config import TrainConfig
+from shards.config import to_dict
 from shards.errors import UserError
 from shards.files import write_json
 
-CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+CONFIG, METRICS, EVENTS, SUMMARY = "config.json", "metrics.jsonl", "events.jsonl", "summary.json"
 
 MAY_CHANGE = frozenset(
     "run data epochs steps accumulate log_every validate_every max_bad_steps init_from device threads check profile "
@@ -53,8 +55,8 @@ class MetricsLog:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that was cut off by a crash is left out."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl` or `events.jsonl`; a last line that was cut off by a crash is left out."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -64,33 +66,49 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_config(folder: Path, config: dict[str, Any], data: list[dict[str, str]], resolved: dict[str, Any]) -> None:
-    """Write `config.json`: the config, what the data was, what "auto" became, code and library versions.
+def append_event(folder: Path, what: str, step: int, **values: Any) -> None:
+    """Note in `events.jsonl` what happened to the job: started, resumed, stopped, finished, failed, skipped_steps.
+
+    Unlike the metrics, which tell of the learning and are cut back on resume, events are never taken back.
+    """
+    with (folder / EVENTS).open("a") as file:
+        file.write(json.dumps({"what": what, "step": step, **values, "time": round(time.time(), 3)}) + "\n")
+
+
+def describe_run(config: TrainConfig, data: list[dict[str, str]], precision: str) -> dict[str, Any]:
+    """What stands in `config.json`: the config, what the data was, what "auto" became, code and library versions."""
+    return {
+        "config": to_dict(config),
+        "data": data,
+        "precision": precision,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "code": code_version(),
+        "versions": {name: version(name) for name in ("torch", "numpy", "webdataset")},
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def check_same_run(folder: Path, description: dict[str, Any]) -> None:
+    """Refuse to go on with other settings than those that the folder's run was started with.
 
     Raises:
-        UserError: the folder holds a run with another config or other data; says what differs.
+        UserError: names each setting that differs, with both values.
     """
     path = folder / CONFIG
-    if path.exists():
-        old = json.loads(path.read_text())
-        differences = _differences(_identity(old), _identity({"config": config, "data": data, "resolved": resolved}))
-        if differences:
-            raise UserError(
-                f"{folder} holds a run with other settings:\n"
-                + "\n".join(f"  {key}: there {before!r}, now {after!r}" for key, before, after in differences)
-                + "\nUse the same settings to go on with it, or another --run for a new one."
-            )
-    write_json(
-        path,
-        {
-            "config": config,
-            "data": data,
-            "resolved": resolved,
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "code": code_version(),
-            "versions": {name: version(name) for name in ("torch", "numpy", "webdataset")},
-        },
-    )
+    if not path.exists():
+        return
+    differences = _differences(_identity(json.loads(path.read_text())), _identity(description))
+    if differences:
+        raise UserError(
+            f"{folder} holds a run with other settings:\n"
+            + "\n".join(f"  {key}: there {before!r}, now {after!r}" for key, before, after in differences)
+            + "\nUse the same settings to go on with it, or another --run for a new one."
+        )
+
+
+def write_description(folder: Path, description: dict[str, Any]) -> None:
+    """Write `config.json`."""
+    write_json(folder / CONFIG, description)
 
 
 def write_summary(folder: Path, **values: Any) -> None:
@@ -112,15 +130,10 @@ def code_version() -> str:
         return "unknown"
 
 
-def cpu_capability() -> str:
-    """The instruction set that torch uses: results are bit-identical within one."""
-    return torch.backends.cpu.get_cpu_capability()
-
-
-def _identity(document: dict[str, Any]) -> dict[str, Any]:
-    config = {key: value for key, value in document["config"].items() if key not in MAY_CHANGE}
-    config["precision"] = document["resolved"]["precision"]
-    config["data"] = [item["fingerprint"] for item in document["data"]]
+def _identity(description: dict[str, Any]) -> dict[str, Any]:
+    config = {key: value for key, value in description["config"].items() if key not in MAY_CHANGE}
+    config["precision"] = description["precision"]
+    config["data"] = [item["fingerprint"] for item in description["data"]]
     return config
 
 

@@ -1,5 +1,6 @@
 """Scores on the validation patches: each patch once, the same figures on any number of ranks."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from segdist.losses import Loss
 from segdist.metrics import confusion_matrix, dice_per_class, iou_per_class, mean_iou, pixel_accuracy
 from segdist.precision import Precision
 from segdist.preprocess import Preprocessor
-from shards.reader import ValidationBatches
+from shards.reader import Batch
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ValidationResult:
 @torch.inference_mode()
 def validate(
     net: nn.Module,
-    batches: ValidationBatches,
+    batches: Iterable[Batch],
     preprocess: Preprocessor,
     loss: Loss,
     precision: Precision,

@@ -1,0 +1,31 @@
+# Sourced by jobs/demo.sh and tests/run.sh: makes .venv with the pinned versions, or reuses it.
+# Usage: source jobs/setup.sh; setup_venv [EXTRA,...]; needs no root, but as root it adds python3-venv where that is missing.
+
+setup_venv() {
+    local extras=${1:-} venv=.venv python=${PYTHON:-python3} stamp wanted
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        echo "error: $python is no Python 3.11 or newer; install one, or name it: PYTHON=/path/to/python3.12 bash $0" >&2
+        return 2
+    fi
+    stamp=$venv/.segdist-setup
+    # The same files, extras and interpreter: nothing to do.
+    wanted=$(cat setup.cfg constraints.txt | cksum)" [$extras] $("$python" --version)"
+    if [[ -f $stamp && $(cat "$stamp") == "$wanted" ]]; then
+        return 0
+    fi
+    echo "setting up $venv (a few minutes the first time) ..."
+    if [[ ! -x $venv/bin/python ]] && ! "$python" -m venv "$venv" 2>/dev/null; then
+        rm -rf "$venv"
+        if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
+            apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
+        else
+            echo "error: $python can't make virtual environments; install its venv: sudo apt-get install python3-venv" >&2
+            return 2
+        fi
+        "$python" -m venv "$venv" || return 2
+    fi
+    rm -f "$stamp"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --constraint constraints.txt --editable ".${extras:+[$extras]}" || return 2
+    echo "$wanted" >"$stamp"
+}

@@ -1,0 +1,70 @@
+"""`segdist train`: train on a shard set; `torchrun jobs/train.py` for several ranks.
+
+One process on this machine, with all its cores or its GPU:
+
+    segdist train -f synthetic --preset fast
+
+One node with 8 GPUs; two nodes, started on each of them:
+
+    torchrun --standalone --nproc-per-node=8 jobs/train.py -f synthetic -e 100
+    torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 jobs/train.py -f synthetic
+
+Started again with the same settings, a run that was stopped goes on where it was; with more `--epochs`, a finished
+one is extended.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from jobs.command_line import option_value, parse, print_config
+from jobs.exit_codes import FINISHED, STOPPED, run_job
+from segdist.train_config import TrainConfig
+from shards.config import read_toml
+from shards.errors import UserError
+
+PRESETS = Path(__file__).resolve().parent.parent / "segdist" / "presets"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    preset = option_value(arguments, "--preset") or "paper"
+    command = parse(TrainConfig, arguments, "train", __doc__ or "", preset=preset, preset_values=read_preset(preset))
+    # Heavy imports come after the command line: --help must not wait for torch.
+    from segdist.distributed import ranks
+    from segdist.training_job import train
+
+    if command.dry_run:
+        from segdist.plan import training_plan
+
+        print_config(command.job)
+        print(training_plan(command.job))
+        return FINISHED
+    with ranks(command.job.device, command.job.threads) as these:
+        state = train(command.job, these)
+    if state == "stopped" and not _torchrun_would_restart():
+        return STOPPED
+    return FINISHED
+
+
+def read_preset(name: str) -> dict[str, object]:
+    """The settings of a named preset, or of a TOML file of the user's own.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.toml")))
+        raise UserError(f"--preset {name}: choose one of {known}, or give a .toml file")
+    return read_toml(path)
+
+
+def _torchrun_would_restart() -> bool:
+    """torchrun takes every exit code but 0 for a failure; with restarts left it would start a stopped run again."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main))

@@ -1,0 +1,59 @@
+"""Who computes what: tile rows of all images, cut into one contiguous piece of about equal work per rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SMALLEST_CUT = 512
+"""Images of fewer tiles are not cut between ranks: the tile rows at a seam are computed twice, and each image that is
+whole on one rank is finished without waiting for another."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Tile rows of one image that are still to be done."""
+
+    image: int
+    rows: range
+    across: int
+    """Tiles in a row that are needed."""
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles."""
+        return len(self.rows) * self.across
+
+
+def assign(stretches: Sequence[Stretch], ranks: int) -> list[list[Stretch]]:
+    """Cut the list of stretches into `ranks` pieces of about equal numbers of tiles.
+
+    A pure function of the image sizes and what is done: every rank computes the same. Large images are cut between
+    tile rows, small ones go whole to the rank that has the larger part of them.
+    """
+    total = sum(stretch.tiles for stretch in stretches)
+    pieces: list[list[Stretch]] = [[] for _ in range(ranks)]
+    before = 0
+    for stretch in stretches:
+        end = before + stretch.tiles
+        if stretch.tiles < SMALLEST_CUT:
+            middle = (before + end) / 2
+            pieces[min(int(middle * ranks / total), ranks - 1)].append(stretch)
+        else:
+            edges = [(total * rank / ranks - before) / stretch.across for rank in range(ranks + 1)]
+            cuts = [min(max(round(edge), 0), len(stretch.rows)) for edge in edges]
+            for rank, (first, last) in enumerate(zip(cuts, cuts[1:], strict=False)):
+                if first < last:
+                    pieces[rank].append(Stretch(stretch.image, stretch.rows[first:last], stretch.across))
+        before = end
+    return pieces
+
+
+def remaining(rows: range, done: Sequence[range]) -> list[range]:
+    """What is left of `rows` without the ranges `done`, from the top down."""
+    left, start = [], rows.start
+    for part in sorted(done, key=lambda part: part.start):
+        if part.start > start:
+            left.append(range(start, min(part.start, rows.stop)))
+        start = max(start, part.stop)
+    if start < rows.stop:
+        left.append(range(start, rows.stop))
+    return left

@@ -1,0 +1,76 @@
+"""What a training run would do and need, without doing it."""
+
+
+import torch
+from torch import nn
+
+from segdist.distributed import resolve_environment
+from segdist.losses import Loss, class_weights
+from segdist.models import build_model
+from segdist.train_config import TrainConfig
+from segdist.training_data import TrainingData
+from segdist.training_job import resolve, run_folder
+from shards.order import slots_of_rank
+
+
+def training_plan(config: TrainConfig) -> str:
+    """Samples, steps, precision and memory of the run, a line each.
+
+    Raises:
+        UserError: whatever would stop the run at its start.
+    """
+    cuda = config.device != "cpu" and torch.cuda.is_available()
+    config, precision = resolve(config, torch.device("cuda" if cuda else "cpu"))
+    environment = resolve_environment()
+    data = TrainingData(config, environment.rank, environment.world_size)
+    slots = slots_of_rank(config.batch_size, environment.rank, environment.world_size)
+    micro = -(-len(slots) // config.accumulate)
+    steps = config.steps or config.epochs * data.steps_per_epoch
+    net = build_model(config.model, data.channels, len(data.classes))
+    weights = sum(parameter.numel() for parameter in net.parameters())
+    activations = activation_bytes(config, data, micro)
+    # Weights, gradients and one (SGD) or two (AdamW) moments, in float32; and the average's copy.
+    copies = 2 + (2 if config.optim.optimizer == "adamw" else 1) + (1 if config.optim.ema_decay else 0)
+    folder = run_folder(config)
+    return "\n".join(
+        [
+            "plan:",
+            f"  run folder: {folder}{' (exists, would go on)' if (folder / 'config.json').exists() else ''}",
+            f"  data: {', '.join(map(str, data.folders))}: {sum(m.samples('train') for m in data.manifests)} patches "
+            f"to train, {sum(m.samples('val') for m in data.manifests)} to validate, {data.patch} x {data.patch} x "
+            f"{data.channels}, classes {', '.join(info.name for info in data.classes)}",
+            f"  steps: {steps} of {config.batch_size} samples, {data.steps_per_epoch} an epoch; "
+            f"{environment.world_size} ranks, {len(slots)} samples a step on this one, {micro} at a time",
+            f"  network: {config.model.factory}, {weights / 1e6:.2f} million weights; {precision.name} "
+            f"({precision.reason})",
+            f"  memory a rank: {(weights * 4 * copies + activations) / 1e6:.0f} MB for weights and activations "
+            f"({activations / 1e6:.0f} MB for {micro} samples), and what torch itself takes",
+        ]
+    )
+
+
+def activation_bytes(config: TrainConfig, data: TrainingData, samples: int) -> int:
+    """Bytes that the forward pass of `samples` patches keeps for the backward pass, in fp32.
+
+    Counted on torch's "meta" device, which has shapes but no memory.
+    """
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.device("meta"):
+        net: nn.Module = build_model(config.model, data.channels, len(data.classes))
+        images = torch.empty(samples, data.channels, data.patch, data.patch)
+        truth = torch.zeros(samples, data.patch, data.patch, dtype=torch.uint8)
+        weights = class_weights(config.loss, data.pixels).to("meta")
+    parameters = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        # The result keeps the graph alive, so that no storage is counted under the address of a freed one.
+        result = Loss(config.loss, weights).sums(net(images), truth)
+    total = sum(size for address, size in kept.items() if address not in parameters)
+    del result
+    return total
+
+

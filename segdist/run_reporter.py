@@ -1,0 +1,187 @@
+"""What a training run tells: progress, a line per epoch, `metrics.jsonl`, trackers, `summary.json`. Rank 0 only."""
+
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segdist.distributed import Ranks
+from segdist.learner import StepFigures
+from segdist.run_folder import METRICS, MetricsLog, append_event, write_summary
+from segdist.tracking import Trackers
+from segdist.validation import ValidationResult
+from shards.manifest import ClassInfo
+from shards.reader import Batch
+from shards.terminal import Progress, clock, say, warn
+
+
+@dataclass
+class _Pace:
+    """Steps, seconds and seconds of waiting for data since some moment."""
+
+    began: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    waited: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.began, 1e-9)
+
+
+class RunReporter:
+    """Tells how a run goes; on ranks other than 0 the methods only keep time.
+
+    Args:
+        classes: of the shard set.
+        quiet: no progress and no line per epoch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        classes: tuple[ClassInfo, ...],
+        batch_size: int,
+        ranks: Ranks,
+        trackers: Trackers,
+        quiet: bool = False,
+    ) -> None:
+        self.folder, self.classes, self.batch_size = folder, classes, batch_size
+        self.ranks, self.trackers = ranks, trackers
+        self.quiet = quiet or not ranks.is_main
+        self._metrics = MetricsLog(folder / METRICS) if ranks.is_main else None
+        self._progress = Progress("training", total=0, unit="steps", quiet=True)
+        self._rows, self._epoch = _Pace(), _Pace()
+        self._loss = float("nan")
+        self._mean_iou: float | None = None
+        self._skipped = 0
+        self._steps = 0
+
+    def started(self, step: int, steps: int, metrics_position: int, resumed: bool) -> None:
+        """A start of the run at `step` of `steps`; rows of steps that will be done again are forgotten."""
+        self._steps = steps
+        if self._metrics is None:
+            return
+        self._metrics.cut_back(metrics_position)
+        what = "resumed" if resumed else "started"
+        append_event(self.folder, what, step, ranks=self.ranks.world_size, device=str(self.ranks.device))
+        if resumed and not self.quiet:
+            say(f"{self.folder}: going on after step {step} of {steps}")
+
+    @contextmanager
+    def progress(self, step: int, steps: int) -> Iterator[None]:
+        """Show progress for the time of the context."""
+        self._rows, self._epoch = _Pace(), _Pace()
+        with Progress("training", total=steps, unit="steps", quiet=self.quiet, done=step) as self._progress:
+            yield
+
+    def waiting_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Hand the batches on and note how long each was waited for."""
+        iterator = iter(batches)
+        while True:
+            began = time.monotonic()
+            batch = next(iterator, None)
+            waited = time.monotonic() - began
+            self._rows.waited += waited
+            self._epoch.waited += waited
+            if batch is None:
+                return
+            yield batch
+
+    def stepped(self, epoch: int) -> None:
+        """One more step is done."""
+        self._rows.steps += 1
+        self._epoch.steps += 1
+        note = f"epoch {epoch + 1}, loss {self._loss:.4f}"
+        if self._mean_iou is not None:
+            note += f", mIoU {self._mean_iou:.4f}"
+        self._progress.advance(note=note)
+
+    def trained(self, step: int, epoch: int, rate: float, figures: StepFigures) -> None:
+        """A row of training figures."""
+        self._loss = figures.loss
+        pace, self._rows = self._rows, _Pace()
+        if self._metrics is None:
+            return
+        row = {
+            "loss": figures.loss,
+            "lr": rate,
+            "grad_norm": figures.grad_norm,
+            "samples_per_s": pace.steps * self.batch_size / pace.seconds,
+            "data_wait": pace.waited / pace.seconds,
+            "memory_mb": memory_mb(self.ranks.device),
+        }
+        if len(figures.loss_parts) > 1:
+            row |= {f"loss_{name}": value for name, value in figures.loss_parts.items()}
+        if figures.loss_scale != 1:
+            row["loss_scale"] = figures.loss_scale
+        self._metrics.append("train", step, epoch=epoch, **row, skipped=figures.skipped)
+        self.trackers.log({f"train/{name}": value for name, value in row.items()} | {"epoch": epoch}, step)
+        if figures.skipped > self._skipped:
+            self._skipped = figures.skipped
+            append_event(self.folder, "skipped_steps", step, skipped=figures.skipped)
+            warn(f"step {step}: {figures.skipped} steps so far had NaN or infinite gradients and were skipped")
+
+    def validated(self, step: int, epoch: int, result: ValidationResult | None) -> None:
+        """A row of scores, pictures for the trackers, a line for the person."""
+        if self._metrics is None:
+            return
+        if result is not None:
+            self._mean_iou = result.mean_iou
+            self._metrics.append("val", step, epoch=epoch, **result.row())
+            self._track(step, result)
+        if not self.quiet:
+            say(self._epoch_line(step, epoch))
+        self._epoch = _Pace()
+
+    def position(self) -> int:
+        """Length of the metrics file; for the checkpoint."""
+        return self._metrics.position() if self._metrics is not None else 0
+
+    def tracker_state(self) -> dict[str, Any]:
+        """What the trackers want kept in the checkpoint."""
+        return self.trackers.state()
+
+    def finished(self, state: str, **summary: Any) -> None:
+        """The end of this start: "finished", "stopped" or "failed"."""
+        if self._metrics is not None:
+            append_event(self.folder, state, summary["step"])
+            write_summary(self.folder, state=state, skipped_steps=self._skipped, **summary)
+            self._metrics.close()
+        self.trackers.finish("finished" if state == "finished" else "stopped" if state == "stopped" else "failed")
+
+    def _track(self, step: int, result: ValidationResult) -> None:
+        names = [info.name for info in self.classes]
+        row = result.row()
+        values = {f"val/{name}": row[name] for name in ("loss", "mean_iou", "pixel_accuracy")}
+        for score in ("iou", "dice"):
+            values |= {f"val/{score}/{name}": value for name, value in zip(names, row[score], strict=True)}
+        self.trackers.log(values, step)
+        self.trackers.log_confusion(result.confusion.numpy(), names, step)
+        for number, example in enumerate(result.examples):
+            self.trackers.log_prediction(
+                f"validation patch {number}", example.image, example.truth, example.prediction, step
+            )
+
+    def _epoch_line(self, step: int, epoch: int) -> str:
+        pace = self._epoch
+        parts = [f"epoch {epoch + 1}", f"step {step}/{self._steps}", f"loss {self._loss:.4f}"]
+        if self._mean_iou is not None:
+            parts.append(f"mIoU {self._mean_iou:.4f}")
+        parts += [
+            f"{pace.steps * self.batch_size / pace.seconds:.0f} samples/s",
+            f"{clock((self._steps - step) * pace.seconds / max(pace.steps, 1))} left",
+            f"{memory_mb(self.ranks.device):.0f} MB",
+        ]
+        return "  ".join(parts)
+
+
+def memory_mb(device: torch.device) -> float:
+    """Highest memory so far in MB: of the GPU's allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -1,0 +1,265 @@
+"""The training job: set up, rehearse, loop, keep the best.
+
+One optimizer step sees the global batch B; sample and augmentation of each of its slots are functions of
+(seed, epoch, step, slot), and so is all other randomness: nothing but the tensors of the `Learner` and a few counters
+has to be restored for a run to go on as if it had never been stopped.
+"""
+
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from segdist.bad_batch import stop_for_bad_gradients
+from segdist.checkpoint import CheckpointFolder, copy_to_cpu
+from segdist.distributed import Ranks
+from segdist.learner import Learner
+from segdist.losses import Loss, class_weights
+from segdist.memory import explain_out_of_memory
+from segdist.model_file import BEST, LAST, ModelCard, load_model, save_model
+from segdist.models import build_model, stride_multiple
+from segdist.optim import learning_rate
+from segdist.precision import Precision
+from segdist.preprocess import Preprocessor
+from segdist.profiling import Profile
+from segdist.run_reporter import RunReporter
+from segdist.stop import StopRequest
+from segdist.train_config import TrainConfig
+from segdist.training_data import TrainingData
+from segdist.validation import ValidationResult, validate
+from segdist.warm_start import take_over
+from shards.augment import Augmenter
+from shards.errors import UserError
+from shards.keyed import hash64
+
+State = Literal["finished", "stopped"]
+
+_STEP_SEED = 100  # what a draw is for; shards.keyed's callers use small numbers
+
+
+@dataclass
+class Counters:
+    """Where a run stands; kept in the checkpoint."""
+
+    step: int = 0
+    """Optimizer steps done, skipped ones included."""
+    best_mean_iou: float = -1.0
+    best_epoch: int = 0
+    best_step: int = 0
+    seconds: float = 0.0
+    """Time spent in training, over all starts."""
+    metrics_position: int = 0
+    """Length of `metrics.jsonl` in bytes."""
+
+
+class Run:
+    """A training run in its folder, from one rank's point of view.
+
+    Args:
+        folder: the run folder; exists.
+        config: checked, `model.width` resolved.
+        reporter: speaks on rank 0 and is silent elsewhere.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        data: TrainingData,
+        precision: Precision,
+        ranks: Ranks,
+        reporter: RunReporter,
+    ) -> None:
+        self.folder, self.config, self.data, self.ranks, self.reporter = folder, config, data, ranks, reporter
+        self.precision = precision
+        self.steps_per_epoch = data.steps_per_epoch
+        self.steps = config.steps or config.epochs * self.steps_per_epoch
+        net = self._build_net()
+        self.loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(ranks.device))
+        self.learner = Learner(net, config, self.loss, precision, ranks)
+        augmenter = Augmenter(config.augment, config.seed)
+        self.preprocess = Preprocessor(
+            data.mean, data.std, augmenter, ranks.device, config.accumulate, config.channels_last
+        )
+        self.checkpoints = CheckpointFolder(
+            folder / "checkpoints", config.checkpoint.keep_last, config.checkpoint.background
+        )
+        self.stop = StopRequest(ranks)
+        self.counters = Counters()
+        self._started = self._checkpointed = time.monotonic()
+
+    def train(self) -> State:
+        """Train to the end or to a request to stop. Collective.
+
+        Raises:
+            UserError: too many bad gradients in a row; the batch doesn't fit into memory.
+        """
+        self._resume()
+        if self.counters.step >= self.steps:
+            return "finished"
+        with self.stop.listening():
+            if self.config.check:
+                self._rehearse()
+            with self.reporter.progress(self.counters.step, self.steps), closing(self.checkpoints):
+                return self._loop()
+
+    def summary(self) -> dict[str, Any]:
+        """How the run stands, for `summary.json`."""
+        at = self.counters
+        return {
+            "step": at.step,
+            "steps": self.steps,
+            "epochs": at.step // self.steps_per_epoch,
+            "best_mean_iou": at.best_mean_iou if at.best_step else None,
+            "best_epoch": at.best_epoch,
+            "best_step": at.best_step,
+            "seconds": round(at.seconds, 1),
+        }
+
+    def _loop(self) -> State:
+        at, config = self.counters, self.config
+        with closing(self.data.batches(at.step)) as batches, Profile(config.profile, self.folder, self.ranks) as profile:
+            for batch in self.reporter.waiting_for(islice(batches, self.steps - at.step)):
+                epoch = at.step // self.steps_per_epoch
+                rate = learning_rate(config.optim, at.step, self.steps)
+                # Dropout and the like: a function of the step too, so that no generator has to be restored.
+                torch.manual_seed(int(hash64(config.seed, _STEP_SEED, at.step, self.ranks.rank) >> 1))
+                self.learner.step(self.preprocess.training(batch), rate, at.step)
+                at.step += 1
+                profile.step()
+                self.reporter.stepped(epoch)
+                last = at.step == self.steps
+                if at.step % config.log_every == 0 or last:
+                    figures = self.learner.figures()
+                    self.reporter.trained(at.step, epoch, rate, figures)
+                    if figures.skipped_in_a_row >= config.max_bad_steps:
+                        stop_for_bad_gradients(self.folder, batch, figures.skipped_in_a_row, self.ranks)
+                if at.step % (config.validate_every or self.steps_per_epoch) == 0 or last:
+                    self._validate(epoch)
+                stopping = self.stop.agreed()
+                if stopping or last or self._checkpoint_is_due():
+                    self._save()
+                if stopping and not last:
+                    return "stopped"
+        return "finished"
+
+    def _resume(self) -> None:
+        """Take up the newest whole checkpoint; all ranks the one that rank 0 found."""
+        state = self.ranks.broadcast(self.checkpoints.load_latest() if self.ranks.is_main else None)
+        if state is not None:
+            self.learner.load_state_dict(state["learner"])
+            self.counters = Counters(**state["counters"])
+        self.reporter.started(self.counters.step, self.steps, self.counters.metrics_position, state is not None)
+
+    def _rehearse(self) -> None:
+        """Two training batches, a validation batch and a checkpoint; then everything is put back.
+
+        A run that would die at the end of its first epoch dies now. It goes through the same DDP module as the
+        training, whose gradient buckets get their final order after the first step: a run that was stopped sums its
+        gradients in the same order as one that was not.
+        """
+        before = copy_to_cpu(self.learner.state_dict())
+        with closing(self.data.batches(0)) as batches, explain_out_of_memory(
+            self.config, self.data.patch, self.ranks.world_size
+        ):
+            for number, batch in enumerate(islice(batches, 2)):
+                self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)
+        self.learner.figures()
+        self._score(batches=1)
+        if self.ranks.is_main:
+            self.checkpoints.try_out(self._state())
+        self.learner.load_state_dict(before)
+
+    def _validate(self, epoch: int) -> None:
+        """Score the validation patches and keep the model. Collective."""
+        result = self._score()
+        if not self.ranks.is_main:
+            return
+        at = self.counters
+        score = None if result is None else result.mean_iou
+        state = self.learner.best_net.state_dict()
+        save_model(self.folder / LAST, state, self._card(epoch, score))
+        if score is None or score > at.best_mean_iou:
+            save_model(self.folder / BEST, state, self._card(epoch, score))
+            at.best_mean_iou, at.best_epoch, at.best_step = score if score is not None else -1.0, epoch, at.step
+        self.reporter.validated(at.step, epoch, result)
+
+    def _score(self, batches: int | None = None) -> ValidationResult | None:
+        self.learner.share_buffers()
+        if self.data.validation is None:
+            return None
+        return validate(
+            self.learner.best_net,
+            islice(self.data.validation, batches),
+            self.preprocess,
+            self.loss,
+            self.precision,
+            self.ranks,
+            len(self.data.classes),
+        )
+
+    def _checkpoint_is_due(self) -> bool:
+        every, minutes = self.config.checkpoint.every_steps, self.config.checkpoint.every_minutes
+        at = self.counters.step
+        return (
+            at % self.steps_per_epoch == 0
+            or bool(every and at % every == 0)
+            or bool(minutes and time.monotonic() - self._checkpointed > 60 * minutes)
+        )
+
+    def _save(self) -> None:
+        """Checkpoint. Nothing in it belongs to one rank, so rank 0 does it alone and no other waits."""
+        if not self.ranks.is_main:
+            return
+        now = time.monotonic()
+        self.counters.seconds += now - self._started
+        self._started = self._checkpointed = now
+        self.counters.metrics_position = self.reporter.position()
+        self.checkpoints.save(self._state(), self.counters.step)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "learner": self.learner.state_dict(),
+            "counters": asdict(self.counters),
+            "trackers": self.reporter.tracker_state(),
+        }
+
+    def _build_net(self) -> torch.nn.Module:
+        config, data = self.config, self.data
+        # The same initial weights on all ranks, whatever was drawn before.
+        torch.manual_seed(config.seed)
+        net = build_model(config.model, data.channels, len(data.classes))
+        self.stride_multiple = stride_multiple(config.model, net)
+        if data.patch % self.stride_multiple:
+            raise UserError(
+                f"the network needs image sides that are multiples of {self.stride_multiple}, and the patches have "
+                f"{data.patch} pixels: make patches of another --patches.size, or lower --model.depth"
+            )
+        if config.init_from:
+            take_over(load_model(Path(config.init_from)), net, data.classes, speak=self.ranks.is_main)
+        if config.sync_batch_norm and self.ranks.device.type == "cuda":
+            net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        return net.to(
+            self.ranks.device,
+            memory_format=torch.channels_last if config.channels_last else torch.preserve_format,
+        )
+
+    def _card(self, epoch: int, score: float | None) -> ModelCard:
+        return ModelCard(
+            model=self.config.model,
+            classes=self.data.classes,
+            channels=self.data.channels,
+            dtype=self.data.dtype,
+            patch=self.data.patch,
+            mean=self.data.mean,
+            std=self.data.std,
+            stride_multiple=self.stride_multiple,
+            run=self.folder.name,
+            epoch=epoch,
+            step=self.counters.step,
+            score=score,
+        )

@@ -1,0 +1,84 @@
+"""A training run from config to summary: what `segdist train` does on every rank."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from segdist.distributed import Ranks
+from segdist.models import UNET
+from segdist.precision import Precision, choose_precision
+from segdist.run_folder import check_same_run, describe_run, write_description
+from segdist.run_reporter import RunReporter
+from segdist.tracking import open_trackers
+from segdist.train_config import TrainConfig
+from segdist.trainer import Run, State
+from segdist.training_data import TrainingData
+from shards.terminal import say
+
+RUNS = Path("runs")
+GPU_WIDTH, CPU_WIDTH = 64, 16
+"""Base width of the U-Net where the config leaves it open: the original's on a GPU, a smaller one on a CPU."""
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """The folder that `--run NAME` means: runs/NAME, or NAME itself where it is a path."""
+    path = Path(config.run or Path(config.data[0]).name)
+    return RUNS / path if len(path.parts) == 1 else path
+
+
+def resolve(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Precision]:
+    """Fill in what the config leaves to the machine: the network's width and the precision."""
+    if config.model.factory == UNET and not config.model.width:
+        width = GPU_WIDTH if device.type == "cuda" else CPU_WIDTH
+        config = replace(config, model=replace(config.model, width=width))
+    return config, choose_precision(config.precision, device)
+
+
+def train(config: TrainConfig, ranks: Ranks) -> State:
+    """Train, or go on training, in the config's run folder. Collective.
+
+    Returns:
+        "finished", or "stopped" when a signal asked for it; the same config goes on from there.
+
+    Raises:
+        UserError: see `TrainingData`, `check_same_run`, `Run.train`.
+    """
+    config, precision = resolve(config, ranks.device)
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+    data = TrainingData(config, ranks.rank, ranks.world_size, pin=ranks.device.type == "cuda")
+    folder = run_folder(config)
+    description = describe_run(config, data.identity(), precision.name)
+    check_same_run(folder, description)
+    ranks.barrier()  # nobody writes before all have looked
+    if ranks.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_description(folder, description)
+        if not config.quiet:
+            say(_headline(config, folder, data, precision, ranks))
+    ranks.barrier()
+    trackers = open_trackers(
+        config.tracking, folder, description, is_main=ranks.is_main, job_type="train", classes=data.classes
+    )
+    reporter = RunReporter(folder, data.classes, config.batch_size, ranks, trackers, config.quiet)
+    run = Run(folder, config, data, precision, ranks, reporter)
+    try:
+        state = run.train()
+    except BaseException:
+        reporter.finished("failed", **run.summary())
+        raise
+    reporter.finished(state, **run.summary())
+    return state
+
+
+def _headline(config: TrainConfig, folder: Path, data: TrainingData, precision: Precision, ranks: Ranks) -> str:
+    patches = sum(manifest.samples("train") for manifest in data.manifests)
+    validation = sum(manifest.samples("val") for manifest in data.manifests)
+    total = config.steps or config.epochs * data.steps_per_epoch
+    return (
+        f"{folder}: {patches} patches of {data.patch} x {data.patch} to train, {validation} to validate; "
+        f"{total} steps of {config.batch_size}, {data.steps_per_epoch} steps an epoch\n"
+        f"{ranks.world_size} ranks on {ranks.device.type}, {torch.get_num_threads()} threads each, "
+        f"{precision.name} ({precision.reason})"
+    )

@@ -1,0 +1,20 @@
+"""What holds for all tests: a private working folder for W&B, no network, GPU tests only where there is a GPU."""
+
+import os
+
+import pytest
+
+# Set before torch is imported anywhere: many small processes on few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = os.environ.get("WANDB_MODE", "offline")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="NO GPU HERE: this test needs CUDA and was not run"))

@@ -1,0 +1,93 @@
+"""Who am I: ranks from torchrun's, Slurm's and no environment."""
+
+import pytest
+
+from segdist.distributed import RankEnvironment, default_threads, first_host, resolve_environment
+from shards.errors import UserError
+
+TORCHRUN = {
+    "RANK": "5",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "8",
+    "LOCAL_WORLD_SIZE": "4",
+    "MASTER_ADDR": "node3",
+    "MASTER_PORT": "29500",
+}
+SRUN = {
+    "SLURM_JOB_ID": "41234",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_NODELIST": "gpu[003-004]",
+}
+
+
+def test_no_launcher_is_a_single_process() -> None:
+    assert resolve_environment({}) == RankEnvironment("single")
+
+
+def test_torchrun() -> None:
+    assert resolve_environment(TORCHRUN) == RankEnvironment("torchrun", 5, 1, 8, 4, "node3", 29500)
+
+
+def test_srun() -> None:
+    environment = resolve_environment(SRUN)
+    assert environment == RankEnvironment("slurm", 3, 1, 4, 2, "gpu003", 20000 + 41234 % 40000)
+
+
+def test_srun_with_the_address_exported_by_the_submitter() -> None:
+    environment = resolve_environment(SRUN | {"MASTER_ADDR": "gpu009", "MASTER_PORT": "21000"})
+    assert (environment.master_addr, environment.master_port) == ("gpu009", 21000)
+
+
+def test_torchrun_inside_a_slurm_task_wins() -> None:
+    assert resolve_environment(SRUN | TORCHRUN).launcher == "torchrun"
+
+
+def test_a_batch_script_without_srun_is_a_single_process() -> None:
+    batch = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_NODELIST": "gpu001"}
+    assert resolve_environment(batch).launcher == "single"
+
+
+@pytest.mark.parametrize("missing", TORCHRUN)
+def test_half_a_torchrun_environment_is_refused(missing: str) -> None:
+    environ = {name: value for name, value in TORCHRUN.items() if name != missing}
+    if missing == "RANK":
+        environ.pop("MASTER_ADDR")
+    with pytest.raises(UserError, match=f"half a torchrun environment.*{missing}"):
+        resolve_environment(environ)
+
+
+@pytest.mark.parametrize("missing", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST"])
+def test_half_a_slurm_step_is_refused(missing: str) -> None:
+    with pytest.raises(UserError, match=missing):
+        resolve_environment({name: value for name, value in SRUN.items() if name != missing})
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "eight"), ("RANK", "8"), ("LOCAL_RANK", "4")])
+def test_impossible_ranks_are_refused(name: str, value: str) -> None:
+    with pytest.raises(UserError):
+        resolve_environment(TORCHRUN | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node1", "node1"),
+        ("node[1-4]", "node1"),
+        ("gpu[003,007-009]", "gpu003"),
+        ("a1,b[2-3]", "a1"),
+        ("rack[01-02]-n", "rack01-n"),
+        ("127.0.0.[11-12]", "127.0.0.11"),
+    ],
+)
+def test_first_host_of_a_node_list(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_threads_are_shared_between_the_ranks_of_a_node() -> None:
+    assert default_threads(RankEnvironment("torchrun", local_world_size=10**6)) == 1
