@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.config import from_dict, to_dict
 from shards.errors import UserError
+from shards.files import write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -133,25 +133,7 @@ def parse_manifest(text: str, origin: str) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into `folder`, whole or not at all."""
-    write_whole(Path(folder) / MANIFEST, (json.dumps(to_dict(manifest), indent=1) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file under a temporary name, force it to the disk and rename it: whole or not at all."""
-    temporary = temporary_name(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def temporary_name(path: Path) -> Path:
-    """A name beside `path` that no other process uses: two builders must not write into one file."""
-    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    write_json(Path(folder) / MANIFEST, to_dict(manifest))
 
 
 def combined_statistics(sums: list[int], squares: list[int], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -35,7 +35,7 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Samples:
-    """Which samples stand in some steps and slots; all arrays have the shape (steps, slots)."""
+    """Which samples stand in some steps and slots; all arrays have the same shape, (steps, slots) as a rule."""
 
     shard: Int64
     """Number of the shard in its split."""
@@ -43,6 +43,10 @@ class Samples:
     """Number of the record in its shard."""
     flip: NDArray[np.uint8]
     """0 to 3; bit 0 mirrors left and right, bit 1 up and down."""
+
+    def row(self, number: int) -> "Samples":
+        """The samples of one step, arrays of shape (slots,)."""
+        return Samples(self.shard[number], self.record[number], self.flip[number])
 
 
 def slots_of_rank(global_batch: int, rank: int, world_size: int) -> range:

@@ -1,0 +1,317 @@
+"""Building a shard set: plan, shards, manifest.
+
+The sources of a split are cut into runs, one per shard, by the recipe alone; so a shard is the same whoever builds
+it, and processes, array tasks and builders after a crash share the work shard by shard. A shard is three files: the
+tar, its index, and last a note in `.building/` with its checksums and sums. When all notes are there, the manifest is
+written from them and the notes go.
+"""
+
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import random
+import re
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from shards.config import from_dict
+from shards.errors import UserError
+from shards.files import write_json
+from shards.manifest import FORMAT_VERSION, MANIFEST, SPLITS, Manifest, ShardInfo, combined_statistics, read_manifest
+from shards.manifest import write_manifest as save_manifest
+from shards.masks import unknown_message
+from shards.recipe import MakeShardsConfig, differences, recipe_of
+from shards.shard_file import ShardNote, Target, Unit, build_shard
+from shards.sources import Source, UnknownLabels, synthetic_sources
+from shards.synthetic import CLASSES
+from shards.tar_records import MAX_SHARDS
+from shards.terminal import Progress, say
+
+NOTES = ".building"
+RECIPE = "recipe.json"
+MIN_SHARDS = 8
+"""Per split, where there are as many images."""
+
+_SET_FILES = re.compile(r"(train|val)-\d{5}(\.tar|\.index\.npy)|\..*\.tmp|manifest\.json|contact_sheet\.png")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be built, known before anything is written."""
+
+    config: MakeShardsConfig
+    recipe: dict[str, Any]
+    sources: tuple[Source, ...]
+    target: Target
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """All shards, and the runs of test images. Cut evenly, by the number of sources and the recipe alone."""
+        units = []
+        for split in SPLITS:
+            sources = [source for source in self.sources if source.split == split]
+            patch_bytes = self.target.layout.stride * self.config.patches.per_image
+            wanted = -(-len(sources) * patch_bytes // (self.config.shard_mb << 20))
+            # A few shards even of a small set, so that several processes find work.
+            count = min(max(wanted, MIN_SHARDS), len(sources))
+            if count > MAX_SHARDS:
+                raise UserError(f"{count} shards, at most {MAX_SHARDS} have a name; raise --shard-mb")
+            cuts = [len(sources) * number // max(count, 1) for number in range(count + 1)]
+            units += [Unit(split, number, tuple(sources[cuts[number] : cuts[number + 1]])) for number in range(count)]
+        return tuple(units)
+
+    @property
+    def max_patches(self) -> int:
+        """Patches if none is dropped."""
+        return self.config.patches.per_image * sum(source.split != "test" for source in self.sources)
+
+    def without_sources(self) -> "Plan":
+        """What a worker needs beside its unit: no list of a million sources."""
+        return replace(self, sources=())
+
+    def note_path(self, unit: Unit) -> Path:
+        return self.config.folder / NOTES / f"{unit.name}.json"
+
+    def describe(self) -> list[str]:
+        """The plan in lines for a person."""
+        counts = Counter(source.split for source in self.sources)
+        images = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
+        megabytes = self.max_patches * self.target.layout.stride / 1e6
+        shards = sum(unit.split != "test" for unit in self.units)
+        kind = f"{self.target.channels} channel{'s' * (self.target.channels > 1)}, {self.target.dtype}"
+        return [
+            f"images: {images} ({kind})",
+            f"patches: at most {self.max_patches} of {self.config.patches.size} x {self.config.patches.size}",
+            f"shards: {shards}, at most {megabytes:.0f} MB as npy records",
+            f"folder: {self.config.folder}",
+        ]
+
+
+def make_plan(config: MakeShardsConfig) -> Plan:
+    """Find the sources and what they have in common; reads names and headers, writes nothing.
+
+    Raises:
+        UserError: sources that can't be used together, with the files' names.
+    """
+    channels = config.patches.channels or 1
+    target = Target(config, CLASSES, channels, "uint8")
+    return Plan(config, recipe_of(config, ""), tuple(synthetic_sources(config)), target)
+
+
+def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | None:
+    """Build what is missing of the set; returns the manifest, or None where other tasks' shards are still missing.
+
+    Raises:
+        UserError: bad sources or settings, another recipe in the folder, a full disk.
+    """
+    plan = make_plan(config)
+    folder = config.folder
+    if config.overwrite:
+        _remove_set(folder)
+    if _finished(plan):
+        manifest = read_manifest(folder)
+        if not quiet:
+            say(f"{folder}: finished already, with this recipe")
+        return manifest
+    _claim_folder(plan)
+    if not config.finish:
+        task, tasks = config.task_share()
+        _build_units(plan, plan.units[task::tasks], quiet)
+    if config.task:
+        return None
+    return _finish(plan)
+
+
+def _finished(plan: Plan) -> bool:
+    """A manifest of this recipe is there. Raises UserError where the folder holds another recipe."""
+    folder = plan.config.folder
+    if (folder / MANIFEST).exists():
+        _refuse_other_recipe(plan, read_manifest(folder).recipe, "a shard set")
+        return True
+    note = folder / NOTES / RECIPE
+    if note.exists():
+        _refuse_other_recipe(plan, json.loads(note.read_text()), "an unfinished set")
+    return False
+
+
+def _refuse_other_recipe(plan: Plan, found: dict[str, Any], what: str) -> None:
+    if lines := list(differences(found, plan.recipe)):
+        raise UserError(
+            f"{plan.config.folder} holds {what} of another recipe (there → now):\n  " + "\n  ".join(lines[:20]) + "\n"
+            "choose another --name, or throw it away with --overwrite"
+        )
+
+
+def _remove_set(folder: Path) -> None:
+    """Throw a set away: the manifest first, so that what is half gone is never taken for a set."""
+    if not folder.exists():
+        return
+    if not (folder / MANIFEST).exists() and not (folder / NOTES).exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: --overwrite, but this is no shard set; choose another --name or empty the folder")
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if _SET_FILES.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    for name in ("source", NOTES):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _claim_folder(plan: Plan) -> None:
+    """Note the recipe in the folder, so that nobody goes on with another one."""
+    folder = plan.config.folder
+    if folder.exists() and not (folder / NOTES).exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: not empty, and no shard set; choose another --name or empty the folder")
+    write_json(folder / NOTES / RECIPE, plan.recipe)
+
+
+def _build_units(plan: Plan, units: Iterable[Unit], quiet: bool) -> None:
+    """Build the units that aren't whole yet; problems with masks are collected and told together."""
+    units = list(units)
+    missing = [unit for unit in units if not _is_whole(plan, unit)]
+    # Two builders of one set share the work when they don't walk through it in step.
+    random.shuffle(missing)
+    total = sum(len(unit.sources) for unit in units)
+    done = total - sum(len(unit.sources) for unit in missing)
+    label = f"building {plan.config.folder}"
+    unknown: dict[str, Counter[str]] = {}
+    with Progress(label, total=total, unit="images", quiet=quiet, done=done) as progress:
+        for unit, problem in _run(plan, missing):
+            if problem is not None:
+                unknown[str(problem.path)] = problem.counts
+            progress.advance(len(unit.sources))
+    if unknown:
+        raise UserError(unknown_message(dict(sorted(unknown.items())), plan.config.masks))
+
+
+def _is_whole(plan: Plan, unit: Unit) -> bool:
+    """The unit's note is there (or the whole set's manifest) and its tar has the size that the note says."""
+    if (plan.config.folder / MANIFEST).exists():
+        return True
+    note = _read_note(plan.note_path(unit))
+    if note is None:
+        return False
+    if unit.split == "test":
+        return all(source.drawn < 0 or source.image.exists() for source in unit.sources)
+    tar = plan.config.folder / f"{unit.name}.tar"
+    return tar.exists() and tar.stat().st_size == note.bytes and tar.with_suffix(".index.npy").exists()
+
+
+def _read_note(path: Path) -> ShardNote | None:
+    try:
+        return from_dict(ShardNote, json.loads(path.read_text()), str(path))
+    except FileNotFoundError:
+        return None
+
+
+def _run(plan: Plan, units: list[Unit]) -> Iterator[tuple[Unit, UnknownLabels | None]]:
+    """Build `units` here or in worker processes, in any order."""
+    processes = min(plan.config.processes or len(os.sched_getaffinity(0)), len(units))
+    if processes <= 1:
+        for unit in units:
+            yield unit, _build_unit(plan, unit)
+        return
+    # Spawned: a fork of a process with threads (the progress bar's) can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_die_with_parent) as pool:
+        running = {}
+        try:
+            for unit in units:
+                running[pool.submit(_build_unit, plan.without_sources(), unit)] = unit
+            for future in as_completed(running):
+                yield running[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _build_unit(plan: Plan, unit: Unit) -> UnknownLabels | None:
+    """Build one unit, unless another builder has done so by now."""
+    if _is_whole(plan, unit):
+        return None
+    try:
+        build_shard(unit, plan.target, plan.note_path(unit))
+    except UnknownLabels as error:
+        return error
+    except OSError as error:
+        raise UserError(
+            f"{plan.config.folder}: {unit.name} can't be written: {error.strerror or error}; what is finished stays. "
+            "Make room (or choose another --root) and run the same command again: it goes on from there"
+        ) from error
+    return None
+
+
+def _die_with_parent() -> None:
+    """End this worker when its parent is gone, however it died; a killed parent can't tell its workers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _finish(plan: Plan) -> Manifest:
+    """Write the manifest from the notes, then remove them."""
+    config = plan.config
+    if _finished(plan):  # another builder was faster
+        shutil.rmtree(config.folder / NOTES, ignore_errors=True)
+        return read_manifest(config.folder)
+    notes = {unit: _read_note(plan.note_path(unit)) if _is_whole(plan, unit) else None for unit in plan.units}
+    if missing := [unit.name for unit, note in notes.items() if note is None]:
+        shown = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")
+        raise UserError(
+            f"{config.folder}: {len(missing)} of {len(plan.units)} parts are missing ({shown}); "
+            "run their tasks again, or make-shards without --task, then --finish"
+        )
+    manifest = _manifest(plan, [(unit, note) for unit, note in notes.items() if note is not None])
+    save_manifest(config.folder, manifest)
+    shutil.rmtree(config.folder / NOTES, ignore_errors=True)
+    return manifest
+
+
+def _manifest(plan: Plan, notes: list[tuple[Unit, ShardNote]]) -> Manifest:
+    target, config = plan.target, plan.config
+    train = [note for unit, note in notes if unit.split == "train"]
+    samples = sum(note.samples for note in train)
+    if not samples:
+        raise UserError(
+            f"{config.folder}: no patch was kept, all hold nothing but background (label 0); "
+            "check --masks.classes, or keep them with --patches.no-drop-background"
+        )
+    mean, std = combined_statistics(
+        [sum(column) for column in zip(*(note.sums for note in train), strict=True)],
+        [sum(column) for column in zip(*(note.squares for note in train), strict=True)],
+        samples * config.patches.size**2,
+    )
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        recipe=plan.recipe,
+        classes=target.classes,
+        patch=config.patches.size,
+        channels=target.channels,
+        dtype=target.dtype,
+        encoding=config.encoding,
+        shards=tuple(
+            ShardInfo(f"{unit.name}.tar", unit.split, note.samples, note.bytes, note.sha256, note.index_sha256)
+            for unit, note in notes
+            if unit.split != "test"
+        ),
+        mean=mean,
+        std=std,
+        pixels=tuple(sum(column) for column in zip(*(note.pixels for note in train), strict=True)),
+        ignored_pixels=sum(note.ignored for note in train),
+        sources={
+            split: tuple(source.pair(config.folder) for source in plan.sources if source.split == split)
+            for split in SPLITS
+        },
+    )

@@ -1,0 +1,362 @@
+"""Masks of a user's own data: pixel values or colours → class labels. H W: height and width in pixels.
+
+Classes are given as text, label 0 first: `background` (the label itself is the value), `myelin=127,128` (values),
+`axon=192-255` (a range of values) or `road=#804080` (colours of RGB masks). The same reader serves make-shards and
+the evaluation of predictions.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.config import from_dict
+from shards.errors import UserError
+from shards.manifest import IGNORE, ClassInfo
+
+Unknown = Literal["refuse", "ignore", "nearest"]
+Labels = NDArray[np.uint8]
+
+# Okabe and Ito's colours, told apart with any colour vision; class 0 is black.
+_COLORS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+_UNKNOWN = 254
+"""Label of values that stand in no class, while they are being looked up; so there are at most 254 classes."""
+
+
+@dataclass(frozen=True)
+class MasksConfig:
+    """What the masks look like."""
+
+    folder: Path | None = None
+    """Folder of the masks; the images' folder if left out."""
+    name: str = "{stem}"
+    """Name of an image's mask without its suffix; {stem} is the image's name without suffix ("{stem}_mask")."""
+    classes: tuple[str, ...] = ()
+    """Classes, label 0 first: `background cell` (values 0 and 1), `background=0 myelin=127,128 axon=192-255`, or
+    `sky=#87ceeb road=#804080` for colour masks."""
+    ignore: tuple[str, ...] = ()
+    """Values, ranges or colours that count nowhere (`255`, `11`, `#ffffff`)."""
+    unknown: Unknown = "refuse"
+    """What to do with values that are in no class: refuse; ignore these pixels; or take the nearest class's value."""
+    colors: tuple[str, ...] = ()
+    """Colours to show the classes in (`#rrggbb`); the masks' own, or colour-blind safe ones, if left out."""
+
+    def check(self) -> None:
+        """Raises UserError where a class, a value or a colour can't be understood or stands twice."""
+        MaskReader(self)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One `name=values` text, understood."""
+
+    name: str
+    ranges: tuple[tuple[int, int], ...] = ()
+    colors: tuple[tuple[int, int, int], ...] = ()
+
+
+class MaskReader:
+    """Reads mask files as labels, by one `MasksConfig`."""
+
+    def __init__(self, config: MasksConfig) -> None:
+        """Raises UserError where the config makes no sense; the message names the setting."""
+        self.config = config
+        if not config.classes:
+            raise UserError("--masks.classes: name the classes, label 0 first, for example `background=0 cell=255`")
+        if len(config.classes) >= _UNKNOWN:
+            raise UserError(f"--masks.classes: {len(config.classes)} classes, at most {_UNKNOWN - 1} fit one byte")
+        entries = [_parse_class(text, label) for label, text in enumerate(config.classes)]
+        ignored = _parse_values("--masks.ignore", "ignore", ",".join(config.ignore)) if config.ignore else None
+        self.by_color = any(entry.colors for entry in entries)
+        for entry in [*entries, *([ignored] if ignored else [])]:
+            if bool(entry.colors) != self.by_color or (entry.colors and entry.ranges):
+                raise UserError(
+                    f"--masks.classes: {entry.name!r} mixes values and colours with the others; "
+                    "give every class colours (#rrggbb), or every class values"
+                )
+        self._labelled = [(label, entry) for label, entry in enumerate(entries)]
+        if ignored:
+            self._labelled.append((IGNORE, ignored))
+        names = Counter(entry.name for entry in entries)
+        if doubles := [name for name, count in names.items() if count > 1]:
+            raise UserError(f"--masks.classes: {', '.join(doubles)} stands there twice; join the values with a comma")
+        self._refuse_overlaps()
+        self.classes = tuple(
+            ClassInfo(entry.name, color) for entry, color in zip(entries, self._display_colors(entries), strict=True)
+        )
+
+    def open(self, path: str | Path) -> "MaskFile":
+        """The mask file, to be read whole or by window. Raises UserError when it can't be read."""
+        return MaskFile(self, Path(path))
+
+    def read(self, path: str | Path) -> Labels:
+        """The whole mask as labels (H, W), with IGNORE where pixels count nowhere.
+
+        Raises:
+            UserError: values in no class (with their counts), or a file that can't be read.
+        """
+        with self.open(path) as mask:
+            labels, unknown = mask.read_counted(0, mask.height)
+        if unknown:
+            raise UserError(unknown_message({str(path): unknown}, self.config))
+        return labels
+
+    def labels(self, values: NDArray[Any]) -> tuple[Labels, Counter[str]]:
+        """Labels (H, W) of pixel values (H, W, 1 or 3), and how often each value outside the classes occurs.
+
+        With `unknown` "ignore" or "nearest" there are none of these.
+        """
+        if self.by_color:
+            return self._labels_of_colors(values)
+        table = self._table
+        flat = values[..., 0]
+        if flat.size and flat.max() >= len(table):
+            flat = np.minimum(flat, len(table) - 1)
+        labels = table[flat]
+        unknown: Counter[str] = Counter()
+        if self.config.unknown == "refuse" and (outside := labels == _UNKNOWN).any():
+            found, counts = np.unique(values[..., 0][outside], return_counts=True)
+            unknown.update({str(value): int(count) for value, count in zip(found, counts, strict=True)})
+        return labels, unknown
+
+    @cached_property
+    def _table(self) -> Labels:
+        """Label of each 16-bit value."""
+        table = np.full(65536, _UNKNOWN, np.uint8)
+        for label, entry in self._labelled:
+            for low, high in entry.ranges:
+                table[low : high + 1] = label
+        if self.config.unknown == "ignore":
+            table[table == _UNKNOWN] = IGNORE
+        elif self.config.unknown == "nearest":
+            known = np.flatnonzero(table != _UNKNOWN)
+            values = np.arange(len(table))
+            above = np.minimum(np.searchsorted(known, values), len(known) - 1)
+            below = np.maximum(above - 1, 0)
+            nearer_below = np.abs(values - known[below]) <= np.abs(known[above] - values)
+            table = table[known[np.where(nearer_below, below, above)]]
+        return table
+
+    def _labels_of_colors(self, values: NDArray[Any]) -> tuple[Labels, Counter[str]]:
+        if values.shape[2] == 1:
+            values = np.repeat(values, 3, axis=2)
+        packed = (values[..., 0].astype(np.int32) << 16) | (values[..., 1].astype(np.int32) << 8) | values[..., 2]
+        # One look-up per colour that occurs, not per pixel: a mask has few.
+        found, place, counts = np.unique(packed, return_inverse=True, return_counts=True)
+        known = np.array([_pack(color) for _, entry in self._labelled for color in entry.colors])
+        labels = np.array([label for label, entry in self._labelled for _ in entry.colors], np.uint8)
+        order = np.argsort(known)
+        known, labels = known[order], labels[order]
+        at = np.minimum(np.searchsorted(known, found), len(known) - 1)
+        result = np.where(known[at] == found, labels[at], _UNKNOWN).astype(np.uint8)
+        outside = np.flatnonzero(result == _UNKNOWN)
+        unknown: Counter[str] = Counter()
+        if self.config.unknown == "ignore":
+            result[outside] = IGNORE
+        elif self.config.unknown == "nearest":
+            distance = np.abs(_unpack(found[outside])[:, None] - _unpack(known)[None]).sum(axis=2)
+            result[outside] = labels[distance.argmin(axis=1)] if outside.size else 0
+        else:
+            unknown.update({f"#{int(found[i]):06x}": int(counts[i]) for i in outside})
+        return result[place].reshape(packed.shape), unknown
+
+    def _refuse_overlaps(self) -> None:
+        seen: dict[int, str] = {}
+        for _, entry in self._labelled:
+            values = [value for low, high in entry.ranges for value in range(low, high + 1)]
+            values += [_pack(color) for color in entry.colors]
+            for value in values:
+                if value in seen:
+                    shown = f"#{value:06x}" if self.by_color else str(value)
+                    raise UserError(f"--masks.classes: {shown} stands for {seen[value]!r} and for {entry.name!r}")
+                seen[value] = entry.name
+
+    def _display_colors(self, entries: list[_Entry]) -> list[tuple[int, int, int]]:
+        if not self.config.colors:
+            return [entry.colors[0] if entry.colors else default_color(label) for label, entry in enumerate(entries)]
+        if len(self.config.colors) != len(entries):
+            raise UserError(f"--masks.colors: {len(self.config.colors)} colours for {len(entries)} classes")
+        return [_parse_color("--masks.colors", text) for text in self.config.colors]
+
+
+class MaskFile:
+    """An open mask; a context manager. TIFF files are read by window, everything else is decoded once."""
+
+    def __init__(self, reader: MaskReader, path: Path) -> None:
+        from shards.images import ImageFile, open_image
+
+        self.reader, self.path = reader, path
+        self._values: NDArray[Any] | None = None
+        self._file: ImageFile | None = None
+        if path.suffix.lower() in (".tif", ".tiff"):
+            self._file = open_image(path)
+            self.height, self.width, channels = self._file.height, self._file.width, self._file.channels
+            if not self._file.windowed:
+                self._values = self._file.read(0, self.height)
+        else:
+            self._values = _decode(path, as_colors=reader.by_color)
+            self.height, self.width, channels = self._values.shape
+        self.windowed = self._values is None
+        if channels not in (1, 3):
+            raise UserError(f"{path}: a mask has one channel (values) or three (colours), this one has {channels}")
+        if channels == 3 and not reader.by_color:
+            self._refuse_colors()
+
+    def read_counted(
+        self, top: int, bottom: int, left: int = 0, right: int | None = None
+    ) -> tuple[Labels, Counter[str]]:
+        """Labels of a window, and the values outside the classes with their counts."""
+        return self.reader.labels(self._window(top, bottom, left, right))
+
+    def read(self, top: int, bottom: int, left: int = 0, right: int | None = None) -> Labels:
+        """Labels of a window whose values have been checked."""
+        return self.read_counted(top, bottom, left, right)[0]
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        if self._file is not None:
+            self._file.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _window(self, top: int, bottom: int, left: int, right: int | None) -> NDArray[Any]:
+        if self._values is not None:
+            return self._values[top:bottom, left:right]
+        assert self._file is not None
+        return self._file.read(top, bottom, left, right)
+
+    def _refuse_colors(self) -> None:
+        """An RGB file is fine for values when it is grey all over; then one channel says it all."""
+        sample = self._window(0, min(self.height, 512), 0, None)
+        if (sample[..., :1] != sample).any():
+            found = {f"#{_pack(tuple(color)):06x}" for color in np.unique(sample.reshape(-1, 3), axis=0)[:8].tolist()}
+            raise UserError(
+                f"{self.path}: the mask is coloured ({', '.join(sorted(found))}, …) and --masks.classes gives values; "
+                "give colours instead, for example `background=#000000 cell=#ff0000`"
+            )
+
+
+def mask_reader_from_recipe(recipe: dict[str, Any]) -> MaskReader:
+    """The reader of the masks that a shard set was built from; for a synthetic set, of its own palette masks."""
+    return MaskReader(from_dict(MasksConfig, recipe["masks"], "recipe in the manifest"))
+
+
+def synthetic_masks_config(classes: tuple[ClassInfo, ...]) -> MasksConfig:
+    """The settings with which the palette masks of a synthetic set are read."""
+    colors = tuple(f"#{_pack(info.color):06x}" for info in classes)
+    return MasksConfig(classes=tuple(info.name for info in classes), colors=colors)
+
+
+def unknown_message(found: dict[str, Counter[str]], config: MasksConfig) -> str:
+    """What to tell about values outside the classes, per file, and the ways out."""
+    lines = []
+    for path, counts in list(found.items())[:10]:
+        shown = ", ".join(f"{value} ({count} px)" for value, count in counts.most_common(8))
+        lines.append(f"  {path}: {shown}" + (f" and {len(counts) - 8} more values" if len(counts) > 8 else ""))
+    if len(found) > 10:
+        lines.append(f"  … and {len(found) - 10} more files")
+    ways = [
+        "list them in --masks.classes (`name=127,128` or `name=120-140`) or --masks.ignore",
+        "--masks.unknown ignore",
+    ]
+    if any(len(counts) > 8 for counts in found.values()):
+        ways.append("--masks.unknown nearest (many values: the masks were interpolated or saved as JPEG)")
+    classes = " ".join(config.classes)
+    return (
+        f"values in the masks that belong to no class ({classes}):\n"
+        + "\n".join(lines)
+        + "\nways out: "
+        + "; ".join(ways)
+    )
+
+
+def default_color(label: int) -> tuple[int, int, int]:
+    """Display colour of a label: the safe ones first, then hues that wander by the golden angle."""
+    import colorsys
+
+    if label < len(_COLORS):
+        return _parse_color("color", _COLORS[label])
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.381966 % 1, 0.55 + 0.45 * (label % 2), 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def encode_mask(labels: Labels, classes: tuple[ClassInfo, ...]) -> bytes:
+    """A palette PNG of labels (H, W) in the classes' colours."""
+    import io
+
+    from PIL import Image
+
+    image = Image.fromarray(labels, "L")
+    image.putpalette([part for info in classes for part in info.color])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _decode(path: Path, as_colors: bool) -> NDArray[Any]:
+    """Pixel values (H, W, 1 or 3) of an image file; a palette image gives its indices, or its colours on demand."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            if image.mode == "1":
+                image = image.convert("L")
+            elif image.mode == "P" and as_colors:
+                image = image.convert("RGB")
+            array = np.asarray(image)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: can't be read as a mask ({error}); replace or remove it") from None
+    if array.ndim == 2:
+        return array[:, :, None]
+    # Transparency says nothing about labels.
+    return array[:, :, :1] if array.shape[2] == 2 else array[:, :, :3]
+
+
+def _parse_class(text: str, label: int) -> _Entry:
+    name, equals, values = text.partition("=")
+    name = name.strip()
+    if not name:
+        raise UserError(f"--masks.classes: {text!r} has no name; write `name` or `name=values`")
+    return _parse_values("--masks.classes", name, values) if equals else _Entry(name, ((label, label),))
+
+
+def _parse_values(setting: str, name: str, text: str) -> _Entry:
+    ranges, colors = [], []
+    for part in (piece.strip() for piece in text.split(",")):
+        if part.startswith("#"):
+            colors.append(_parse_color(setting, part))
+        elif match := re.fullmatch(r"(\d+)(?:-(\d+))?", part):
+            low, high = int(match[1]), int(match[2] or match[1])
+            if not low <= high < 65536:
+                raise UserError(f"{setting}: {part!r} of {name!r} is no range of values from 0 to 65535")
+            ranges.append((low, high))
+        else:
+            raise UserError(f"{setting}: {part!r} of {name!r} is no value (127), range (120-140) or colour (#rrggbb)")
+    return _Entry(name, tuple(ranges), tuple(colors))
+
+
+def _parse_color(setting: str, text: str) -> tuple[int, int, int]:
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        raise UserError(f"{setting}: {text!r} is no colour; write #rrggbb")
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
+def _pack(color: tuple[int, ...]) -> int:
+    return (color[0] << 16) | (color[1] << 8) | color[2]
+
+
+def _unpack(packed: NDArray[Any]) -> NDArray[Any]:
+    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=-1)

@@ -1,0 +1,151 @@
+"""The labelled images that a shard set is built from: drawn ones, or pairs of files."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+from shards.files import whole_file
+from shards.images import ImageFile, match_channels, open_image
+from shards.keyed import generator
+from shards.manifest import SourcePair
+from shards.masks import MaskFile, MaskReader, encode_mask
+from shards.patches import LabelledImage, bands
+from shards.recipe import MakeShardsConfig, SyntheticConfig
+from shards.synthetic import CLASSES, draw
+from shards.tar_records import encode_png
+
+_SPLIT_DRAW = 2  # what a draw is for; 0 and 1 draw images, 3 positions
+
+
+@dataclass(frozen=True)
+class Source:
+    """One labelled image of a split. For drawn images the files are where they are to be written."""
+
+    split: str
+    number: int
+    """Place in its split's list."""
+    image: Path
+    mask: Path
+    drawn: int = -1
+    """Number of the drawing; -1 for the user's own."""
+
+    def pair(self, folder: Path) -> SourcePair:
+        """The manifest's entry."""
+        return SourcePair(_relative(self.image, folder), _relative(self.mask, folder))
+
+
+class ArrayImage:
+    """A labelled image in memory."""
+
+    def __init__(self, image: NDArray[Any], mask: NDArray[np.uint8]) -> None:
+        """`image` (H, W, C), `mask` (H, W)."""
+        self.image, self.mask = image, mask
+        self.height, self.width = mask.shape
+
+    def read_image(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+        return self.image[top:bottom, left:right]
+
+    def read_mask(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
+        return self.mask[top:bottom, left:right]
+
+
+class FileImage:
+    """A labelled image in two files, whose labels have been checked."""
+
+    def __init__(self, image: ImageFile, mask: MaskFile, channels: int) -> None:
+        """Raises UserError where the sizes differ or a pixel of the mask belongs to no class."""
+        self._image, self._mask, self._channels = image, mask, channels
+        self.height, self.width = image.height, image.width
+        if (mask.height, mask.width) != (image.height, image.width):
+            raise UserError(sizes_differ(image, mask))
+        self._labels: NDArray[np.uint8] | None = None
+        if mask.windowed:
+            unknown = sum((mask.read_counted(*rows)[1] for rows in bands(self.height, self.width)), start=Counter())
+        else:
+            self._labels, unknown = mask.read_counted(0, self.height)
+        if unknown:
+            raise UnknownLabels(mask.path, unknown)
+
+    def read_image(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+        return match_channels(self._image.read(top, bottom, left, right), self._channels, self._image.path)
+
+    def read_mask(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
+        if self._labels is not None:
+            return self._labels[top:bottom, left:right]
+        return self._mask.read(top, bottom, left, right)
+
+
+class UnknownLabels(Exception):
+    """A mask holds values that belong to no class. Told to the user for all masks at once."""
+
+    def __init__(self, path: Path, counts: Counter[str]) -> None:
+        super().__init__(path, counts)
+        self.path, self.counts = path, counts
+
+
+@contextmanager
+def open_source(source: Source, config: MakeShardsConfig, channels: int) -> Iterator[LabelledImage]:
+    """The labelled image of `source`, with `channels` channels; a drawn one is drawn and its files are written.
+
+    Raises:
+        UserError: a file is damaged, or image and mask don't fit each other.
+        UnknownLabels: see there.
+    """
+    if source.drawn >= 0:
+        yield _draw_and_write(source, config, channels)
+        return
+    with ExitStack() as stack:
+        image = stack.enter_context(open_image(source.image))
+        mask = stack.enter_context(MaskReader(config.masks).open(source.mask))
+        yield FileImage(image, mask, channels)
+
+
+def synthetic_sources(config: MakeShardsConfig) -> list[Source]:
+    """The drawn images, training ones dealt to train and val."""
+    held = validation_numbers(config.synthetic.train, config.split.validation, config.seed)
+    sources, counts = [], {"train": 0, "val": 0, "test": 0}
+    for part, count in (("train", config.synthetic.train), ("test", config.synthetic.test)):
+        digits = max(4, len(str(count - 1)))
+        for drawn in range(count):
+            split = "val" if part == "train" and drawn in held else part
+            folder, name = config.folder / "source" / part, f"{drawn:0{digits}}.png"
+            sources.append(Source(split, counts[split], folder / "images" / name, folder / "masks" / name, drawn))
+            counts[split] += 1
+    return sources
+
+
+def validation_numbers(count: int, share: float, seed: int) -> set[int]:
+    """Which of `count` images (or groups) validate: the share rounded, at least one, and never all."""
+    if share == 0 or count < 2:
+        return set()
+    chosen = min(max(1, round(share * count)), count - 1)
+    return set(generator(seed, _SPLIT_DRAW).permutation(count)[:chosen].tolist())
+
+
+def sizes_differ(image: ImageFile, mask: MaskFile) -> str:
+    """The message for a mask that doesn't lie on its image."""
+    return (
+        f"{image.path} is {image.height} x {image.width} pixels (height x width), its mask {mask.path} "
+        f"{mask.height} x {mask.width}; export the mask at the image's size, or pair them otherwise with --masks.name"
+    )
+
+
+def _draw_and_write(source: Source, config: MakeShardsConfig, channels: int) -> ArrayImage:
+    settings: SyntheticConfig = config.synthetic
+    part = "test" if source.split == "test" else "train"
+    image, mask = draw(config.seed, part, source.drawn, settings.height, settings.width)
+    for path, content in ((source.image, encode_png(image[:, :, 0])), (source.mask, encode_mask(mask, CLASSES))):
+        with whole_file(path) as file:
+            file.write(content)
+    return ArrayImage(match_channels(image, channels, source.image), mask)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path.absolute())
