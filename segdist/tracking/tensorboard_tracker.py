@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from segdist.tracking.confusion_picture import confusion_picture
 from segdist.tracking.trackers import State
 from shards.errors import UserError
 from shards.manifest import ClassInfo
@@ -53,9 +54,10 @@ class TensorBoardTracker:
         self._writer(step).add_image(f"figures/{name}", picture, step, dataformats="HWC")
 
     def log_confusion(self, matrix: np.ndarray, class_names: Sequence[str], step: int) -> None:
-        """As a table of pixel counts: rows truth, columns prediction."""
-        rows = [[name, *(int(count) for count in counts)] for name, counts in zip(class_names, matrix, strict=True)]
-        self.log_table("confusion_matrix", ["truth \\ prediction", *class_names], rows, step)
+        """As a picture."""
+        self._writer(step).add_image(
+            "confusion_matrix", confusion_picture(matrix, class_names), step, dataformats="HWC"
+        )
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
         """A Markdown table, which TensorBoard renders."""

@@ -1,4 +1,4 @@
-"""One interface to any number of trackers; what fails is dropped with one warning.
+"""One interface to any number of trackers; what fails in one of them costs a warning, once.
 
 Shapes: H W pixels, K classes.
 """
@@ -55,6 +55,7 @@ class Trackers:
     def __init__(self, trackers: dict[str, Tracker], *, images: bool = True, artifacts: bool = False) -> None:
         self._trackers = trackers
         self._images, self._artifacts = images, artifacts
+        self._failed: set[tuple[str, str]] = set()
 
     @property
     def run_id(self) -> str | None:
@@ -106,13 +107,15 @@ class Trackers:
         self._trackers = {}
 
     def _each(self, what: str, call: Callable[[Tracker], None]) -> None:
-        for name, tracker in list(self._trackers.items()):
+        for name, tracker in self._trackers.items():
             try:
                 call(tracker)
             # Whatever a tracker's library comes up with after hours of training: the run is worth more.
             except Exception as error:
-                warn(f"{name}: {what} failed ({type(error).__name__}: {error}); the run goes on without {name}")
-                del self._trackers[name]
+                if (name, what) not in self._failed:
+                    self._failed.add((name, what))
+                    reason = (str(error).strip() or "no reason given").splitlines()[0]
+                    warn(f"{name}: {what} failed ({type(error).__name__}: {reason}); the run goes on")
 
 
 def open_trackers(

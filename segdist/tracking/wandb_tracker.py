@@ -10,24 +10,24 @@ import json
 import logging
 import os
 import secrets
-import subprocess
-import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from segdist.tracking.config import TrackingConfig
+from segdist.tracking.confusion_picture import confusion_picture
 from segdist.tracking.trackers import State
 from segdist.tracking.wandb_mode import choose_mode
+from segdist.tracking.wandb_pieces import STEP, last_step_in, rows_in
 from shards.errors import UserError
 from shards.files import write_json
 from shards.manifest import IGNORE, ClassInfo
 from shards.terminal import say, warn
-
-STEP = "trainer/step"
-"""Our own step: W&B's `_step` is numbered anew where offline pieces are merged."""
 
 
 class WandbTracker:
@@ -37,9 +37,18 @@ class WandbTracker:
     not at all, and "sent up to step N" says everything.
     """
 
-    def __init__(self, run: Any, state_file: Path, last_logged_step: int, classes: Sequence[ClassInfo]) -> None:
-        self._run = run
-        self._state_file = state_file
+    def __init__(
+        self,
+        run: Any,
+        state_file: Path,
+        last_logged_step: int,
+        classes: Sequence[ClassInfo],
+        *,
+        unsent: list[tuple[int, dict[str, float]]],
+        patience: float,
+    ) -> None:
+        self._run, self._patience = run, patience
+        self._state_file, self._unsent = state_file, unsent
         self._sent_before = self.last_logged_step = last_logged_step
         self._labels = {index: info.name for index, info in enumerate(classes)} | {IGNORE: "ignored"}
         self._row: dict[str, Any] = {}
@@ -57,6 +66,7 @@ class WandbTracker:
             return
         if step != self._row_step:
             self.flush()
+            self._send_what_the_server_missed(step)
             self._row_step = step
         self._row |= values
 
@@ -78,36 +88,26 @@ class WandbTracker:
         self.log({f"figures/{name}": wandb.Image(picture)}, step)
 
     def log_confusion(self, matrix: np.ndarray, class_names: Sequence[str], step: int) -> None:
-        """As W&B's own confusion-matrix panel, which otherwise would want every pixel."""
+        """As a picture (see `confusion_picture` for why)."""
         import wandb
 
-        rows = [
-            [truth, predicted, int(matrix[i, j])]
-            for i, truth in enumerate(class_names)
-            for j, predicted in enumerate(class_names)
-        ]
-        columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
-        plot = wandb.plot_table(
-            data_table=wandb.Table(columns=columns, data=rows),
-            vega_spec_name="wandb/confusion_matrix/v1",
-            fields={str(column): str(column) for column in columns},
-            string_fields={"title": "pixels: truth and prediction"},
-        )
-        self.log({"confusion_matrix": plot}, step)
+        self.log({"confusion_matrix": wandb.Image(confusion_picture(matrix, class_names))}, step)
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        """A table."""
+        """A table. For the end of a job: the server is asked, for at most `patience` seconds."""
         import wandb
 
-        self.log({f"tables/{name}": wandb.Table(columns=list(columns), data=[list(row) for row in rows])}, step)
+        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        self.flush()
+        self._patiently(lambda: self._run.log({f"tables/{name}": table, STEP: step}))
 
     def log_artifact(self, path: Path, name: str) -> None:
-        """A file as an artifact of type "model"; W&B stores the same content once."""
+        """A file as an artifact of type "model". For the end of a job, as `log_table`."""
         import wandb
 
         artifact = wandb.Artifact(name, type="model")
         artifact.add_file(str(path))
-        self._run.log_artifact(artifact)
+        self._patiently(lambda: self._run.log_artifact(artifact))
 
     def flush(self) -> None:
         """Send the row that is being gathered; W&B has it on the disk within about a second."""
@@ -125,6 +125,31 @@ class WandbTracker:
             self._run.mark_preempting()
         self._run.finish(exit_code=0 if state == "finished" else 1)
         self._write_state(closed=True)
+
+    def _send_what_the_server_missed(self, step: int) -> None:
+        """Rows of the process before that lie before `step`, where this one took up the work again."""
+        for earlier, values in self._unsent:
+            if earlier < step and values:
+                self._run.log({**values, STEP: earlier})
+        self._unsent = []
+
+    def _patiently(self, call: Callable[[], Any]) -> None:
+        """Let `call` talk to the server, but not for ever; in a thread, since W&B has no time limit for it."""
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                call()
+            except Exception as error:  # handed over, not hidden
+                errors.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(self._patience)
+        if thread.is_alive():
+            raise TimeoutError(f"no answer within {self._patience:g} s")
+        if errors:
+            raise errors[0]
 
     def _write_state(self, *, closed: bool = False) -> None:
         state = {
@@ -154,13 +179,14 @@ def open_wandb(
     import wandb
 
     logging.getLogger("wandb").setLevel(logging.ERROR)
+    _silence_telemetry()
     base_url = wandb.setup(wandb.Settings(silent=True)).settings.base_url
     mode, reason = choose_mode(config, base_url)
     if mode == "off":
         return None
     state_file = run_folder / "wandb" / "state.json"
     state_file.parent.mkdir(parents=True, exist_ok=True)
-    run_id, last_logged_step, latest_online = _continue_from(state_file, run_id)
+    before = _read_state(state_file, run_id)
     settings = wandb.Settings(
         silent=True,
         console="off",
@@ -179,57 +205,97 @@ def open_wandb(
         "config": run_config,
         "job_type": job_type,
         "dir": str(run_folder),
-        "id": run_id,
+        "id": before.run_id,
         "resume": "allow",
         "settings": settings,
     }
-    try:
-        run = wandb.init(mode=mode, **arguments)
-    except Exception as error:  # wandb raises a dozen kinds here, and none of them is a reason not to train
-        if mode == "offline":
-            warn(f"W&B can't be started ({_first_line(error)}); going on without it")
+    run = None
+    if mode == "online":
+        run, problem = _start(mode, arguments)
+        if run is None:
+            mode, reason = "offline", f"{base_url}: {problem}"
+            # What is left of the failed start would hold the run id.
+            wandb.teardown()
+    if run is None:
+        run, problem = _start("offline", arguments)
+        if run is None:
+            warn(f"W&B can't be started ({problem}); going on without it")
             return None
-        mode, reason = "offline", f"{base_url}: {_first_line(error)}"
-        run = wandb.init(mode="offline", **arguments)
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP)
+    last_step, unsent = before.last_step, []
     if mode == "online":
         # Where the latest process was online, what the server has counts, not what was handed to W&B.
-        on_server = int(run.summary.get(STEP, -1))
-        last_logged_step = on_server if latest_online else max(on_server, last_logged_step)
+        last_step = int(run.summary.get(STEP, -1))
+        if before.was_online and before.piece is not None and last_step < before.last_step:
+            unsent = _unsent_rows(before.piece, last_step)
+        elif not before.was_online:
+            last_step = max(last_step, before.last_step)
         say(f"W&B: online, {run.url}")
     else:
         why = f" ({reason})" if reason else ""
-        say(f"W&B: offline{why}, upload later with: wandb sync {run_folder}/wandb/offline-run-*-{run_id}")
-    return WandbTracker(run, state_file, last_logged_step, classes)
+        say(f"W&B: offline{why}, upload later with: wandb sync {run_folder}/wandb/offline-run-*-{before.run_id}")
+    return WandbTracker(run, state_file, last_step, classes, unsent=unsent, patience=config.finish_timeout)
 
 
-def _continue_from(state_file: Path, run_id: str | None) -> tuple[str, int, bool]:
-    """Run id, last safe step, and whether the latest process was online.
+def _start(mode: str, arguments: dict[str, Any]) -> tuple[Any, str]:
+    """A started run, or None and the reason."""
+    import wandb
 
-    The id is the run folder's, else the checkpoint's (`run_id`), else a sweep's ($WANDB_RUN_ID), else new.
-    """
+    try:
+        return wandb.init(mode=mode, **arguments), ""  # type: ignore[arg-type]
+    except Exception as error:  # wandb raises a dozen kinds here, and none of them is a reason not to train
+        return None, _first_line(error)
+
+
+def _silence_telemetry() -> None:
+    """W&B's client reports on its own use, and at exit waits up to 10 s for a server that doesn't take the report."""
+    with suppress(ImportError):
+        from wandb.analytics.opentelemetry.opentelemetry_proxy import disable
+
+        disable()
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What the run folder says of earlier processes."""
+
+    run_id: str
+    last_step: int = -1
+    piece: Path | None = None
+
+    @property
+    def was_online(self) -> bool:
+        """Whether the latest process sent its rows to the server itself."""
+        return self.piece is not None and not self.piece.name.startswith("offline-")
+
+
+def _read_state(state_file: Path, run_id: str | None) -> _Before:
+    """The run's id is the run folder's, else the checkpoint's (`run_id`), else a sweep's ($WANDB_RUN_ID), else new."""
     if not state_file.exists():
-        return run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4), -1, False
+        return _Before(run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     try:
         state = json.loads(state_file.read_text())
-        last, piece = int(state["last_logged_step"]), str(state["piece"])
-        if not state["closed"]:
-            last = max(last, last_step_in(state_file.parent / piece))
-        return str(state["run_id"]), last, not piece.startswith("offline-")
+        before = _Before(state["run_id"], int(state["last_logged_step"]), state_file.parent / state["piece"])
+        closed = bool(state["closed"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{state_file}: damaged; delete it to continue as a new W&B run") from None
-
-
-def last_step_in(piece: Path) -> int:
-    """The last `trainer/step` in a piece's `.wandb` file; -1 where there is none, or the file can't be read."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(piece)]
+    if closed or before.piece is None:
+        return before
     try:
-        answer = subprocess.run(command, capture_output=True, timeout=60, check=True, text=True)
-        return int(json.loads(answer.stdout)["summary"].get(STEP, -1))
-    except (subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
-        warn(f"W&B: {piece} can't be read back ({_first_line(error)}); some of its rows may appear twice")
-        return -1
+        return replace(before, last_step=max(before.last_step, last_step_in(before.piece)))
+    except (OSError, ValueError, KeyError) as error:
+        warn(f"W&B: {_first_line(error)}; some of its rows may appear twice")
+        return before
+
+
+def _unsent_rows(piece: Path, after: int) -> list[tuple[int, dict[str, float]]]:
+    """Rows that a process wrote to its file and the server never got, because one of the two died."""
+    try:
+        return list(rows_in(piece, after))
+    except (OSError, ValueError, KeyError) as error:
+        warn(f"W&B: {_first_line(error)}; its rows after step {after} are missing online")
+        return []
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,206 @@
+"""The part of W&B's server that the client of wandb 0.31 uses, on 127.0.0.1, for tests.
+
+Login, run upsert, resume, file stream and uploads. Rows are kept as the server would keep them: a row whose line
+offset has been seen is not taken twice. Standard library only.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+ENTITY = "tester"
+
+
+@dataclass
+class StoredRun:
+    """What the server knows of one run."""
+
+    name: str
+    project: str
+    config: dict[str, Any] = field(default_factory=dict)
+    properties: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    exit_code: int | None = None
+    upserts: int = 0
+
+
+class WandbServer(ThreadingHTTPServer):
+    """Serves until `stop`; `hang` makes every later request wait, as a server does whose database has stopped."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.runs: dict[str, StoredRun] = {}
+        self.requests: list[str] = []
+        self.hang = False
+        self.refuse_key = False
+        self.lock = threading.Lock()
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """What WANDB_BASE_URL has to be."""
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed breaks its connections; anything else should be seen."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+    def stop(self) -> None:
+        """From now on connections are refused."""
+        self.shutdown()
+        self.server_close()
+
+    def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one GraphQL request; `{}` to what the client can do without."""
+        operation = query.split("(")[0].split("{")[0].split()[-1]
+        self.requests.append(operation)
+        match operation:
+            case "Viewer":
+                flags = json.dumps({"code_saving_enabled": False})
+                viewer = {"id": "u1", "entity": ENTITY, "username": ENTITY, "email": "", "flags": flags}
+                return {"viewer": viewer | {"teams": {"edges": []}}}
+            case "ServerFeaturesQuery":
+                return {"serverInfo": {"features": []}}
+            case "RunResumeStatus":
+                return {"model": self._resume_status(variables["name"])}
+            case "UpsertBucket":
+                return {"upsertBucket": self._upsert(variables)}
+            case "CreateRunFiles":
+                base = f"{self.url}/upload/{variables['run']}"
+                files = [{"name": name, "uploadUrl": f"{base}/{name}"} for name in variables["files"]]
+                return {"createRunFiles": {"runID": "id", "uploadHeaders": [], "files": files}}
+            case _:
+                return {}
+
+    def stream(self, name: str, body: dict[str, Any]) -> None:
+        """One request of the file stream: lines of history, summary and the exit code."""
+        run = self.runs[name]
+        for file, content in body.get("files", {}).items():
+            lines = [json.loads(line) for line in content["content"]] if file.endswith(".jsonl") else []
+            if file == "wandb-history.jsonl":
+                del run.history[content["offset"] :]
+                run.history += lines
+            elif file == "wandb-summary.json":
+                run.summary = json.loads(content["content"][-1])
+        if body.get("complete"):
+            run.exit_code = body.get("exitcode")
+
+    def _resume_status(self, name: str) -> dict[str, Any] | None:
+        run = self.runs.get(name)
+        if run is None:
+            return None
+        bucket = {
+            "id": run.name,
+            "name": run.name,
+            "summaryMetrics": json.dumps(run.summary),
+            "displayName": run.properties.get("displayName"),
+            "logLineCount": 0,
+            "historyLineCount": len(run.history),
+            "eventsLineCount": 0,
+            "historyTail": json.dumps([json.dumps(row) for row in run.history[-1:]]),
+            "eventsTail": json.dumps([]),
+            "config": json.dumps(run.config),
+            "tags": run.properties.get("tags"),
+            "notes": None,
+            "wandbConfig": json.dumps({"t": 1}),
+        }
+        return {"id": "p1", "name": run.project, "entity": {"id": "e1", "name": ENTITY}, "bucket": bucket}
+
+    def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name = variables.get("name") or variables["id"]
+        inserted = name not in self.runs
+        run = self.runs.setdefault(name, StoredRun(name, variables.get("project") or "uncategorized"))
+        run.upserts += 1
+        run.properties |= {key: value for key, value in variables.items() if value is not None}
+        if variables.get("config"):
+            run.config = json.loads(variables["config"])
+        project = {"id": "p1", "name": run.project, "entity": {"id": "e1", "name": ENTITY}}
+        bucket = {
+            "id": run.name,
+            "name": run.name,
+            "displayName": run.properties.get("displayName") or run.name,
+            "description": None,
+            "config": json.dumps(run.config),
+            "sweepName": None,
+            "project": project,
+            "historyLineCount": len(run.history),
+        }
+        return {"bucket": bucket, "inserted": inserted}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: WandbServer
+
+    def do_GET(self) -> None:
+        self._answer({})
+
+    def do_POST(self) -> None:
+        content = self._body()
+        with self.server.lock:
+            if self.path.endswith("/graphql"):
+                body = json.loads(content)
+                self._answer({"data": self.server.graphql(body["query"], body.get("variables") or {})})
+            elif self.path.endswith("/file_stream"):
+                self.server.requests.append("file_stream")
+                self.server.stream(self.path.split("/")[-2], json.loads(content))
+                self._answer({"limits": {}})
+            else:  # telemetry, which nobody reads here
+                self._answer({})
+
+    def do_PUT(self) -> None:
+        _, _, name, file = self.path.split("?")[0].split("/", 3)
+        self.server.runs[name].files[file] = self._body()
+        self._answer({})
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b"".join(self._chunks())
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        while self.server.hang:
+            time.sleep(0.1)
+        return body
+
+    def _chunks(self) -> Iterator[bytes]:
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def _answer(self, value: dict[str, Any]) -> None:
+        while self.server.hang:
+            time.sleep(0.1)
+        allowed = not self.server.refuse_key or "Authorization" not in self.headers
+        content = json.dumps(value if allowed else {"errors": [{"message": "user is not logged in"}]}).encode()
+        self.send_response(200 if allowed else 401)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Silence; the tests read `server.requests`."""
+
+
+@contextmanager
+def wandb_server(port: int = 0) -> Iterator[WandbServer]:
+    """A running server for a `with` block."""
+    server = WandbServer(port)
+    try:
+        yield server
+    finally:
+        server.hang = False
+        server.stop()
