@@ -308,10 +308,12 @@ def encode_mask(labels: Labels, classes: tuple[ClassInfo, ...]) -> bytes:
 
 def _decode(path: Path, as_colors: bool) -> NDArray[Any]:
     """Pixel values (H, W, 1 or 3) of an image file; a palette image gives its indices, or its colours on demand."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as file:
+            # Upright, as the image is read.
+            image = ImageOps.exif_transpose(file)
             if image.mode == "1":
                 image = image.convert("L")
             elif image.mode == "P" and as_colors:
