@@ -1,10 +1,10 @@
 """What a job's exit code means, and the one place where errors become messages."""
 
 import os
-import sys
 from collections.abc import Callable
 
 from shards.errors import UserError
+from shards.terminal import show_error, show_traceback
 
 FINISHED = 0
 FAILED = 1
@@ -19,15 +19,18 @@ STOPPED = 75
 
 def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Call `main` and turn what it raises into one message and an exit code."""
-    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
-    where = f"rank {rank}: " if rank != "0" else ""
+    text = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    rank = int(text) if text.isdigit() else 0
     try:
         return main(argv)
     except UserError as error:
         # On several ranks all see the same bad input; rank 0 speaks for them.
-        if rank == "0" or getattr(error, "on_this_rank", False):
-            print(f"{where}error: {error}", file=sys.stderr, flush=True)
+        if rank == 0 or getattr(error, "on_this_rank", False):
+            show_error(str(error), rank)
         return USAGE
     except KeyboardInterrupt:
-        print(f"{where}interrupted", file=sys.stderr, flush=True)
+        show_error("interrupted", rank)
         return 130
+    except Exception as error:
+        show_traceback(error, rank)
+        return FAILED

@@ -1,16 +1,24 @@
-"""What a job shows while it works: a live bar in a terminal, a plain line now and then in a log file."""
+"""What all jobs show: one look, a live bar in a terminal, a plain line now and then in a log file.
+
+Results and lines for the record go to standard output (`say`); what is only about the way there, progress, warnings
+and errors, goes to standard error. Colours appear in terminals only, and not where NO_COLOR is set.
+"""
 
 import sys
 import time
+import traceback
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
-LOG_INTERVAL = 10.0
-"""Seconds between two progress lines where the output is no terminal."""
+FIRST_LINE, MOST_BETWEEN = 10.0, 300.0
+"""Seconds until the first progress line where the output is no terminal; the pause doubles up to the second figure."""
+
+_warned: set[str] = set()
 
 
 def say(message: str) -> None:
@@ -19,8 +27,24 @@ def say(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """One line on standard error, at once."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    """One line on standard error, at once; the same message once per process."""
+    if message not in _warned:
+        _warned.add(message)
+        _show("warning: ", "bold yellow", message)
+
+
+def show_error(message: str, rank: int = 0) -> None:
+    """What ended the job, for the person at the keyboard; other ranks than 0 say which they are."""
+    _show(f"rank {rank}: error: " if rank else "error: ", "bold red", message)
+
+
+def show_traceback(error: BaseException, rank: int = 0) -> None:
+    """An unexpected error's traceback, each line with its rank, written at once: ranks share a log file."""
+    lines = "".join(traceback.format_exception(error)).splitlines(keepends=True)
+    prefix = f"rank {rank}: " if rank else ""
+    # A single write: Python's own printing of tracebacks goes line by line, and the ranks' lines would mix.
+    sys.stderr.write("".join(prefix + line for line in lines))
+    sys.stderr.flush()
 
 
 class Progress:
@@ -39,21 +63,26 @@ class Progress:
         self._first = self._done = done
         self._note = ""
         self._started = self._shown = time.monotonic()
+        self._pause = FIRST_LINE
         self._bar: RichProgress | None = None
+        self._task = TaskID(0)
 
     def __enter__(self) -> Self:
         self._started = self._shown = time.monotonic()
         if not self.quiet and sys.stderr.isatty():
             self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
+                TextColumn("{task.description}", style="bold"),
+                BarColumn(bar_width=None),
                 MofNCompleteColumn() if isinstance(self.total, int) else TextColumn("{task.percentage:>3.0f} %"),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[rate]}", style="cyan"),
                 TimeElapsedColumn(),
-                TextColumn("<"),
+                TextColumn("<", style="dim"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", style="dim"),
                 console=Console(stderr=True),
+                # Lines said meanwhile stand above the bar, but a redirected standard output stays what it is.
+                redirect_stdout=sys.stdout.isatty(),
+                expand=True,
             )
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=self.total, rate="", note="")
@@ -67,8 +96,8 @@ class Progress:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, rate=self._rate_text(now), note=self._note)
-        elif not self.quiet and now - self._shown >= LOG_INTERVAL:
-            self._shown = now
+        elif not self.quiet and now - self._shown >= self._pause:
+            self._shown, self._pause = now, min(2 * self._pause, MOST_BETWEEN)
             print(self.line(now), file=sys.stderr, flush=True)
 
     def line(self, now: float) -> str:
@@ -101,3 +130,10 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _show(head: str, style: str, message: str) -> None:
+    # Made anew each time: standard error may have been redirected since. Soft wrap: a log line stays one line.
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble((head, style), message))
+    console.file.flush()

@@ -18,3 +18,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="NO GPU HERE: this test needs CUDA and was not run"))
+
+
+@pytest.fixture(autouse=True)
+def _warnings_anew() -> None:
+    """A warning that another test has seen comes again: `warn` says the same only once per process."""
+    from shards import terminal
+
+    terminal._warned.clear()
