@@ -110,7 +110,9 @@ class InferConfig:
             raise UserError(f"--tile {self.tile}: can't be negative")
         stride_of(self.tile or 4096, self.overlap)
         if self.roi and (min(self.roi) < 0 or min(self.roi[2:]) < 1):
-            raise UserError(f"--roi {' '.join(map(str, self.roi))}: give top, left, height, width of a part of the image")
+            raise UserError(
+                f"--roi {' '.join(map(str, self.roi))}: give top, left, height, width of a part of the image"
+            )
         if self.output.preview_side < 16:
             raise UserError(f"--output.preview-side {self.output.preview_side}: must be at least 16")
         if self.output.figures < 0:

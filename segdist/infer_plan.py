@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 SMALLEST_CUT = 512
 """Images of fewer tiles are not cut between ranks: the tile rows at a seam are computed twice, and each image that is
@@ -40,7 +41,7 @@ def assign(stretches: Sequence[Stretch], ranks: int) -> list[list[Stretch]]:
         else:
             edges = [(total * rank / ranks - before) / stretch.across for rank in range(ranks + 1)]
             cuts = [min(max(round(edge), 0), len(stretch.rows)) for edge in edges]
-            for rank, (first, last) in enumerate(zip(cuts, cuts[1:], strict=False)):
+            for rank, (first, last) in enumerate(pairwise(cuts)):
                 if first < last:
                     pieces[rank].append(Stretch(stretch.image, stretch.rows[first:last], stretch.across))
         before = end

@@ -20,11 +20,11 @@ from torch import nn
 from torch.nn import functional
 
 from segdist.precision import Precision
-from segdist.tiling import Axis, Piece, TileGrid
+from segdist.tiling import Piece, TileGrid
 from shards.errors import UserError
 
-ReadRows = Callable[[int, int], np.ndarray]
-"""(top, bottom) → rows of the image, uint8 or uint16 (h, W, C)."""
+ReadWindow = Callable[[int, int, int, int], np.ndarray]
+"""(top, bottom, left, right) → pixels of the image, uint8 or uint16 (h, w, C); as `ImageFile.read`."""
 
 NOT_A_NUMBER = 255
 """Label of pixels for which the network returned NaN; no class has it."""
@@ -57,7 +57,7 @@ class TileNetwork:
     ) -> None:
         self.device = torch.device(device)
         self.channels_last = channels_last
-        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        self.model = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
         self.classes = classes
         self.channels = len(mean)
         self.mean = torch.tensor(mean, dtype=torch.float32, device=self.device).view(-1, 1, 1)
@@ -69,7 +69,8 @@ class TileNetwork:
 
     def normalised(self, rows: np.ndarray) -> torch.Tensor:
         """Stored pixels (h, W, C) as the network sees them, float32 (C, h, W) on the device."""
-        pixels = torch.from_numpy(rows)
+        # torch wants to own what it wraps; rows that are only a view of a decoded file are copied.
+        pixels = torch.from_numpy(np.require(rows, requirements=["C", "W"]))
         if self.device.type == "cuda":
             # Bytes travel, floats are made on the device; pinned memory lets the copy run beside the network.
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
@@ -108,37 +109,54 @@ class TileNetwork:
 class FinishedRows:
     """Rows `top` to `bottom` of the image, to which no tile will add any more."""
 
+    tile_row: int
+    """The tile row that finished them."""
     top: int
     bottom: int
-    tile_row: int
+    left: int
+    """First pixel column of `sums`."""
     sums: torch.Tensor
     """Weighted sums of the class probabilities, float32 (K, bottom - top, columns); valid until the next rows come."""
 
 
+@dataclass(frozen=True)
+class Region:
+    """Pixel rows `top` to `bottom` and columns `left` to `right` of an image, ends excluded."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
 def finished_rows(
     network: TileNetwork,
-    read_rows: ReadRows,
+    read: ReadWindow,
     grid: TileGrid,
     window: np.ndarray,
     tile_rows: range | None = None,
-    columns: tuple[int, int] | None = None,
+    region: Region | None = None,
 ) -> Iterator[FinishedRows]:
-    """Yield the sums of the image rows that the tile rows `tile_rows` finish, from the top down.
+    """Yield the sums of image rows as tile rows finish them, from the top down.
 
     Args:
-        read_rows: gives rows of the image.
+        read: gives windows of the image.
         window: weights along one side of a tile (P,), see `blending_window`.
-        tile_rows: which tile rows' finished image rows are wanted; default all.
-        columns: first and end pixel column that are wanted; default all.
+        tile_rows: only the image rows that these tile rows finish; default all.
+        region: only these pixels; default all.
     """
-    wanted = tile_rows if tile_rows is not None else range(grid.rows.count)
-    left, right = columns or (0, grid.columns.size)
-    across = grid.columns.touching(left, right)
-    # Tile rows above the first wanted one that reach into it.
+    region = region or Region(0, grid.rows.size, 0, grid.columns.size)
+    wanted = grid.rows.finishing(region.top, region.bottom)
+    if tile_rows is not None:
+        wanted = range(max(wanted.start, tile_rows.start), min(wanted.stop, tile_rows.stop))
+    if not wanted:
+        return
+    # Tile rows above the first wanted one that reach down into it.
     needed = range(max(wanted.start - grid.rows.depth + 1, 0), wanted.stop)
+    across = grid.columns.touching(region.left, region.right)
     with torch.inference_mode():
-        image = _ImageRows(network, read_rows, grid, needed.start)
-        sums = _RowSums(network, grid, window)
+        image = _ImageRows(network, read, grid, needed.start, across)
+        sums = _RowSums(network, grid, window, across)
         tiles = torch.zeros(grid.batch, network.channels, grid.rows.tile, grid.rows.tile, device=network.device)
         row = needed.start
         for pieces in grid.batches(needed, across):
@@ -147,94 +165,77 @@ def finished_rows(
             # Always the whole buffer: slots that nobody needs (another rank's, beyond the last) hold older tiles.
             probabilities = network.probabilities(tiles)
             for piece in pieces:
-                while row < piece.row:
-                    yield from _finish(sums, grid, row, wanted, left, right)
-                    row += 1
+                for finished in range(row, piece.row):
+                    yield from sums.finish(finished, wanted, region)
+                row = piece.row
                 sums.add(piece, probabilities[piece.slot : piece.slot + piece.tiles])
-        yield from _finish(sums, grid, row, wanted, left, right)
-
-
-def _finish(
-    sums: "_RowSums", grid: TileGrid, row: int, wanted: range, left: int, right: int
-) -> Iterator[FinishedRows]:
-    total = sums.finish()
-    top, bottom = grid.rows.finished(row)
-    if row >= wanted.start and top < bottom:
-        above = top - grid.rows.start(row)
-        before = left - grid.columns.origin
-        yield FinishedRows(
-            top, bottom, row, total[:, above : above + bottom - top, before : before + right - left]
-        )
+        yield from sums.finish(row, wanted, region)
 
 
 class _ImageRows:
     """The normalised rows of the image under the tile rows at work, reflected beyond its borders."""
 
-    def __init__(self, network: TileNetwork, read_rows: ReadRows, grid: TileGrid, first_row: int) -> None:
-        self.network, self.read_rows, self.grid = network, read_rows, grid
+    def __init__(self, network: TileNetwork, read: ReadWindow, grid: TileGrid, first_row: int, across: range) -> None:
+        self.network, self.read, self.grid, self.across = network, read, grid, across
         # A batch may reach over several rows of tiles; their pixels are needed together.
-        together = min(2 + (grid.batch - 2) // grid.columns.count if grid.batch > 1 else 1, grid.rows.count)
-        capacity = grid.rows.tile + (together - 1) * grid.rows.stride
-        self.pixels = torch.empty(network.channels, capacity, grid.columns.extent, device=network.device)
-        self.together = together
+        together = 2 + (grid.batch - 2) // grid.columns.count if grid.batch > 1 else 1
+        self.together = min(together, grid.rows.count)
+        capacity = grid.rows.tile + (self.together - 1) * grid.rows.stride
+        extent = (len(across) - 1) * grid.columns.stride + grid.columns.tile
+        self.pixels = torch.empty(network.channels, capacity, extent, device=network.device)
         self.top = self.end = grid.rows.start(first_row)
         """Image rows `top` to `end` stand at the front of `pixels`."""
 
     def copy_tiles(self, piece: Piece, tiles: torch.Tensor) -> None:
         """Fill `tiles` (n, C, P, P) with the piece's pixels."""
-        rows, columns = self.grid.rows, self.grid.columns
+        rows, stride = self.grid.rows, self.grid.columns.stride
         top = rows.start(piece.row)
         if top + rows.tile > self.end:
             self._advance(piece.row)
         channel, line, _ = self.pixels.stride()
-        source = self.pixels.as_strided(
-            tiles.shape,
-            (columns.stride, channel, line, 1),
-            (top - self.top) * line + piece.left * columns.stride,
-        )
-        tiles.copy_(source)
+        offset = (top - self.top) * line + (piece.left - self.across.start) * stride
+        tiles.copy_(self.pixels.as_strided(tiles.shape, (stride, channel, line, 1), offset))
 
     def _advance(self, row: int) -> None:
-        """Drop the rows above what is needed from the batch on whose last tile row is `row`, and read up to its end."""
+        """Drop the rows above those that a batch can need together with tile row `row`, and read to its end."""
         rows = self.grid.rows
-        end = rows.start(row) + rows.tile
         top = max(self.top, rows.start(max(row - self.together + 1, 0)))
-        kept = self.end - top
-        if kept > 0 and top > self.top:
-            # Front to back; source and target overlap, so in steps that don't.
-            step = top - self.top
+        kept = max(self.end - top, 0)
+        step = top - self.top
+        if step:
+            # Towards the front, in steps that don't overlap.
             for start in range(0, kept, step):
-                rows_here = min(step, kept - start)
-                self.pixels[:, start : start + rows_here] = self.pixels[:, start + step : start + step + rows_here]
-        kept = max(kept, 0)
-        self.top = top
-        first = top + kept
-        self._read(first, end, self.pixels[:, first - top : end - top])
-        self.end = end
+                end = min(start + step, kept)
+                self.pixels[:, start:end] = self.pixels[:, start + step : end + step]
+        first, self.top, self.end = top + kept, top, rows.start(row) + rows.tile
+        self.pixels[:, kept : self.end - top] = self.network.normalised(self._reflected(first, self.end))
 
-    def _read(self, first: int, end: int, target: torch.Tensor) -> None:
-        rows, columns = self.grid.rows, self.grid.columns
-        sources = rows.reflected(first, end)
-        lowest, highest = int(sources.min()), int(sources.max()) + 1
-        stored = self.read_rows(lowest, highest)
-        if highest - lowest != end - first or (np.diff(sources) != 1).any():
-            stored = stored[sources - lowest]
-        before = -columns.origin
-        target[:, :, before : before + columns.size] = self.network.normalised(stored)
-        for outside in (range(0, before), range(before + columns.size, columns.extent)):
-            if outside:
-                inside = columns.reflected(outside.start - before, outside.stop - before) + before
-                target[:, :, outside.start : outside.stop] = target[:, :, torch.from_numpy(inside).to(target.device)]
+    def _reflected(self, first: int, end: int) -> np.ndarray:
+        """Stored pixels of rows `first` to `end` under the tiles, (h, extent, C); reflected outside the image."""
+        columns = self.grid.columns
+        down = self.grid.rows.reflected(first, end)
+        left = columns.start(self.across.start)
+        along = columns.reflected(left, left + self.pixels.shape[2])
+        top, bottom = int(down.min()), int(down.max()) + 1
+        low, high = int(along.min()), int(along.max()) + 1
+        stored = self.read(top, bottom, low, high)
+        if (np.diff(down) != 1).any():
+            stored = stored[down - top]
+        before, inside = max(-left, 0), slice(max(left, 0) - low, columns.size - low)
+        if before or len(along) > before + stored[:, inside].shape[1]:
+            after = along[before + stored[:, inside].shape[1] :] - low
+            stored = np.concatenate([stored[:, along[:before] - low], stored[:, inside], stored[:, after]], axis=1)
+        return stored
 
 
 class _RowSums:
     """Sums of weighted probabilities: those of the current tile row, and what the rows above reach down with."""
 
-    def __init__(self, network: TileNetwork, grid: TileGrid, window: np.ndarray) -> None:
-        self.grid = grid
-        shape = (network.classes, grid.rows.tile, grid.columns.extent)
-        self.current = torch.zeros(shape, device=network.device)
-        self.above = torch.zeros(shape, device=network.device)
+    def __init__(self, network: TileNetwork, grid: TileGrid, window: np.ndarray, across: range) -> None:
+        self.grid, self.across = grid, across
+        extent = (len(across) - 1) * grid.columns.stride + grid.columns.tile
+        self.current = torch.zeros(network.classes, grid.rows.tile, extent, device=network.device)
+        self.above = torch.zeros_like(self.current)
         self.window: torch.Tensor | None = None
         if not (window == 1).all():
             self.window = torch.from_numpy(np.outer(window, window).astype(np.float32)).to(network.device)
@@ -243,40 +244,43 @@ class _RowSums:
         """Add the tiles of a piece, (n, K, P, P), to the current tile row."""
         if self.window is not None:
             probabilities.mul_(self.window)
-        columns: Axis = self.grid.columns
+        depth, stride = self.grid.columns.depth, self.grid.columns.stride
         classes, line, _ = self.current.stride()
         # Tiles that lie `depth` apart don't overlap: they are added in one go. Which go a tile is in depends on its
         # column alone, so each pixel's sum has a fixed order.
-        for phase in range(columns.depth):
-            first = piece.left + (phase - piece.left) % columns.depth
-            if first >= piece.right:
-                continue
-            part = probabilities[first - piece.left :: columns.depth]
-            target = self.current.as_strided(
-                part.shape, (columns.depth * columns.stride, classes, line, 1), first * columns.stride
-            )
-            target.add_(part)
+        for go in range(depth):
+            skipped = (go - piece.left) % depth
+            part = probabilities[skipped::depth]
+            offset = (piece.left + skipped - self.across.start) * stride
+            if len(part):
+                self.current.as_strided(part.shape, (depth * stride, classes, line, 1), offset).add_(part)
 
-    def finish(self) -> torch.Tensor:
-        """The current row with all that the rows above add; starts the next row.
-
-        Returns:
-            (K, P, columns of the grid); the upper S rows are finished. Valid until the next `finish`.
-        """
-        reach = self.grid.rows.tile - self.grid.rows.stride
-        if reach:
-            self.current[:, :reach].add_(self.above[:, self.grid.rows.stride :])
+    def finish(self, row: int, wanted: range, region: Region) -> Iterator[FinishedRows]:
+        """Add what the rows above reach down with to tile row `row`; yield what it finishes; begin the next row."""
+        rows, columns = self.grid.rows, self.grid.columns
+        if rows.tile > rows.stride:
+            self.current[:, : rows.tile - rows.stride].add_(self.above[:, rows.stride :])
+        first, end = rows.finished(row)
+        top, bottom = max(first, region.top), min(end, region.bottom)
+        if row in wanted and top < bottom:
+            below, right_of = rows.start(row), columns.start(self.across.start)
+            sums = self.current[:, top - below : bottom - below, region.left - right_of : region.right - right_of]
+            yield FinishedRows(row, top, bottom, region.left, sums)
         self.current, self.above = self.above, self.current
         self.current.zero_()
-        return self.above
 
 
-def mean_probabilities(rows: FinishedRows, grid: TileGrid, window: np.ndarray, left: int = 0) -> torch.Tensor:
-    """Class probabilities of finished rows: the sums divided by the sums of the weights, a new float32 tensor."""
-    down = grid.rows.weights(window)[rows.top : rows.bottom].astype(np.float32)
-    across = grid.columns.weights(window)[left : left + rows.sums.shape[2]].astype(np.float32)
-    weights = torch.from_numpy(down).unsqueeze(1) * torch.from_numpy(across)
-    return rows.sums / weights.to(rows.sums.device)
+class Weights:
+    """Sums of the windows over each pixel: what turns sums of probabilities into means."""
+
+    def __init__(self, grid: TileGrid, window: np.ndarray, device: torch.device) -> None:
+        self.down = torch.from_numpy(grid.rows.weights(window).astype(np.float32)).to(device)
+        self.across = torch.from_numpy(grid.columns.weights(window).astype(np.float32)).to(device)
+
+    def mean(self, rows: FinishedRows) -> torch.Tensor:
+        """Class probabilities of finished rows, a new float32 tensor (K, h, columns)."""
+        across = self.across[rows.left : rows.left + rows.sums.shape[2]]
+        return rows.sums / (self.down[rows.top : rows.bottom, None] * across)
 
 
 def labels_of(sums: torch.Tensor) -> torch.Tensor:

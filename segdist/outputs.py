@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from shards.errors import UserError
-from shards.files import write_json, whole_file
+from shards.files import whole_file, write_json
 from shards.manifest import ClassInfo
 from shards.zarr_images import import_zarr
 
@@ -120,7 +120,12 @@ class PartRows:
         self._first = parts[0].top
         self.shape = (parts[-1].bottom - self._first, width)
         self._parts = [
-            (part, np.memmap(folder / raw_name(part.tile_rows.start, layer), dtype, "r", shape=(part.bottom - part.top, width)))
+            (
+                part,
+                np.memmap(
+                    folder / raw_name(part.tile_rows.start, layer), dtype, "r", shape=(part.bottom - part.top, width)
+                ),
+            )
             for part in parts
         ]
 
@@ -181,7 +186,7 @@ def write_tiff(path: Path, layers: Sequence[Rows], classes: Sequence[ClassInfo] 
         colormap[:, : len(classes)] = np.array([info.color for info in classes], np.uint16).T * 257
         options = {"photometric": "palette", "colormap": colormap}
     size = sum(layer.dtype.itemsize * height * width for layer in layers)
-    with whole_file(path) as file, tifffile.TiffWriter(file, bigtiff=size > 2**31) as tiff:  # type: ignore[arg-type]
+    with whole_file(path) as file, tifffile.TiffWriter(file, bigtiff=size > 2**31) as tiff:
         for layer in layers:
             tiff.write(
                 _tiles(layer),
@@ -244,4 +249,6 @@ def write_zarr(path: Path, layers: Sequence[Rows], attributes: dict[str, Any], *
 def refuse_large_png(path: Path, rows: Rows, limit: int) -> None:
     """PNG files are written whole; beyond `limit` pixels that is refused."""
     if rows.shape[0] * rows.shape[1] > limit:
-        raise UserError(f"{path}: {rows.shape[0]} x {rows.shape[1]} pixels are too many for PNG; use --output.mask-format tiff")
+        raise UserError(
+            f"{path}: {rows.shape[0]} x {rows.shape[1]} pixels are too many for PNG; use --output.mask-format tiff"
+        )

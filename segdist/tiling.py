@@ -65,6 +65,12 @@ class Axis:
         end = self.size if index == self.count - 1 else self.start(index + 1)
         return min(first, self.size), min(max(end, first), self.size)
 
+    def finishing(self, first: int, end: int) -> range:
+        """The tiles that finish any of the pixels `first` to `end` (excluded)."""
+        last = self.count - 1
+        lowest, highest = (first - self.origin) // self.stride, (end - 1 - self.origin) // self.stride
+        return range(min(lowest, last), min(highest, last) + 1)
+
     def touching(self, first: int, end: int) -> range:
         """The tiles that cover any of the pixels `first` to `end` (excluded)."""
         lowest = (first - self.origin - self.tile) // self.stride + 1

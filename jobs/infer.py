@@ -1,0 +1,50 @@
+"""`segdist infer`: segment images of any size with a trained model; `torchrun jobs/infer.py` for several ranks.
+
+The held-out images of a shard set, with scores; a folder of images of one's own:
+
+    segdist infer --model runs/synthetic --data synthetic
+    segdist infer --model runs/synthetic --images scans/ --out predictions/scans
+
+One node with 8 GPUs, one rank each:
+
+    torchrun --standalone --nproc-per-node=8 jobs/infer.py --model runs/synthetic --images scans/
+
+Started again, a job that was interrupted goes on where it was: finished images are kept, large ones continue near the
+row that was reached. The result has the same bits for any number of ranks (fp32, one kind of CPU and torch build).
+"""
+
+import sys
+from datetime import timedelta
+
+from jobs.command_line import parse, print_config
+from jobs.exit_codes import FINISHED, INCOMPLETE, run_job
+from segdist.infer_config import InferConfig
+
+PATIENCE = timedelta(days=30)
+"""How long a rank that is done waits for the others. One that died is noticed at once, by its closed connection."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    command = parse(InferConfig, argv, "infer", __doc__ or "")
+    # Heavy imports come after the command line: --help must not wait for torch.
+    from segdist.distributed import ranks
+    from segdist.infer_report import inference_plan, summary_text
+    from segdist.inference_job import infer, prepare
+
+    config = command.job
+    with ranks(config.device, config.threads, PATIENCE) as these:
+        if command.dry_run:
+            setup = prepare(config, these)
+            if these.is_main:
+                print_config(config)
+                print(inference_plan(setup, these.world_size))
+            return FINISHED
+        result = infer(config, these)
+        if these.is_main:
+            print(summary_text(result), flush=True)
+    return INCOMPLETE if result.failures else FINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main))

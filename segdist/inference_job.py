@@ -1,0 +1,513 @@
+"""An inference job from config to scores: what `segdist infer` does on every rank.
+
+All ranks agree on the list of images and on who computes which tile rows; from then on each works alone until its part
+is done. No rank waits for another in the middle of the work, so one that fails can't leave the others hanging there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segdist.distributed import Ranks
+from segdist.evaluation import confusion_of_image, image_scores, summarise
+from segdist.figures import draw_figure, reduced, reduced_image, write_preview
+from segdist.infer_config import InferConfig
+from segdist.infer_inputs import Header, Inputs, find_inputs, named_folder, read_headers
+from segdist.infer_plan import Stretch, assign, remaining
+from segdist.infer_state import OutputFolder, result_settings, source_of
+from segdist.inference import NOT_A_NUMBER, FinishedRows, Region, TileNetwork, Weights, finished_rows
+from segdist.layers import CONFIDENCE, ENTROPY, MASK, Layers, dequantised
+from segdist.model_file import ModelCard, load_model, read_card, resolve_model_path
+from segdist.outputs import (
+    MemoryRows,
+    Part,
+    PartRows,
+    PartWriter,
+    Rows,
+    write_grey_png,
+    write_mask_png,
+    write_npy,
+    write_tiff,
+    write_zarr,
+)
+from segdist.precision import Precision, choose_precision
+from segdist.tiling import TileGrid, blending_window, make_grid
+from segdist.transfer import Arriving, ReadAhead, arrived
+from shards.errors import UserError
+from shards.files import write_json
+from shards.images import ImageFile, match_channels, open_image
+from shards.masks import MaskFile
+from shards.terminal import Progress, warn
+
+PNG_LIMIT = 16 * 2**20
+"""Pixels up to which `auto` writes a mask as PNG."""
+FIGURE_LIMIT = 16 * 2**20
+"""Pixels up to which an image gets a figure; larger ones have the preview."""
+FIGURE_SIDE = 1024
+MEMORY_LIMIT = 64 * 2**20
+"""Bytes of all layers up to which an image that is whole on one rank is kept in memory instead of part files."""
+MASK_FILE_SUFFIX = {"png": ".png", "tiff": ".tif", "zarr": ".zarr"}
+
+
+@dataclass
+class Result:
+    """What a job did; the same on all ranks."""
+
+    folder: Path
+    images: int
+    failures: list[dict[str, str]]
+    scores: dict[str, Any] | None
+    """The content of scores.json, if any image has a true mask."""
+    files: list[str] = field(default_factory=list)
+    """Kinds of files that were written, as paths with a pattern."""
+    reused: int = 0
+    """Images that were finished before."""
+
+
+@dataclass
+class Setup:
+    """What is known before the first tile: model, images, grids. Made without writing anything."""
+
+    config: InferConfig
+    card: ModelCard
+    model_file: Path
+    inputs: Inputs
+    headers: list[Header]
+    tile: int
+    precision: Precision
+    folder: Path
+
+    def region(self, index: int) -> Region:
+        """The part of an image that is segmented."""
+        header = self.headers[index]
+        if self.config.roi is None:
+            return Region(0, header.height, 0, header.width)
+        top, left, height, width = self.config.roi
+        return Region(top, top + height, left, left + width)
+
+    def grid(self, index: int) -> TileGrid:
+        """The tiles of an image."""
+        header = self.headers[index]
+        config = self.config
+        return make_grid(header.height, header.width, self.tile, config.overlap, config.batch_size, config.borders)
+
+    def layers(self, index: int) -> Layers:
+        """The layers that an image gets."""
+        return Layers.wanted(self.config.output, len(self.card.classes), figure=self.has_figure(index))
+
+    def has_figure(self, index: int) -> bool:
+        """Figures are drawn for the first images, if they aren't too large."""
+        return index < self.config.output.figures and self.headers[index].pixels <= FIGURE_LIMIT
+
+    def tile_rows(self, index: int) -> range:
+        """The tile rows that finish rows of the region."""
+        region = self.region(index)
+        return self.grid(index).rows.finishing(region.top, region.bottom)
+
+    def tiles_across(self, index: int) -> int:
+        """Tiles of a row that the region needs."""
+        region = self.region(index)
+        return len(self.grid(index).columns.touching(region.left, region.right))
+
+
+def prepare(config: InferConfig, ranks: Ranks) -> Setup:
+    """Find model and images, read all headers (each rank a share). Collective; writes nothing.
+
+    Raises:
+        UserError: the model or the input can't be used; with `strict` any image that can't.
+    """
+    model_file = resolve_model_path(named_folder(config.model, "runs"))
+    card = read_card(model_file)
+    inputs = find_inputs(config, card.classes)
+    part, parts = config.task_part()
+    if parts > 1:
+        count = len(inputs.images)
+        inputs = Inputs(inputs.label, inputs.images[part * count // parts : (part + 1) * count // parts], inputs.masks)
+    shares = ranks.gather(read_headers(inputs.images[ranks.rank :: ranks.world_size]))
+    headers = [shares[index % ranks.world_size][index // ranks.world_size] for index in range(len(inputs.images))]
+    headers = [_checked(header, image.path, card, config) for header, image in zip(headers, inputs.images, strict=True)]
+    if config.strict:
+        for header in headers:
+            if header.error:
+                raise UserError(header.error)
+    folder = Path(config.out) if config.out else model_file.parent / "predictions" / inputs.label
+    return Setup(
+        config,
+        card,
+        model_file,
+        inputs,
+        headers,
+        config.tile or card.patch,
+        choose_precision(config.precision, ranks.device),
+        folder,
+    )
+
+
+def _checked(header: Header, path: str, card: ModelCard, config: InferConfig) -> Header:
+    """The header, or one with an error if the image doesn't suit the model or the region of interest."""
+    if header.error:
+        return header
+    if header.dtype != card.dtype:
+        return Header(
+            error=f"{path}: {header.dtype} values, but the model was trained on {card.dtype} images; "
+            "convert the image, or train on images of this kind"
+        )
+    if header.channels != card.channels and (header.channels, card.channels) not in ((1, 3), (3, 1)):
+        return Header(error=f"{path}: {header.channels} channels, but the model needs {card.channels}")
+    if config.roi:
+        top, left, height, width = config.roi
+        if top + height > header.height or left + width > header.width:
+            return Header(
+                error=f"{path}: --roi {top} {left} {height} {width} reaches outside the {header.height} x "
+                f"{header.width} pixels"
+            )
+    return header
+
+
+def infer(config: InferConfig, ranks: Ranks) -> Result:
+    """Segment the images that `config` names and score them. Collective.
+
+    Raises:
+        UserError: see `prepare`; the output folder holds other results; with `strict`, a damaged image.
+    """
+    setup = prepare(config, ranks)
+    output = OutputFolder(setup.folder)
+    settings = result_settings(config, setup.model_file, setup.tile, setup.precision.name, ranks.device)
+    if not config.overwrite:
+        output.refuse_other_settings(settings)
+    ranks.barrier()  # nobody writes before all have looked
+    if ranks.is_main:
+        output.begin(settings)
+    ranks.barrier()
+    return Job(setup, output, ranks).run()
+
+
+class Job:
+    """One rank's work."""
+
+    def __init__(self, setup: Setup, output: OutputFolder, ranks: Ranks) -> None:
+        self.setup, self.output, self.ranks = setup, output, ranks
+        self.config = setup.config
+        self.records: dict[int, dict[str, Any]] = {}
+        self.failures: dict[int, str] = {}
+        self.window = blending_window(self.config.blending, setup.tile)
+
+    def run(self) -> Result:
+        """Everything from the plan to the scores."""
+        found = self._look_around()
+        self.records = {index: record for index, (record, _) in found.items() if record is not None}
+        self.failures = {index: header.error for index, header in enumerate(self.setup.headers) if header.error}
+        reused = len(self.records)
+        todo = [index for index in found if index not in self.records and index not in self.failures]
+        stretches = [
+            Stretch(index, rows, self.setup.tiles_across(index))
+            for index in todo
+            for rows in remaining(self.setup.tile_rows(index), [part.tile_rows for part in found[index][1]])
+        ]
+        pieces = assign(stretches, self.ranks.world_size)
+        self._segment_all(pieces, [index for index in todo if all(s.image != index for s in stretches)])
+        self._finish_shared(pieces)
+        return self._conclude(reused)
+
+    def _look_around(self) -> dict[int, tuple[dict[str, Any] | None, list[Part]]]:
+        """For each image that can be opened its record, if it is finished, and its parts, if it was begun."""
+        mine = {}
+        for index in range(self.ranks.rank, len(self.setup.headers), self.ranks.world_size):
+            image, header = self.setup.inputs.images[index], self.setup.headers[index]
+            if header.error:
+                continue
+            record = self.output.finished_record(image, header)
+            if record is not None and self.setup.has_figure(index) and "figure" not in record["files"]:
+                record = None
+            parts = [] if record else self.output.parts(image, header, list(self.setup.layers(index).dtypes()))
+            mine[index] = (record, parts)
+        merged: dict[int, tuple[dict[str, Any] | None, list[Part]]] = {}
+        for share in self.ranks.gather(mine):
+            merged |= share
+        return dict(sorted(merged.items()))
+
+    def _segment_all(self, pieces: list[list[Stretch]], only_to_finish: list[int]) -> None:
+        """This rank's stretches, one after another; images that are whole here are finished at once."""
+        mine = pieces[self.ranks.rank]
+        whole = {stretch.image for stretch in mine} - {
+            stretch.image for rank, piece in enumerate(pieces) if rank != self.ranks.rank for stretch in piece
+        }
+        network = self._network() if mine else None
+        megapixels = sum(self._pixels(stretch) for stretch in mine) / 1e6
+        label = "segmenting" if self.ranks.world_size == 1 else f"segmenting (rank 0 of {self.ranks.world_size})"
+        quiet = self.config.quiet or not self.ranks.is_main
+        with Progress(label, round(megapixels, 3), "Mpx", quiet=quiet) as progress:
+            for position, stretch in enumerate(mine):
+                assert network is not None
+                index = stretch.image
+                with self._failures_noted(index):
+                    in_memory = self._segment(network, stretch, index in whole, progress)
+                    if in_memory is not None:
+                        self._finish(index, in_memory)
+                    elif index in whole and all(later.image != index for later in mine[position + 1 :]):
+                        self._finish(index)
+        for index in only_to_finish[self.ranks.rank :: self.ranks.world_size]:
+            with self._failures_noted(index):
+                self._finish(index)
+
+    def _finish_shared(self, pieces: list[list[Stretch]]) -> None:
+        """When all ranks are done: images that lay on several are finished by the rank that had their top."""
+        failures = self.ranks.gather(self.failures)
+        failed = {index for share in failures for index in share}
+        owners: dict[int, int] = {}
+        shared = set()
+        for rank, piece in enumerate(pieces):
+            for stretch in piece:
+                if owners.setdefault(stretch.image, rank) != rank:
+                    shared.add(stretch.image)
+        for index in sorted(shared - failed):
+            if owners[index] == self.ranks.rank:
+                with self._failures_noted(index):
+                    self._finish(index)
+
+    def _conclude(self, reused: int) -> Result:
+        """Gather what all ranks did; rank 0 writes scores and failures."""
+        records: dict[int, dict[str, Any]] = {}
+        failures: dict[int, str] = {}
+        for theirs, failed in self.ranks.gather((self.records, self.failures)):
+            records |= theirs
+            failures |= failed
+        images = self.setup.inputs.images
+        names = [info.name for info in self.setup.card.classes]
+        scored = [
+            records[index]["scores"] | {"name": images[index].name}
+            for index in sorted(records)
+            if records[index]["scores"]
+        ]
+        scores = summarise(names, scored) if scored else None
+        listed = [{"image": images[index].path, "error": failures[index]} for index in sorted(failures)]
+        if self.ranks.is_main:
+            part, parts = self.config.task_part()
+            suffix = f"-{part}-of-{parts}" if parts > 1 else ""
+            if scores is not None:
+                write_json(self.setup.folder / f"scores{suffix}.json", scores)
+            failures_file = self.setup.folder / f"failures{suffix}.json"
+            if listed:
+                write_json(failures_file, listed)
+            else:
+                failures_file.unlink(missing_ok=True)
+        kinds = sorted({kind for record in records.values() for kind in record["files"]})
+        return Result(self.setup.folder, len(images), listed, scores, kinds, reused)
+
+    def _network(self) -> TileNetwork:
+        model, card = load_model(self.setup.model_file, str(self.ranks.device))
+        if self.config.compile:
+            model = torch.compile(model)  # type: ignore[assignment]
+        return TileNetwork(
+            model,
+            len(card.classes),
+            card.mean,
+            card.std,
+            self.ranks.device,
+            stride_multiple=card.stride_multiple,
+            precision=self.setup.precision,
+            flips=self.config.flips,
+            channels_last=self.config.channels_last,
+        )
+
+    def _pixels(self, stretch: Stretch) -> int:
+        rows, region = self.setup.grid(stretch.image).rows, self.setup.region(stretch.image)
+        top = max(rows.finished(stretch.rows.start)[0], region.top)
+        bottom = min(rows.finished(stretch.rows.stop - 1)[1], region.bottom)
+        return (bottom - top) * (region.right - region.left)
+
+    def _segment(
+        self, network: TileNetwork, stretch: Stretch, whole: bool, progress: Progress
+    ) -> dict[str, Rows] | None:
+        """Compute a stretch; returns its layers if they are kept in memory, else they are in parts."""
+        index = stretch.image
+        layers, region = self.setup.layers(index), self.setup.region(index)
+        image, header = self.setup.inputs.images[index], self.setup.headers[index]
+        shape = (region.bottom - region.top, region.right - region.left)
+        in_memory = (
+            whole
+            and stretch.rows == self.setup.tile_rows(index)
+            and shape[0] * shape[1] * layers.bytes_per_pixel() <= MEMORY_LIMIT
+        )
+        if in_memory:
+            arrays = {name: np.empty(shape, dtype) for name, dtype in layers.dtypes().items()}
+            for rows, found in self._rows(network, stretch, layers):
+                for name, array in arrays.items():
+                    array[rows.top - region.top : rows.bottom - region.top] = found[name]
+                progress.advance((rows.bottom - rows.top) * shape[1] / 1e6)
+            return {name: MemoryRows(array) for name, array in arrays.items()}
+        folder = self.output.begin_parts(image, header, list(layers.dtypes()))
+        writer = PartWriter(folder, stretch.rows.start, layers.dtypes())
+        complete = False
+        try:
+            for rows, found in self._rows(network, stretch, layers):
+                writer.append(rows.tile_row, rows.top, rows.bottom, found)
+                progress.advance((rows.bottom - rows.top) * shape[1] / 1e6)
+            complete = True
+        finally:
+            writer.close(complete=complete)
+        return None
+
+    def _rows(
+        self, network: TileNetwork, stretch: Stretch, layers: Layers
+    ) -> Iterator[tuple[FinishedRows, dict[str, np.ndarray]]]:
+        """The layers of the rows that a stretch finishes, as they come."""
+        index = stretch.image
+        grid, path = self.setup.grid(index), self.setup.inputs.images[index].path
+        weights = Weights(grid, self.window, network.device)
+        with open_image(path) as image:
+
+            def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+                return match_channels(image.read(top, bottom, left, right), network.channels, path)
+
+            def encoded(read: Any) -> Iterator[Arriving[FinishedRows]]:
+                for rows in finished_rows(network, read, grid, self.window, stretch.rows, self.setup.region(index)):
+                    yield Arriving(rows, layers.encode(rows, weights))
+
+            if network.device.type == "cuda":
+                with ReadAhead(read, grid.rows.size) as ahead:
+                    yield from self._checked_rows(encoded(ahead), network.device, path)
+            else:
+                yield from self._checked_rows(encoded(read), network.device, path)
+
+    def _checked_rows(
+        self, results: Iterator[Arriving[FinishedRows]], device: torch.device, path: str
+    ) -> Iterator[tuple[FinishedRows, dict[str, np.ndarray]]]:
+        for rows, found in arrived(results, device):
+            if len(self.setup.card.classes) <= NOT_A_NUMBER and found[MASK].max() == NOT_A_NUMBER:
+                raise UserError(
+                    f"{path}: the network returned NaN in rows {rows.top} to {rows.bottom}; "
+                    f"{'try --precision fp32' if self.setup.precision.name != 'fp32' else 'is the model trained well?'}"
+                )
+            yield rows, found
+
+    def _finish(self, index: int, layers: dict[str, Rows] | None = None) -> None:
+        """Write an image's files from its layers, score it, note it as finished."""
+        setup, image, header = self.setup, self.setup.inputs.images[index], self.setup.headers[index]
+        region = setup.region(index)
+        rows = layers or self._from_parts(index)
+        truth = None
+        scores = None
+        try:
+            if image.mask is not None and setup.inputs.masks is not None:
+                truth = setup.inputs.masks.open(image.mask)
+                confusion = confusion_of_image(truth, rows[MASK], len(setup.card.classes), region.top, region.left)
+                scores = image_scores(confusion) | {"image": image.path, "mask": image.mask}
+            files = self._write_layers(index, rows)
+            with open_image(image.path) as opened:
+                files |= self._write_pictures(index, rows, opened, truth, scores)
+        finally:
+            if truth is not None:
+                truth.close()
+        if scores is not None:
+            scores["prediction"] = files[MASK]
+        record = {"source": source_of(image, header), "files": files, "scores": scores}
+        self.output.write_record(image, record)
+        self.records[index] = record
+
+    def _from_parts(self, index: int) -> dict[str, Rows]:
+        setup, image = self.setup, self.setup.inputs.images[index]
+        layers, region = setup.layers(index), setup.region(index)
+        parts = self.output.parts(image, setup.headers[index], list(layers.dtypes()))
+        folder = self.output.parts_folder(image)
+        if remaining(setup.tile_rows(index), [part.tile_rows for part in parts]):
+            raise UserError(f"{image.path}: rows are missing in {folder}; run the same command again to compute them")
+        width = region.right - region.left
+        return {name: PartRows(folder, parts, name, dtype, width) for name, dtype in layers.dtypes().items()}
+
+    def _write_layers(self, index: int, rows: dict[str, Rows]) -> dict[str, str]:
+        """The class mask and what else was asked for; returns the files by kind, relative to the output folder."""
+        output, classes = self.config.output, self.setup.card.classes
+        name, folder = self.setup.inputs.images[index].name, self.setup.folder
+        mask = rows[MASK]
+        small = mask.shape[0] * mask.shape[1] <= PNG_LIMIT
+        kind = output.mask_format if output.mask_format != "auto" else "png" if small else "tiff"
+        files = {MASK: f"masks/{name}{MASK_FILE_SUFFIX[kind]}"}
+        path = folder / files[MASK]
+        names = [info.name for info in classes]
+        if kind == "png":
+            write_mask_png(path, mask, classes)
+        elif kind == "tiff":
+            write_tiff(path, [mask], classes)
+        else:
+            write_zarr(path, [mask], {"classes": names}, stacked=False)
+        if output.probabilities != "none":
+            planes = [rows[layer] for layer in self.setup.layers(index).probability_names()]
+            suffix = {"npy": ".npy", "tiff": ".tif", "zarr": ".zarr"}[output.probability_format]
+            files["probabilities"] = f"probabilities/{name}{suffix}"
+            path = folder / files["probabilities"]
+            if output.probability_format == "npy":
+                write_npy(path, planes)
+            elif output.probability_format == "tiff":
+                write_tiff(path, planes)
+            else:
+                write_zarr(path, planes, {"classes": names}, stacked=True)
+        for layer in (CONFIDENCE, ENTROPY):
+            if layer in rows:
+                files[layer] = f"{layer}/{name}{'.png' if small else '.tif'}"
+                if small:
+                    write_grey_png(folder / files[layer], rows[layer])
+                else:
+                    write_tiff(folder / files[layer], [rows[layer]])
+        return files
+
+    def _write_pictures(
+        self, index: int, rows: dict[str, Rows], image: ImageFile, truth: MaskFile | None, scores: dict[str, Any] | None
+    ) -> dict[str, str]:
+        """Preview and figure; returns the files by kind."""
+        setup, region, name = self.setup, self.setup.region(index), self.setup.inputs.images[index].name
+        classes, corner = setup.card.classes, (region.top, region.left)
+        files = {}
+        if self.config.output.previews:
+            files["preview"] = f"previews/{name}.png"
+            path = setup.folder / files["preview"]
+            write_preview(path, image, rows[MASK], corner, self.config.output.preview_side, classes)
+        if setup.has_figure(index):
+            files["figure"] = f"figures/{name}.png"
+            step = max(1, -(-max(rows[MASK].shape) // FIGURE_SIDE))
+            planes = [reduced(rows[layer], step) for layer in setup.layers(index).probability_names()]
+            true_labels = None
+            if truth is not None:
+                window = truth.read(region.top, region.bottom, region.left, region.right)
+                true_labels = window[::step, ::step]
+            title = (
+                name if scores is None or scores["mean_iou"] is None else f"{name}   mean IoU {scores['mean_iou']:.4f}"
+            )
+            draw_figure(
+                setup.folder / files["figure"],
+                title,
+                reduced_image(image, rows[MASK].shape, corner, step),
+                true_labels,
+                reduced(rows[MASK], step),
+                np.stack([dequantised(plane) for plane in planes]),
+                classes,
+            )
+        return files
+
+    def _failures_noted(self, index: int) -> "_Noted":
+        return _Noted(self, index)
+
+
+class _Noted:
+    """Turns what is wrong with one image into an entry of the failure list; with `strict` it is raised."""
+
+    def __init__(self, job: Job, index: int) -> None:
+        self.job, self.index = job, index
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, UserError) or self.job.config.strict:
+            if isinstance(error, UserError):
+                error.on_this_rank = True  # type: ignore[attr-defined]
+            return False
+        path = self.job.setup.inputs.images[self.index].path
+        message = str(error) if path in str(error) else f"{path}: {error}"
+        self.job.failures[self.index] = message
+        warn(f"rank {self.job.ranks.rank}: {message}" if self.job.ranks.rank else message)
+        return True
