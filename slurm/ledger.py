@@ -1,0 +1,90 @@
+"""A job's starts and its end, in one small file beside its logs: `<job id>_ledger.json`.
+
+Slurm may start a job again and again: after preemption, at each time limit, after a node has died. How often is no
+measure of trouble; three starts in a row that leave nothing behind are. So every start notes what the job has made
+so far, and a job that has made nothing new since the third start back is not started again.
+"""
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+STARTS_WITHOUT_PROGRESS = 3
+
+
+@dataclass
+class Start:
+    """One start of the job."""
+
+    time: float
+    host: str
+    progress: str
+    """Fingerprint of what the job had made when it started."""
+
+
+@dataclass
+class Ledger:
+    """The starts and the end of one job. Rank 0 writes; everybody may read."""
+
+    path: Path
+    starts: list[Start] = field(default_factory=list)
+    end: str = ""
+    """"finished", "failed", "cancelled", or empty while the job goes on."""
+    reason: str = ""
+    """One line for a person: why the job ended as it did."""
+
+    @classmethod
+    def read(cls, path: Path) -> "Ledger":
+        """The ledger at `path`, an empty one if there is none."""
+        if not path.exists():
+            return cls(path)
+        values = json.loads(path.read_text())
+        return cls(path, [Start(**start) for start in values["starts"]], values["end"], values["reason"])
+
+    def begin(self, host: str, progress: str) -> None:
+        """Note a start."""
+        self.starts.append(Start(time.time(), host, progress))
+        self.close("", "")
+
+    def close(self, end: str, reason: str) -> None:
+        """Note how the job ended, and why."""
+        self.end, self.reason = end, reason
+        values = {"starts": [asdict(start) for start in self.starts], "end": end, "reason": reason}
+        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with draft.open("w") as file:
+            json.dump(values, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self.path)
+
+    def standstill(self, progress: str) -> str:
+        """Why the job should not be started again, or nothing: it has made nothing new in its last three starts."""
+        recent = self.starts[-STARTS_WITHOUT_PROGRESS:]
+        if len(recent) < STARTS_WITHOUT_PROGRESS or any(start.progress != progress for start in recent):
+            return ""
+        return (
+            f"no progress in {STARTS_WITHOUT_PROGRESS} starts: nothing new was written since "
+            f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(recent[0].time))}; "
+            "look at the log for the cause (a time limit shorter than the way to the first checkpoint?)"
+        )
+
+
+def ledger_path(folder: Path, job_id: str) -> Path:
+    """Where the ledger of a job lies among the logs in `folder`."""
+    return folder / f"{job_id}_ledger.json"
+
+
+def fingerprint(patterns: tuple[str, ...]) -> str:
+    """Names and sizes of the files that match glob `patterns`, as a hash: it changes when a job has made something."""
+    digest = hashlib.sha256()
+    for pattern in patterns:
+        for path in sorted(Path().glob(pattern) if not os.path.isabs(pattern) else Path("/").glob(pattern[1:])):
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                continue  # an old checkpoint that was just removed
+            digest.update(f"{path}\0{size}\0".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,96 @@
+"""A chain of jobs, each started when the one before has succeeded; what is finished already is not done again."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from slurm.errors import SubmitError
+from slurm.ledger import Ledger, ledger_path
+from slurm.status import Standing, standings
+from slurm.submit import Cluster, Order, Record, submit
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One job of the chain."""
+
+    order: Order
+    product: str
+    """A file that is there when the link is finished; its absence means that it has to be done again."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What became of a link at submission."""
+
+    link: Link
+    record: Record
+    what: str
+    """"submitted", "queued already", "finished already"."""
+
+
+def submit_chain(links: Sequence[Link], cluster: Cluster, say: Say) -> list[Placed]:
+    """Submit `links` so that each waits for the one before; off Slurm run them here, one after another.
+
+    A link is kept as it is when it was submitted before with the same arguments, all links before it are kept too, and
+    it is finished (with its product in place) or still waits or runs.
+
+    Raises:
+        SubmitError: a link of an earlier submission is in the way; off Slurm also: a link failed.
+    """
+    placed: list[Placed] = []
+    changed = False
+    for link in links:
+        earlier = {standing.record.name: standing for standing in standings(link.order.folder)}
+        before = earlier.get(link.order.name)
+        kept = None if changed else _keep(link, before, cluster)
+        if kept is not None and before is not None:
+            placed.append(Placed(link, before.record, kept))
+            say(f"{link.order.name}: {kept} (job {before.record.job_id})")
+            continue
+        changed = True
+        if before is not None and before.alive and cluster == "slurm":
+            raise SubmitError(
+                f"{link.order.name}: job {before.record.job_id} of an earlier submission is still {before.state}; "
+                f"wait for it, or `scancel {before.record.job_id}` and submit again"
+            )
+        if cluster == "slurm":
+            waiting_for = [item.record.job_id for item in placed[-1:] if item.what != "finished already"]
+            record, _ = submit(_after(link.order, tuple(waiting_for)), cluster)
+            say(f"{link.order.name}: submitted as job {record.job_id}")
+        else:
+            record = _run_here(link.order, cluster, say)
+        placed.append(Placed(link, record, "submitted"))
+    return placed
+
+
+def _keep(link: Link, before: Standing | None, cluster: Cluster) -> str | None:
+    if before is None or before.record.arguments != [list(task.arguments) for task in link.order.tasks]:
+        return None
+    if before.finished and Path(link.product).exists():
+        return "finished already"
+    if cluster == "slurm" and before.record.cluster == "slurm" and before.alive:
+        return "queued already"
+    return None
+
+
+def _after(order: Order, job_ids: tuple[str, ...]) -> Order:
+    return replace(order, after=job_ids)
+
+
+def _run_here(order: Order, cluster: Cluster, say: Say) -> Record:
+    """Run a link on this machine, and wait for its end."""
+    started = time.monotonic()
+    say(f"{order.name}: started here; logs in {order.folder}")
+    record, (job,) = submit(order, cluster)
+    error = job.exception()
+    if error is not None:
+        reason = Ledger.read(ledger_path(order.folder, record.job_id)).reason or str(error)
+        raise SubmitError(
+            f"{order.name} failed: {reason}\nIts log is {job.paths.stderr}; the later links were not started"
+        )
+    say(f"{order.name}: finished in {time.monotonic() - started:.0f} s")
+    return record

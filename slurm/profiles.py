@@ -1,0 +1,190 @@
+"""Cluster profiles: a TOML file that says once what a cluster wants from its jobs.
+
+    partition = "gpu"
+    gpus_per_node = 8
+    cpus_per_task = 12
+
+    [environment]
+    NCCL_SOCKET_IFNAME = "ib0"
+
+    [jobs.train]          # train differs from the other jobs
+    nodes = 4
+
+A profile is a path, or the name of one of the examples in `slurm/profiles`.
+"""
+
+import difflib
+import json
+import shlex
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from slurm.errors import SubmitError
+
+EXAMPLES = Path(__file__).parent / "profiles"
+JOBS = ("make-shards", "train", "infer", "report")
+"""Jobs that may have a table of their own, `[jobs.NAME]`."""
+
+LIMITLESS_RETRIES = 1_000_000
+"""submitit counts time-outs; here progress decides (`slurm.ledger`), so its own limit must not be in the way."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one job asks of the cluster. Everything has a default, but most clusters want a partition or an account."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    exclusive: bool = False
+    """Whole nodes, whatever the job asks for."""
+    nodes: int = 1
+    gpus_per_node: int = 0
+    tasks_per_node: int | None = None
+    """Ranks on a node; one per GPU (or one) if left out."""
+    cpus_per_task: int = 1
+    memory_gb: float | None = None
+    """Memory per node; the cluster's default if left out."""
+    time_minutes: int = 60
+    """Time limit of one start. A training that needs longer is requeued and continues."""
+    signal_seconds: int = 120
+    """How long before the time limit the job is told to save its state. Slurm may tell up to a minute early."""
+    array_parallelism: int = 64
+    """How many tasks of an array may run at a time."""
+    launcher: Literal["srun", "torchrun"] = "srun"
+    """One Slurm task per rank, or one torchrun per node which starts the ranks itself."""
+    python: str | None = None
+    """The command that starts Python on a node; the submitting interpreter if left out.
+    With Apptainer: "apptainer exec --nv image.sif python"."""
+    container: tuple[str, ...] = ()
+    """srun's container flags (Pyxis): ["--container-image=…", "--container-mounts=/data"]."""
+    srun: tuple[str, ...] = ()
+    """Further flags for srun."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the job: `module load …`, `source …`."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the job."""
+    sbatch: dict[str, str | int | bool] = field(default_factory=dict)
+    """Any other flag of sbatch, without the dashes: {"mail-type" = "FAIL", "reservation" = "course"}."""
+
+    @property
+    def tasks(self) -> int:
+        """Slurm tasks on a node: ranks, or one torchrun."""
+        return 1 if self.launcher == "torchrun" else self.ranks_per_node
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks on a node."""
+        return self.tasks_per_node or max(1, self.gpus_per_node)
+
+    def check(self, origin: str) -> None:
+        """Raises SubmitError for figures that can't work together."""
+        for name in ("nodes", "cpus_per_task", "time_minutes", "array_parallelism"):
+            if getattr(self, name) < 1:
+                raise SubmitError(f"{origin}: {name} = {getattr(self, name)}; it must be at least 1")
+        if self.gpus_per_node < 0 or (self.tasks_per_node is not None and self.tasks_per_node < 1):
+            raise SubmitError(f"{origin}: gpus_per_node must be at least 0 and tasks_per_node at least 1")
+        if self.signal_seconds + 60 > 60 * self.time_minutes:
+            raise SubmitError(
+                f"{origin}: signal_seconds = {self.signal_seconds} leaves nothing of time_minutes = "
+                f"{self.time_minutes}: Slurm sends the signal up to 60 s early; raise time_minutes"
+            )
+
+
+def load_profile(name: str, job: str) -> Profile:
+    """The profile `name` (a path, or an example's name) for one job, its `[jobs.<job>]` table laid on top.
+
+    Raises:
+        SubmitError: no such profile, no TOML, an unknown key, or a value of the wrong type.
+    """
+    path = _find(name)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SubmitError(f"{path}: {error}") from None
+    tables = values.pop("jobs", {})
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise SubmitError(f"{path}: jobs holds tables, as in [jobs.train]")
+    for table in tables:
+        _refuse_unknown(table, JOBS, f"{path}: [jobs.{table}]")
+    for origin, part in ((str(path), values), *((f"{path}: [jobs.{table}]", tables[table]) for table in tables)):
+        for key in part:
+            _refuse_unknown(key, [item.name for item in fields(Profile)], f"{origin}: {key}")
+    merged = dict(values)
+    for key, value in tables.get(job, {}).items():
+        # Tables inside a profile add up, so that one variable more doesn't cost the others.
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merged[key] | value if both else value
+    return _validated(merged, str(path))
+
+
+def submitit_parameters(profile: Profile, name: str, comment: str) -> dict[str, Any]:
+    """`profile` in the words of submitit's AutoExecutor; the `slurm_` ones are ignored by its other executors."""
+    srun = [
+        # Without it the other ranks would hang when one exits.
+        "--kill-on-bad-exit=1",
+        # Since 22.05 srun no longer takes this over from sbatch.
+        f"--cpus-per-task={profile.cpus_per_task}",
+        *profile.container,
+        *profile.srun,
+    ]
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in profile.environment.items()]
+    parameters = {
+        "name": name,
+        "nodes": profile.nodes,
+        "tasks_per_node": profile.tasks,
+        "cpus_per_task": profile.cpus_per_task,
+        "gpus_per_node": profile.gpus_per_node or None,
+        "mem_gb": profile.memory_gb,
+        "timeout_min": profile.time_minutes,
+        "slurm_partition": profile.partition,
+        "slurm_account": profile.account,
+        "slurm_qos": profile.qos,
+        "slurm_constraint": profile.constraint,
+        "slurm_nodelist": profile.nodelist,
+        "slurm_exclude": profile.exclude,
+        "slurm_exclusive": profile.exclusive or None,
+        "slurm_signal_delay_s": profile.signal_seconds,
+        "slurm_array_parallelism": profile.array_parallelism,
+        "slurm_comment": comment,
+        "slurm_setup": [*exports, *profile.setup] or None,
+        "slurm_srun_args": srun,
+        "slurm_additional_parameters": {"requeue": True, **profile.sbatch},
+    }
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def _find(name: str) -> Path:
+    for path in (Path(name), EXAMPLES / f"{name}.toml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in EXAMPLES.glob("*.toml")))
+    raise SubmitError(f"--profile {name}: neither a file nor one of the examples ({known})")
+
+
+def _refuse_unknown(name: str, known: "list[str] | tuple[str, ...]", where: str) -> None:
+    if name in known:
+        return
+    close = difflib.get_close_matches(name, known, n=1)
+    raise SubmitError(
+        f"{where} is unknown; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}")
+    )
+
+
+def _validated(values: dict[str, Any], origin: str) -> Profile:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        # Strict JSON mode: "3" is no number and 1 is no boolean, but a list is a tuple.
+        profile = TypeAdapter(Profile).validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = first["loc"][0] if first["loc"] else "?"
+        raise SubmitError(f"{origin}: {key}: {first['msg']}, got {first['input']!r}") from None
+    profile.check(origin)
+    return profile

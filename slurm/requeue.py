@@ -1,0 +1,154 @@
+"""Stopping and coming back: what a rank does when Slurm tells it to stop, and when its peers are gone.
+
+The signal alone does not say what is wanted: a preemption sends SIGTERM as `scancel` does, and may or may not send
+submitit's SIGUSR2 as well. So rank 0 asks Slurm. A job that is still RUNNING shall come back, and is requeued; any
+other is being cancelled, or requeued by somebody else, and just ends.
+"""
+
+import logging
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from slurm.errors import SubmitError
+from slurm.ledger import Ledger, fingerprint
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+PEER_GRACE = 5.0
+"""Seconds that a rank waits after it has lost its peers. If one of them ended with an error of its own, srun kills
+the rest within that time, and nobody asks for a requeue that would only repeat the error."""
+WAIT_FOR_THE_END = 900.0
+"""Seconds that a rank waits for Slurm to end it, after a requeue was asked for: a dead node takes minutes to notice."""
+
+log = logging.getLogger(__name__)
+
+
+class JobFailed(Exception):
+    """The job's own verdict on itself; the message is its reason. A plain exception, so that submitit stores it."""
+
+
+class Comeback:
+    """One rank's dealings with signals and requeues, while the job runs.
+
+    Use as a context manager around the job. Its handlers are in force until the job sets its own, and again after
+    the job has put them back.
+
+    Args:
+        job_id: as Slurm's commands want it, `17` or `17_3`.
+        rank: of this task.
+        ledger: path of the job's ledger.
+        progress: glob patterns of the files that the job makes.
+        under_slurm: without it nobody starts a job again, and all that is left is to end in good order.
+        patient: a signal is only noted, in `told_to_stop`: the job runs in processes of its own that get it as well.
+    """
+
+    def __init__(
+        self,
+        job_id: str,
+        rank: int,
+        ledger: Path,
+        progress: tuple[str, ...],
+        *,
+        under_slurm: bool = True,
+        patient: bool = False,
+    ) -> None:
+        self.job_id, self.rank, self.ledger, self.progress = job_id, rank, ledger, progress
+        self.under_slurm, self.patient = under_slurm, patient
+        self.told_to_stop = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Comeback":
+        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def refuse_standstill(self) -> None:
+        """Raises JobFailed if the job has made nothing in its last three starts."""
+        if reason := Ledger.read(self.ledger).standstill(fingerprint(self.progress)):
+            raise JobFailed(reason)
+
+    def stopped(self) -> NoReturn:
+        """The job has stopped in good order, on all ranks, because it was told to: have it requeued, or end."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # a second signal must not disturb what the first one started
+        if not self.under_slurm:
+            raise JobFailed("stopped by a signal; the same command continues")
+        if self.rank != 0:
+            self._wait_for_the_end()
+        state = state_of(self.job_id)
+        if state != "RUNNING":
+            Ledger.read(self.ledger).close("cancelled", f"ended by Slurm ({state})")
+            log.warning("job %s is %s: it ends without a requeue", self.job_id, state)
+            sys.exit(128 + signal.SIGTERM)
+        self.refuse_standstill()
+        submitit_handler: Callable[[int, FrameType | None], Any] = self._before[signal.SIGUSR2]
+        submitit_handler(signal.SIGUSR2, None)  # requeues and exits
+        raise JobFailed("submitit did not requeue the job; its log says why")
+
+    def lost_peers(self) -> NoReturn:
+        """This rank can't reach the others: have the job requeued, for if it just ended, Slurm would call it failed."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        log.warning("rank %d lost its peers; a requeue is asked for in %.0f s", self.rank, PEER_GRACE)
+        time.sleep(PEER_GRACE)
+        self.refuse_standstill()
+        if state_of(self.job_id) == "RUNNING":
+            # Several ranks may ask; the second request finds the job no longer running and is refused.
+            subprocess.run(["scontrol", "requeue", self.job_id], check=False)
+        self._wait_for_the_end()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """For jobs, or parts of jobs, that have no handlers of their own: what is on disk is what they resume from."""
+        log.warning("rank %d: %s", self.rank, signal.Signals(number).name)
+        self.told_to_stop = True
+        # The other ranks go on until Slurm ends them: one that left now would make the job a failed one.
+        if not self.patient and (self.rank == 0 or not self.under_slurm):
+            self.stopped()
+
+    def _wait_for_the_end(self) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(WAIT_FOR_THE_END)
+        raise JobFailed(f"rank {self.rank} waited in vain to be ended by Slurm")
+
+
+def state_of(job_id: str) -> str:
+    """The job's state in squeue's words, "GONE" when squeue no longer knows it.
+
+    Raises:
+        SubmitError: slurmctld does not answer.
+    """
+    for attempt in range(6):
+        asked = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"], capture_output=True, text=True, check=False
+        )
+        if asked.returncode == 0:
+            return asked.stdout.strip() or "GONE"
+        if "Invalid job id" in asked.stderr:
+            return "GONE"
+        time.sleep(attempt)  # slurmctld is busy, or restarting
+    raise SubmitError(f"squeue does not answer: {asked.stderr.strip()}")
+
+
+PEER_ERRORS = re.compile(r"gloo|NCCL|connection (closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE)
+"""How communication errors begin that torch raises as a plain RuntimeError."""
+
+
+def is_communication_error(error: BaseException | None) -> bool:
+    """Whether `error`, or what led to it, came from talking to other ranks."""
+    while error is not None:
+        # By name: this room does not import torch, and works for jobs that don't either.
+        if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
+            return True
+        if isinstance(error, RuntimeError | ConnectionError) and PEER_ERRORS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,98 @@
+"""A copy of a folder on the node's own disk, made before the job starts: one per node, verified, for all its ranks.
+
+Worth it when many epochs read a set that lies on a slow or shared file system and fits the node's disk.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+from slurm.errors import SubmitError
+
+CHUNK = 16 * 1024**2
+PATIENCE = 3600.0
+"""Seconds that the other ranks of a node wait for the copy."""
+
+log = logging.getLogger(__name__)
+
+
+def staged(source: Path, parent: str, local_rank: int) -> Path:
+    """A verified copy of `source` inside `parent` on this node. Local rank 0 copies, the others wait.
+
+    Args:
+        source: folder to copy, with all that is in it.
+        parent: folder on the node's own disk; may hold environment variables, `$TMPDIR`.
+
+    Raises:
+        SubmitError: `parent` holds an unset variable, lies on a full disk, or the copy differs from the original.
+    """
+    expanded = os.path.expandvars(parent)
+    if "$" in expanded:
+        raise SubmitError(f"--stage-to {parent}: no such variable on {os.uname().nodename}; name a folder of the node")
+    source = source.resolve()
+    # Sets of the same name from different places must not meet, nor an old copy pass for a set that was rebuilt.
+    identity = hashlib.sha256(json.dumps([str(source), _listing(source)]).encode()).hexdigest()[:12]
+    copy = Path(expanded) / f"{source.name}-{identity}"
+    if local_rank == 0:
+        _copy(source, copy)
+    else:
+        _wait_for(copy)
+    return copy
+
+
+def _copy(source: Path, copy: Path) -> None:
+    if copy.exists():
+        log.warning("using the copy of %s that is in %s already", source, copy)
+        return
+    started = time.monotonic()
+    draft = copy.with_name(f"{copy.name}.{os.getpid()}")
+    try:
+        total = sum(_copy_file(source / name, draft / name) for name, _, _ in _listing(source))
+        draft.rename(copy)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if copy.exists():  # another job on this node was quicker
+            return
+        raise SubmitError(f"{source} can't be copied to {copy}: {error}; leave out --stage-to, or free space") from None
+    except SubmitError:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    log.warning("copied %s to %s: %.1f MB, verified, %.1f s", source, copy, total / 1e6, time.monotonic() - started)
+
+
+def _copy_file(source: Path, target: Path) -> int:
+    """Copy, read back, compare; returns the bytes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    read = hashlib.sha256()
+    with source.open("rb") as original, target.open("wb") as copy:
+        while chunk := original.read(CHUNK):
+            read.update(chunk)
+            copy.write(chunk)
+        copy.flush()
+        os.fsync(copy.fileno())
+    with target.open("rb") as copy:
+        written = hashlib.file_digest(copy, "sha256")
+    if written.digest() != read.digest():
+        raise SubmitError(f"{target} differs from {source} after copying: the node's disk or memory is damaged")
+    return target.stat().st_size
+
+
+def _wait_for(copy: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not copy.exists():
+        # If the copying rank fails, srun ends this one as well.
+        if time.monotonic() > deadline:
+            raise SubmitError(f"{copy} did not appear within {PATIENCE:.0f} s; the log of local rank 0 says why")
+        time.sleep(0.2)
+
+
+def _listing(folder: Path) -> list[tuple[str, int, int]]:
+    """Relative path, size and time of change (ns) of all files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise SubmitError(f"{folder}: nothing there to copy to the nodes")
+    return [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]

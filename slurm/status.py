@@ -1,0 +1,152 @@
+"""How submitted jobs stand, from squeue, sacct and the jobs' own ledgers.
+
+Not from submitit: it takes a job that Slurm requeued after a node failure for finished, and knows nothing of reasons.
+"""
+
+import subprocess
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from slurm.ledger import Ledger, ledger_path
+from slurm.submit import Record, read_records
+
+ALIVE = (
+    "PENDING",
+    "CONFIGURING",
+    "RUNNING",
+    "COMPLETING",
+    "SUSPENDED",
+    "STOPPED",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "RESIZING",
+)
+"""States of squeue in which a job may still do something."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job, or one task of an array."""
+
+    state: str
+    """Slurm's word in capitals; "LOST" where neither Slurm nor the ledger knows."""
+    reason: str = ""
+    elapsed: str = ""
+    nodes: str = ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One submission with the states of its tasks."""
+
+    record: Record
+    states: tuple[JobState, ...]
+    ledgers: tuple[Ledger, ...]
+
+    @property
+    def alive(self) -> bool:
+        """Whether any task waits or runs."""
+        return any(state.state in ALIVE for state in self.states)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every task ended well."""
+        return all(ledger.end == "finished" for ledger in self.ledgers)
+
+    @property
+    def state(self) -> str:
+        """One word, or for arrays counts: `3 COMPLETED, 1 RUNNING`."""
+        if len(self.states) == 1:
+            return self.states[0].state
+        counts = Counter(state.state for state in self.states)
+        return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+
+    @property
+    def starts(self) -> int:
+        """Starts of the task that was started most often."""
+        return max((len(ledger.starts) for ledger in self.ledgers), default=0)
+
+    @property
+    def reason(self) -> str:
+        """Why it waits or why it ended, in one line; the first reason that a task gives."""
+        if not self.finished:
+            for ledger, state in zip(self.ledgers, self.states, strict=True):
+                if ledger.reason and state.state not in ALIVE:
+                    return ledger.reason
+        return next((state.reason for state in self.states if state.reason), "")
+
+
+def standings(folder: Path) -> list[Standing]:
+    """The latest submission of each name in `folder`, with how it stands, in the order of first submission."""
+    latest: dict[str, Record] = {}
+    for record in read_records(folder):
+        latest[record.name] = record
+    states = slurm_states(task for record in latest.values() if record.cluster == "slurm" for task in record.task_ids)
+    found = []
+    for record in latest.values():
+        ledgers = tuple(Ledger.read(ledger_path(folder, task)) for task in record.task_ids)
+        found.append(
+            Standing(
+                record,
+                tuple(
+                    states.get(task) or _from_ledger(ledger)
+                    for task, ledger in zip(record.task_ids, ledgers, strict=True)
+                ),
+                ledgers,
+            )
+        )
+    return [_blame(standing, found) for standing in found]
+
+
+def slurm_states(task_ids: Iterable[str]) -> dict[str, JobState]:
+    """States of the tasks that Slurm knows: of live ones from squeue, of ended ones from sacct."""
+    wanted = set(task_ids)
+    if not wanted:
+        return {}
+    states = {}
+    jobs = ",".join(sorted({task.split("_")[0] for task in wanted}))
+    for line in _lines("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={jobs}",
+                       "--format=JobID,State,ExitCode,Elapsed,NodeList"):  # fmt: skip
+        task, state, code, elapsed, nodes = line.split("|")
+        # "CANCELLED by 1000": who it was stands behind the state.
+        word, _, rest = state.partition(" ")
+        reason = rest if rest else ("" if code == "0:0" else f"exit code {code.replace(':0', '')}")
+        states[task] = JobState(word, reason, elapsed, nodes)
+    # Afterwards, for sacct is some seconds late.
+    for line in _lines("squeue", "--noheader", "--array", "--me", "--format=%i|%T|%r|%M|%N"):
+        task, state, reason, elapsed, nodes = line.split("|")
+        states[task] = JobState(state, "" if reason == "None" else reason, elapsed, nodes)
+    return {task: state for task, state in states.items() if task in wanted}
+
+
+def _lines(*command: str) -> list[str]:
+    """Lines of a command's output; none where it is missing or fails: there are clusters without accounting."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line for line in done.stdout.splitlines() if line.strip()]
+
+
+def _from_ledger(ledger: Ledger) -> JobState:
+    words = {"finished": "COMPLETED", "failed": "FAILED", "cancelled": "CANCELLED"}
+    if ledger.end:
+        return JobState(words[ledger.end])
+    return JobState("RUNNING" if ledger.starts else "LOST", "" if ledger.starts else "no trace of a start")
+
+
+def _blame(standing: Standing, others: list[Standing]) -> Standing:
+    """A link that was cancelled for its predecessor's sake names the predecessor and its reason."""
+    if standing.alive or standing.starts:
+        return standing
+    for other in others:
+        if other.record.job_id in standing.record.after and not other.alive and not other.finished:
+            cause = other.reason or other.state
+            if other.record.after and not other.starts:
+                cause = f"{other.record.name} was cancelled as well"
+            reason = f"{other.record.name} (job {other.record.job_id}) did not succeed: {cause}"
+            states = tuple(JobState(state.state, reason, state.elapsed) for state in standing.states)
+            return Standing(standing.record, states, standing.ledgers)
+    return standing

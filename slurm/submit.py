@@ -1,0 +1,156 @@
+"""Submitting a job through submitit, to Slurm, to this machine's background, or into this very process.
+
+All three run the same `Task`. What was submitted is remembered beside the logs, one line each in `submitted.jsonl`.
+"""
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import SlurmExecutor, _convert_mem, _make_sbatch_string
+
+from slurm.errors import SubmitError
+from slurm.profiles import LIMITLESS_RETRIES, Profile, submitit_parameters
+from slurm.task import Task
+
+Cluster = Literal["slurm", "local", "debug"]
+RECORDS = "submitted.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One submission, as remembered beside its logs."""
+
+    name: str
+    """Which part of the work: "train", "infer", …"""
+    job_id: str
+    """Slurm's job id, of the whole array if there are several tasks; off Slurm a process id."""
+    tasks: int
+    """Array size; 1: no array."""
+    cluster: str
+    arguments: list[list[str]]
+    """The command of each array task."""
+    after: list[str]
+    """Ids of the jobs that must succeed first."""
+    code: str
+    time: float
+
+    @property
+    def task_ids(self) -> list[str]:
+        """Slurm's id of each array task."""
+        return [self.job_id] if self.tasks == 1 else [f"{self.job_id}_{index}" for index in range(self.tasks)]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to submit: one task, or the tasks of an array, under one name and profile."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    profile: Profile
+    folder: Path
+    """For logs, pickles and records; shared between the nodes."""
+    after: tuple[str, ...] = ()
+    """Ids of jobs that must succeed first. If one fails, this is cancelled."""
+
+    def parameters(self) -> dict[str, Any]:
+        """For submitit's AutoExecutor."""
+        parameters = submitit_parameters(self.profile, f"segdist-{self.name}", f"segdist {self.folder}")
+        if self.after:
+            parameters["slurm_dependency"] = "afterok:" + ":".join(self.after)
+            # Otherwise a job whose predecessor failed would stay in the queue for ever.
+            parameters["slurm_additional_parameters"]["kill-on-invalid-dep"] = "yes"
+        return parameters
+
+
+def submit(order: Order, cluster: Cluster) -> tuple[Record, list[submitit.Job[str]]]:
+    """Submit `order`; returns what is remembered of it, and submitit's jobs, one for each task of the array.
+
+    Raises:
+        SubmitError: no Slurm here, or sbatch refuses the job.
+    """
+    order.folder.mkdir(parents=True, exist_ok=True)
+    if cluster != "slurm" and order.profile.nodes > 1:
+        raise SubmitError(
+            f"{order.name}: the profile asks for {order.profile.nodes} nodes, and --cluster {cluster} has one: "
+            "take --profile local, or one with nodes = 1"
+        )
+    if cluster != "slurm" and len(order.tasks) > 1:
+        raise SubmitError(f"{order.name}: a job array needs --cluster slurm")
+    try:
+        executor = submitit.AutoExecutor(
+            order.folder,
+            cluster=cluster,
+            slurm_max_num_timeout=LIMITLESS_RETRIES,
+            slurm_python=order.profile.python,
+            local_python=order.profile.python,
+        )
+    except RuntimeError as error:
+        raise SubmitError(f"--cluster slurm: {error} Log in to the cluster, or take --cluster local") from None
+    executor.update_parameters(**order.parameters())
+    # On Slurm the script exports the profile's variables; elsewhere the job inherits this process's.
+    with _environment({} if cluster == "slurm" else order.profile.environment):
+        try:
+            jobs = executor.submit_array(order.tasks) if len(order.tasks) > 1 else [executor.submit(order.tasks[0])]
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise SubmitError(
+                f"{order.name}: sbatch refused the job; does the profile fit this cluster?\n{error}"
+            ) from None
+    record = Record(
+        name=order.name,
+        job_id=jobs[0].job_id.split("_")[0] if cluster == "slurm" else jobs[0].job_id,
+        tasks=len(jobs),
+        cluster=cluster,
+        arguments=[list(task.arguments) for task in order.tasks],
+        after=list(order.after),
+        code=str(order.tasks[0].code),
+        time=round(time.time(), 3),
+    )
+    with (order.folder / RECORDS).open("a") as file:
+        file.write(json.dumps(asdict(record)) + "\n")
+    return record, jobs
+
+
+def sbatch_script(order: Order) -> str:
+    """The script that `submit` would hand to sbatch; needs no Slurm."""
+    names = SlurmExecutor._equivalence_dict() or {}
+    parameters = {names.get(key, key.removeprefix("slurm_")): value for key, value in order.parameters().items()}
+    if "mem" in parameters:
+        parameters["mem"] = _convert_mem(parameters["mem"])
+    if len(order.tasks) > 1:
+        parameters["map_count"] = len(order.tasks)
+    python = order.profile.python or shlex.quote(sys.executable)
+    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(order.folder))}"
+    return _make_sbatch_string(command=command, folder=order.folder, **parameters)
+
+
+def read_records(folder: Path) -> list[Record]:
+    """What was submitted with its logs in `folder`, oldest first; empty if nothing was."""
+    path = folder / RECORDS
+    if not path.exists():
+        return []
+    return [Record(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set `variables`, and hide those of a Slurm job that this process runs in: they must not rule the new job."""
+    hidden = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
+    before = dict(os.environ)
+    for name in hidden:
+        del os.environ[name]
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,170 @@
+"""What submitit pickles and runs on the nodes: a job's import path and its arguments, nothing else.
+
+Every rank runs `Task.__call__`. Nothing heavy is imported before the job itself is, so that a Task can be made on a
+login node without torch.
+"""
+
+import importlib
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from submitit import JobEnvironment
+from submitit.core.utils import DelayedSubmission
+
+from slurm.code_version import CodeVersion, current_version
+from slurm.errors import SubmitError
+from slurm.ledger import Ledger, fingerprint, ledger_path
+from slurm.requeue import Comeback, JobFailed, is_communication_error
+from slurm.staging import staged
+
+STOPPED = 75
+"""A job's exit code for "stopped in good order, the same command continues" (sysexits.h: try again)."""
+
+FIRST_PORT, PORTS = 20000, 12000
+"""Rank 0's port comes from the job id, below the range from which Linux gives ports to clients."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job, called on every rank."""
+
+    arguments: tuple[str, ...]
+    """What the entry is called with, as from a command line."""
+    folder: str
+    """Where the job's logs and its ledger are; absolute."""
+    code: CodeVersion
+    """The code that was submitted."""
+    entry: str = "jobs.cli:main"
+    """module:function; takes a list of arguments, returns an exit code."""
+    progress: tuple[str, ...] = ()
+    """Glob patterns of the files that show progress: checkpoints, finished images."""
+    stage: str = ""
+    """The folder among the arguments that is copied to the node first …"""
+    stage_to: str = ""
+    """… into this folder; may hold variables of the node, such as $TMPDIR."""
+    torchrun: int = 0
+    """Start so many ranks on each node through torchrun; 0: this process is a rank."""
+
+    def __call__(self) -> str:
+        """Run the job on this rank.
+
+        Raises:
+            JobFailed: it did not end well; the message says why.
+        """
+        _log_to_stderr()
+        job = JobEnvironment()
+        path = ledger_path(Path(self.folder), job.job_id)
+        comeback = Comeback(
+            job.job_id,
+            job.global_rank,
+            path,
+            self.progress,
+            under_slurm=job.cluster == "slurm",
+            patient=self.torchrun > 0,
+        )
+        with comeback:
+            try:
+                if job.global_rank == 0:
+                    self._begin(path, comeback)
+                code = self._run(job, comeback)
+                if code == STOPPED:
+                    comeback.stopped()
+                if code != 0:
+                    sys.tracebacklimit = 0  # the way to this line says nothing about the job's error
+                    raise JobFailed(f"exit code {code}{_last_error(job.paths.stderr)}")
+            except Exception as error:
+                if not isinstance(error, JobFailed) and job.num_tasks > 1 and is_communication_error(error):
+                    log.warning("rank %d: %s", job.global_rank, error, exc_info=error)
+                    comeback.lost_peers()
+                _close_failed(path, job.global_rank, error)
+                raise
+        if job.global_rank == 0:
+            Ledger.read(path).close("finished", "")
+        return "finished"
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Called by submitit on rank 0 before it requeues the job, which starts as it did and continues from disk."""
+        return DelayedSubmission(self)
+
+    def _run(self, job: JobEnvironment, comeback: Comeback) -> int:
+        arguments = list(self.arguments)
+        if self.stage_to:
+            copy = str(staged(Path(self.stage), self.stage_to, job.local_rank))
+            arguments = [copy if argument == self.stage else argument for argument in arguments]
+        if self.torchrun:
+            from slurm.torchrun import run_torchrun
+
+            return run_torchrun(self.entry, arguments, job, self.torchrun, port(job.job_id), comeback)
+        os.environ.update(rank_variables(job))
+        return load_entry(self.entry)(arguments)
+
+    def _begin(self, path: Path, comeback: Comeback) -> None:
+        """Note the start; refuse it if the ones before led nowhere."""
+        # Job ids come again: on a new cluster, or as process ids off Slurm.
+        if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+            path.unlink(missing_ok=True)
+        comeback.refuse_standstill()
+        Ledger.read(path).begin(socket.gethostname(), fingerprint(self.progress))
+        now = current_version()
+        if now.digest != self.code.digest:
+            log.warning("the checkout has changed since this job was submitted: it runs %s, not %s", now, self.code)
+
+
+def _log_to_stderr() -> None:
+    """This room's own lines, with the time; submitit's logger stays as it is."""
+    room = logging.getLogger("slurm")
+    room.propagate = False
+    room.handlers = [logging.StreamHandler()]
+    room.handlers[0].setFormatter(logging.Formatter("%(asctime)s segdist: %(message)s", "%H:%M:%S"))
+
+
+def _close_failed(path: Path, rank: int, error: Exception) -> None:
+    """The first rank that fails on its own account says why; what the others meet follows from it."""
+    if rank != 0:
+        time.sleep(2)  # if rank 0 has failed as well, or is only about to note its start, it comes first
+    ledger = Ledger.read(path)
+    if not ledger.end:
+        reason = str(error) if isinstance(error, JobFailed | SubmitError) else f"{type(error).__name__}: {error}"
+        ledger.close("failed", reason if rank == 0 else f"rank {rank}: {reason}")
+
+
+def _last_error(log_file: Path) -> str:
+    """What the job printed last as its error, for the reason; the file is this rank's standard error."""
+    if not log_file.exists():
+        return ""
+    errors = [line for line in log_file.read_text(errors="replace").splitlines() if "error:" in line]
+    return f": {errors[-1]}" if errors else ""
+
+
+def load_entry(entry: str) -> Callable[[list[str]], int]:
+    """The function that `module:function` names."""
+    module, _, function = entry.partition(":")
+    loaded: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def rank_variables(job: JobEnvironment) -> dict[str, str]:
+    """torchrun's variables for a rank that submitit started on this machine; srun's ranks have their own."""
+    if job.cluster != "local" or job.num_tasks == 1:
+        return {}
+    return {
+        "RANK": str(job.global_rank),
+        "LOCAL_RANK": str(job.local_rank),
+        "WORLD_SIZE": str(job.num_tasks),
+        "LOCAL_WORLD_SIZE": str(job.num_tasks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port(job.job_id)),
+    }
+
+
+def port(job_id: str) -> int:
+    """A port for rank 0 that all ranks know: two jobs on one node don't meet."""
+    return FIRST_PORT + sum(int(part) for part in job_id.split("_") if part.isdecimal()) % PORTS

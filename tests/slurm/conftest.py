@@ -1,0 +1,37 @@
+"""One Slurm cluster for all tests of a session, started from nothing in a folder of its own and removed at the end."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import MINI_CLUSTER, Cluster
+
+TOOLS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "unshare")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Four nodes of 16 claimed cores and 4 fake GPUs; Slurm's commands in this process talk to it."""
+    search = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    missing = [tool for tool in TOOLS if shutil.which(tool, path=search) is None]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"NO SLURM HERE: needs root and Debian's Slurm packages (missing: {', '.join(missing) or 'root'})")
+    # Not pytest's tmp_path: a Unix socket's path must be short.
+    folder = Path(tempfile.mkdtemp(prefix="segdist-slurm-"))
+    before = os.environ.get("SLURM_CONF")
+    try:
+        subprocess.run([MINI_CLUSTER, "start", folder, "--nodes", "4", "--cpus", "16"], check=True)
+        os.environ["SLURM_CONF"] = str(folder / "etc" / "slurm.conf")
+        yield Cluster(folder)
+    finally:
+        if (folder / "settings").exists():
+            subprocess.run([MINI_CLUSTER, "stop", folder], check=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop("SLURM_CONF", None)
+        if before is not None:
+            os.environ["SLURM_CONF"] = before
