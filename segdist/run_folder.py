@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
+from segdist.run_record import CONFIG, EVENTS, SUMMARY
 from segdist.train_config import TrainConfig
 from shards.config import to_dict
 from shards.errors import UserError
 from shards.files import write_json
 
-CONFIG, METRICS, EVENTS, SUMMARY = "config.json", "metrics.jsonl", "events.jsonl", "summary.json"
-
-MAY_CHANGE = frozenset(
-    "run data epochs steps accumulate log_every validate_every max_bad_steps init_from device threads check profile "
-    "quiet checkpoint tracking".split()
-)
+MAY_CHANGE = {
+    *("run", "data", "epochs", "steps", "init_from"),
+    *("accumulate", "device", "threads"),
+    *("log_every", "validate_every", "max_bad_steps", "check", "profile", "quiet", "checkpoint", "tracking"),
+}
 """Settings that may differ when a run is continued: they don't change what is learned (but for `epochs` and `steps`,
 which extend it). The data is compared by its fingerprint, the precision by what was chosen."""
 
@@ -53,17 +53,6 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl` or `events.jsonl`; a last line that was cut off by a crash is left out."""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 def append_event(folder: Path, what: str, step: int, **values: Any) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from segdist.distributed import Ranks
 from segdist.learner import StepFigures
-from segdist.run_folder import METRICS, MetricsLog, append_event, write_summary
+from segdist.run_folder import MetricsLog, append_event, write_summary
+from segdist.run_record import METRICS
 from segdist.tracking import Trackers
 from segdist.validation import ValidationResult
 from shards.manifest import ClassInfo
@@ -68,7 +69,7 @@ class RunReporter:
             return
         self._metrics.cut_back(metrics_position)
         what = "resumed" if resumed else "started"
-        append_event(self.folder, what, step, ranks=self.ranks.world_size, device=str(self.ranks.device))
+        append_event(self.folder, what, step, steps=steps, ranks=self.ranks.world_size, device=str(self.ranks.device))
         if resumed and not self.quiet:
             say(f"{self.folder}: going on after step {step} of {steps}")
 
