@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     # Heavy imports come after the command line: --help must not wait for torch.
     from segdist.distributed import ranks
     from segdist.infer_report import inference_plan, summary_text
-    from segdist.inference_job import infer, prepare
+    from segdist.infer_setup import prepare
+    from segdist.inference_job import infer
 
     config = command.job
     with ranks(config.device, config.threads, PATIENCE) as these:

@@ -51,7 +51,7 @@ def draw_figure(
     height, width = prediction.shape
     panel_width = 2.4
     panel_height = min(max(panel_width * height / width, 1.0), 6.0)
-    figure = Figure(figsize=(panel_width * columns + 0.6, (panel_height + 0.4) * rows + 0.7), dpi=100)
+    figure = Figure(figsize=(panel_width * columns + 0.9, (panel_height + 0.4) * rows + 0.8), dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     shown = None
@@ -68,9 +68,11 @@ def draw_figure(
     figure.suptitle(title, fontsize=11)
     handles = [Patch(facecolor=_unit(info.color), edgecolor="grey", label=info.name) for info in classes]
     figure.legend(handles=handles, loc="lower center", ncols=min(len(classes), 8), fontsize=9, frameon=False)
-    figure.tight_layout(rect=(0, 0.6 / figure.get_figheight(), 1 - 0.5 / figure.get_figwidth(), 1))
+    # Margins in inches: matplotlib's own layouts draw everything twice to find them.
+    across, down = figure.get_size_inches()
+    figure.subplots_adjust(0.1 / across, 0.5 / down, 1 - 0.8 / across, 1 - 0.65 / down, wspace=0.06, hspace=0.15)
     if shown is not None:
-        figure.colorbar(shown, ax=axes, cax=figure.add_axes((1 - 0.42 / figure.get_figwidth(), 0.2, 0.012, 0.6)))
+        figure.colorbar(shown, cax=figure.add_axes((1 - 0.65 / across, 0.2, 0.15 / across, 0.6)))
     with whole_file(path) as file:
         figure.savefig(file, format="png")
 

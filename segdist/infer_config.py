@@ -117,6 +117,10 @@ class InferConfig:
             raise UserError(f"--output.preview-side {self.output.preview_side}: must be at least 16")
         if self.output.figures < 0:
             raise UserError(f"--output.figures {self.output.figures}: can't be negative")
+        if self.task and self.overwrite:
+            raise UserError(
+                "--overwrite would let the tasks of an array discard each other's results; delete --out first"
+            )
         self.task_part()
 
     def task_part(self) -> tuple[int, int]:

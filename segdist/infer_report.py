@@ -2,7 +2,8 @@
 
 from segdist.evaluation import score_table
 from segdist.infer_plan import SMALLEST_CUT, Stretch, assign
-from segdist.inference_job import MEMORY_LIMIT, Result, Setup
+from segdist.infer_setup import Setup
+from segdist.inference_job import MEMORY_LIMIT, Result
 
 SHOWN_FAILURES = 5
 

@@ -18,7 +18,7 @@ from segdist.infer_inputs import Header, InputImage
 from segdist.outputs import Part, find_parts
 from shards.config import to_dict
 from shards.errors import UserError
-from shards.files import write_json
+from shards.files import whole_file, write_json
 
 STATE = "state"
 
@@ -73,9 +73,10 @@ class OutputFolder:
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Note the settings before the first result is written; discard what was made with others."""
-        if self.settings_file.exists() and json.loads(self.settings_file.read_text()) == settings:
-            return
-        shutil.rmtree(self.folder / STATE, ignore_errors=True)
+        if self.settings_file.exists():
+            if json.loads(self.settings_file.read_text()) == settings:
+                return
+            shutil.rmtree(self.folder / STATE)
         write_json(self.settings_file, settings)
 
     def parts_folder(self, image: InputImage) -> Path:
@@ -103,7 +104,7 @@ class OutputFolder:
         shutil.rmtree(self.parts_folder(image), ignore_errors=True)
 
     def parts(self, image: InputImage, header: Header, layers: list[str]) -> list[Part]:
-        """The rows of an unfinished image that are done; parts made from another file or for other layers are dropped."""
+        """The rows of an unfinished image that are done; parts from another file or with other layers are dropped."""
         folder = self.parts_folder(image)
         source = folder / "source"
         if not folder.is_dir():
@@ -117,8 +118,8 @@ class OutputFolder:
     def begin_parts(self, image: InputImage, header: Header, layers: list[str]) -> Path:
         """The folder for an image's parts, marked with what they are made from."""
         folder = self.parts_folder(image)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "source").write_text(json.dumps([source_of(image, header), layers]))
+        with whole_file(folder / "source") as file:
+            file.write(json.dumps([source_of(image, header), layers]).encode())
         return folder
 
 

@@ -14,43 +14,24 @@ import torch
 
 from segdist.distributed import Ranks
 from segdist.evaluation import confusion_of_image, image_scores, summarise
-from segdist.figures import draw_figure, reduced, reduced_image, write_preview
+from segdist.image_files import write_layers, write_pictures
 from segdist.infer_config import InferConfig
-from segdist.infer_inputs import Header, Inputs, find_inputs, named_folder, read_headers
 from segdist.infer_plan import Stretch, assign, remaining
+from segdist.infer_setup import Setup, prepare
 from segdist.infer_state import OutputFolder, result_settings, source_of
-from segdist.inference import NOT_A_NUMBER, FinishedRows, Region, TileNetwork, Weights, finished_rows
-from segdist.layers import CONFIDENCE, ENTROPY, MASK, Layers, dequantised
-from segdist.model_file import ModelCard, load_model, read_card, resolve_model_path
-from segdist.outputs import (
-    MemoryRows,
-    Part,
-    PartRows,
-    PartWriter,
-    Rows,
-    write_grey_png,
-    write_mask_png,
-    write_npy,
-    write_tiff,
-    write_zarr,
-)
-from segdist.precision import Precision, choose_precision
-from segdist.tiling import TileGrid, blending_window, make_grid
+from segdist.inference import NOT_A_NUMBER, FinishedRows, TileNetwork, Weights, finished_rows
+from segdist.layers import MASK, Layers
+from segdist.model_file import load_model
+from segdist.outputs import MemoryRows, Part, PartRows, PartWriter, Rows
+from segdist.tiling import blending_window
 from segdist.transfer import Arriving, ReadAhead, arrived
 from shards.errors import UserError
 from shards.files import write_json
-from shards.images import ImageFile, match_channels, open_image
-from shards.masks import MaskFile
+from shards.images import match_channels, open_image
 from shards.terminal import Progress, warn
 
-PNG_LIMIT = 16 * 2**20
-"""Pixels up to which `auto` writes a mask as PNG."""
-FIGURE_LIMIT = 16 * 2**20
-"""Pixels up to which an image gets a figure; larger ones have the preview."""
-FIGURE_SIDE = 1024
 MEMORY_LIMIT = 64 * 2**20
 """Bytes of all layers up to which an image that is whole on one rank is kept in memory instead of part files."""
-MASK_FILE_SUFFIX = {"png": ".png", "tiff": ".tif", "zarr": ".zarr"}
 
 
 @dataclass
@@ -66,106 +47,6 @@ class Result:
     """Kinds of files that were written, as paths with a pattern."""
     reused: int = 0
     """Images that were finished before."""
-
-
-@dataclass
-class Setup:
-    """What is known before the first tile: model, images, grids. Made without writing anything."""
-
-    config: InferConfig
-    card: ModelCard
-    model_file: Path
-    inputs: Inputs
-    headers: list[Header]
-    tile: int
-    precision: Precision
-    folder: Path
-
-    def region(self, index: int) -> Region:
-        """The part of an image that is segmented."""
-        header = self.headers[index]
-        if self.config.roi is None:
-            return Region(0, header.height, 0, header.width)
-        top, left, height, width = self.config.roi
-        return Region(top, top + height, left, left + width)
-
-    def grid(self, index: int) -> TileGrid:
-        """The tiles of an image."""
-        header = self.headers[index]
-        config = self.config
-        return make_grid(header.height, header.width, self.tile, config.overlap, config.batch_size, config.borders)
-
-    def layers(self, index: int) -> Layers:
-        """The layers that an image gets."""
-        return Layers.wanted(self.config.output, len(self.card.classes), figure=self.has_figure(index))
-
-    def has_figure(self, index: int) -> bool:
-        """Figures are drawn for the first images, if they aren't too large."""
-        return index < self.config.output.figures and self.headers[index].pixels <= FIGURE_LIMIT
-
-    def tile_rows(self, index: int) -> range:
-        """The tile rows that finish rows of the region."""
-        region = self.region(index)
-        return self.grid(index).rows.finishing(region.top, region.bottom)
-
-    def tiles_across(self, index: int) -> int:
-        """Tiles of a row that the region needs."""
-        region = self.region(index)
-        return len(self.grid(index).columns.touching(region.left, region.right))
-
-
-def prepare(config: InferConfig, ranks: Ranks) -> Setup:
-    """Find model and images, read all headers (each rank a share). Collective; writes nothing.
-
-    Raises:
-        UserError: the model or the input can't be used; with `strict` any image that can't.
-    """
-    model_file = resolve_model_path(named_folder(config.model, "runs"))
-    card = read_card(model_file)
-    inputs = find_inputs(config, card.classes)
-    part, parts = config.task_part()
-    if parts > 1:
-        count = len(inputs.images)
-        inputs = Inputs(inputs.label, inputs.images[part * count // parts : (part + 1) * count // parts], inputs.masks)
-    shares = ranks.gather(read_headers(inputs.images[ranks.rank :: ranks.world_size]))
-    headers = [shares[index % ranks.world_size][index // ranks.world_size] for index in range(len(inputs.images))]
-    headers = [_checked(header, image.path, card, config) for header, image in zip(headers, inputs.images, strict=True)]
-    if config.strict:
-        for header in headers:
-            if header.error:
-                raise UserError(header.error)
-    folder = Path(config.out) if config.out else model_file.parent / "predictions" / inputs.label
-    return Setup(
-        config,
-        card,
-        model_file,
-        inputs,
-        headers,
-        config.tile or card.patch,
-        choose_precision(config.precision, ranks.device),
-        folder,
-    )
-
-
-def _checked(header: Header, path: str, card: ModelCard, config: InferConfig) -> Header:
-    """The header, or one with an error if the image doesn't suit the model or the region of interest."""
-    if header.error:
-        return header
-    if header.dtype != card.dtype:
-        return Header(
-            error=f"{path}: {header.dtype} values, but the model was trained on {card.dtype} images; "
-            "convert the image, or train on images of this kind"
-        )
-    if header.channels != card.channels and (header.channels, card.channels) not in ((1, 3), (3, 1)):
-        return Header(error=f"{path}: {header.channels} channels, but the model needs {card.channels}")
-    if config.roi:
-        top, left, height, width = config.roi
-        if top + height > header.height or left + width > header.width:
-            return Header(
-                error=f"{path}: --roi {top} {left} {height} {width} reaches outside the {header.height} x "
-                f"{header.width} pixels"
-            )
-    return header
 
 
 def infer(config: InferConfig, ranks: Ranks) -> Result:
@@ -378,7 +259,7 @@ class Job:
         self, results: Iterator[Arriving[FinishedRows]], device: torch.device, path: str
     ) -> Iterator[tuple[FinishedRows, dict[str, np.ndarray]]]:
         for rows, found in arrived(results, device):
-            if len(self.setup.card.classes) <= NOT_A_NUMBER and found[MASK].max() == NOT_A_NUMBER:
+            if found[MASK].max() == NOT_A_NUMBER:
                 raise UserError(
                     f"{path}: the network returned NaN in rows {rows.top} to {rows.bottom}; "
                     f"{'try --precision fp32' if self.setup.precision.name != 'fp32' else 'is the model trained well?'}"
@@ -397,9 +278,9 @@ class Job:
                 truth = setup.inputs.masks.open(image.mask)
                 confusion = confusion_of_image(truth, rows[MASK], len(setup.card.classes), region.top, region.left)
                 scores = image_scores(confusion) | {"image": image.path, "mask": image.mask}
-            files = self._write_layers(index, rows)
+            files = write_layers(setup, index, rows)
             with open_image(image.path) as opened:
-                files |= self._write_pictures(index, rows, opened, truth, scores)
+                files |= write_pictures(setup, index, rows, opened, truth, scores)
         finally:
             if truth is not None:
                 truth.close()
@@ -418,75 +299,6 @@ class Job:
             raise UserError(f"{image.path}: rows are missing in {folder}; run the same command again to compute them")
         width = region.right - region.left
         return {name: PartRows(folder, parts, name, dtype, width) for name, dtype in layers.dtypes().items()}
-
-    def _write_layers(self, index: int, rows: dict[str, Rows]) -> dict[str, str]:
-        """The class mask and what else was asked for; returns the files by kind, relative to the output folder."""
-        output, classes = self.config.output, self.setup.card.classes
-        name, folder = self.setup.inputs.images[index].name, self.setup.folder
-        mask = rows[MASK]
-        small = mask.shape[0] * mask.shape[1] <= PNG_LIMIT
-        kind = output.mask_format if output.mask_format != "auto" else "png" if small else "tiff"
-        files = {MASK: f"masks/{name}{MASK_FILE_SUFFIX[kind]}"}
-        path = folder / files[MASK]
-        names = [info.name for info in classes]
-        if kind == "png":
-            write_mask_png(path, mask, classes)
-        elif kind == "tiff":
-            write_tiff(path, [mask], classes)
-        else:
-            write_zarr(path, [mask], {"classes": names}, stacked=False)
-        if output.probabilities != "none":
-            planes = [rows[layer] for layer in self.setup.layers(index).probability_names()]
-            suffix = {"npy": ".npy", "tiff": ".tif", "zarr": ".zarr"}[output.probability_format]
-            files["probabilities"] = f"probabilities/{name}{suffix}"
-            path = folder / files["probabilities"]
-            if output.probability_format == "npy":
-                write_npy(path, planes)
-            elif output.probability_format == "tiff":
-                write_tiff(path, planes)
-            else:
-                write_zarr(path, planes, {"classes": names}, stacked=True)
-        for layer in (CONFIDENCE, ENTROPY):
-            if layer in rows:
-                files[layer] = f"{layer}/{name}{'.png' if small else '.tif'}"
-                if small:
-                    write_grey_png(folder / files[layer], rows[layer])
-                else:
-                    write_tiff(folder / files[layer], [rows[layer]])
-        return files
-
-    def _write_pictures(
-        self, index: int, rows: dict[str, Rows], image: ImageFile, truth: MaskFile | None, scores: dict[str, Any] | None
-    ) -> dict[str, str]:
-        """Preview and figure; returns the files by kind."""
-        setup, region, name = self.setup, self.setup.region(index), self.setup.inputs.images[index].name
-        classes, corner = setup.card.classes, (region.top, region.left)
-        files = {}
-        if self.config.output.previews:
-            files["preview"] = f"previews/{name}.png"
-            path = setup.folder / files["preview"]
-            write_preview(path, image, rows[MASK], corner, self.config.output.preview_side, classes)
-        if setup.has_figure(index):
-            files["figure"] = f"figures/{name}.png"
-            step = max(1, -(-max(rows[MASK].shape) // FIGURE_SIDE))
-            planes = [reduced(rows[layer], step) for layer in setup.layers(index).probability_names()]
-            true_labels = None
-            if truth is not None:
-                window = truth.read(region.top, region.bottom, region.left, region.right)
-                true_labels = window[::step, ::step]
-            title = (
-                name if scores is None or scores["mean_iou"] is None else f"{name}   mean IoU {scores['mean_iou']:.4f}"
-            )
-            draw_figure(
-                setup.folder / files["figure"],
-                title,
-                reduced_image(image, rows[MASK].shape, corner, step),
-                true_labels,
-                reduced(rows[MASK], step),
-                np.stack([dequantised(plane) for plane in planes]),
-                classes,
-            )
-        return files
 
     def _failures_noted(self, index: int) -> "_Noted":
         return _Noted(self, index)
