@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from shards.config import from_dict, merge, read_toml, to_dict
+from shards.config import from_dict, merge, read_file, to_dict
 from shards.errors import UserError
 
 Config = TypeVar("Config")
@@ -43,7 +43,7 @@ def parse(
     default = from_dict(cls, preset_values or {}, f"preset {preset}")
     config_file = option_value(arguments, "--config")
     if config_file is not None:
-        values = merge(preset_values or {}, read_toml(Path(config_file)))
+        values = merge(preset_values or {}, read_file(Path(config_file)))
         default = from_dict(cls, values, config_file)
     options: list[Any] = [
         ("job", Annotated[cls, tyro.conf.arg(name="")]),  # type: ignore[valid-type]

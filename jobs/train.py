@@ -20,7 +20,7 @@ from pathlib import Path
 from jobs.command_line import option_value, parse, print_config
 from jobs.exit_codes import FINISHED, STOPPED, run_job
 from segdist.train_config import TrainConfig
-from shards.config import read_toml
+from shards.config import read_file
 from shards.errors import UserError
 
 PRESETS = Path(__file__).resolve().parent.parent / "segdist" / "presets"
@@ -58,7 +58,7 @@ def read_preset(name: str) -> dict[str, object]:
     if not path.is_file():
         known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.toml")))
         raise UserError(f"--preset {name}: choose one of {known}, or give a .toml file")
-    return read_toml(path)
+    return read_file(path)
 
 
 def _torchrun_would_restart() -> bool:

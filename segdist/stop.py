@@ -15,7 +15,7 @@ from shards.terminal import warn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 SECOND_INTERRUPT_AFTER = 1.0
-"""Seconds. torchrun passes a Ctrl-C on to workers that the terminal has interrupted already: that is still the first."""
+"""Seconds. torchrun passes a Ctrl-C on to workers that the terminal has told already: that is still the first one."""
 
 
 class StopRequest:

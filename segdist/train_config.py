@@ -7,7 +7,7 @@ import tyro
 
 from segdist.models import ModelConfig
 from segdist.tracking.config import TrackingConfig
-from shards.augment_config import AugmentConfig
+from shards.augment import AugmentConfig
 from shards.errors import UserError
 
 
@@ -110,8 +110,8 @@ class TrainConfig:
     """Autocast type; auto: bf16 or fp16 where the GPU gains from it, else fp32."""
     threads: int = 0
     """CPU threads per rank; 0: the node's cores shared between its ranks."""
-    channels_last: bool = False
-    """Keep images and weights in NHWC order (faster with AMP on GPUs)."""
+    channels_last: bool = True
+    """Keep images and weights in NHWC order: a third faster on CPUs, faster with AMP on GPUs."""
     compile: bool = False
     """torch.compile the network."""
     deterministic: bool = False

@@ -122,7 +122,8 @@ class Run:
 
     def _loop(self) -> State:
         at, config = self.counters, self.config
-        with closing(self.data.batches(at.step)) as batches, Profile(config.profile, self.folder, self.ranks) as profile:
+        profiler = Profile(config.profile, self.folder, self.ranks)
+        with closing(self.data.batches(at.step)) as batches, profiler:
             for batch in self.reporter.waiting_for(islice(batches, self.steps - at.step)):
                 epoch = at.step // self.steps_per_epoch
                 rate = learning_rate(config.optim, at.step, self.steps)
@@ -130,7 +131,7 @@ class Run:
                 torch.manual_seed(int(hash64(config.seed, _STEP_SEED, at.step, self.ranks.rank) >> 1))
                 self.learner.step(self.preprocess.training(batch), rate, at.step)
                 at.step += 1
-                profile.step()
+                profiler.step()
                 self.reporter.stepped(epoch)
                 last = at.step == self.steps
                 if at.step % config.log_every == 0 or last:
@@ -163,8 +164,9 @@ class Run:
         gradients in the same order as one that was not.
         """
         before = copy_to_cpu(self.learner.state_dict())
-        with closing(self.data.batches(0)) as batches, explain_out_of_memory(
-            self.config, self.data.patch, self.ranks.world_size
+        with (
+            closing(self.data.batches(0)) as batches,
+            explain_out_of_memory(self.config, self.data.patch, self.ranks.world_size),
         ):
             for number, batch in enumerate(islice(batches, 2)):
                 self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)
@@ -243,10 +245,10 @@ class Run:
             take_over(load_model(Path(config.init_from)), net, data.classes, speak=self.ranks.is_main)
         if config.sync_batch_norm and self.ranks.device.type == "cuda":
             net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        return net.to(
-            self.ranks.device,
-            memory_format=torch.channels_last if config.channels_last else torch.preserve_format,
-        )
+        net = net.to(self.ranks.device)
+        if config.channels_last:
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this one
+        return net
 
     def _card(self, epoch: int, score: float | None) -> ModelCard:
         return ModelCard(

@@ -1,6 +1,6 @@
 """The shard sets of a training run, as one: facts, batches of a rank, validation batches."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from segdist.train_config import TrainConfig
@@ -38,7 +38,7 @@ class TrainingData:
         if first.samples("val"):
             self.validation = ValidationBatches(sets[0], config.batch_size, rank, world_size)
 
-    def batches(self, step: int) -> Iterator[Batch]:
+    def batches(self, step: int) -> Generator[Batch, None, None]:
         """This rank's part of every global batch from `step` of the run on, without end."""
         epoch, first = divmod(step, self.order.steps_per_epoch)
         while True:

@@ -43,19 +43,24 @@ def to_dict(config: Any) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config), default=_path_to_text)))
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The file's tables as a dictionary.
+def read_file(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, or of a JSON file (by its suffix), as a dictionary.
 
     Raises:
         UserError: the file can't be read or is no TOML.
     """
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: can't be read ({getattr(error, 'strerror', 'it is no text')})") from None
+    kind = "JSON" if path.suffix == ".json" else "TOML"
+    try:
+        values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid {kind}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold a table of settings")
+    return values
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

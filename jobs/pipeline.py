@@ -1,0 +1,94 @@
+"""`segdist pipeline`: make-shards → train → infer, one after another on this machine.
+
+    segdist pipeline --name demo --processes 2
+    segdist pipeline --config jobs/demo.toml
+
+Each job runs as it would by hand, and its command is shown first. What is finished already is used again: after an
+interruption the same command goes on. `--fresh` throws the shard set and the run of that name away first.
+
+The config file's tables [make_shards], [train] and [infer] hold the settings of the three jobs.
+"""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.command_line import parse, print_config
+from jobs.exit_codes import FINISHED, run_job
+from segdist.models import JsonTable
+from shards.files import write_json
+from shards.terminal import say
+
+JOBS = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """The three jobs, one after another, on this machine."""
+
+    name: str = "pipeline"
+    """Name of the shard set (data/NAME) and of the run (runs/NAME)."""
+    processes: int = 2
+    """Ranks for training and inference."""
+    fresh: bool = False
+    """Throw away the shard set and the run of that name and start over."""
+    make_shards: JsonTable = field(default_factory=dict)
+    """Settings of `segdist make-shards`: a TOML table, or JSON on the command line."""
+    train: JsonTable = field(default_factory=dict)
+    """Settings of `segdist train`, and `preset`."""
+    infer: JsonTable = field(default_factory=dict)
+    """Settings of `segdist infer`."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the jobs; returns the first exit code that is not 0."""
+    command = parse(PipelineConfig, argv, "pipeline", __doc__ or "")
+    config = command.job
+    run, data = Path("runs") / config.name, Path("data") / config.name
+    if command.dry_run:
+        print_config(config)
+    elif config.fresh:
+        for folder in (run, data):
+            shutil.rmtree(folder, ignore_errors=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.processes}"]
+    train = dict(config.train)
+    preset = ["--preset", train.pop("preset")] if "preset" in train else []
+    steps: list[tuple[list[str], dict[str, Any], list[str]]] = [
+        ([sys.executable], config.make_shards, ["-f", config.name]),
+        (torchrun, train, ["-f", config.name, "--run", config.name, *preset]),
+        (torchrun, config.infer, ["-m", config.name, "-f", config.name]),
+    ]
+    for number, ((launcher, settings, arguments), job) in enumerate(
+        zip(steps, ("make_shards", "train", "infer"), strict=True), start=1
+    ):
+        if command.dry_run and job != "make_shards" and not (data / "manifest.json").exists():
+            say(f"{job}: can be planned when the shards are made")
+            continue
+        if settings:
+            # In the run folder, where what was asked for can be seen later; its own name, since train writes config.json.
+            file = run / "pipeline" / f"{job}.json"
+            write_json(file, settings)
+            arguments = ["--config", str(file), *arguments]
+        if command.dry_run:
+            arguments.append("--dry-run")
+        words = [*launcher, str(JOBS / f"{job}.py"), *arguments]
+        say(f"\n[{number}/3] {shlex.join(_short(words))}")
+        code = subprocess.run(words, check=False).returncode
+        if code:
+            return code
+    return FINISHED
+
+
+def _short(words: list[str]) -> list[str]:
+    """The command as a person would type it."""
+    if "torch.distributed.run" in words:
+        return ["torchrun", *words[3:]]
+    return ["python", *words[1:]]
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main))
