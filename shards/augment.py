@@ -135,31 +135,31 @@ class _Draws:
     """The random numbers of one step's samples."""
 
     def __init__(self, seed: int, epoch: int, step: int, slots: NDArray[Any], device: torch.device) -> None:
-        self._key = (seed, epoch, step)
+        self._seed, self._at = seed, (epoch, step)
         self._slots, self._device = slots, device
 
     def between(self, purpose: int, low: float, high: float) -> torch.Tensor:
         """Uniform from `low` to `high`, (B,)."""
-        return self._move(low + (high - low) * uniform(*self._key, purpose, self._slots))
+        return self._move(low + (high - low) * uniform(self._seed, purpose, *self._at, self._slots))
 
     def factor(self, purpose: int, strength: float) -> torch.Tensor:
         """From 1/(1 + strength) to 1 + strength, as often above 1 as below, (B,)."""
-        return self._move((1 + strength) ** (2 * uniform(*self._key, purpose, self._slots) - 1))
+        return self._move((1 + strength) ** (2 * uniform(self._seed, purpose, *self._at, self._slots) - 1))
 
     def integers(self, purpose: int, count: int) -> torch.Tensor:
         """Uniform from 0 to count - 1, (B,)."""
-        return self._move(uniform(*self._key, purpose, self._slots) * count).long()
+        return self._move(uniform(self._seed, purpose, *self._at, self._slots) * count).long()
 
     def normal_points(self, purpose: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Standard normal numbers (B, *shape), few, made on the host."""
         slots = self._slots.reshape(-1, *[1] * len(shape))
         places = np.arange(np.prod(shape)).reshape(1, *shape)
-        radius = np.sqrt(-2 * np.log1p(-uniform(*self._key, purpose, slots, places, 0)))
-        return self._move(radius * np.cos(2 * np.pi * uniform(*self._key, purpose, slots, places, 1)))
+        radius = np.sqrt(-2 * np.log1p(-uniform(self._seed, purpose, *self._at, slots, places, 0)))
+        return self._move(radius * np.cos(2 * np.pi * uniform(self._seed, purpose, *self._at, slots, places, 1)))
 
     def normal_pixels(self, purpose: int, shape: torch.Size) -> torch.Tensor:
         """Standard normal numbers (B, *shape), many, hashed from their places on the device."""
-        keys = torch.from_numpy(hash64(*self._key, purpose, self._slots).view(np.int64)).to(self._device)
+        keys = torch.from_numpy(hash64(self._seed, purpose, *self._at, self._slots).view(np.int64)).to(self._device)
         places = torch.arange(shape.numel(), device=self._device).view(1, *shape)
         bits = _hash(places + keys.view(-1, *[1] * len(shape)))
         # Box and Muller, from 32 bits each; the half keeps the logarithm's argument above 0.

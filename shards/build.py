@@ -17,6 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +28,11 @@ from shards.errors import UserError
 from shards.files import write_json
 from shards.manifest import FORMAT_VERSION, MANIFEST, SPLITS, Manifest, ShardInfo, combined_statistics, read_manifest
 from shards.manifest import write_manifest as save_manifest
-from shards.masks import unknown_message
-from shards.recipe import MakeShardsConfig, differences, recipe_of
+from shards.masks import MaskReader, unknown_message
+from shards.pairs import file_sources
+from shards.recipe import MakeShardsConfig, differences, digest_of_files, recipe_of
 from shards.shard_file import ShardNote, Target, Unit, build_shard
+from shards.source_check import common_format
 from shards.sources import Source, UnknownLabels, synthetic_sources
 from shards.synthetic import CLASSES
 from shards.tar_records import MAX_SHARDS
@@ -41,6 +44,10 @@ MIN_SHARDS = 8
 """Per split, where there are as many images."""
 
 _SET_FILES = re.compile(r"(train|val)-\d{5}(\.tar|\.index\.npy)|\..*\.tmp|manifest\.json|contact_sheet\.png")
+
+
+class UnwritableShard(UserError):
+    """The disk is full or read-only; what is finished stays."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +108,21 @@ def make_plan(config: MakeShardsConfig) -> Plan:
     Raises:
         UserError: sources that can't be used together, with the files' names.
     """
-    channels = config.patches.channels or 1
-    target = Target(config, CLASSES, channels, "uint8")
-    return Plan(config, recipe_of(config, ""), tuple(synthetic_sources(config)), target)
+    if not config.own_data:
+        target = Target(config, CLASSES, config.patches.channels or 1, "uint8")
+        return Plan(config, recipe_of(config, ""), tuple(synthetic_sources(config)), target)
+    sources = file_sources(config)
+    # An array of tasks looks at the headers once between them; the first source tells all what to expect.
+    task, tasks = config.task_share()
+    channels, dtype = common_format(sources[:1] + sources[task::tasks], config.patches.channels)
+    if config.encoding == "png" and not (channels == 1 or (channels == 3 and dtype == "uint8")):
+        raise UserError(
+            f"--encoding png: PNG stores grey, or RGB of 8 bit; these images have {channels} channels of {dtype}; "
+            "use --encoding npy"
+        )
+    files = digest_of_files([(source.split, path) for source in sources for path in (source.image, source.mask)])
+    target = Target(config, MaskReader(config.masks).classes, channels, dtype)
+    return Plan(config, recipe_of(config, files), tuple(sources), target)
 
 
 def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | None:
@@ -121,13 +140,19 @@ def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | 
         if not quiet:
             say(f"{folder}: finished already, with this recipe")
         return manifest
-    _claim_folder(plan)
-    if not config.finish:
-        task, tasks = config.task_share()
-        _build_units(plan, plan.units[task::tasks], quiet)
-    if config.task:
-        return None
-    return _finish(plan)
+    fresh = _claim_folder(plan)
+    try:
+        if not config.finish:
+            task, tasks = config.task_share()
+            _build_units(plan, plan.units[task::tasks], quiet)
+        return None if config.task else _finish(plan)
+    except UnwritableShard:
+        raise
+    except UserError:
+        # The sources or settings must change, and with them the recipe: what stands here would only be in the way.
+        if fresh and not config.task:
+            _remove_set(folder)
+        raise
 
 
 def _finished(plan: Plan) -> bool:
@@ -162,14 +187,19 @@ def _remove_set(folder: Path) -> None:
             path.unlink(missing_ok=True)
     for name in ("source", NOTES):
         shutil.rmtree(folder / name, ignore_errors=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
-def _claim_folder(plan: Plan) -> None:
-    """Note the recipe in the folder, so that nobody goes on with another one."""
+def _claim_folder(plan: Plan) -> bool:
+    """Note the recipe in the folder, so that nobody goes on with another one; True if nothing was there."""
     folder = plan.config.folder
     if folder.exists() and not (folder / NOTES).exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty, and no shard set; choose another --name or empty the folder")
-    write_json(folder / NOTES / RECIPE, plan.recipe)
+    fresh = not (folder / NOTES).exists()
+    with _writing(folder, "the recipe"):
+        write_json(folder / NOTES / RECIPE, plan.recipe)
+    return fresh
 
 
 def _build_units(plan: Plan, units: Iterable[Unit], quiet: bool) -> None:
@@ -237,15 +267,23 @@ def _build_unit(plan: Plan, unit: Unit) -> UnknownLabels | None:
     if _is_whole(plan, unit):
         return None
     try:
-        build_shard(unit, plan.target, plan.note_path(unit))
+        with _writing(plan.config.folder, unit.name):
+            build_shard(unit, plan.target, plan.note_path(unit))
     except UnknownLabels as error:
         return error
-    except OSError as error:
-        raise UserError(
-            f"{plan.config.folder}: {unit.name} can't be written: {error.strerror or error}; what is finished stays. "
-            "Make room (or choose another --root) and run the same command again: it goes on from there"
-        ) from error
     return None
+
+
+@contextmanager
+def _writing(folder: Path, what: str) -> Iterator[None]:
+    """Turn what a full or read-only disk raises into a message."""
+    try:
+        yield
+    except OSError as error:
+        raise UnwritableShard(
+            f"{folder}: {what} can't be written: {error.strerror or error}; what is finished stays. "
+            "Make room (or choose another --root) and run the same command again: it goes on from there"
+        ) from None
 
 
 def _die_with_parent() -> None:
@@ -273,10 +311,31 @@ def _finish(plan: Plan) -> Manifest:
             f"{config.folder}: {len(missing)} of {len(plan.units)} parts are missing ({shown}); "
             "run their tasks again, or make-shards without --task, then --finish"
         )
-    manifest = _manifest(plan, [(unit, note) for unit, note in notes.items() if note is not None])
-    save_manifest(config.folder, manifest)
+    whole = [(unit, note) for unit, note in notes.items() if note is not None]
+    _refuse_copies(whole)
+    manifest = _manifest(plan, whole)
+    with _writing(config.folder, MANIFEST):
+        save_manifest(config.folder, manifest)
     shutil.rmtree(config.folder / NOTES, ignore_errors=True)
     return manifest
+
+
+def _refuse_copies(notes: list[tuple[Unit, ShardNote]]) -> None:
+    """The same image in two splits, in whatever files, makes scores worthless."""
+    seen: dict[str, Source] = {}
+    problems = []
+    for unit, note in notes:
+        for source, digest in zip(unit.sources, note.digests, strict=True):
+            other = seen.setdefault(digest, source) if digest else source
+            if other.split != source.split:
+                problems.append(f"{other.image} ({other.split}) and {source.image} ({source.split})")
+    if problems:
+        raise UserError(
+            "the same image in two splits, which would make the scores worthless:\n  "
+            + "\n  ".join(problems[:10])
+            + "\n"
+            "take the copies away, or keep them in one split with --split.group or a list"
+        )
 
 
 def _manifest(plan: Plan, notes: list[tuple[Unit, ShardNote]]) -> Manifest:

@@ -91,9 +91,9 @@ class MaskReader:
             ClassInfo(entry.name, color) for entry, color in zip(entries, self._display_colors(entries), strict=True)
         )
 
-    def open(self, path: str | Path) -> "MaskFile":
+    def open(self, path: str | Path, page: int = 0) -> "MaskFile":
         """The mask file, to be read whole or by window. Raises UserError when it can't be read."""
-        return MaskFile(self, Path(path))
+        return MaskFile(self, Path(path), page)
 
     def read(self, path: str | Path) -> Labels:
         """The whole mask as labels (H, W), with IGNORE where pixels count nowhere.
@@ -188,19 +188,20 @@ class MaskReader:
 class MaskFile:
     """An open mask; a context manager. TIFF files are read by window, everything else is decoded once."""
 
-    def __init__(self, reader: MaskReader, path: Path) -> None:
-        from shards.images import ImageFile, open_image
+    def __init__(self, reader: MaskReader, path: Path, page: int = 0) -> None:
+        from shards.images import TIFF_SUFFIXES, ImageFile, open_image
 
         self.reader, self.path = reader, path
         self._values: NDArray[Any] | None = None
         self._file: ImageFile | None = None
-        if path.suffix.lower() in (".tif", ".tiff"):
-            self._file = open_image(path)
+        # `open_image` looks palettes up; where indices are the labels, Pillow hands them out.
+        if path.suffix.lower() in TIFF_SUFFIXES and (reader.by_color or not _has_palette(path, page)):
+            self._file = open_image(path, page)
             self.height, self.width, channels = self._file.height, self._file.width, self._file.channels
             if not self._file.windowed:
                 self._values = self._file.read(0, self.height)
         else:
-            self._values = _decode(path, as_colors=reader.by_color)
+            self._values = _decode(path, page, as_colors=reader.by_color)
             self.height, self.width, channels = self._values.shape
         self.windowed = self._values is None
         if channels not in (1, 3):
@@ -306,12 +307,38 @@ def encode_mask(labels: Labels, classes: tuple[ClassInfo, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(path: Path, as_colors: bool) -> NDArray[Any]:
+def mask_size(path: Path, page: int = 0) -> tuple[int, int]:
+    """(height, width) of a mask, from its header. Raises UserError when it can't be read."""
+    from shards.images import open_image
+
+    if page or not _has_palette(path, page):
+        with open_image(path, page) as image:
+            return image.height, image.width
+    # `open_image` decodes palette images to see whether they are grey.
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.height, image.width
+
+
+def _has_palette(path: Path, page: int) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.seek(page)
+            return image.mode == "P"
+    except (OSError, EOFError, ValueError, SyntaxError):
+        return False  # whoever opens it next says what is wrong
+
+
+def _decode(path: Path, page: int, as_colors: bool) -> NDArray[Any]:
     """Pixel values (H, W, 1 or 3) of an image file; a palette image gives its indices, or its colours on demand."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as file:
+            file.seek(page)
             # Upright, as the image is read.
             image = ImageOps.exif_transpose(file)
             if image.mode == "1":
@@ -319,7 +346,7 @@ def _decode(path: Path, as_colors: bool) -> NDArray[Any]:
             elif image.mode == "P" and as_colors:
                 image = image.convert("RGB")
             array = np.asarray(image)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, EOFError, UnidentifiedImageError, ValueError, SyntaxError) as error:
         raise UserError(f"{path}: can't be read as a mask ({error}); replace or remove it") from None
     if array.ndim == 2:
         return array[:, :, None]

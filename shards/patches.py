@@ -21,6 +21,8 @@ class LabelledImage(Protocol):
 
     height: int
     width: int
+    digest: str
+    """Identity of its pixels, to find copies; empty where there can't be any."""
 
     def read_image(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
         """Pixels (h, w, C)."""

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.manifest import Manifest, ShardInfo, read_manifest
-from shards.order import Int64, SampleOrder, Samples, slots_of_rank
+from shards.order import Int64, Samples, slots_of_rank
 from shards.shard_file import index_dtype, record_crc
 from shards.tar_records import BLOCK, END, NpyLayout, decode_png, headers, keys
 
-Check = Literal["sizes", "shards", "records"]
+Check = Literal["none", "sizes", "shards", "records"]
 
 ORDER_BLOCK = 8192
 """Samples whose order is computed at once: a call costs as much for one."""
@@ -41,9 +41,9 @@ MAX_MAPPED = 16384
 class ShardSet:
     """A finished shard set, open for reading.
 
-    Opening looks at the size of every file. `check` says what else is checked before samples are used: "sizes"
-    nothing, "shards" the checksum of each shard when it is first used, "records" the checksum of every record each
-    time it is read.
+    `check` says what is looked at before samples are used: "sizes" the size of every file at opening, and both ends of
+    a shard when it is first used; "shards" also the checksum of each shard when it is first used; "records" also the
+    checksum of every record each time it is read; "none" nothing, for those who check themselves.
     """
 
     def __init__(self, folder: str | Path, *, check: Check = "sizes") -> None:
@@ -53,7 +53,8 @@ class ShardSet:
         self.manifest: Manifest = read_manifest(self.folder)
         self.layout = NpyLayout(self.manifest.patch, self.manifest.channels, self.manifest.dtype)
         self._shards = {split: self.manifest.of_split(split) for split in ("train", "val")}
-        problems = [problem for shard in self.manifest.shards if (problem := size_problem(self.folder, shard))]
+        shards = () if check == "none" else self.manifest.shards
+        problems = [problem for shard in shards if (problem := size_problem(self.folder, shard))]
         if problems:
             shown = "\n  ".join(problems[:10]) + ("\n  …" if len(problems) > 10 else "")
             raise UserError(
@@ -113,14 +114,18 @@ class ShardSet:
         if self.manifest.encoding == "png":
             return content, content
         rows = content[: info.samples * self.layout.stride].reshape(info.samples, self.layout.stride)
-        # A cheap look at both ends: a file of the right size with other content is seldom right there.
+        if self.check != "none":
+            self._check_ends(path, info, rows, content[rows.size :])
+        return self.layout.images(rows), self.layout.masks(rows)
+
+    def _check_ends(self, path: Path, info: ShardInfo, rows: NDArray[np.uint8], end: NDArray[np.uint8]) -> None:
+        """A cheap look: a file of the right size with other content is seldom right at both ends."""
         for record in {0, info.samples - 1} - {-1}:
             expected = self.layout.frame(keys(info.number, record, 1))[0]
             if not np.array_equal(rows[record, : self.layout.image_offset], expected[: self.layout.image_offset]):
                 raise UserError(f"{path} record {record}: damaged header; {self._way_out()}")
-        if content[info.samples * self.layout.stride :].tobytes() != END:
+        if end.tobytes() != END:
             raise UserError(f"{path}: damaged end; {self._way_out()}")
-        return self.layout.images(rows), self.layout.masks(rows)
 
     def _decode(self, split: str, number: int, record: int, image: NDArray[Any], mask: NDArray[np.uint8]) -> None:
         content, _ = self._views(split, number)
@@ -166,6 +171,29 @@ def size_problem(folder: Path, shard: ShardInfo) -> str | None:
     return None if (folder / shard.index_file).exists() else f"{folder / shard.index_file}: missing"
 
 
+class Samplable(Protocol):
+    """What batches are made from: a `ShardSet`, or several as one (`shards.mixing.MixedSet`)."""
+
+    manifest: Manifest
+
+    def sizes(self, split: str) -> list[int]: ...
+
+    def gather(
+        self, split: str, shard: Int64, record: Int64, images: NDArray[Any], masks: NDArray[np.uint8]
+    ) -> None: ...
+
+    def name(self, split: str, shard: int, record: int) -> str: ...
+
+
+class Order(Protocol):
+    """What says which samples come: `SampleOrder` or `shards.mixing.MixedOrder`."""
+
+    global_batch: int
+    steps_per_epoch: int
+
+    def samples(self, epoch: int, steps: range, slots: range) -> Samples: ...
+
+
 @dataclass
 class Batch:
     """What one rank computes of a step. The tensors are reused: valid until the next batch is asked for."""
@@ -181,7 +209,7 @@ class Batch:
     slots: range
     samples: Samples
     """Shards, records and flips, each (B,)."""
-    shard_set: ShardSet
+    shard_set: Samplable
     split: str
 
     def names(self) -> list[str]:
@@ -209,8 +237,8 @@ class TrainBatches:
 
     def __init__(
         self,
-        shard_set: ShardSet,
-        order: SampleOrder,
+        shard_set: Samplable,
+        order: Order,
         rank: int = 0,
         world_size: int = 1,
         *,
@@ -245,7 +273,7 @@ class ValidationBatches:
 
     def __init__(
         self,
-        shard_set: ShardSet,
+        shard_set: Samplable,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,

@@ -7,7 +7,7 @@ the patch's corner, a CRC-32 of the pixels and labels, the pixels per class, and
 import hashlib
 import io
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,6 +55,8 @@ class ShardNote:
     pixels: tuple[int, ...] = ()
     """Per class."""
     ignored: int = 0
+    digests: tuple[str, ...] = ()
+    """Of the pixels of each source image; empty for drawn ones."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,12 @@ def build_shard(unit: Unit, target: Target, note_path: Path) -> None:
         UnknownLabels: a mask with values in no class.
     """
     folder = target.config.folder
+    digests = []
     if unit.split == "test":
         for source in unit.sources:
-            with open_source(source, target.config, target.channels):
-                pass  # drawn and written, or its mask checked
-        write_note(note_path, ShardNote(unit.name))
+            with open_source(source, target.config, target.channels) as image:  # drawn and written, or checked
+                digests.append(image.digest)
+        write_note(note_path, ShardNote(unit.name, digests=tuple(digests)))
         return
     with whole_file(folder / f"{unit.name}.tar") as file:
         writer = ShardWriter(file, unit.number, target)
@@ -100,11 +103,12 @@ def build_shard(unit: Unit, target: Target, note_path: Path) -> None:
             with open_source(source, target.config, target.channels) as image:
                 for patches in cut_patches(image, target.config.patches, random):
                     writer.add(patches, source.number)
+                digests.append(image.digest)
         writer.finish()
     index = writer.index()
     with whole_file(folder / f"{unit.name}.index.npy") as file:
         file.write(index)
-    write_note(note_path, writer.note(unit.name, index))
+    write_note(note_path, replace(writer.note(unit.name, index), digests=tuple(digests)))
 
 
 class ShardWriter:

@@ -1,5 +1,6 @@
 """The labelled images that a shard set is built from: drawn ones, or pairs of files."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -33,16 +34,21 @@ class Source:
     """Place in its split's list."""
     image: Path
     mask: Path
+    page: int = 0
+    """Of a multi-page TIFF."""
     drawn: int = -1
     """Number of the drawing; -1 for the user's own."""
 
     def pair(self, folder: Path) -> SourcePair:
         """The manifest's entry."""
-        return SourcePair(_relative(self.image, folder), _relative(self.mask, folder))
+        page = f"#page={self.page}" if self.page else ""
+        return SourcePair(_relative(self.image, folder) + page, _relative(self.mask, folder) + page)
 
 
 class ArrayImage:
     """A labelled image in memory."""
+
+    digest = ""
 
     def __init__(self, image: NDArray[Any], mask: NDArray[np.uint8]) -> None:
         """`image` (H, W, C), `mask` (H, W)."""
@@ -57,21 +63,22 @@ class ArrayImage:
 
 
 class FileImage:
-    """A labelled image in two files, whose labels have been checked."""
+    """A labelled image in two files, every pixel of which has been read once and found good."""
 
     def __init__(self, image: ImageFile, mask: MaskFile, channels: int) -> None:
-        """Raises UserError where the sizes differ or a pixel of the mask belongs to no class."""
+        """Raises UserError for damaged files, and UnknownLabels where a pixel of the mask belongs to no class."""
         self._image, self._mask, self._channels = image, mask, channels
         self.height, self.width = image.height, image.width
-        if (mask.height, mask.width) != (image.height, image.width):
-            raise UserError(sizes_differ(image, mask))
         self._labels: NDArray[np.uint8] | None = None
+        unknown: Counter[str] = Counter()
         if mask.windowed:
-            unknown = sum((mask.read_counted(*rows)[1] for rows in bands(self.height, self.width)), start=Counter())
+            for top, bottom in bands(self.height, self.width):
+                unknown += mask.read_counted(top, bottom)[1]
         else:
             self._labels, unknown = mask.read_counted(0, self.height)
         if unknown:
             raise UnknownLabels(mask.path, unknown)
+        self.digest = self._pixel_digest()
 
     def read_image(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
         return match_channels(self._image.read(top, bottom, left, right), self._channels, self._image.path)
@@ -80,6 +87,13 @@ class FileImage:
         if self._labels is not None:
             return self._labels[top:bottom, left:right]
         return self._mask.read(top, bottom, left, right)
+
+    def _pixel_digest(self) -> str:
+        """Identity of what is seen, so that copies of an image in other files or formats are recognised."""
+        digest = hashlib.blake2b(f"{self.height} {self.width}".encode(), digest_size=16)
+        for top, bottom in bands(self.height, self.width):
+            digest.update(np.ascontiguousarray(self.read_image(top, bottom, 0, self.width)).data)
+        return digest.hexdigest()
 
 
 class UnknownLabels(Exception):
@@ -102,14 +116,17 @@ def open_source(source: Source, config: MakeShardsConfig, channels: int) -> Iter
         yield _draw_and_write(source, config, channels)
         return
     with ExitStack() as stack:
-        image = stack.enter_context(open_image(source.image))
-        mask = stack.enter_context(MaskReader(config.masks).open(source.mask))
+        image = stack.enter_context(open_image(source.image, source.page))
+        mask = stack.enter_context(MaskReader(config.masks).open(source.mask, source.page))
+        sizes = (image.height, image.width), (mask.height, mask.width)
+        if sizes[0] != sizes[1]:
+            raise UserError(sizes_differ(source, *sizes))
         yield FileImage(image, mask, channels)
 
 
 def synthetic_sources(config: MakeShardsConfig) -> list[Source]:
     """The drawn images, training ones dealt to train and val."""
-    held = validation_numbers(config.synthetic.train, config.split.validation, config.seed)
+    held = chosen_numbers(config.synthetic.train, config.split.validation, config.seed, _SPLIT_DRAW)
     sources, counts = [], {"train": 0, "val": 0, "test": 0}
     for part, count in (("train", config.synthetic.train), ("test", config.synthetic.test)):
         digits = max(4, len(str(count - 1)))
@@ -121,19 +138,19 @@ def synthetic_sources(config: MakeShardsConfig) -> list[Source]:
     return sources
 
 
-def validation_numbers(count: int, share: float, seed: int) -> set[int]:
-    """Which of `count` images (or groups) validate: the share rounded, at least one, and never all."""
+def chosen_numbers(count: int, share: float, *key: int) -> set[int]:
+    """Which of `count` images (or groups) a split gets, drawn by `key`: the share rounded, at least one, never all."""
     if share == 0 or count < 2:
         return set()
     chosen = min(max(1, round(share * count)), count - 1)
-    return set(generator(seed, _SPLIT_DRAW).permutation(count)[:chosen].tolist())
+    return set(generator(*key).permutation(count)[:chosen].tolist())
 
 
-def sizes_differ(image: ImageFile, mask: MaskFile) -> str:
-    """The message for a mask that doesn't lie on its image."""
+def sizes_differ(source: Source, image: tuple[int, int], mask: tuple[int, int]) -> str:
+    """The message for a mask that doesn't lie on its image; sizes are (height, width)."""
     return (
-        f"{image.path} is {image.height} x {image.width} pixels (height x width), its mask {mask.path} "
-        f"{mask.height} x {mask.width}; export the mask at the image's size, or pair them otherwise with --masks.name"
+        f"{source.image} is {image[0]} x {image[1]} pixels (height x width), its mask {source.mask} is "
+        f"{mask[0]} x {mask[1]}; save the mask at the image's size, or pair them otherwise with --masks.name"
     )
 
 
