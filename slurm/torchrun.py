@@ -50,4 +50,5 @@ def run_torchrun(
         return next((code for code in codes if code > 0), 1)
     except SignalException:  # SIGTERM reached the agent
         return STOPPED
-    return 0
+    # Where torchrun may restart workers, a stopped job returns 0, so that it is left alone.
+    return STOPPED if comeback.told_to_stop else 0

@@ -1,6 +1,7 @@
 """What the cluster tests say to Slurm, and the jobs that they submit."""
 
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from slurm.submit import Order, Record, submit
 from slurm.task import Task
 
 MINI_CLUSTER = Path(__file__).parents[2] / "slurm" / "mini_cluster.sh"
+SUBMITTING = threading.Lock()
+"""`submit` changes the environment of the process for a moment."""
 PATIENCE = 240.0
 """Seconds after which a test gives up waiting: far above what any step takes on a busy machine."""
 
@@ -45,13 +48,18 @@ def toy(entry: str, folder: Path, *arguments: object, **options: Any) -> Task:
 
 
 def profile(**changes: Any) -> Profile:
-    """The mini cluster's profile for one rank on one node, with `changes`."""
-    return replace(load_profile("mini", "make-shards"), memory_gb=1.0, **changes)
+    """The mini cluster's profile for one rank on one node, with `changes`.
+
+    Nodes 3 and 4 are left to the tests that ask for them, to preempt or to crash.
+    """
+    where = {} if "nodelist" in changes else {"exclude": "node3,node4"}
+    return replace(load_profile("mini", "make-shards"), memory_gb=1.0, **where, **changes)
 
 
 def place(name: str, *tasks: Task, **changes: Any) -> Record:
     """Submit tasks under `profile(**changes)`."""
-    record, _ = submit(Order(name, tasks, profile(**changes), Path(tasks[0].folder)), "slurm")
+    with SUBMITTING:
+        record, _ = submit(Order(name, tasks, profile(**changes), Path(tasks[0].folder)), "slurm")
     return record
 
 

@@ -1,13 +1,38 @@
-"""What happens to a job at each kind of interruption, with a job that only counts; on the real Slurm of the fixture."""
+"""What happens to a job at each kind of interruption, with jobs that only count; on the real Slurm of the fixture.
+
+The scenarios wait for Slurm most of the time, so all of them run at once; each is one test.
+"""
 
 import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from slurm.task import Task
 from tests.slurm.cluster import Cluster, log, place, standing, toy, wait_for_end, wait_until
 
 pytestmark = pytest.mark.slow
+
+Scenario = Callable[[Cluster, Path], None]
+SCENARIOS: dict[str, Scenario] = {}
+
+
+def scenario(function: Scenario) -> Scenario:
+    """Run `function` beside the others, as the test `test_survival[name of the function]`."""
+    SCENARIOS[function.__name__] = function
+    return function
+
+
+@pytest.fixture(scope="module")
+def running(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
+    """All scenarios, each in a thread and a folder of its own."""
+    with ThreadPoolExecutor(len(SCENARIOS)) as pool:
+        yield {
+            name: pool.submit(function, cluster, tmp_path_factory.mktemp(f"scenario{number}"))
+            for number, (name, function) in enumerate(SCENARIOS.items())
+        }
 
 
 def reached(folder: Path, step: int) -> bool:
@@ -15,100 +40,115 @@ def reached(folder: Path, step: int) -> bool:
     return (folder / "steps" / str(step)).exists()
 
 
-def counting(folder: Path, last: int, pause: float = 0.5, progress: str = "steps/*", **options: object):  # type: ignore[no-untyped-def]
+def counting(folder: Path, last: int, pause: float = 0.5, progress: str = "steps/*", torchrun: int = 0) -> Task:
     """The job that counts; its steps are its progress."""
-    return toy("count", folder, last, pause, progress=(str(folder / progress),), **options)
+    return toy("count", folder, last, pause, progress=(str(folder / progress),), torchrun=torchrun)
 
 
-def test_a_job_that_is_told_to_stop_is_requeued_by_submitit_and_continues(cluster: Cluster, tmp_path: Path) -> None:
-    record = place("count", counting(tmp_path, 12), nodes=2, tasks_per_node=2)
-    wait_until("it counts", lambda: reached(tmp_path, 3))
+@scenario
+def a_job_that_is_told_to_stop_is_requeued_by_submitit_and_continues(cluster: Cluster, folder: Path) -> None:
+    record = place("count", counting(folder, 12), nodes=2, tasks_per_node=2)
+    wait_until("it counts", lambda: reached(folder, 3))
     subprocess.run(["scancel", "--signal=USR2", record.job_id], check=True)
-    end = wait_for_end(tmp_path, "count")
+    end = wait_for_end(folder, "count")
     assert (end.state, end.starts, end.finished) == ("COMPLETED", 2, True)
-    assert "Requeued job" in log(tmp_path)
-    assert "starting at 0" in log(tmp_path)
-    assert "starting at 3" in log(tmp_path) or "starting at 4" in log(tmp_path)
+    assert "Requeued job" in log(folder)
+    assert "starting at 0" in log(folder)
+    assert "starting at 3" in log(folder) or "starting at 4" in log(folder)
 
 
-def test_scancel_ends_a_job_with_a_checkpoint_and_without_a_requeue(cluster: Cluster, tmp_path: Path) -> None:
-    record = place("count", counting(tmp_path, 1000), tasks_per_node=2)
-    wait_until("it counts", lambda: reached(tmp_path, 2))
+@scenario
+def scancel_ends_a_job_with_a_checkpoint_and_without_a_requeue(cluster: Cluster, folder: Path) -> None:
+    record = place("count", counting(folder, 1000), tasks_per_node=2)
+    wait_until("it counts", lambda: reached(folder, 2))
     subprocess.run(["scancel", record.job_id], check=True)
-    end = wait_for_end(tmp_path, "count")
+    end = wait_for_end(folder, "count")
     assert (end.state, end.starts) == ("CANCELLED", 1)
     assert end.ledgers[0].end == "cancelled"
-    assert "without a requeue" in log(tmp_path)
+    assert "without a requeue" in log(folder)
 
 
-def test_three_starts_without_progress_end_the_job_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:
+@scenario
+def three_starts_without_progress_end_the_job_with_the_reason(cluster: Cluster, folder: Path) -> None:
     # Its progress is looked for where it never writes.
-    record = place("count", counting(tmp_path, 1000, progress="nothing/*"))
+    record = place("count", counting(folder, 1000, progress="nothing/*"))
     for start in (1, 2, 3):
-        wait_until(f"start {start}", lambda start=start: log(tmp_path).count("starting at") == start)
+        wait_until(f"start {start}", lambda start=start: log(folder).count("starting at") == start)
         subprocess.run(["scancel", "--signal=USR2", record.job_id], check=True)
-    end = wait_for_end(tmp_path, "count")
+    end = wait_for_end(folder, "count")
     assert (end.state, end.starts) == ("FAILED", 3)
     assert "no progress in 3 starts" in end.reason
 
 
-def test_progress_at_each_start_allows_any_number_of_them(cluster: Cluster, tmp_path: Path) -> None:
-    record = place("count", counting(tmp_path, 20, pause=0.2))
+@scenario
+def progress_at_each_start_allows_any_number_of_them(cluster: Cluster, folder: Path) -> None:
+    record = place("count", counting(folder, 20, pause=0.2))
     for step in (2, 6, 10, 14):
-        wait_until(f"step {step}", lambda step=step: reached(tmp_path, step))
+        wait_until(f"step {step}", lambda step=step: reached(folder, step))
         subprocess.run(["scancel", "--signal=USR2", record.job_id], check=True)
-    end = wait_for_end(tmp_path, "count")
+    end = wait_for_end(folder, "count")
     assert (end.state, end.starts) == ("COMPLETED", 5)
 
 
-def test_a_rank_that_loses_its_peers_has_the_job_requeued(cluster: Cluster, tmp_path: Path) -> None:
-    place("loss", toy("lose_peers_once", tmp_path), nodes=2)
-    end = wait_for_end(tmp_path, "loss")
+@scenario
+def a_rank_that_loses_its_peers_has_the_job_requeued(cluster: Cluster, folder: Path) -> None:
+    place("loss", toy("lose_peers_once", folder), nodes=2)
+    end = wait_for_end(folder, "loss")
     assert (end.state, end.starts) == ("COMPLETED", 2)
-    assert "lost its peers" in log(tmp_path)
+    assert "lost its peers" in log(folder)
 
 
-def test_an_error_of_one_rank_fails_the_job_although_its_peers_are_lost(cluster: Cluster, tmp_path: Path) -> None:
-    place("bug", toy("one_rank_fails", tmp_path), nodes=2)
-    end = wait_for_end(tmp_path, "bug")
+@scenario
+def an_error_of_one_rank_fails_the_job_although_its_peers_are_lost(cluster: Cluster, folder: Path) -> None:
+    place("bug", toy("one_rank_fails", folder), nodes=2)
+    end = wait_for_end(folder, "bug")
     assert (end.state, end.starts) == ("FAILED", 1)
     assert "rank 1: ValueError: the bug" in end.reason
 
 
-def test_a_node_that_dies_has_the_job_requeued_on_the_others(cluster: Cluster, tmp_path: Path) -> None:
-    place("count", counting(tmp_path, 60), nodes=1, nodelist="node4")
-    wait_until("it counts", lambda: reached(tmp_path, 3))
+@scenario
+def a_node_that_dies_has_the_job_requeued_on_the_others(cluster: Cluster, folder: Path) -> None:
+    place("count", counting(folder, 60), nodes=1, nodelist="node4")
+    wait_until("it counts", lambda: reached(folder, 3))
     cluster.crash("node4")
     try:
-        wait_until("Slurm has noticed", lambda: standing(tmp_path, "count").state == "PENDING")
+        wait_until("Slurm has noticed", lambda: standing(folder, "count").state == "PENDING")
     finally:
         cluster.boot("node4")
-    end = wait_for_end(tmp_path, "count")
+    end = wait_for_end(folder, "count")
     assert (end.state, end.starts, end.finished) == ("COMPLETED", 2, True)
 
 
-def test_a_job_of_a_higher_partition_preempts_and_the_job_comes_back(cluster: Cluster, tmp_path: Path) -> None:
-    place("count", counting(tmp_path, 30), nodelist="node3")
-    wait_until("it counts", lambda: reached(tmp_path, 3))
-    place("greet", toy("greet", tmp_path), partition="urgent", nodelist="node3", exclusive=True)
-    assert wait_for_end(tmp_path, "greet").state == "COMPLETED"
-    end = wait_for_end(tmp_path, "count")
+@scenario
+def a_job_of_a_higher_partition_preempts_and_the_job_comes_back(cluster: Cluster, folder: Path) -> None:
+    place("count", counting(folder, 30), nodelist="node3")
+    wait_until("it counts", lambda: reached(folder, 3))
+    place("greet", toy("greet", folder), partition="urgent", nodelist="node3", exclusive=True)
+    assert wait_for_end(folder, "greet").state == "COMPLETED"
+    end = wait_for_end(folder, "count")
     assert (end.state, end.starts) == ("COMPLETED", 2)
 
 
-def test_a_job_without_handlers_of_its_own_is_requeued_and_cancelled_as_well(cluster: Cluster, tmp_path: Path) -> None:
-    record = place("plain", toy("plod", tmp_path))
-    wait_until("it runs", lambda: "start" in log(tmp_path))
+@scenario
+def a_job_without_handlers_of_its_own_is_requeued_and_cancelled_as_well(cluster: Cluster, folder: Path) -> None:
+    record = place("plain", toy("plod", folder))
+    wait_until("it runs", lambda: "start" in log(folder))
     subprocess.run(["scancel", "--signal=USR2", record.job_id], check=True)
-    wait_until("it runs again", lambda: log(tmp_path).count("start") == 2)
+    wait_until("it runs again", lambda: log(folder).count("start") == 2)
     subprocess.run(["scancel", record.job_id], check=True)
-    end = wait_for_end(tmp_path, "plain")
+    end = wait_for_end(folder, "plain")
     assert (end.state, end.starts) == ("CANCELLED", 2)
 
 
-def test_torchrun_on_each_node_stops_and_comes_back_like_srun(cluster: Cluster, tmp_path: Path) -> None:
-    record = place("count", counting(tmp_path, 20, torchrun=2), nodes=2)
-    wait_until("it counts", lambda: reached(tmp_path, 3))
+@scenario
+def torchrun_on_each_node_stops_and_comes_back_like_srun(cluster: Cluster, folder: Path) -> None:
+    record = place("count", counting(folder, 20, torchrun=2), nodes=2)
+    wait_until("it counts", lambda: reached(folder, 3))
     subprocess.run(["scancel", "--signal=USR2", record.job_id], check=True)
-    end = wait_for_end(tmp_path, "count")
+    end = wait_for_end(folder, "count")
     assert (end.state, end.starts) == ("COMPLETED", 2)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_survival(name: str, running: dict[str, Future[None]]) -> None:
+    running[name].result()

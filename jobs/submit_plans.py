@@ -1,0 +1,167 @@
+"""From a job's own options to what is submitted: commands, log folder, and the files that show progress and success."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.command_line import option_value, parse
+from jobs.train import read_preset
+from segdist.infer_config import InferConfig
+from segdist.train_config import TrainConfig
+from shards.errors import UserError
+from shards.files import write_json
+from shards.recipe import MakeShardsConfig
+from slurm.code_version import current_version
+from slurm.pipeline import Link
+from slurm.profiles import load_profile
+from slurm.submit import Order
+from slurm.task import Task
+
+LOGS = "slurm"
+"""Folder for logs and records inside the run folder."""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What all links of a submission have in common."""
+
+    profile: str
+    cluster: str
+    tasks: int = 1
+    stage_to: str = ""
+
+    def link(
+        self,
+        name: str,
+        job: str,
+        commands: list[list[str]],
+        folder: Path,
+        product: Path,
+        progress: tuple[str, ...],
+        stage: str = "",
+    ) -> Link:
+        """One link; several commands make an array."""
+        if not self.profile and self.cluster == "slurm":
+            raise UserError(
+                "--profile: name your cluster's profile, a TOML file (docs/cluster.md shows how to write one)"
+            )
+        profile = load_profile(self.profile or "local", job)
+        if len(commands) > 1 or name in ("finish-shards", "merge"):
+            # Array tasks don't talk to each other: each is a single rank, and so is what puts their work together.
+            profile = replace(profile, nodes=1, tasks_per_node=1)
+        if self.cluster == "debug":
+            profile = replace(profile, nodes=1, tasks_per_node=1, launcher="srun")
+        logs = (folder / LOGS).absolute()
+        code = current_version()
+        tasks = tuple(
+            Task(
+                arguments=(job, *command),
+                folder=str(logs),
+                code=code,
+                progress=progress,
+                stage=stage if self.stage_to else "",
+                stage_to=self.stage_to if stage else "",
+                torchrun=profile.ranks_per_node if profile.launcher == "torchrun" else 0,
+            )
+            for command in commands
+        )
+        return Link(Order(name, tasks, profile, logs), str(product))
+
+    def array(self, count: int) -> int:
+        """Array tasks: off Slurm one process does all of them, which gives the same bytes."""
+        return count if self.cluster == "slurm" else 1
+
+
+def shard_links(planner: Planner, arguments: list[str], folder: Path | None = None) -> list[Link]:
+    """make-shards, in one job; or an array and a job that writes the manifest."""
+    config = parse(MakeShardsConfig, arguments, "make-shards", "").job
+    if config.task or config.finish:
+        raise UserError("--task and --finish are set by --tasks; leave them out")
+    logs = folder or Path("runs") / config.name
+    product = config.folder / "manifest.json"
+    progress = (f"{config.folder}/**/*.tar",)
+    count = planner.array(planner.tasks)
+    if count == 1:
+        return [planner.link("make-shards", "make-shards", [arguments], logs, product, progress)]
+    commands = [[*arguments, "--task", f"{index}/{count}"] for index in range(count)]
+    finish = [[*arguments, "--finish"]]
+    return [
+        planner.link("make-shards", "make-shards", commands, logs, product, progress),
+        planner.link("finish-shards", "make-shards", finish, logs, product, progress),
+    ]
+
+
+def train_links(planner: Planner, arguments: list[str]) -> list[Link]:
+    """train."""
+    from segdist.training_data import set_folder
+    from segdist.training_job import run_folder
+
+    preset = option_value(arguments, "--preset") or "paper"
+    config = parse(TrainConfig, arguments, "train", "", preset=preset, preset_values=read_preset(preset)).job
+    run = run_folder(config)
+    stage = ""
+    if planner.stage_to:
+        if len(config.data) > 1:
+            raise UserError(f"--stage-to copies one shard set, and --data names {len(config.data)}")
+        stage = str(set_folder(config.data[0]).absolute())
+        # The run folder's name must not come from where the copy lies.
+        arguments = [*arguments, "--data", stage, "--run", str(run)]
+    progress = (f"{run}/checkpoints/step-*.pt",)
+    return [planner.link("train", "train", [arguments], run, run / "last.safetensors", progress, stage)]
+
+
+def infer_links(planner: Planner, arguments: list[str], product: Path | None = None) -> list[Link]:
+    """infer, in one job of several ranks; or an array over the images and a job that merges the scores."""
+    from segdist.infer_inputs import named_folder
+
+    config = parse(InferConfig, arguments, "infer", "").job
+    if config.task:
+        raise UserError("--task is set by --tasks; leave it out")
+    model = Path(named_folder(config.model, "runs"))
+    run = model.parent if model.suffix else model
+    output = Path(config.out) if config.out else run / "predictions"
+    progress = (f"{output}/**/state/records/*.json", f"{output}/**/state/parts/*/*")
+    product = product or output
+    count = planner.array(planner.tasks)
+    if count == 1:
+        return [planner.link("infer", "infer", [arguments], run, product, progress)]
+    commands = [[*arguments, "--task", f"{index}/{count}"] for index in range(count)]
+    return [
+        planner.link("infer", "infer", commands, run, output, progress),
+        planner.link("merge", "infer", [arguments], run, product, progress),
+    ]
+
+
+def pipeline_links(
+    planner: Planner,
+    name: str,
+    make_shards: dict[str, Any],
+    train: dict[str, Any],
+    infer: dict[str, Any],
+    infer_tasks: int,
+) -> list[Link]:
+    """make-shards → train → infer on a set and a run of one name; the settings as tables of their configs."""
+    run = Path("runs") / name
+    if Path(name).name != name:
+        raise UserError(f"--name {name}: one folder name, no path")
+    train = dict(train)
+    preset = ["--preset", train.pop("preset")] if "preset" in train else []
+    scores = run / "predictions" / name / "scores.json"
+    return [
+        *shard_links(planner, [*_settings(run, "make_shards", make_shards), "-f", name], run),
+        *train_links(planner, [*_settings(run, "train", train), *preset, "-f", name, "--run", name]),
+        *infer_links(
+            replace(planner, tasks=infer_tasks), [*_settings(run, "infer", infer), "-m", str(run), "-f", name], scores
+        ),
+    ]
+
+
+def _settings(run: Path, job: str, settings: dict[str, Any]) -> list[str]:
+    """The options that hand a job its table, through a file in the run folder."""
+    if not settings:
+        return []
+    file = run / "pipeline" / f"{job}.json"
+    if not file.exists() or json.loads(file.read_text()) != settings:
+        write_json(file, settings)
+    return ["--config", str(file)]
