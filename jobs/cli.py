@@ -7,12 +7,12 @@ from jobs.exit_codes import run_job
 
 JOBS = {
     "make-shards": ("jobs.make_shards", "draw or read labelled images, cut patches, write a shard set"),
-    "shards": ("jobs.shards", "inspect a shard set, or verify every byte of it"),
+    "shards": ("jobs.shard_sets", "inspect a shard set, or verify every byte of it"),
     "train": ("jobs.train", "train on a shard set (torchrun for several ranks)"),
     "infer": ("jobs.infer", "segment images with a trained model (torchrun for several ranks)"),
     "pipeline": ("jobs.pipeline", "the three jobs above one after another, on this machine"),
     "submit": ("jobs.submit", "put one of these jobs, or the pipeline, into the queue of a Slurm cluster"),
-    "queue": ("jobs.queue", "how submitted jobs stand"),
+    "queue": ("jobs.show_queue", "how submitted jobs stand"),
 }
 
 

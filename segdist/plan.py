@@ -1,6 +1,5 @@
 """What a training run would do and need, without doing it."""
 
-
 import torch
 from torch import nn
 
@@ -72,5 +71,3 @@ def activation_bytes(config: TrainConfig, data: TrainingData, samples: int) -> i
     total = sum(size for address, size in kept.items() if address not in parameters)
     del result
     return total
-
-

@@ -7,7 +7,7 @@ import tyro
 
 from segdist.models import ModelConfig
 from segdist.tracking.config import TrackingConfig
-from shards.augment import AugmentConfig
+from shards.augment_config import AugmentConfig
 from shards.errors import UserError
 
 
@@ -155,6 +155,7 @@ class TrainConfig:
         for flag, value in (("--optim.warmup", self.optim.warmup), ("--optim.ema-decay", self.optim.ema_decay)):
             if not 0 <= value < 1:
                 raise UserError(f"{flag} {value}: must be at least 0 and below 1")
+        self.augment.check()
         if not self.data:
             raise UserError("--data: name at least one shard set")
         if len(self.data) > 1 and not self.epoch_steps:

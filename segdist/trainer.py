@@ -81,7 +81,7 @@ class Run:
         net = self._build_net()
         self.loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(ranks.device))
         self.learner = Learner(net, config, self.loss, precision, ranks)
-        augmenter = Augmenter(config.augment, config.seed)
+        augmenter = Augmenter(config.augment, config.seed, full_scale=float(torch.iinfo(getattr(torch, data.dtype)).max))
         self.preprocess = Preprocessor(
             data.mean, data.std, augmenter, ranks.device, config.accumulate, config.channels_last
         )

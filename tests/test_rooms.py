@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,9 @@ def test_a_room_says_what_lives_in_it(room: str) -> None:
 def test_there_are_no_rooms_but_the_agreed_ones() -> None:
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert packages - {"tests"} == set(MAY_IMPORT)
+
+
+def test_no_job_is_called_like_another_package() -> None:
+    """`python jobs/x.py` puts jobs/ first on the path: a jobs/queue.py would be what torch gets for `import queue`."""
+    jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")}
+    assert not jobs & (set(sys.stdlib_module_names) | set(MAY_IMPORT))

@@ -1,0 +1,111 @@
+"""Defaults < preset < file < command line; unknown and wrong settings refused by name; help without heavy imports."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import tyro
+
+from jobs.cli import JOBS, main
+from jobs.command_line import parse
+from shards.errors import UserError
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section."""
+
+    width: int = 16
+    """Its width."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A job."""
+
+    epochs: Annotated[int, tyro.conf.arg(aliases=["-e"])] = 1
+    """How many epochs."""
+    rate: float = 0.5
+    section: Section = field(default_factory=Section)
+
+    def check_values(self) -> None:
+        if self.epochs < 1:
+            raise UserError(f"--epochs {self.epochs}: must be at least 1")
+
+
+def test_command_line_wins_over_file_over_preset_over_default(tmp_path: Path) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text("rate = 0.2\n[section]\nwidth = 8\n")
+    preset = {"epochs": 7, "rate": 0.9, "section": {"width": 32}}
+    command = parse(Config, ["--config", str(file), "--section.width", "4"], "job", "", "quick", preset)
+    assert command.job == Config(epochs=7, rate=0.2, section=Section(width=4))
+    assert not command.dry_run
+
+
+def test_short_flags_and_dry_run() -> None:
+    command = parse(Config, ["-e", "3", "--dry-run"], "job", "")
+    assert command.job.epochs == 3
+    assert command.dry_run
+
+
+def test_a_value_that_is_wrong_in_the_file_can_be_mended_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text("epochs = 0")
+    with pytest.raises(UserError, match="--epochs 0"):
+        parse(Config, ["--config", str(tmp_path / "job.toml")], "job", "")
+    assert parse(Config, ["--config", str(tmp_path / "job.toml"), "-e", "2"], "job", "").job.epochs == 2
+
+
+def test_an_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text("[section]\nwith = 8\n")
+    with pytest.raises(UserError, match=r"job\.toml: unknown key section\.with; did you mean section\.width"):
+        parse(Config, [f"--config={tmp_path / 'job.toml'}"], "job", "")
+
+
+@pytest.mark.parametrize("arguments", [["--epoch", "3"], ["-e", "three"], ["--section.width", "1.5"]])
+def test_bad_arguments_end_with_code_2_and_name_themselves(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        parse(Config, arguments, "job", "")
+    assert error.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_the_segdist_command_lists_its_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in JOBS)
+
+
+def test_an_unknown_job_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert "unknown job 'trian'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_of_every_job_comes_without_torch(job: str) -> None:
+    code = (
+        "import sys; from jobs.cli import main\n"
+        "try: main([sys.argv[1], '--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'torch' not in sys.modules and 'wandb' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, job], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"segdist {job}" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["make_shards", "train", "infer"])
+def test_the_jobs_are_scripts_too(script: str) -> None:
+    done = subprocess.run([sys.executable, f"jobs/{script}.py", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_methods_short_forms() -> None:
+    from segdist.train_config import TrainConfig
+
+    config = parse(TrainConfig, ["-e", "100", "-l", "0.01", "-b", "16", "-f", "patches_s96"], "train", "").job
+    assert (config.epochs, config.optim.lr, config.batch_size, config.data) == (100, 0.01, 16, ("patches_s96",))
