@@ -54,7 +54,8 @@ class MixedOrder:
         for number, sizes in enumerate(shard_sizes):
             pairs = sum(sizes) * (4 if flips else 1)
             own_seed = int(hash64(seed, _SEED, number) >> np.uint64(1))
-            lanes = max(1, min(global_batch, pairs))
+            # A set that fits one window is mixed whole, and one lane leaves none of its pairs out.
+            lanes = global_batch if pairs > max(window, global_batch) else 1
             self._orders.append(SampleOrder(sizes, lanes, own_seed, flips=flips, window=window))
         self._first_shard = np.cumsum([0, *(len(sizes) for sizes in shard_sizes)])
 

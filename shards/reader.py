@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from shards.errors import UserError
 from shards.manifest import Manifest, ShardInfo, read_manifest
 from shards.order import Int64, Samples, slots_of_rank
+from shards.remote import RemoteSet, is_url
 from shards.shard_file import index_dtype, record_crc
 from shards.tar_records import BLOCK, END, NpyLayout, decode_png, headers, keys
 
@@ -46,14 +47,20 @@ class ShardSet:
     checksum of every record each time it is read; "none" nothing, for those who check themselves.
     """
 
-    def __init__(self, folder: str | Path, *, check: Check = "sizes") -> None:
-        """Raises UserError for an unfinished set, and for missing or truncated files, which it names."""
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, check: Check = "sizes", cache: Path | None = None) -> None:
+        """`folder` may be a URL; then `cache` says where fetched files are kept (`shards.remote.default_cache`).
+
+        Raises:
+            UserError: an unfinished set, missing or truncated files (named), a URL that can't be reached.
+        """
         self.check = check
-        self.manifest: Manifest = read_manifest(self.folder)
+        self._remote = RemoteSet(str(folder), cache) if is_url(folder) else None
+        self.folder = self._remote.folder if self._remote else Path(folder)
+        self.manifest: Manifest = self._remote.manifest if self._remote else read_manifest(self.folder)
         self.layout = NpyLayout(self.manifest.patch, self.manifest.channels, self.manifest.dtype)
         self._shards = {split: self.manifest.of_split(split) for split in ("train", "val")}
-        shards = () if check == "none" else self.manifest.shards
+        # What is fetched is checked then.
+        shards = () if check == "none" or self._remote else self.manifest.shards
         problems = [problem for shard in shards if (problem := size_problem(self.folder, shard))]
         if problems:
             shown = "\n  ".join(problems[:10]) + ("\n  …" if len(problems) > 10 else "")
@@ -106,6 +113,8 @@ class ShardSet:
         """All images (n, C, P, P) and masks (n, P, P) of an npy shard; all bytes twice of a PNG shard."""
         info = self._shards[split][number]
         path = self.folder / info.file
+        if self._remote:
+            self._remote.fetch(info.file, info.sha256, info.bytes)
         # torch maps without keeping the file open, so that sets of many shards don't run out of file handles.
         content = torch.from_file(str(path), shared=False, size=info.bytes, dtype=torch.uint8).numpy()
         content.flags.writeable = False
@@ -145,6 +154,8 @@ class ShardSet:
     def _read_index(self, split: str, number: int) -> NDArray[Any]:
         info = self._shards[split][number]
         path = self.folder / info.index_file
+        if self._remote:
+            self._remote.fetch(info.index_file, info.index_sha256)
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -311,7 +322,7 @@ class ValidationBatches:
 class _Source:
     """Turns requests into batches, through a ring of buffers."""
 
-    def __init__(self, shard_set: ShardSet, split: str, batch: int, prefetch: int, workers: int, pin: bool) -> None:
+    def __init__(self, shard_set: Samplable, split: str, batch: int, prefetch: int, workers: int, pin: bool) -> None:
         self.shard_set, self.split = shard_set, split
         self.prefetch, self.workers = prefetch, workers
         self._batch, self._pin = batch, pin

@@ -133,7 +133,7 @@ def synthetic_sources(config: MakeShardsConfig) -> list[Source]:
         for drawn in range(count):
             split = "val" if part == "train" and drawn in held else part
             folder, name = config.folder / "source" / part, f"{drawn:0{digits}}.png"
-            sources.append(Source(split, counts[split], folder / "images" / name, folder / "masks" / name, drawn))
+            sources.append(Source(split, counts[split], folder / "images" / name, folder / "masks" / name, drawn=drawn))
             counts[split] += 1
     return sources
 
