@@ -1,0 +1,73 @@
+"""`segdist status`: how runs stand, from their files.
+
+    segdist status RUN                    a run: curves, scores per class, time left
+    segdist status                        all runs below runs/, a line each
+    segdist status RUN --follow           again and again, until the run has ended
+
+RUN is a name below runs/ or a folder. Nothing has to be installed or started beside the run, so it works over ssh, and
+for runs on other machines that share the file system.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from jobs.exit_codes import FINISHED, run_job
+
+
+@dataclass(frozen=True)
+class StatusConfig:
+    """What to show."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Run folders, or names below runs/; none: all."""
+    follow: Annotated[bool, tyro.conf.arg(aliases=["-F"]), tyro.conf.FlagCreatePairsOff] = False
+    """Show it again and again until the runs have finished or failed; Ctrl-C ends it."""
+    every: float = 2.0
+    """Seconds between two looks at the files."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    config = tyro.cli(StatusConfig, args=argv, prog="segdist status", description=__doc__)
+    from rich.console import Console, Group, RenderableType
+    from rich.live import Live
+
+    from segdist.run_record import RUNS, find_run, read_run
+    from segdist.status import overview, status
+    from shards.errors import UserError
+
+    if config.every <= 0:
+        raise UserError(f"--every {config.every:g}: must be above 0 seconds")
+    folders = [find_run(name) for name in config.runs]
+    if not folders and RUNS.is_dir():
+        folders = sorted(path.parent for path in RUNS.glob("*/config.json"))
+    if not folders:
+        raise UserError(f"there are no runs below {RUNS}; start one with `segdist train`, or name a folder")
+
+    def look() -> tuple[RenderableType, bool]:
+        records = [read_run(folder) for folder in folders]
+        ended = all(record.state() in ("finished", "failed") for record in records)
+        return (Group(*map(status, records)) if config.runs else overview(records)), ended
+
+    shown, ended = look()
+    console = Console(highlight=False)
+    if not config.follow:
+        console.print(shown)
+        return FINISHED
+    try:
+        with Live(shown, console=console, auto_refresh=False) as live:
+            while not ended:
+                time.sleep(config.every)
+                shown, ended = look()
+                live.update(shown, refresh=True)
+    except KeyboardInterrupt:
+        pass  # the usual way to stop looking; the run doesn't care
+    return FINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main))

@@ -1,0 +1,181 @@
+"""Line charts as plain geometry; the report's template draws them as inline SVG.
+
+No colours here: lines have a number, the style sheet knows what it looks like in light, dark and print. Lines differ
+in their dashes too, so that nobody needs to tell colours apart.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WIDTH, HEIGHT = 640.0, 300.0
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 14.0, 12.0, 44.0
+"""Margins for the axes' texts; units of the SVG's view box."""
+STYLES = 6
+"""Line styles of the style sheet; more lines begin again."""
+MOST_POINTS = 400
+"""Points of a line beyond which neighbours are averaged: two per unit of the width show no more."""
+LOG_FROM = 50.0
+"""Ratio of highest to lowest value from which an axis that may be logarithmic is."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line to draw: (x, y) in order of x; y may be None where there is no number."""
+
+    label: str
+    points: Sequence[tuple[float, float | None]]
+    faint: bool = False
+    """Drawn thin, behind the others."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: position in the view box, and its text."""
+
+    position: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A drawn series: SVG path data, and what the legend says."""
+
+    label: str
+    path: str
+    style: int
+    faint: bool
+    last: str
+    single: tuple[float, float] | None
+    """The only point of a series that has one, which a path doesn't show."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Everything that the template needs to draw a chart."""
+
+    title: str
+    x_label: str
+    lines: list[Line]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    marks: list[Tick]
+    """Vertical lines: where something happened."""
+    description: str
+    """For those who can't see it."""
+
+
+def make_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str = "step",
+    marks: Sequence[tuple[float, str]] = (),
+    y_range: tuple[float, float] | None = None,
+    log: bool = False,
+) -> Chart | None:
+    """Lay out a chart; None where there is nothing to draw.
+
+    Args:
+        marks: x positions of vertical lines, with their meaning.
+        y_range: fixed range of the y axis; default: that of the values.
+        log: a logarithmic y axis where the values span much and are above 0.
+    """
+    known = [(x, y) for line in series for x, y in line.points if y is not None]
+    if not known:
+        return None
+    low_x, high_x = min(x for x, _ in known), max(x for x, _ in known)
+    low, high = y_range or (min(y for _, y in known), max(y for _, y in known))
+    logarithmic = log and low > 0 and high / low > LOG_FROM
+    y_values = _log_ticks(low, high) if logarithmic else nice_ticks(low, high)
+    low, high = min(low, y_values[0]), max(high, y_values[-1])
+    if y_range:
+        low, high = y_range
+
+    def place_x(x: float) -> float:
+        return LEFT + (x - low_x) / ((high_x - low_x) or 1) * (WIDTH - LEFT - RIGHT)
+
+    def place_y(y: float) -> float:
+        if logarithmic:
+            share = math.log(max(y, low) / low) / math.log(high / low)
+        else:
+            share = (min(max(y, low), high) - low) / ((high - low) or 1)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    lines = []
+    for number, line in enumerate(series):
+        points = thinned(line.points)
+        placed = [None if y is None else (place_x(x), place_y(y)) for x, y in points]
+        there = [point for point in placed if point is not None]
+        last = next((y for _, y in reversed(line.points) if y is not None), None)
+        lines.append(
+            Line(
+                label=line.label,
+                path=_path(placed),
+                style=number % STYLES,
+                faint=line.faint,
+                last="" if last is None else short(last),
+                single=there[0] if len(there) == 1 else None,
+            )
+        )
+    summaries = [f"{line.label}: last {line.last}" for line in lines if line.last]
+    return Chart(
+        title=title,
+        x_label=x_label,
+        lines=lines,
+        x_ticks=[Tick(place_x(x), short(x)) for x in nice_ticks(low_x, high_x, inside=True)],
+        y_ticks=[Tick(place_y(y), short(y)) for y in y_values if low <= y <= high],
+        marks=[Tick(place_x(x), text) for x, text in marks if low_x <= x <= high_x],
+        description=f"{title} over {x_label} {short(low_x)} to {short(high_x)}. " + "; ".join(summaries),
+    )
+
+
+def nice_ticks(low: float, high: float, wanted: int = 5, *, inside: bool = False) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten apart) that cover [low, high], or with `inside` lie in it."""
+    if not high > low:
+        return [low] if inside else [low, low + (abs(low) or 1)]
+    raw = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    tolerance = 1e-9 * (high - low) / step  # 0.30000000000000004 / 0.1 must not become another tick
+    if inside:
+        first, last = math.ceil(low / step - tolerance), math.floor(high / step + tolerance)
+    else:
+        first, last = math.floor(low / step + tolerance), math.ceil(high / step - tolerance)
+    return [number * step for number in range(first, last + 1)]
+
+
+def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
+    """At most `MOST_POINTS` points, each the mean of its neighbours; gaps stay where a whole group has no number."""
+    groups = min(len(points), MOST_POINTS)
+    thin: list[tuple[float, float | None]] = []
+    for group in range(groups):
+        part = points[group * len(points) // groups : (group + 1) * len(points) // groups]
+        values = [y for _, y in part if y is not None]
+        thin.append((part[-1][0], sum(values) / len(values) if values else None))
+    return thin
+
+
+def short(value: float) -> str:
+    """A number in few characters: 0.25, 12000 → 12k, 0.0003 → 3e-4."""
+    if value and not 1e-3 <= abs(value) < 1e15:
+        mantissa, _, exponent = f"{value:.3g}".partition("e")
+        return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if letter == 'k' else limit):.4g}{letter}"
+    return f"{value:.4g}"
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    return [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+
+
+def _path(points: Sequence[tuple[float, float] | None]) -> str:
+    commands = []
+    pen_down = False
+    for point in points:
+        if point is not None:
+            commands.append(f"{'L' if pen_down else 'M'}{point[0]:.1f} {point[1]:.1f}")
+        pen_down = point is not None
+    return "".join(commands)
