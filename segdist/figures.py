@@ -60,7 +60,7 @@ def draw_figure(
         if index >= len(panels):
             continue
         name, picture, is_map = panels[index]
-        axis.set_title(name, fontsize=10)
+        axis.set_title(name, fontsize=10, y=1.0, pad=4)  # a given y spares matplotlib the search for a free one
         if is_map:
             shown = axis.imshow(picture, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
         else:
