@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from submitit.core.utils import environment_variables
+
 from slurm.errors import SubmitError
 from slurm.ledger import Ledger, ledger_path
 from slurm.status import Standing, standings
@@ -86,7 +88,9 @@ def _run_here(order: Order, cluster: Cluster, say: Say) -> Record:
     started = time.monotonic()
     say(f"{order.name}: started here; logs in {order.folder}")
     record, (job,) = submit(order, cluster)
-    error = job.exception()
+    # In this process, the job would not find out that it is one: submitit tells only `results()`, which ends in pdb.
+    with environment_variables(**({"SUBMITIT_DEBUG_JOB_ID": job.job_id} if cluster == "debug" else {})):
+        error = job.exception()
     if error is not None:
         reason = Ledger.read(ledger_path(order.folder, record.job_id)).reason or str(error)
         raise SubmitError(

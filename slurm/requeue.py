@@ -126,16 +126,26 @@ def state_of(job_id: str) -> str:
     Raises:
         SubmitError: slurmctld does not answer.
     """
+    queue = ask_slurm("squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T")
+    if queue is None:
+        raise SubmitError("squeue does not answer: the controller is down, and nothing can be requeued")
+    return dict(line.split() for line in queue.splitlines()).get(job_id, "GONE")
+
+
+def ask_slurm(*command: str) -> str | None:
+    """What one of Slurm's commands prints; None when it is missing, or fails several times over."""
     for attempt in range(6):
-        asked = subprocess.run(
-            ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"], capture_output=True, text=True, check=False
-        )
-        if asked.returncode == 0:
-            return asked.stdout.strip() or "GONE"
-        if "Invalid job id" in asked.stderr:
-            return "GONE"
         time.sleep(attempt)  # slurmctld is busy, or restarting
-    raise SubmitError(f"squeue does not answer: {asked.stderr.strip()}")
+        try:
+            asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        except subprocess.TimeoutExpired:
+            continue
+        except OSError:
+            return None
+        if asked.returncode == 0:
+            return asked.stdout
+        log.debug("%s: %s", command[0], asked.stderr)
+    return None
 
 
 PEER_ERRORS = re.compile(r"gloo|NCCL|connection (closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE)

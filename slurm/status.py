@@ -3,13 +3,14 @@
 Not from submitit: it takes a job that Slurm requeued after a node failure for finished, and knows nothing of reasons.
 """
 
-import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from slurm.errors import SubmitError
 from slurm.ledger import Ledger, ledger_path
+from slurm.requeue import ask_slurm
 from slurm.submit import Record, read_records
 
 ALIVE = (
@@ -101,33 +102,34 @@ def standings(folder: Path) -> list[Standing]:
 
 
 def slurm_states(task_ids: Iterable[str]) -> dict[str, JobState]:
-    """States of the tasks that Slurm knows: of live ones from squeue, of ended ones from sacct."""
+    """States of the tasks that Slurm knows: from squeue, which is up to date, and for what it has forgotten from sacct.
+
+    Raises:
+        SubmitError: squeue does not answer. (sacct need not: there are clusters without accounting.)
+    """
     wanted = set(task_ids)
     if not wanted:
         return {}
     states = {}
     jobs = ",".join(sorted({task.split("_")[0] for task in wanted}))
-    for line in _lines("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={jobs}",
-                       "--format=JobID,State,ExitCode,Elapsed,NodeList"):  # fmt: skip
+    fields = "--format=JobID,State,ExitCode,Elapsed,NodeList"
+    accounting = ask_slurm("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={jobs}", fields)
+    for line in (accounting or "").splitlines():
         task, state, code, elapsed, nodes = line.split("|")
         # "CANCELLED by 1000": who it was stands behind the state.
-        word, _, rest = state.partition(" ")
-        reason = rest if rest else ("" if code == "0:0" else f"exit code {code.replace(':0', '')}")
-        states[task] = JobState(word, reason, elapsed, nodes)
-    # Afterwards, for sacct is some seconds late.
-    for line in _lines("squeue", "--noheader", "--array", "--me", "--format=%i|%T|%r|%M|%N"):
+        word, _, who = state.partition(" ")
+        states[task] = JobState(
+            word, who or ("" if code == "0:0" else f"exit code {code.removesuffix(':0')}"), elapsed, nodes
+        )
+    queue = ask_slurm("squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i|%T|%r|%M|%N")
+    if queue is None:
+        raise SubmitError("squeue does not answer: no Slurm on this machine, or its controller is down; try again")
+    for line in queue.splitlines():
         task, state, reason, elapsed, nodes = line.split("|")
-        states[task] = JobState(state, "" if reason == "None" else reason, elapsed, nodes)
+        # Of a job that has ended sacct says more, once it knows.
+        if state in ALIVE or task not in states or states[task].state in ALIVE:
+            states[task] = JobState(state, "" if reason == "None" else reason, elapsed, nodes)
     return {task: state for task, state in states.items() if task in wanted}
-
-
-def _lines(*command: str) -> list[str]:
-    """Lines of a command's output; none where it is missing or fails: there are clusters without accounting."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line for line in done.stdout.splitlines() if line.strip()]
 
 
 def _from_ledger(ledger: Ledger) -> JobState:

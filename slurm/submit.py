@@ -64,7 +64,9 @@ class Order:
 
     def parameters(self) -> dict[str, Any]:
         """For submitit's AutoExecutor."""
-        parameters = submitit_parameters(self.profile, f"{self.folder.parent.name}-{self.name}", f"segdist {self.folder}")
+        parameters = submitit_parameters(
+            self.profile, f"{self.folder.parent.name}-{self.name}", f"segdist {self.folder}"
+        )
         if self.after:
             parameters["slurm_dependency"] = "afterok:" + ":".join(self.after)
             # Otherwise a job whose predecessor failed would stay in the queue for ever.

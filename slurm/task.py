@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from submitit import JobEnvironment
-from submitit.core.utils import DelayedSubmission
+from submitit.core.utils import DelayedSubmission, JobPaths
 
 from slurm.code_version import CodeVersion, current_version
 from slurm.errors import SubmitError
@@ -79,7 +79,9 @@ class Task:
                     comeback.stopped()
                 if code != 0:
                     sys.tracebacklimit = 0  # the way to this line says nothing about the job's error
-                    raise JobFailed(f"exit code {code}{_last_error(job.paths.stderr)}")
+                    raise JobFailed(
+                        f"exit code {code}{_last_error(JobPaths(self.folder, job.job_id, job.global_rank).stderr)}"
+                    )
             except Exception as error:
                 if not isinstance(error, JobFailed) and job.num_tasks > 1 and is_communication_error(error):
                     log.warning("rank %d: %s", job.global_rank, error, exc_info=error)

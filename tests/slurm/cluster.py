@@ -80,10 +80,16 @@ def wait_until(what: str, condition: Callable[[], bool]) -> None:
 
 def wait_for_end(folder: Path, name: str) -> Standing:
     """Wait until nothing of a submission waits or runs any more; how it stands then."""
-    wait_until(f"{name} ended", lambda: not standing(folder, name).alive)
-    # sacct tells the end some seconds after squeue has forgotten the job.
-    wait_until(f"sacct knows {name}", lambda: "LOST" not in standing(folder, name).state)
-    return standing(folder, name)
+    ended: list[Standing] = []
+
+    def has_ended() -> bool:
+        now = standing(folder, name)
+        if not now.alive:
+            ended.append(now)
+        return bool(ended)
+
+    wait_until(f"{name} ended", has_ended)
+    return ended[0]
 
 
 def log(folder: Path) -> str:

@@ -1,0 +1,145 @@
+"""Chains of jobs on the real Slurm of the fixture, and the same chains without Slurm; the jobs only greet or fail."""
+
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from slurm.errors import SubmitError
+from slurm.pipeline import Link, Placed, submit_chain
+from slurm.status import standings
+from slurm.submit import Order, sbatch_script
+from slurm.task import Task
+from tests.slurm.cluster import SUBMITTING, Cluster, log, profile, standing, toy, wait_for_end, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def link(folder: Path, name: str, *tasks: Task) -> Link:
+    """One link; its product is what the first task writes."""
+    return Link(Order(name, tasks, profile(), folder / "slurm"), f"{folder}/0.txt")
+
+
+def greeting(folder: Path, name: str, *words: str) -> Link:
+    """A link that succeeds."""
+    return link(folder, name, toy("greet", folder, *words))
+
+
+def run_chain(*links: Link, cluster: str = "slurm") -> list[Placed]:
+    """Submit a chain; nobody listens to what it says."""
+    with SUBMITTING:
+        return submit_chain(links, cluster, lambda line: None)  # type: ignore[arg-type]
+
+
+def whats(placed: list[Placed]) -> list[str]:
+    """What became of each link."""
+    return [item.what for item in placed]
+
+
+def test_links_run_one_after_another_and_finished_ones_are_not_done_again(cluster: Cluster, tmp_path: Path) -> None:
+    array = link(tmp_path, "array", *(toy("greet", tmp_path, str(number)) for number in range(3)))
+    links = array, greeting(tmp_path, "second"), greeting(tmp_path, "third")
+    first = run_chain(*links)
+    assert whats(first) == ["submitted"] * 3
+    assert whats(run_chain(*links)) == ["queued already"] * 3
+    assert wait_for_end(tmp_path, "third").finished
+    assert [item.record.job_id for item in run_chain(*links)] == [item.record.job_id for item in first]
+    assert whats(run_chain(*links)) == ["finished already"] * 3
+    # Other arguments make another second link, and so a new third one.
+    again = run_chain(links[0], greeting(tmp_path, "second", "hello"), links[2])
+    assert whats(again) == ["finished already", "submitted", "submitted"]
+    assert wait_for_end(tmp_path, "third").finished
+
+
+def test_a_failed_first_link_cancels_the_others_and_they_say_why(cluster: Cluster, tmp_path: Path) -> None:
+    run_chain(link(tmp_path, "first", toy("fail", tmp_path)), greeting(tmp_path, "second"), greeting(tmp_path, "third"))
+    wait_until("all ended", lambda: not any(item.alive for item in standings(tmp_path / "slurm")))
+    wait_until("the last is cancelled", lambda: standing(tmp_path, "third").state == "CANCELLED")
+    first, second, third = (standing(tmp_path, name) for name in ("first", "second", "third"))
+    assert (first.state, second.state) == ("FAILED", "CANCELLED")
+    assert "the masks are missing" in first.reason
+    assert "first (job" in second.reason
+    assert "the masks are missing" in second.reason
+    assert "second was cancelled as well" in third.reason
+    # Mended and submitted again, all of it runs.
+    assert whats(run_chain(*(greeting(tmp_path, name) for name in ("first", "second", "third")))) == ["submitted"] * 3
+    assert wait_for_end(tmp_path, "third").finished
+
+
+def test_two_chains_at_once_do_not_meet(cluster: Cluster, tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    threads = [
+        threading.Thread(target=run_chain, args=[greeting(folder, "first"), greeting(folder, "second", folder.name)])
+        for folder in folders
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for folder in folders:
+        assert wait_for_end(folder, "second").finished
+        assert (folder / "0.txt").read_text().startswith(folder.name)
+
+
+def test_gpus_reach_the_job_as_asked(cluster: Cluster, tmp_path: Path) -> None:
+    order = Order("gpus", (toy("greet", tmp_path),), profile(gpus_per_node=3, tasks_per_node=None), tmp_path / "slurm")
+    run_chain(Link(order, "unused"))
+    assert wait_for_end(tmp_path, "gpus").finished
+    assert sorted(path.name for path in tmp_path.glob("*.txt")) == ["0.txt", "1.txt", "2.txt"]  # a rank per GPU
+    assert (tmp_path / "0.txt").read_text() == "0,1,2"
+
+
+def test_the_dry_run_shows_the_script_that_is_submitted(cluster: Cluster, tmp_path: Path) -> None:
+    (placed,) = run_chain(greeting(tmp_path, "greet"))
+    assert (
+        sbatch_script(placed.link.order) == (tmp_path / "slurm" / f"{placed.record.job_id}_submission.sh").read_text()
+    )
+    assert wait_for_end(tmp_path, "greet").finished
+
+
+def test_code_that_changed_since_submission_is_warned_of(cluster: Cluster, tmp_path: Path) -> None:
+    task = toy("greet", tmp_path)
+    older = Task(task.arguments, task.folder, type(task.code)("0123456789ab", "of yesterday"), task.entry)
+    run_chain(link(tmp_path, "old", older), greeting(tmp_path, "new"))
+    assert wait_for_end(tmp_path, "new").finished
+    assert log(tmp_path).count("the checkout has changed since this job was submitted") == 1
+    assert standing(tmp_path, "new").record.code == str(task.code)
+
+
+def test_a_link_in_the_way_is_named_with_the_way_out(cluster: Cluster, tmp_path: Path) -> None:
+    waiting = Link(Order("wait", (toy("plod", tmp_path),), profile(), tmp_path / "slurm"), f"{tmp_path}/never")
+    (placed,) = run_chain(waiting)
+    with pytest.raises(SubmitError, match=f"scancel {placed.record.job_id}"):
+        run_chain(link(tmp_path, "wait", toy("plod", tmp_path, "otherwise")))
+    subprocess.run(["scancel", placed.record.job_id], check=True)
+
+
+@pytest.mark.parametrize("kind", ["local"])
+def test_without_slurm_the_links_run_here_one_after_another(kind: str, tmp_path: Path) -> None:
+    two_ranks = Link(
+        Order("ranks", (toy("greet", tmp_path),), profile(tasks_per_node=2), tmp_path / "slurm"), f"{tmp_path}/1.txt"
+    )
+    links = two_ranks, greeting(tmp_path, "second")
+    assert whats(run_chain(*links, cluster=kind)) == ["submitted", "submitted"]
+    assert (tmp_path / "1.txt").exists()
+    assert whats(run_chain(*links, cluster=kind)) == ["finished already"] * 2
+
+
+def test_without_slurm_a_failed_link_stops_the_chain_with_its_reason(tmp_path: Path) -> None:
+    failing = link(tmp_path, "first", toy("fail", tmp_path))
+    with pytest.raises(SubmitError, match="first failed: exit code 2: error: the masks are missing"):
+        run_chain(failing, greeting(tmp_path, "second"), cluster="local")
+    assert not (tmp_path / "0.txt").exists()
+
+
+def test_debug_runs_the_job_in_this_process(tmp_path: Path) -> None:
+    assert whats(run_chain(greeting(tmp_path, "here"), cluster="debug")) == ["submitted"]
+    assert (tmp_path / "0.txt").exists()
+
+
+def test_several_nodes_or_an_array_are_refused_without_slurm(tmp_path: Path) -> None:
+    task = toy("greet", tmp_path)
+    for tasks, nodes, words in (((task,), 2, "2 nodes"), ((task, task), 1, "a job array needs --cluster slurm")):
+        with pytest.raises(SubmitError, match=words):
+            run_chain(Link(Order("x", tasks, profile(nodes=nodes), tmp_path / "slurm"), "unused"), cluster="local")
