@@ -17,6 +17,7 @@ MOST_COLUMNS = 8
 OVERLAY = 0.45
 """Share of the class colour in an overlay."""
 IGNORED_COLOR = (128, 128, 128)
+ERROR_COLOR = (213, 0, 50)
 
 
 def draw_figure(
@@ -28,7 +29,9 @@ def draw_figure(
     probabilities: np.ndarray,
     classes: Sequence[ClassInfo],
 ) -> None:
-    """Write a PNG with the original, the true mask if there is one, the predicted mask and a probability map per class.
+    """Write a PNG with the original, the predicted mask and a probability map per class.
+
+    With a true mask, that and the errors stand beside the predicted one.
 
     Args:
         image: as stored, uint8 or uint16.
@@ -44,6 +47,9 @@ def draw_figure(
     if truth is not None:
         panels.append(("ground truth", colored(truth, classes), False))
     panels.append(("prediction", colored(prediction, classes), False))
+    if truth is not None:
+        wrong = (truth != prediction) & (truth != IGNORE)
+        panels.append((f"errors ({wrong.mean():.1%})", error_picture(image, wrong), False))
     panels += [(f"P({info.name})", plane, True) for info, plane in zip(classes, probabilities, strict=True)]
 
     columns = min(len(panels), MOST_COLUMNS)
@@ -84,6 +90,13 @@ def colored(labels: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
     table[IGNORE] = IGNORED_COLOR
     colors: np.ndarray = table[labels]
     return colors
+
+
+def error_picture(image: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """The image, pale, with the wrong pixels in a colour that everybody can tell from grey; uint8 (h, w, 3)."""
+    pale = 150 + displayable(image).mean(axis=-1, keepdims=True) * 0.4
+    picture: np.ndarray = np.where(wrong[..., None], ERROR_COLOR, pale).round().astype(np.uint8)
+    return picture
 
 
 def displayable(image: np.ndarray) -> np.ndarray:

@@ -111,22 +111,23 @@ def _event(event: dict[str, Any]) -> tuple[str, str, int, str]:
 def _comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
     names = _names(runs)
     scored = [_scores(run) for run in runs]
-    headings = list(dict.fromkeys(heading for scores in scored for heading in scores))
-    highest = {heading: max((s[heading] or 0.0 for s in scored if heading in s), default=0.0) for heading in headings}
-    rows = []
-    for run, name, scores in zip(runs, names, scored, strict=True):
-        cells = [
-            (data.number(scores.get(key)), bool(scores.get(key)) and scores[key] == highest[key]) for key in headings
-        ]
-        cells += [
-            (f"{run.step:,}", False),
-            (clock(run.summary["seconds"]) if run.summary.get("seconds") else "–", False),
-        ]
-        rows.append((name, run.state() if run.description else "predictions", cells))
+    table = []
+    for label in dict.fromkeys(label for scores in scored for label in scores):
+        values = [scores.get(label) for scores in scored]
+        highest = max((value for value in values if value is not None), default=None)
+        winners = [value is not None and value == highest for value in values]
+        # Where all are equal, nobody wins.
+        cells = [(data.number(v), won and not all(winners)) for v, won in zip(values, winners, strict=True)]
+        table.append((label, cells))
+    seconds = [run.summary.get("seconds") for run in runs]
+    table += [
+        ("steps", [(f"{run.step:,}", False) for run in runs]),
+        ("training time", [("–" if value is None else clock(value), False) for value in seconds]),
+    ]
     return {
         "names": names,
-        "headings": [*headings, "steps", "training time"],
-        "rows": rows,
+        "states": [run.state() if run.description else "predictions" for run in runs],
+        "table": table,
         "charts": data.comparison_curves(runs, names),
         "differences": data.differences(runs),
     }

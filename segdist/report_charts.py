@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 64.0, 14.0, 12.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 24.0, 12.0, 50.0
 """Margins for the axes' texts; units of the SVG's view box."""
 STYLES = 6
 """Line styles of the style sheet; more lines begin again."""
