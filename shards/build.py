@@ -194,7 +194,8 @@ def _remove_set(folder: Path) -> None:
 def _claim_folder(plan: Plan) -> bool:
     """Note the recipe in the folder, so that nobody goes on with another one; True if nothing was there."""
     folder = plan.config.folder
-    if folder.exists() and not (folder / NOTES).exists() and any(folder.iterdir()):
+    known = plan.config.overwrite or (folder / NOTES).exists()  # what --overwrite leaves is the user's
+    if folder.exists() and not known and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty, and no shard set; choose another --name or empty the folder")
     fresh = not (folder / NOTES).exists()
     with _writing(folder, "the recipe"):
@@ -301,10 +302,11 @@ def _die_with_parent() -> None:
 def _finish(plan: Plan) -> Manifest:
     """Write the manifest from the notes, then remove them."""
     config = plan.config
-    if _finished(plan):  # another builder was faster
+    notes = {unit: _read_note(plan.note_path(unit)) if _is_whole(plan, unit) else None for unit in plan.units}
+    # Another builder may have been faster. It removes the notes after the manifest is there, so look in this order.
+    if _finished(plan):
         shutil.rmtree(config.folder / NOTES, ignore_errors=True)
         return read_manifest(config.folder)
-    notes = {unit: _read_note(plan.note_path(unit)) if _is_whole(plan, unit) else None for unit in plan.units}
     if missing := [unit.name for unit, note in notes.items() if note is None]:
         shown = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")
         raise UserError(

@@ -182,7 +182,7 @@ def _header_template(suffix: str) -> bytes:
     name = b"0" * _KEY_DIGITS + suffix.encode()
     block[: len(name)] = name
     block[100:108] = b"0000644\0"
-    block[108:116] = block[116:124] = block[329:337] = block[337:345] = b"0000000\0"  # owner, group, device numbers
+    block[108:116] = block[116:124] = b"0000000\0"  # owner and group
     block[136:148] = b"00000000000\0"  # modification time
     block[_CHECKSUM] = b" " * 8
     block[156] = ord("0")  # a plain file
