@@ -1,0 +1,296 @@
+"""Tiled inference beside MONAI's sliding_window_inference: time, memory, overhead, scaling over ranks.
+
+    python tests/benchmarks/inference.py            # bars 1 to 4, about 10 minutes on 2 cores
+    python tests/benchmarks/inference.py 1 3        # only some
+    python tests/benchmarks/inference.py gigapixel  # a 32768 x 32768 image, start to end
+
+Every case runs in a process of its own; the peer gets the same network, tiles, overlap and batch, and its input as a
+normalised float tensor that was made before the clock starts. Memory is anonymous memory (RssAnon) beyond that of the
+process just before inference, sampled from outside. MONAI is needed for bar 1 (`pip install --no-deps monai`).
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TILE, OVERLAP, BATCH, CLASSES = 96, 0.5, 16, 3
+MEAN, STD = (128.0,), (60.0,)
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def pointwise(in_channels: int, classes: int) -> Any:
+    """A network of one 1 x 1 convolution: what remains is the tiler."""
+    from torch import nn
+
+    return nn.Conv2d(in_channels, classes, 1)
+
+
+def build(name: str) -> Any:
+    """The network of a case, with fixed random weights."""
+    import torch
+
+    from segdist.unet import UNet
+
+    torch.manual_seed(0)
+    return (UNet(1, CLASSES, width=16) if name == "unet" else pointwise(1, CLASSES)).eval()
+
+
+# ---- cases: run in a process of their own, print one JSON line
+
+
+def case_ours(net: str, height: int, width: int, repeat: int) -> dict[str, Any]:
+    """Image in memory to mask in memory with segdist; also the time inside the network."""
+    from segdist import Predictor
+
+    model, image = build(net), picture(height, width)
+    inside = [0.0]
+    forward = model.forward
+
+    def timed(tiles: Any) -> Any:
+        start = time.perf_counter()
+        logits = forward(tiles)
+        inside[0] += time.perf_counter() - start
+        return logits
+
+    model.forward = timed
+    options = {"classes": CLASSES, "mean": MEAN, "std": STD, "tile": TILE, "overlap": OVERLAP, "batch_size": BATCH}
+    predictor = Predictor(model, device="cpu", stride_multiple=1, **options)
+    result = measured(lambda: predictor.labels(image), repeat)
+    return result | {"inside": inside[0] / repeat}
+
+
+def case_monai(net: str, height: int, width: int, repeat: int) -> dict[str, Any]:
+    """The same with MONAI: sliding_window_inference of the probabilities, then argmax."""
+    import torch
+    from monai.inferers import sliding_window_inference
+
+    model = build(net)
+    pixels = (torch.from_numpy(picture(height, width)).float() - MEAN[0]) / STD[0]
+    pixels = pixels[None, None]
+
+    def run() -> Any:
+        with torch.inference_mode():
+            probabilities = sliding_window_inference(
+                pixels, (TILE, TILE), BATCH, lambda tiles: torch.softmax(model(tiles), 1), OVERLAP, mode="constant"
+            )
+            return probabilities.argmax(dim=1)[0].to(torch.uint8).numpy()  # type: ignore[union-attr]
+
+    return measured(run, repeat)
+
+
+def case_file(folder: str, height: int, width: int, repeat: int) -> dict[str, Any]:
+    """`segdist infer` on a tiled TIFF file, mask written: reading by window, parts, final file."""
+    image = Path(folder) / f"{height}x{width}.tif"
+    write_tiff(image, height, width)
+    config = job_config(Path(folder), image, Path(folder) / "out")
+    from segdist.distributed import ranks
+    from segdist.inference_job import infer
+
+    with ranks("cpu") as these:
+        return measured(lambda: infer(config, these), 1) | {"pixels": height * width}
+
+
+def case_ranks(folder: str, together: int, *_: int) -> dict[str, Any]:
+    """One of two ranks: on one image together, or each on a half of its own at the same time."""
+    from segdist.distributed import RankEnvironment, Ranks, ranks
+    from segdist.inference_job import infer
+
+    with ranks("cpu", threads=1) as these:
+        alone = Ranks(RankEnvironment("single"), these.device)
+        if together:
+            config, own = job_config(Path(folder), Path(folder) / "whole.png", Path(folder) / "together", 1), these
+        else:
+            name = f"half{these.rank}"
+            config, own = job_config(Path(folder), Path(folder) / f"{name}.png", Path(folder) / name, 1), alone
+        these.barrier()
+        result = measured(lambda: infer(config, own), 1)
+        these.barrier()
+    return result
+
+
+def measured(run: Any, repeat: int) -> dict[str, Any]:
+    """Call `run` so often; the marks tell the parent which samples of memory count."""
+    seconds, begin = [], time.monotonic()
+    before = anonymous(os.getpid())
+    for _ in range(repeat):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(seconds), "before": before, "begin": begin, "end": time.monotonic()}
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """Noise, uint8 (H, W)."""
+    return np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+
+
+def write_tiff(path: Path, height: int, width: int) -> None:
+    """A tiled TIFF of noise, made without holding it."""
+    import tifffile
+
+    tile = np.random.default_rng(0).integers(0, 256, (512, 512), dtype=np.uint8)
+    count = -(-height // 512) * -(-width // 512)
+    with tifffile.TiffWriter(path, bigtiff=height * width > 2**31) as tiff:
+        tiff.write((tile for _ in range(count)), shape=(height, width), dtype=np.uint8, tile=(512, 512), metadata=None)
+
+
+def job_config(folder: Path, image: Path, out: Path, threads: int = 0) -> Any:
+    """A job on one image with the model that is in `folder`."""
+    from segdist.infer_config import InferConfig, OutputConfig
+
+    output = OutputConfig(figures=0, previews=False)
+    return InferConfig(
+        model=str(folder), images=(str(image),), out=str(out), device="cpu", threads=threads, quiet=True, output=output
+    )
+
+
+def write_model(folder: Path, net: str) -> None:
+    """The network as a model file."""
+    from segdist.model_file import ModelCard, save_model
+    from segdist.models import ModelConfig
+    from shards.manifest import ClassInfo
+
+    model = build(net)
+    config = ModelConfig(width=16) if net == "unet" else ModelConfig(factory="tests.benchmarks.inference:pointwise")
+    classes = tuple(ClassInfo(f"class{label}", (90 * label, 90, 90)) for label in range(CLASSES))
+    multiple = 16 if net == "unet" else 1
+    card = ModelCard(config, classes, 1, "uint8", TILE, MEAN, STD, multiple)
+    save_model(folder / "best.safetensors", model.state_dict(), card)
+
+
+# ---- the parent: starts cases, samples their memory, prints the table
+
+
+def anonymous(pid: int) -> int:
+    """Anonymous memory of a process in bytes; 0 if it is gone."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def start_case(name: str, *values: Any, environ: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """A case in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.inference", "case", name, *map(str, values)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, **(environ or {})})
+
+
+def run_case(name: str, *values: Any) -> dict[str, Any]:
+    """Run a case to its end; adds `peak`, the extra anonymous memory in MB."""
+    process = start_case(name, *values)
+    samples = []
+    while process.poll() is None:
+        samples.append((time.monotonic(), anonymous(process.pid)))
+        time.sleep(0.004)
+    result = read_result(process)
+    inside = [memory for moment, memory in samples if result["begin"] <= moment <= result["end"]]
+    return result | {"peak": (max(inside, default=result["before"]) - result["before"]) / 1e6}
+
+
+def read_result(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """The JSON line that a finished case printed."""
+    output, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"a case failed with exit code {process.returncode}")
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return result
+
+
+def verdict(value: float, limit: float, *, least: bool = False) -> str:
+    """`0.61 (bar ≤ 0.75, met)`."""
+    met = value >= limit if least else value <= limit
+    return f"{value:.3f} (bar {'≥' if least else '≤'} {limit}, {'met' if met else 'MISSED'})"
+
+
+def bars_1_and_3() -> None:
+    """Time and memory beside MONAI, and time outside the network."""
+    cases = (
+        ("unet", 2048, 2048, 1, 1.0, 0.25),
+        ("pointwise", 8192, 8192, 1, 0.75, 0.05),
+        ("unet", 400, 200, 9, 1.0, None),
+    )
+    for net, height, width, repeat, time_bar, memory_bar in cases:
+        ours = run_case("ours", net, height, width, repeat)
+        peer = run_case("monai", net, height, width, repeat)
+        print(f"{net} {height} x {width}")
+        for name, result in (("segdist", ours), ("MONAI", peer)):
+            print(f"  {name:<8} {result['seconds']:8.3f} s  {result['peak']:8.1f} MB extra")
+        print(f"  time ratio   {verdict(ours['seconds'] / peer['seconds'], time_bar)}")
+        if memory_bar is not None:
+            print(f"  memory ratio {verdict(ours['peak'] / peer['peak'], memory_bar)}")
+        if net == "unet" and repeat == 1:
+            outside = 1 - ours["inside"] / ours["seconds"]
+            print(f"  bar 3, share of time outside the network: {verdict(outside, 0.02)}")
+
+
+def bar_2(shapes: tuple[tuple[int, int], ...] = ((4096, 4096), (16384, 4096), (65536, 4096))) -> None:
+    """Memory as the height grows, from file to file."""
+    peaks = []
+    for height, width in shapes:
+        with tempfile.TemporaryDirectory() as folder:
+            write_model(Path(folder), "pointwise")
+            result = run_case("file", folder, height, width, 1)
+        peaks.append(result["peak"])
+        rate = result["pixels"] / 1e6 / result["seconds"]
+        print(f"{height} x {width}: {result['peak']:.1f} MB extra, {result['seconds']:.1f} s, {rate:.2f} Mpx/s")
+    if len(peaks) > 1:
+        print(f"  growth over the lowest {verdict(max(peaks) / min(peaks) - 1, 0.10)}")
+    print(f"  largest, MB  {verdict(max(peaks), 150 if len(peaks) > 1 else 1000)}")
+
+
+def bar_4(side: int = 2048) -> None:
+    """Two ranks of one thread on one image, beside two independent runs on its halves at the same time."""
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder), "unet")
+        pixels = picture(side, side)
+        Image.fromarray(pixels).save(Path(folder) / "whole.png")
+        for rank in range(2):
+            Image.fromarray(pixels[rank * side // 2 : (rank + 1) * side // 2]).save(Path(folder) / f"half{rank}.png")
+        halves, together = (slower_of_two(folder, mode) for mode in (0, 1))
+    print(f"two halves on their own {halves:.2f} s, two ranks on the whole {together:.2f} s")
+    print(f"  two ranks reach {verdict(halves / together, 0.92, least=True)}")
+
+
+def slower_of_two(folder: str, together: int) -> float:
+    """Seconds of the slower of two ranks."""
+    environ = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}
+    processes = [
+        start_case("ranks", folder, together, environ={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    return max(float(read_result(process)["seconds"]) for process in processes)
+
+
+def main(arguments: list[str]) -> None:
+    """Run what the arguments name."""
+    if arguments[:1] == ["case"]:
+        name, first, *rest = arguments[1:]
+        cases = {"ours": case_ours, "monai": case_monai, "file": case_file, "ranks": case_ranks}
+        print(json.dumps(cases[name](first, *map(int, rest))))  # type: ignore[operator]
+        return
+    wanted = arguments or ["1", "2", "4"]
+    if {"1", "3"} & set(wanted):
+        bars_1_and_3()
+    if "2" in wanted:
+        bar_2()
+    if "4" in wanted:
+        bar_4()
+    if "gigapixel" in wanted:
+        bar_2(((32768, 32768),))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
