@@ -157,14 +157,12 @@ def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, f
 
 
 def short(value: float) -> str:
-    """A number in few characters: 0.25, 12000 → 12k, 0.0003 → 3e-4."""
-    if value and not 1e-3 <= abs(value) < 1e15:
-        mantissa, _, exponent = f"{value:.3g}".partition("e")
-        return f"{mantissa}e{int(exponent)}" if exponent else mantissa
-    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    """A number in few characters: 0.25, 12000 → 12k, 0.00003 → 3e-5."""
+    for limit, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= limit:
-            return f"{value / (1e3 if letter == 'k' else limit):.4g}{letter}"
-    return f"{value:.4g}"
+            return f"{value / unit:.4g}{letter}"
+    mantissa, exponential, exponent = f"{value:.4g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponential else mantissa
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

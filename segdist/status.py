@@ -75,9 +75,9 @@ def status(run: RunRecord, now: float | None = None) -> RenderableType:
     if run.state(now) == "running" and left is not None:
         facts.append(f"{clock(left)} left")
     if run.resumes:
-        facts.append(f"{run.resumes} resumes")
+        facts.append(f"resumes: {run.resumes}")
     if run.skipped_steps:
-        facts.append(f"{run.skipped_steps} skipped steps")
+        facts.append(f"skipped steps: {run.skipped_steps}")
     parts: list[RenderableType] = [head, Text("  ".join(facts))]
     if run.train or run.val:
         parts += [Text(), _curves(run)]

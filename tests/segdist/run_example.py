@@ -50,6 +50,9 @@ def write_run(
         "cpu_capability": "AVX2",
     }
     (folder / "config.json").write_text(json.dumps(description))
+    card = {"segdist": json.dumps({"classes": [{"name": name, "color": [0, 0, 0]} for name in names]})}
+    header = json.dumps({"__metadata__": card}).encode()
+    (folder / "last.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     rows = []
     for step in range(LOG_EVERY, steps_done + 1, LOG_EVERY):
         time, epoch = BEGAN + step / 2, (step - 1) // PER_EPOCH
