@@ -114,7 +114,8 @@ def make_plan(config: MakeShardsConfig) -> Plan:
     sources = file_sources(config)
     # An array of tasks looks at the headers once between them; the first source tells all what to expect.
     task, tasks = config.task_share()
-    channels, dtype = common_format(sources[:1] + sources[task::tasks], config.patches.channels)
+    mine = list(dict.fromkeys(sources[:1] + sources[task::tasks]))
+    channels, dtype = common_format(mine, config.patches.channels)
     if config.encoding == "png" and not (channels == 1 or (channels == 3 and dtype == "uint8")):
         raise UserError(
             f"--encoding png: PNG stores grey, or RGB of 8 bit; these images have {channels} channels of {dtype}; "
