@@ -61,7 +61,8 @@ def resolve_environment(environ: Mapping[str, str] | None = None) -> RankEnviron
     # "SLURM_STEP_ID" is what tells a task of srun from the batch script around it; the batch script has none.
     if "SLURM_STEP_ID" in environ and environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS")) != "1":
         _require(environ, SLURM_VARIABLES, "srun")
-        world_size = _integer(environ, "SLURM_NTASKS")
+        # The step's own number: SLURM_NTASKS is the job's, and srun may have been asked for fewer.
+        world_size = _integer(environ, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS")
         tasks_per_node = _expand_tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", str(world_size)))
         node = int(environ.get("SLURM_NODEID", "0"))
         if node >= len(tasks_per_node):
@@ -77,8 +78,8 @@ def resolve_environment(environ: Mapping[str, str] | None = None) -> RankEnviron
                 world_size=world_size,
                 local_world_size=tasks_per_node[node],
                 master_addr=environ.get("MASTER_ADDR") or first_host(environ["SLURM_STEP_NODELIST"]),
-                # Two jobs on one node must not meet: the port comes from the job id, as submitit does it.
-                master_port=int(environ.get("MASTER_PORT") or 20000 + _integer(environ, "SLURM_JOB_ID") % 40000),
+                # Two jobs on one node must not meet: the port comes from the job id, below those of Linux' clients.
+                master_port=int(environ.get("MASTER_PORT") or 20000 + _integer(environ, "SLURM_JOB_ID") % 12000),
             )
         )
     return RankEnvironment(launcher="single")
@@ -150,7 +151,7 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
 
     Args:
         device: "auto" (CUDA where there is a GPU for each local rank), "cpu" or "cuda".
-        threads: CPU threads per rank; 0 shares the cores that this process may use between the ranks on this node.
+        threads: CPU threads per rank; 0: see `default_threads`.
         timeout: how long a rank waits for the others in a collective before it gives up with an error.
     """
     environment = resolve_environment()
@@ -176,8 +177,13 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
 
 
 def default_threads(environment: RankEnvironment) -> int:
-    """Cores that this process may use, shared between the ranks of the node, at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // environment.local_world_size)
+    """Cores that this process may use, shared between the ranks of the node, at least 1.
+
+    Where Slurm does not bind tasks to cores, a rank still keeps to the `--cpus-per-task` that its job asked for.
+    """
+    share = max(1, len(os.sched_getaffinity(0)) // environment.local_world_size)
+    asked = os.environ.get("SLURM_CPUS_PER_TASK", "") if environment.launcher != "torchrun" else ""
+    return min(share, int(asked)) if asked.isdecimal() and int(asked) > 0 else share
 
 
 def _device(wanted: str, environment: RankEnvironment) -> torch.device:

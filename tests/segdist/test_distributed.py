@@ -1,5 +1,7 @@
 """Who am I: ranks from torchrun's, Slurm's and no environment."""
 
+import os
+
 import pytest
 
 from segdist.distributed import RankEnvironment, default_threads, first_host, resolve_environment
@@ -36,7 +38,7 @@ def test_torchrun() -> None:
 
 def test_srun() -> None:
     environment = resolve_environment(SRUN)
-    assert environment == RankEnvironment("slurm", 3, 1, 4, 2, "gpu003", 20000 + 41234 % 40000)
+    assert environment == RankEnvironment("slurm", 3, 1, 4, 2, "gpu003", 20000 + 41234 % 12000)
 
 
 def test_srun_with_the_address_exported_by_the_submitter() -> None:
@@ -89,5 +91,26 @@ def test_first_host_of_a_node_list(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
 
 
-def test_threads_are_shared_between_the_ranks_of_a_node() -> None:
+def test_threads_are_shared_between_the_ranks_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert default_threads(RankEnvironment("single")) == 7
     assert default_threads(RankEnvironment("torchrun", local_world_size=10**6)) == 1
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    cores = len(os.sched_getaffinity(0))
+    assert default_threads(RankEnvironment("single")) == cores
+    assert default_threads(RankEnvironment("slurm", local_world_size=2)) == max(1, cores // 2)
+
+
+def test_a_step_of_fewer_tasks_than_the_job_counts_its_own() -> None:
+    smaller = {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    environment = resolve_environment(SRUN | smaller | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"})
+    assert (environment.rank, environment.world_size, environment.local_world_size) == (1, 2, 1)
+
+
+def test_a_rank_keeps_to_the_cores_that_its_slurm_job_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert default_threads(RankEnvironment("slurm", 0, 0, 2, 2)) == 3
+    assert default_threads(RankEnvironment("slurm", 0, 0, 8, 8)) == 2
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK")
+    assert default_threads(RankEnvironment("slurm", 0, 0, 2, 2)) == 8
