@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     preset = ["--preset", train.pop("preset")] if "preset" in train else []
     steps: list[tuple[list[str], dict[str, Any], list[str]]] = [
         ([sys.executable], config.make_shards, ["-f", config.name]),
-        (torchrun, train, ["-f", config.name, "--run", config.name, *preset]),
+        (torchrun, train, ["-f", config.name, "--name", config.name, *preset]),
         (torchrun, config.infer, ["-m", config.name, "-f", config.name]),
     ]
     for number, ((launcher, settings, arguments), job) in enumerate(

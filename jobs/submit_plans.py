@@ -106,7 +106,7 @@ def train_links(planner: Planner, arguments: list[str]) -> list[Link]:
             raise UserError(f"--stage-to copies one shard set, and --data names {len(config.data)}")
         stage = str(set_folder(config.data[0]).absolute())
         # The run folder's name must not come from where the copy lies.
-        arguments = [*arguments, "--data", stage, "--run", str(run)]
+        arguments = [*arguments, "--data", stage, "--name", str(run)]
     progress = (f"{run}/checkpoints/step-*.pt",)
     return [planner.link("train", "train", [arguments], run, run / "last.safetensors", progress, stage)]
 
@@ -150,7 +150,7 @@ def pipeline_links(
     scores = run / "predictions" / name / "scores.json"
     return [
         *shard_links(planner, [*_settings(run, "make_shards", make_shards), "-f", name], run),
-        *train_links(planner, [*_settings(run, "train", train), *preset, "-f", name, "--run", name]),
+        *train_links(planner, [*_settings(run, "train", train), *preset, "-f", name, "--name", name]),
         *infer_links(
             replace(planner, tasks=infer_tasks), [*_settings(run, "infer", infer), "-m", str(run), "-f", name], scores
         ),

@@ -179,11 +179,14 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
 def default_threads(environment: RankEnvironment) -> int:
     """Cores that this process may use, shared between the ranks of the node, at least 1.
 
-    Where Slurm does not bind tasks to cores, a rank still keeps to the `--cpus-per-task` that its job asked for.
+    Fewer where $OMP_NUM_THREADS says so (not under torchrun, which sets it to 1 whatever the number of cores), or
+    where Slurm does not bind tasks to cores and the job asked for `--cpus-per-task`.
     """
     share = max(1, len(os.sched_getaffinity(0)) // environment.local_world_size)
-    asked = os.environ.get("SLURM_CPUS_PER_TASK", "") if environment.launcher != "torchrun" else ""
-    return min(share, int(asked)) if asked.isdecimal() and int(asked) > 0 else share
+    if environment.launcher == "torchrun":
+        return share
+    asked = [os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")]
+    return min([share, *(int(text) for text in asked if text.isdecimal() and int(text) > 0)])
 
 
 def _device(wanted: str, environment: RankEnvironment) -> torch.device:

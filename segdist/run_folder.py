@@ -19,7 +19,7 @@ from shards.errors import UserError
 from shards.files import write_json
 
 MAY_CHANGE = {
-    *("run", "data", "epochs", "steps", "init_from"),
+    *("name", "data", "epochs", "steps", "init_from"),
     *("accumulate", "device", "threads"),
     *("log_every", "validate_every", "max_bad_steps", "check", "profile", "quiet", "checkpoint", "tracking"),
 }
@@ -91,7 +91,7 @@ def check_same_run(folder: Path, description: dict[str, Any]) -> None:
         raise UserError(
             f"{folder} holds a run with other settings:\n"
             + "\n".join(f"  {key}: there {before!r}, now {after!r}" for key, before, after in differences)
-            + "\nUse the same settings to go on with it, or another --run for a new one."
+            + "\nUse the same settings to go on with it, or another --name for a new one."
         )
 
 

@@ -79,7 +79,7 @@ class TrainConfig:
     """Shard sets: names under data/, or folders. Several are mixed by `data_weights`."""
     data_weights: tuple[float, ...] = ()
     """Several sets: share of each in the samples; default: by their numbers of patches."""
-    run: str = ""
+    name: Annotated[str, tyro.conf.arg(aliases=["-n"])] = ""
     """Run folder: a name under runs/, or a path. Default: the name of the first shard set. A run that was stopped
     goes on when it is started again."""
     epochs: Annotated[int, tyro.conf.arg(aliases=["-e"])] = 100
@@ -109,7 +109,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type; auto: bf16 or fp16 where the GPU gains from it, else fp32."""
     threads: int = 0
-    """CPU threads per rank; 0: the node's cores shared between its ranks."""
+    """CPU threads per rank; 0: $OMP_NUM_THREADS, or the node's cores shared between its ranks."""
     channels_last: bool = True
     """Keep images and weights in NHWC order: a third faster on CPUs, faster with AMP on GPUs."""
     compile: bool = False

@@ -22,8 +22,8 @@ GPU_WIDTH, CPU_WIDTH = 64, 16
 
 
 def run_folder(config: TrainConfig) -> Path:
-    """The folder that `--run NAME` means: runs/NAME, or NAME itself where it is a path."""
-    path = Path(config.run or Path(config.data[0]).name)
+    """The folder that `--name NAME` means: runs/NAME, or NAME itself where it is a path."""
+    path = Path(config.name or Path(config.data[0]).name)
     return RUNS / path if len(path.parts) == 1 else path
 
 

@@ -1,5 +1,6 @@
 """Defaults < preset < file < command line; unknown and wrong settings refused by name; help without heavy imports."""
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -109,3 +110,16 @@ def test_the_methods_short_forms() -> None:
 
     config = parse(TrainConfig, ["-e", "100", "-l", "0.01", "-b", "16", "-f", "patches_s96"], "train", "").job
     assert (config.epochs, config.optim.lr, config.batch_size, config.data) == (100, 0.01, 16, ("patches_s96",))
+
+
+@pytest.mark.parametrize("script", ["train", "infer"])
+def test_torchrun_takes_none_of_our_flags_for_its_own(script: str) -> None:
+    """torchrun's parser completes shortened flags, also behind the script: `--run` was ambiguous to it."""
+    from torch.distributed.run import get_args_parser
+
+    parser = get_args_parser()
+    helped = subprocess.run([sys.executable, f"jobs/{script}.py", "--help"], capture_output=True, text=True, check=True)
+    flags = set(re.findall(r"(?<![\w-])--[\w.-]+", helped.stdout))
+    assert "--name" in flags or "--model" in flags
+    for flag in flags:
+        assert parser.parse_args(["--standalone", f"jobs/{script}.py", flag, "x"]).training_script_args == [flag, "x"]

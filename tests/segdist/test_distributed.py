@@ -92,13 +92,18 @@ def test_first_host_of_a_node_list(nodes: str, first: str) -> None:
 
 
 def test_threads_are_shared_between_the_ranks_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert default_threads(RankEnvironment("single")) == 7
-    assert default_threads(RankEnvironment("torchrun", local_world_size=10**6)) == 1
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    cores = len(os.sched_getaffinity(0))
-    assert default_threads(RankEnvironment("single")) == cores
-    assert default_threads(RankEnvironment("slurm", local_world_size=2)) == max(1, cores // 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert default_threads(RankEnvironment("single")) == 8
+    assert default_threads(RankEnvironment("slurm", local_world_size=2)) == 4
+    assert default_threads(RankEnvironment("torchrun", local_world_size=100)) == 1
+
+
+def test_openmps_variable_lowers_the_threads_but_not_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert default_threads(RankEnvironment("single")) == 1
+    assert default_threads(RankEnvironment("torchrun", local_world_size=2)) == 4
 
 
 def test_a_step_of_fewer_tasks_than_the_job_counts_its_own() -> None:

@@ -86,7 +86,7 @@ def test_page_needs_nothing_from_anywhere(run: Path) -> None:
 def test_user_text_is_escaped_wherever_it_comes_from(tmp_path: Path) -> None:
     names = [HOSTILE, "b"]
     folder = write_run(
-        tmp_path / "a<u>", classes=names, config={HOSTILE: HOSTILE}, command=["segdist", "train", "--run", HOSTILE]
+        tmp_path / "a<u>", classes=names, config={HOSTILE: HOSTILE}, command=["segdist", "train", "--name", HOSTILE]
     )
     write_predictions(folder / "predictions" / "<s>set", [HOSTILE.replace("/", "")], classes=names)
     other = write_run(tmp_path / "<em>", classes=names, config={HOSTILE: "y"})

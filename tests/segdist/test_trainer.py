@@ -1,0 +1,190 @@
+"""The training job as a process: its run folder, resuming, extending, stopping, refusing."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segdist.model_file import load_model
+from segdist.run_record import read_rows
+from tests.helpers import QUIET, TINY_NET, job, run, start, tiny_set, wait_until
+from tests.segdist.test_learner import same
+
+TIMINGS = {"time", "samples_per_s", "data_wait", "memory_mb"}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the shard set data/tiny."""
+    folder = tmp_path_factory.mktemp("train")
+    tiny_set(folder / "data")
+    return folder
+
+
+def train(name: str, *arguments: str, ranks: int = 1) -> list[str]:
+    settings = ["-f", "tiny", "--name", name, "-b", "8", "--log-every", "5", *TINY_NET, *QUIET]
+    return job("train", [*settings, *arguments], ranks)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows without their timings."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint, without timings and file positions."""
+    path = max((folder / "checkpoints").glob("step-*.pt"))
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    for name in ("seconds", "metrics_position"):
+        state["counters"].pop(name)
+    return state
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert metrics(one) == metrics(other)
+    assert same(final_state(one), final_state(other))
+    for name in ("best.safetensors", "last.safetensors"):
+        models = [load_model(folder / name) for folder in (one, other)]
+        assert same(*(model.state_dict() for model, _ in models))
+        assert models[0][1].score == models[1][1].score
+
+
+def test_a_run_leaves_a_complete_folder(work: Path) -> None:
+    folder = work / "runs" / "complete"
+    run(train("complete", "--steps", "12", "--validate-every", "6"), work)
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "events.jsonl", "summary.json", "best.safetensors", "checkpoints"}
+    rows = metrics(folder)
+    assert [(row["kind"], row["step"]) for row in rows] == [
+        *[("train", 5), ("val", 6), ("train", 10), ("train", 12), ("val", 12)]
+    ]
+    assert len(rows[1]["iou"]) == 3
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["state"], summary["step"]) == ("finished", 12)
+    assert summary["best_mean_iou"] == max(row["mean_iou"] for row in rows if row["kind"] == "val")
+    model, card = load_model(folder)
+    assert model(torch.rand(1, 1, 32, 32)).shape == (1, 3, 32, 32)
+    assert [info.name for info in card.classes] == ["background", "line", "ellipse"]
+    assert (card.patch, card.channels, card.stride_multiple) == (32, 1, 4)
+    assert card.score == summary["best_mean_iou"]
+
+
+def test_training_learns(work: Path) -> None:
+    run(train("learns", "--steps", "120", "--optim.optimizer", "adamw", "--optim.lr", "0.02"), work)
+    rows = [row for row in metrics(work / "runs" / "learns") if row["kind"] == "train"]
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+
+
+def test_a_finished_run_is_left_alone_and_can_be_extended(work: Path) -> None:
+    folder = work / "runs" / "extended"
+    constant = ["--optim.schedule", "constant", "--validate-every", "5"]
+    run(train("extended", "--steps", "5", *constant), work)
+    before = metrics(folder)
+    run(train("extended", "--steps", "5", *constant), work)
+    assert metrics(folder) == before
+    run(train("extended", "--steps", "10", *constant), work)
+    run(train("at_once", "--steps", "10", *constant), work)
+    assert_same_run(folder, work / "runs" / "at_once")
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(work: Path) -> None:
+    run(train("taken", "--steps", "2"), work)
+    done = run(train("taken", "--steps", "4", "--seed", "1", "--optim.lr", "0.5"), work, check=False)
+    assert done.returncode == 2
+    assert "seed: there 0, now 1" in done.stderr
+    assert "optim.lr: there 0.01, now 0.5" in done.stderr
+    assert "--name" in done.stderr
+    tiny_set(work / "data", "other", seed=5)
+    done = run(train("taken", "--steps", "4", "-f", "other"), work, check=False)
+    assert done.returncode == 2
+    assert "data: there" in done.stderr
+    # Threads, intervals and trackers may change.
+    run(train("taken", "--steps", "4", "--threads", "2", "--checkpoint.keep-last", "5"), work)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
+def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on_bit_by_bit(work: Path, name: str) -> None:
+    if not (work / "runs" / "whole").exists():
+        run(train("whole", "--steps", "300"), work)
+    folder = work / "runs" / name
+    log = work / f"{name}.log"
+    process = start(train(name, "--steps", "300"), work, log)
+    wait_until(lambda: (folder / "metrics.jsonl").exists() and metrics(folder))
+    process.send_signal(getattr(signal, name))
+    assert process.wait(60) == 75, log.read_text()
+    assert name in log.read_text()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["state"] == "stopped"
+    assert 0 < summary["step"] < 300
+    run(train(name, "--steps", "300"), work)
+    assert_same_run(folder, work / "runs" / "whole")
+    assert [row["what"] for row in read_rows(folder / "events.jsonl")] == ["started", "stopped", "resumed", "finished"]
+
+
+def test_bad_gradients_step_after_step_stop_the_run_and_name_the_samples(work: Path) -> None:
+    command = train("bad", "--steps", "50", "--model.factory", "tests.segdist.test_trainer:nan_net", "--no-check")
+    command += ["--model.stride-multiple", "1"]
+    done = run(command, work, check=False)
+    assert done.returncode == 2
+    assert "NaN or infinite gradients in 10 steps in a row" in done.stderr
+    assert "data/tiny/train-00000.tar record" in done.stderr
+    assert (work / "runs" / "bad" / "bad-batch-rank0.npz").is_file()
+    assert json.loads((work / "runs" / "bad" / "summary.json").read_text())["state"] == "failed"
+
+
+def nan_net(in_channels: int, classes: int) -> torch.nn.Module:
+    """A network whose weights are broken from the start."""
+    net = torch.nn.Conv2d(in_channels, classes, 1)
+    torch.nn.init.constant_(net.weight, float("nan"))
+    return net
+
+
+def test_warm_start_takes_what_fits_and_says_what_does_not(work: Path) -> None:
+    run(train("first", "--steps", "5"), work)
+    arguments = ["--steps", "1", "--init-from", "runs/first", "--optim.lr", "1e-9"]
+    command = [word for word in train("second", *arguments) if word != "--quiet"]
+    assert "taken over" in run(command, work).stdout
+    first, second = (
+        torch.cat([p.flatten() for p in load_model(work / "runs" / name)[0].parameters()])
+        for name in ("first", "second")
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-f", "nowhere"], "data/nowhere: no such shard set"),
+        (["-b", "0"], "--batch-size 0"),
+        (["-b", "100000"], "lower --batch"),
+        (["--model.depth", "6"], "multiples of 64"),
+        (["--loss.class-weights", "given"], "--loss.weights"),
+        (["--device", "cuda"], "--device cuda"),
+        (["--precision", "fp16"], "--precision fp16 needs a GPU"),
+        (["--preset", "quick"], "--preset quick: choose one of fast, paper"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(work: Path, arguments: list[str], message: str) -> None:
+    done = run([*train("refused"), *arguments], work, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (work / "runs" / "refused").exists()
+
+
+def test_the_plan_starts_nothing(work: Path) -> None:
+    done = run([*train("planned", "-e", "3"), "--dry-run"], work)
+    assert "optim.lr = 0.01" in done.stdout
+    assert "patches to train" in done.stdout
+    assert "memory a rank" in done.stdout
+    assert not (work / "runs" / "planned").exists()
+
+
+def test_a_profile_is_written_on_demand(work: Path) -> None:
+    run(train("profiled", "--steps", "4", "--profile", "2"), work)
+    assert "conv" in (work / "runs" / "profiled" / "profile" / "table.txt").read_text()
+    assert (work / "runs" / "profiled" / "profile" / "trace.json").stat().st_size > 1000
