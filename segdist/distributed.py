@@ -177,16 +177,17 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
 
 
 def default_threads(environment: RankEnvironment) -> int:
-    """Cores that this process may use, shared between the ranks of the node, at least 1.
+    """CPU threads of a rank: OMP_NUM_THREADS, or the cores that this process may use shared between the node's ranks.
 
-    Fewer where $OMP_NUM_THREADS says so (not under torchrun, which sets it to 1 whatever the number of cores), or
-    where Slurm does not bind tasks to cores and the job asked for `--cpus-per-task`.
+    Where Slurm does not bind tasks to cores, a rank still keeps to the `--cpus-per-task` that its job asked for.
     """
     share = max(1, len(os.sched_getaffinity(0)) // environment.local_world_size)
-    if environment.launcher == "torchrun":
+    if environment.launcher == "torchrun":  # which sets OMP_NUM_THREADS=1 by itself
         return share
-    asked = [os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")]
-    return min([share, *(int(text) for text in asked if text.isdecimal() and int(text) > 0)])
+    wanted, asked = (os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"))
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    return min(share, int(asked)) if asked.isdecimal() and int(asked) > 0 else share
 
 
 def _device(wanted: str, environment: RankEnvironment) -> torch.device:

@@ -114,6 +114,7 @@ def test_a_step_of_fewer_tasks_than_the_job_counts_its_own() -> None:
 
 def test_a_rank_keeps_to_the_cores_that_its_slurm_job_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
     assert default_threads(RankEnvironment("slurm", 0, 0, 2, 2)) == 3
     assert default_threads(RankEnvironment("slurm", 0, 0, 8, 8)) == 2
