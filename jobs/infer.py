@@ -15,10 +15,14 @@ row that was reached. The result has the same bits for any number of ranks (fp32
 
 import sys
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from jobs.command_line import parse, print_config
 from jobs.exit_codes import FINISHED, INCOMPLETE, run_job
 from segdist.infer_config import InferConfig
+
+if TYPE_CHECKING:
+    from segdist.inference_job import Result
 
 PATIENCE = timedelta(days=30)
 """How long a rank that is done waits for the others. One that died is noticed at once, by its closed connection."""
@@ -44,7 +48,22 @@ def main(argv: list[str] | None = None) -> int:
         result = infer(config, these)
         if these.is_main:
             print(summary_text(result), flush=True)
+            _tell(config, result)
     return INCOMPLETE if result.failures else FINISHED
+
+
+def _tell(config: InferConfig, result: "Result") -> None:
+    """Scores to the trackers, and the report of the run that the predictions belong to, or of themselves."""
+    from segdist.report import refresh_report
+    from segdist.run_record import run_of
+    from segdist.tracking.job_log import log_scores
+    from shards.config import to_dict
+
+    run = run_of(result.folder)
+    if result.scores is not None and result.reused < result.images:
+        description = {"config": to_dict(config)}
+        log_scores(config.tracking, result.folder, description, result.scores, run.resolve().name)
+    refresh_report(run, quiet=config.quiet)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     command = parse(TrainConfig, arguments, "train", __doc__ or "", preset=preset, preset_values=read_preset(preset))
     # Heavy imports come after the command line: --help must not wait for torch.
     from segdist.distributed import ranks
-    from segdist.training_job import train
+    from segdist.report import refresh_report
+    from segdist.training_job import run_folder, train
 
     if command.dry_run:
         from segdist.plan import training_plan
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         return FINISHED
     with ranks(command.job.device, command.job.threads) as these:
         state = train(command.job, these)
+        if these.is_main:
+            refresh_report(run_folder(command.job), quiet=command.job.quiet)
     if state == "stopped" and not _torchrun_would_restart():
         return STOPPED
     return FINISHED

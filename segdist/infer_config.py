@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from segdist.tiling import Blending, Borders, stride_of
+from segdist.tracking.config import TrackingConfig
 from shards.errors import UserError
 from shards.masks import MasksConfig
 
@@ -89,6 +90,7 @@ class InferConfig:
     """True masks of `images`, for scores: set the folder. Without `classes`, their values are the model's class
     numbers. A shard set knows its own."""
     output: OutputConfig = field(default_factory=OutputConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def check_values(self) -> None:
         """Refuse values and combinations that can't work, before anything is read or written.

@@ -11,7 +11,7 @@ from segdist import report_data as data
 from segdist.run_record import Predictions, RunRecord, read_run
 from shards.errors import UserError
 from shards.files import whole_file
-from shards.terminal import clock
+from shards.terminal import clock, say, warn
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT, COMPARISON = "report.html", "comparison.html"
@@ -52,6 +52,17 @@ def write_report(folders: Sequence[Path], out: Path | None = None, figures: int 
     with whole_file(target) as file:
         file.write(html.encode())
     return target
+
+
+def refresh_report(folder: Path, *, quiet: bool = False) -> None:
+    """Write the report at the end of a job; the results are safe by then, so that a failure here is only a warning."""
+    try:
+        target = write_report([folder])
+    except Exception as error:  # a full disk, a picture that can't be read: nothing that should fail the job
+        warn(f"the report could not be written ({type(error).__name__}: {error}); try: segdist report {folder}")
+        return
+    if not quiet:
+        say(f"report: {target}")
 
 
 def _page(run: RunRecord, most_figures: int) -> dict[str, Any]:

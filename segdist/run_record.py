@@ -133,6 +133,11 @@ def find_run(name: str) -> Path:
     raise UserError(f"no run {name}: neither {name} nor {RUNS / name} is a folder; {hint}")
 
 
+def run_of(predictions: Path) -> Path:
+    """The run folder that a folder of predictions lies in; itself where it lies elsewhere."""
+    return next((folder for folder in predictions.parents if (folder / CONFIG).is_file()), predictions)
+
+
 def read_run(folder: Path) -> RunRecord:
     """Read a run folder, or a folder of predictions; what isn't there yet is left empty.
 

@@ -11,6 +11,7 @@ from segdist.precision import Precision, choose_precision
 from segdist.run_folder import check_same_run, describe_run, write_description
 from segdist.run_reporter import RunReporter
 from segdist.tracking import open_trackers
+from segdist.tracking.job_log import data_facts, log_contact_sheets
 from segdist.train_config import TrainConfig
 from segdist.trainer import Run, State
 from segdist.training_data import TrainingData
@@ -59,8 +60,14 @@ def train(config: TrainConfig, ranks: Ranks) -> State:
             say(_headline(config, folder, data, precision, ranks))
     ranks.barrier()
     trackers = open_trackers(
-        config.tracking, folder, description, is_main=ranks.is_main, job_type="train", classes=data.classes
+        config.tracking,
+        folder,
+        description | {"shard_sets": data_facts(data.manifests)},
+        is_main=ranks.is_main,
+        job_type="train",
+        classes=data.classes,
     )
+    log_contact_sheets(trackers, data.folders)
     reporter = RunReporter(folder, data.classes, config.batch_size, ranks, trackers, config.quiet)
     run = Run(folder, config, data, precision, ranks, reporter)
     try:

@@ -67,6 +67,11 @@ class Trackers:
         """Rows up to this step are with W&B already and are not sent again; -1 at the start of a run."""
         return getattr(self._trackers.get("wandb"), "last_logged_step", -1)
 
+    @property
+    def want_pictures(self) -> bool:
+        """Whether it is worth making pictures of the data."""
+        return self._images and bool(self._trackers)
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps. Call it after the step's rows have been logged: it also flushes them."""
         self._each("flush", lambda tracker: tracker.flush())

@@ -1,18 +1,78 @@
-"""What an earlier process of the run left in W&B's own files, read back with W&B's own tool.
+"""How far the processes of a run have got: our state file, and W&B's own files read back with W&B's own tool.
+
+`<run>/wandb/state.json` holds
+    {"run_id": "k3v9q2ab", "last_logged_step": 400, "piece": "offline-run-20260102_030405-k3v9q2ab", "closed": true}
 
 A piece is the folder `<run>/wandb/[offline-]run-<date>-<id>` of one process; the `.wandb` file in it is W&B's
-transaction log, flushed every second.
+transaction log, flushed every second. Where the latest process wasn't closed in good order, that file, not our memory,
+says which rows are safe.
 """
 
 import json
+import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.errors import UserError
+from shards.files import write_json
+from shards.terminal import warn
+
 STEP = "trainer/step"
 """Our own step: W&B's `_step` is numbered anew where offline pieces are merged."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What earlier processes of the run left."""
+
+    run_id: str
+    last_step: int = -1
+    """The last step whose row is in a safe place."""
+    piece: Path | None = None
+    """The latest process's."""
+
+    @property
+    def was_online(self) -> bool:
+        """Whether the latest process sent its rows to the server itself."""
+        return self.piece is not None and not self.piece.name.startswith("offline-")
+
+
+class StateFile:
+    """`state.json`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, run_id: str | None) -> Before:
+        """The run's id is the file's, else the checkpoint's (`run_id`), else a sweep's ($WANDB_RUN_ID), else new.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if not self.path.exists():
+            return Before(run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+        try:
+            state = json.loads(self.path.read_text())
+            run_id, last, closed = str(state["run_id"]), int(state["last_logged_step"]), bool(state["closed"])
+            piece = self.path.parent / state["piece"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{self.path}: damaged; delete it to continue as a new W&B run") from None
+        if not closed:
+            try:
+                last = max(last, last_step_in(piece))
+            except OSError as error:
+                warn(f"W&B: {first_line(error)}; some of its rows may appear twice")
+        return Before(run_id, last, piece)
+
+    def write(self, run_id: str, last_step: int, piece: Path, *, closed: bool) -> None:
+        """Note how the latest process stands."""
+        state = {"run_id": run_id, "last_logged_step": last_step, "piece": piece.name, "closed": closed}
+        write_json(self.path, state)
 
 
 def last_step_in(piece: Path) -> int:
@@ -21,8 +81,10 @@ def last_step_in(piece: Path) -> int:
     Raises:
         OSError: the piece can't be read.
     """
-    summary = json.loads(_inspect(piece, "--summary"))["summary"]
-    return int(summary.get(STEP, -1))
+    try:
+        return int(json.loads(_inspect(piece, "--summary"))["summary"].get(STEP, -1))
+    except (ValueError, KeyError) as error:
+        raise OSError(f"{piece}: W&B's tool says something new ({error})") from error
 
 
 def rows_in(piece: Path, after: int) -> Iterator[tuple[int, dict[str, float]]]:
@@ -52,3 +114,8 @@ def _inspect(piece: Path, *options: str) -> str:
         return subprocess.run(command, capture_output=True, timeout=120, check=True, text=True).stdout
     except subprocess.SubprocessError as error:
         raise OSError(f"{piece} can't be read back ({error})") from error
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -66,6 +67,12 @@ class Job:
         return lines
 
 
+def children(process: int) -> list[int]:
+    """Process ids of a process's children."""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(number) for task in tasks for number in task.read_text().split()]
+
+
 def steps_offline(folder: Path) -> list[int]:
     """Every row's step in the pieces of a run, in the order in which the pieces were written."""
     pieces = sorted((folder / "wandb").glob("offline-run-*"), key=lambda piece: piece.stat().st_mtime)
@@ -117,6 +124,22 @@ def test_offline_resume_after_sigkill_has_every_step_once_and_one_run_id(tmp_pat
     second.do("finish finished")
     second.end()
     assert steps_offline(tmp_path) == list(range(1, 231))
+
+
+def test_sigterm_that_reaches_w_and_b_s_own_process_too_loses_nothing(tmp_path: Path) -> None:
+    job = Job(tmp_path, server=None)
+    job.do("log 1 20")
+    for process in children(job.process.pid):  # Slurm signals every process of a step
+        os.kill(process, signal.SIGTERM)
+    job.do("log 21 40")
+    job.do("finish stopped")
+    assert "Traceback" not in job.end()
+    assert steps_offline(tmp_path) == list(range(1, 41))
+    again = Job(tmp_path, server=None)
+    again.do("log 31 50")
+    again.do("finish finished")
+    again.end()
+    assert steps_offline(tmp_path) == list(range(1, 51))
 
 
 def test_what_is_logged_before_a_sigkill_is_on_the_disk_within_seconds(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""What jobs tell the trackers beside their curves: the data before training, the scores after inference."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segdist.tracking.config import TrackingConfig
+from segdist.tracking.trackers import Trackers, open_trackers
+from shards.manifest import Manifest
+
+WORST = 4
+"""Figures of so many images go to the trackers, the worst ones."""
+
+
+def data_facts(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
+    """Shard sets in a few numbers, for the config that trackers show."""
+    return [
+        {
+            "samples": {split: manifest.samples(split) for split in ("train", "val", "test")},
+            "classes": {info.name: count for info, count in zip(manifest.classes, manifest.pixels, strict=True)},
+            "patch": manifest.patch,
+            "channels": manifest.channels,
+            "dtype": manifest.dtype,
+        }
+        for manifest in manifests
+    ]
+
+
+def log_contact_sheets(trackers: Trackers, folders: Sequence[Path]) -> None:
+    """Patches with their masks of each shard set, at the start of a run."""
+    if not trackers.want_pictures or trackers.last_logged_step >= 0:
+        return
+    from PIL import Image
+
+    from shards.inspect import contact_sheet
+    from shards.reader import ShardSet
+
+    for folder in folders:
+        with Image.open(io.BytesIO(contact_sheet(ShardSet(folder)))) as sheet:
+            trackers.log_figure(f"shard set {folder.name}", np.asarray(sheet.convert("RGB")), step=0)
+
+
+def log_scores(
+    config: TrackingConfig,
+    folder: Path,
+    run_config: dict[str, Any],
+    scores: dict[str, Any],
+    group: str,
+) -> None:
+    """The scores of an inference job as a run of their own: means, classes, confusion, the worst images, a table.
+
+    Args:
+        folder: the predictions; W&B's files go below it too.
+        scores: the content of scores.json.
+        group: name of the training run, beside which these scores stand in W&B.
+    """
+    trackers = open_trackers(config, folder, run_config, job_type="infer", group=group)
+    # A row per job that computed something new; the step of training has no meaning here.
+    step = trackers.last_logged_step + 1
+    means = {name: scores[name] for name in ("mean_iou_over_images", "mean_iou_pixels", "pixel_accuracy")}
+    per_class = {
+        f"{score}/{name}": value
+        for score in ("iou", "dice")
+        for name, value in zip(scores["classes"], scores[score], strict=True)
+    }
+    values = {f"test/{name}": value for name, value in (means | per_class).items() if value is not None}
+    trackers.log(values, step)
+    trackers.log_confusion(np.array(scores["confusion_matrix"]), scores["classes"], step)
+    for name in scores["worst"][:WORST]:
+        picture = folder / "figures" / f"{name}.png"
+        if trackers.want_pictures and picture.is_file():
+            from PIL import Image
+
+            with Image.open(picture) as image:
+                trackers.log_figure(name, np.asarray(image.convert("RGB")), step)
+    rows = [[image["name"], image["mean_iou"], image["pixel_accuracy"], *image["iou"]] for image in scores["images"]]
+    columns = ["image", "mean IoU", "pixel accuracy", *(f"IoU {name}" for name in scores["classes"])]
+    trackers.log_table("images", columns, rows, step)
+    trackers.finish("finished")

@@ -1,0 +1,188 @@
+"""A W&B run that is there when it is needed: it falls back to offline, and outlives W&B's own process.
+
+W&B works in a process of its own (`wandb-core`). Slurm's SIGTERM reaches that one too and ends it at once, while the
+job still has a checkpoint to write and rows to log; so it is started anew then, as another piece of the same run.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from segdist.tracking.wandb_pieces import STEP, StateFile, first_line, last_step_in
+
+RECENT = 10.0
+"""Seconds for which sent rows are remembered: several times the interval in which W&B writes them to its file."""
+MOST_RESTARTS = 3
+
+
+class WandbRun:
+    """A started run.
+
+    Args:
+        mode: "online" becomes "offline", and `problem` says why, when W&B can't reach its server.
+        arguments: of `wandb.init`.
+        safe_step: the last step that earlier processes brought to a safe place.
+        patience: seconds that a call may wait for the server.
+
+    Raises:
+        Exception: W&B can't even be started offline.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["online", "offline"],
+        arguments: Mapping[str, Any],
+        state_file: StateFile,
+        safe_step: int,
+        patience: float,
+    ) -> None:
+        self.mode, self.problem = mode, ""
+        self._arguments, self._patience = arguments, patience
+        self._state_file, self._safe_step = state_file, safe_step
+        self._recent: deque[tuple[float, int, dict[str, Any]]] = deque()
+        self._restarts = 0
+        self._run = self._start()
+
+    @property
+    def id(self) -> str:
+        """W&B's id of the run."""
+        return cast(str, self._run.id)
+
+    @property
+    def url(self) -> str:
+        """Where to look at it; online only."""
+        return cast(str, self._run.url)
+
+    @property
+    def piece(self) -> Path:
+        """W&B's folder of this process."""
+        return Path(self._run.settings.sync_dir)
+
+    @property
+    def step_on_server(self) -> int:
+        """The last step that the server has; online, before anything is sent."""
+        return int(self._run.summary.get(STEP, -1))
+
+    def send(self, row: dict[str, Any], step: int) -> None:
+        """Hand a row to W&B, which has it in its file within about a second."""
+        self._surely(lambda: self._run.log({**row, STEP: step}))
+        now = time.monotonic()
+        self._recent.append((now, step, {name: value for name, value in row.items() if isinstance(value, int | float)}))
+        while self._recent[0][0] < now - RECENT:
+            self._recent.popleft()
+
+    def ask(self, call: Callable[[Any], Any]) -> None:
+        """`call(run)` for what talks to the server (tables, artifacts), but not for ever.
+
+        Raises:
+            TimeoutError: no answer within the patience; W&B itself has no time limit there.
+        """
+        errors: list[Exception] = []
+
+        def work() -> None:
+            try:
+                call(self._run)
+            except Exception as error:  # handed over, not hidden
+                errors.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(self._patience)
+        if thread.is_alive():
+            raise TimeoutError(f"no answer within {self._patience:g} s")
+        if errors:
+            raise errors[0]
+
+    def finish(self, state: str, last_step: int) -> None:
+        """Close the run; takes at most W&B's `finish_timeout` where the server has died."""
+
+        def close() -> None:
+            self._run.summary["state"] = state
+            if state == "stopped":
+                # With a non-zero exit W&B shows the run as preempted, and a sweep starts it again.
+                self._run.mark_preempting()
+            self._run.finish(exit_code=0 if state == "finished" else 1)
+
+        self._surely(close)
+        self._state_file.write(self.id, last_step, self.piece, closed=True)
+
+    def _surely(self, call: Callable[[], Any]) -> None:
+        """Do something with the run, again with a new process where W&B's has died."""
+        try:
+            call()
+        except Exception:
+            if self._restarts == MOST_RESTARTS:
+                raise
+            self._restarts += 1
+            self._start_anew()
+            call()
+
+    def _start_anew(self) -> None:
+        import wandb
+
+        died = self.piece
+        with suppress(Exception):  # it complains that the process is dead
+            wandb.teardown()
+        with suppress(OSError):
+            self._safe_step = max(self._safe_step, last_step_in(died))
+        self._run = self._start()
+        for _, step, row in self._recent:
+            if step > self._safe_step:
+                self._run.log({**row, STEP: step})
+
+    def _start(self) -> Any:
+        import wandb
+
+        run = None
+        if self.mode == "online":
+            try:
+                run = wandb.init(mode="online", **self._arguments)
+            except Exception as error:  # wandb raises a dozen kinds here, and none of them is a reason not to train
+                self.mode, self.problem = "offline", first_line(error)
+                # What is left of the failed start would hold the run id.
+                wandb.teardown()
+        if run is None:
+            run = wandb.init(mode="offline", **self._arguments)
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP)
+        self._state_file.write(run.id, self._safe_step, Path(run.settings.sync_dir), closed=False)
+        return run
+
+
+def prepare_wandb() -> str:
+    """Quieten W&B before it is started; returns the address of the server that it would talk to."""
+    import wandb
+
+    logging.getLogger("wandb").setLevel(logging.ERROR)
+    with suppress(ImportError):
+        # Reports on the use of W&B's client, for which it waits up to 10 s at exit if the server doesn't take them.
+        from wandb.analytics.opentelemetry.opentelemetry_proxy import disable
+
+        disable()
+    return wandb.setup(wandb.Settings(silent=True)).settings.base_url
+
+
+def wandb_settings(start_timeout: float, finish_timeout: float) -> Any:
+    """W&B's settings for a run that nobody watches at the terminal; times in seconds."""
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        init_timeout=2 * start_timeout,
+        finish_timeout=finish_timeout,
+        # W&B's 15 s would lose all that at a SIGKILL, and sync chokes on a file without its header.
+        x_transaction_log_flush_interval=1,
+        x_file_stream_transmit_interval=2,
+    )
+
+
+def environment_or(value: str, name: str, default: str) -> str:
+    """A setting: given, else from the environment, else the default."""
+    return value or os.environ.get(name) or default
