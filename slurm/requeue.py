@@ -61,6 +61,8 @@ class Comeback:
         self.job_id, self.rank, self.ledger, self.progress = job_id, rank, ledger, progress
         self.under_slurm, self.patient = under_slurm, patient
         self.told_to_stop = False
+        self.leaving = False
+        """Whether this process is on its way out, to be started again or not at all."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Comeback":
@@ -80,6 +82,7 @@ class Comeback:
         """The job has stopped in good order, on all ranks, because it was told to: have it requeued, or end."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # a second signal must not disturb what the first one started
+        self.leaving = True
         if not self.under_slurm:
             raise JobFailed("stopped by a signal; the same command continues")
         if self.rank != 0:

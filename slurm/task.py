@@ -5,6 +5,7 @@ login node without torch.
 """
 
 import importlib
+import itertools
 import logging
 import os
 import socket
@@ -106,7 +107,12 @@ class Task:
 
             return run_torchrun(self.entry, arguments, job, self.torchrun, port(job.job_id), comeback)
         os.environ.update(rank_variables(job))
-        return load_entry(self.entry)(arguments)
+        try:
+            return load_entry(self.entry)(arguments)
+        except SystemExit as left:  # bad options; but a rank that leaves for a requeue goes
+            if comeback.leaving:
+                raise
+            return left.code if isinstance(left.code, int) else 1
 
     def _begin(self, path: Path, comeback: Comeback) -> None:
         """Note the start; refuse it if the ones before led nowhere."""
@@ -140,10 +146,13 @@ def _close_failed(path: Path, rank: int, error: Exception) -> None:
 
 def _last_error(log_file: Path) -> str:
     """What the job printed last as its error, for the reason; the file is this rank's standard error."""
-    if not log_file.exists():
+    lines = log_file.read_text(errors="replace").splitlines() if log_file.exists() else []
+    starts = [number for number, line in enumerate(lines) if "error:" in line]
+    if not starts:
         return ""
-    errors = [line for line in log_file.read_text(errors="replace").splitlines() if "error:" in line]
-    return f": {errors[-1]}" if errors else ""
+    # Jobs indent what belongs to a message.
+    details = itertools.takewhile(lambda line: line.startswith("  "), lines[starts[-1] + 1 :])
+    return ": " + " ".join([lines[starts[-1]], *(line.strip() for line in details)])
 
 
 def load_entry(entry: str) -> Callable[[list[str]], int]:
