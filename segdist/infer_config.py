@@ -98,6 +98,7 @@ class InferConfig:
         Raises:
             UserError: names the settings.
         """
+        self.tracking.check()
         if not self.model:
             raise UserError("--model: name a run folder or a model file")
         if bool(self.data) == bool(self.images):

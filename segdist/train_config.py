@@ -156,6 +156,7 @@ class TrainConfig:
             if not 0 <= value < 1:
                 raise UserError(f"{flag} {value}: must be at least 0 and below 1")
         self.augment.check()
+        self.tracking.check()
         if not self.data:
             raise UserError("--data: name at least one shard set")
         if len(self.data) > 1 and not self.epoch_steps:

@@ -7,13 +7,16 @@ import tyro
 
 from shards.errors import UserError
 
+TRACKERS = ("wandb", "tensorboard")
+
 
 @dataclass(frozen=True)
 class TrackingConfig:
     """Where a run's curves and pictures go beside `metrics.jsonl`."""
 
-    trackers: Annotated[tuple[Literal["wandb", "tensorboard"], ...], tyro.conf.arg(aliases=["--trackers"])] = ("wandb",)
-    """Which trackers to feed; tensorboard needs the extra: pip install -e '.[tensorboard]'."""
+    trackers: Annotated[str, tyro.conf.arg(aliases=["--trackers"])] = "wandb"
+    """Which trackers to feed, with commas between them: wandb, tensorboard; or none. TensorBoard needs an extra:
+    pip install -e '.[tensorboard]'."""
     wandb: Annotated[Literal["auto", "online", "offline", "off"], tyro.conf.arg(aliases=["--wandb"])] = "auto"
     """auto: online with a key and a server that answers, else offline. online: the same, but a missing key is an
     error. offline: files in the run folder only, for `wandb sync`. off: nothing. $WANDB_MODE counts for auto."""
@@ -34,8 +37,23 @@ class TrackingConfig:
     finish_timeout: float = 20.0
     """Seconds that W&B may go on uploading at the end; the rest stays in the run folder for `wandb sync`."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The trackers that are wanted."""
+        wanted = tuple(name.strip() for name in self.trackers.split(","))
+        return () if wanted == ("none",) else wanted
+
     def check(self) -> None:
-        """Raises UserError for time limits that W&B would read as "no limit"."""
+        """Refuse what can't be.
+
+        Raises:
+            UserError: an unknown tracker; time limits that W&B would read as "no limit".
+        """
+        for name in self.names:
+            if name not in TRACKERS:
+                raise UserError(
+                    f"--trackers {self.trackers}: no tracker {name!r}; choose from {', '.join(TRACKERS)}, none"
+                )
         for flag, seconds in (("start-timeout", self.start_timeout), ("finish-timeout", self.finish_timeout)):
             if not seconds > 0:
                 raise UserError(f"--tracking.{flag} {seconds:g}: must be above 0 seconds")

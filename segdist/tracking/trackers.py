@@ -152,7 +152,7 @@ def open_trackers(
     trackers: dict[str, Tracker] = {}
     if not is_main:
         return Trackers(trackers)
-    if "wandb" in config.trackers:
+    if "wandb" in config.names:
         from segdist.tracking.wandb_tracker import open_wandb
 
         wandb_tracker = open_wandb(
@@ -160,7 +160,7 @@ def open_trackers(
         )
         if wandb_tracker is not None:
             trackers["wandb"] = wandb_tracker
-    if "tensorboard" in config.trackers:
+    if "tensorboard" in config.names:
         from segdist.tracking.tensorboard_tracker import TensorBoardTracker
 
         trackers["tensorboard"] = TensorBoardTracker(run_folder / "tensorboard", classes)

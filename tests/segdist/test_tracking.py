@@ -124,6 +124,13 @@ def test_images_none_lets_no_picture_of_the_data_through() -> None:
     assert recorder.calls == ["log", "log_confusion", "log_table", "flush", "finish"]
 
 
+def test_trackers_are_named_with_commas() -> None:
+    assert TrackingConfig(trackers="wandb, tensorboard").names == ("wandb", "tensorboard")
+    assert TrackingConfig(trackers="none").names == ()
+    with pytest.raises(UserError, match=r"no tracker 'mlflow'; choose from wandb, tensorboard, none"):
+        TrackingConfig(trackers="wandb,mlflow").check()
+
+
 def test_unlimited_waiting_is_refused() -> None:
     with pytest.raises(UserError, match=r"--tracking\.finish-timeout 0"):
         TrackingConfig(finish_timeout=0).check()
@@ -140,7 +147,7 @@ def test_tensorboard_has_scalars_and_pictures_and_nothing_double_after_a_resume(
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="TENSORBOARD MISSING: pip install tensorboard"
     )
-    config = TrackingConfig(trackers=("tensorboard",))
+    config = TrackingConfig(trackers="tensorboard")
     mask = np.ones((8, 12), np.uint8)
     first = open_trackers(config, tmp_path, {}, classes=CLASSES)
     for step in range(1, 21):
