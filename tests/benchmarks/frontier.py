@@ -47,7 +47,8 @@ def measure(run: Path, shard_set: Path) -> list[dict[str, Any]]:
                     mean_iou(confusion_matrix(truth, labels, len(manifest.classes)))
                     for labels, (_, truth) in zip(predictions, pairs, strict=True)
                 ]
-                tiles = sum(make_grid(*truth.shape, tile, overlap, 1).tiles for _, truth in pairs)  # type: ignore[misc]
+                shapes = [truth.shape for _, truth in pairs]
+                tiles = sum(make_grid(height, width, tile, overlap, 1).tiles for height, width in shapes)
                 row = {
                     "tile": tile,
                     "overlap": overlap,

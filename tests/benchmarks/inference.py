@@ -61,7 +61,14 @@ def case_ours(net: str, height: int, width: int, repeat: int) -> dict[str, Any]:
         return logits
 
     model.forward = timed
-    options = {"classes": CLASSES, "mean": MEAN, "std": STD, "tile": TILE, "overlap": OVERLAP, "batch_size": BATCH}
+    options: dict[str, Any] = {
+        "classes": CLASSES,
+        "mean": MEAN,
+        "std": STD,
+        "tile": TILE,
+        "overlap": OVERLAP,
+        "batch_size": BATCH,
+    }
     predictor = Predictor(model, device="cpu", stride_multiple=1, **options)
     result = measured(lambda: predictor.labels(image), repeat)
     return result | {"inside": inside[0] / repeat}
@@ -293,4 +300,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     main(sys.argv[1:])

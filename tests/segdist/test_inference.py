@@ -21,6 +21,8 @@ overlaps = st.sampled_from([0.0, 0.25, 0.5, 0.6, 0.75])
 blendings = st.sampled_from(["mean", "hann", "gaussian"])
 borders = st.sampled_from(["corner", "full"])
 sides = st.integers(1, 3 * TILE + 5)
+# 16 is where this network's last bits differ from those of smaller batches.
+batches = st.sampled_from([16, 3, 7])
 
 
 class Identity(nn.Module):
@@ -136,7 +138,7 @@ def unet() -> TileNetwork:
 def test_any_range_of_tile_rows_gives_the_bits_of_the_whole(unet: TileNetwork, data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 70))
     overlap, border = data.draw(overlaps), data.draw(borders)
-    blending, batch = data.draw(blendings), data.draw(st.integers(1, 9))
+    blending, batch = data.draw(blendings), data.draw(batches)
     image = image_of(height, width)
     grid = make_grid(height, width, TILE, overlap, batch, border)
     means, labels = stitched(unet, image, grid, blending)
@@ -155,7 +157,7 @@ def test_any_range_of_tile_rows_gives_the_bits_of_the_whole(unet: TileNetwork, d
 def test_a_region_has_the_bits_of_the_whole(unet: TileNetwork, data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 70))
     image = image_of(height, width)
-    grid = make_grid(height, width, TILE, data.draw(overlaps), data.draw(st.integers(1, 9)), data.draw(borders))
+    grid = make_grid(height, width, TILE, data.draw(overlaps), data.draw(batches), data.draw(borders))
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
     blending = data.draw(blendings)
