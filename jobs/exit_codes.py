@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from shards.errors import UserError
 from shards.terminal import show_error, show_traceback
+from slurm.requeue import is_communication_error
 
 FINISHED = 0
 FAILED = 1
@@ -15,6 +16,8 @@ INCOMPLETE = 3
 """The job ran to its end, but some inputs failed; the list of failures says which."""
 STOPPED = 75
 """Asked to stop (signal) and stopped in good order: the same command continues. sysexits.h calls 75 "try again"."""
+LOST_PEERS = 76
+"""The other ranks can't be reached any more: one has died, or the network. The same command continues."""
 
 
 def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
@@ -33,4 +36,4 @@ def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = No
         return 130
     except Exception as error:
         show_traceback(error, rank)
-        return FAILED
+        return LOST_PEERS if is_communication_error(error) else FAILED

@@ -20,6 +20,10 @@ from slurm.errors import SubmitError
 from slurm.ledger import Ledger, fingerprint
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOPPED = 75
+"""A job's exit code for: stopped in good order, the same command continues (sysexits.h: try again)."""
+LOST_PEERS = 76
+"""A job's exit code for: the other ranks can't be reached (sysexits.h: remote error)."""
 PEER_GRACE = 5.0
 """Seconds that a rank waits after it has lost its peers. If one of them ended with an error of its own, srun kills
 the rest within that time, and nobody asks for a requeue that would only repeat the error."""
@@ -89,7 +93,7 @@ class Comeback:
             self._wait_for_the_end()
         state = state_of(self.job_id)
         if state != "RUNNING":
-            Ledger.read(self.ledger).close("cancelled", f"ended by Slurm ({state})")
+            Ledger.read(self.ledger).close("cancelled", "ended from outside: cancelled, or requeued by somebody else")
             log.warning("job %s is %s: it ends without a requeue", self.job_id, state)
             sys.exit(128 + signal.SIGTERM)
         self.refuse_standstill()
@@ -151,8 +155,8 @@ def ask_slurm(*command: str) -> str | None:
     return None
 
 
-PEER_ERRORS = re.compile(r"gloo|NCCL|connection (closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE)
-"""How communication errors begin that torch raises as a plain RuntimeError."""
+PEER_ERRORS = re.compile(r"gloo|NCCL|c10d|ProcessGroup")
+"""What the messages of communication errors contain that torch raises as a plain RuntimeError."""
 
 
 def is_communication_error(error: BaseException | None) -> bool:
@@ -161,7 +165,7 @@ def is_communication_error(error: BaseException | None) -> bool:
         # By name: this room does not import torch, and works for jobs that don't either.
         if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
             return True
-        if isinstance(error, RuntimeError | ConnectionError) and PEER_ERRORS.search(str(error)):
+        if isinstance(error, RuntimeError) and PEER_ERRORS.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -21,11 +21,8 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 from slurm.code_version import CodeVersion, current_version
 from slurm.errors import SubmitError
 from slurm.ledger import Ledger, fingerprint, ledger_path
-from slurm.requeue import Comeback, JobFailed, is_communication_error
+from slurm.requeue import LOST_PEERS, STOPPED, Comeback, JobFailed, is_communication_error
 from slurm.staging import staged
-
-STOPPED = 75
-"""A job's exit code for "stopped in good order, the same command continues" (sysexits.h: try again)."""
 
 FIRST_PORT, PORTS = 20000, 12000
 """Rank 0's port comes from the job id, below the range from which Linux gives ports to clients."""
@@ -78,6 +75,8 @@ class Task:
                 code = self._run(job, comeback)
                 if code == STOPPED:
                     comeback.stopped()
+                if code == LOST_PEERS and job.num_tasks > 1:
+                    comeback.lost_peers()
                 if code != 0:
                     sys.tracebacklimit = 0  # the way to this line says nothing about the job's error
                     raise JobFailed(

@@ -10,9 +10,7 @@ import sys
 
 from submitit import JobEnvironment
 
-from slurm.requeue import Comeback
-
-STOPPED = 75
+from slurm.requeue import STOPPED, Comeback
 
 
 def run_torchrun(

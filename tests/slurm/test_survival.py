@@ -99,6 +99,13 @@ def a_rank_that_loses_its_peers_has_the_job_requeued(cluster: Cluster, folder: P
 
 
 @scenario
+def the_exit_code_for_lost_peers_has_the_job_requeued_as_well(cluster: Cluster, folder: Path) -> None:
+    place("loss", toy("lose_peers_by_code_once", folder), nodes=2)
+    end = wait_for_end(folder, "loss")
+    assert (end.state, end.starts) == ("COMPLETED", 2)
+
+
+@scenario
 def an_error_of_one_rank_fails_the_job_although_its_peers_are_lost(cluster: Cluster, folder: Path) -> None:
     place("bug", toy("one_rank_fails", folder), nodes=2)
     end = wait_for_end(folder, "bug")

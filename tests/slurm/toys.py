@@ -62,6 +62,11 @@ def lose_peers_once(arguments: Sequence[str]) -> int:
     return 0
 
 
+def lose_peers_by_code_once(arguments: Sequence[str]) -> int:
+    """The same, from a job that has shown its traceback itself and tells by its exit code."""
+    return 76 if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" else 0
+
+
 def one_rank_fails(arguments: Sequence[str]) -> int:
     """Rank 1 has a bug; the other ranks see only that it is gone."""
     if os.environ["SLURM_PROCID"] == "1":

@@ -1,0 +1,124 @@
+"""What grows with the number of patches, images and ranks: the figures of docs/scale.md.
+
+    python tests/benchmarks/scale.py
+
+Sets are simulated: their manifests are real, their tars are not. Times are processor seconds of one core. Takes about
+half a minute and 1 GB of memory.
+"""
+
+import os
+import resource
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+
+from shards.manifest import ClassInfo, Manifest, ShardInfo, SourcePair, read_manifest, write_manifest
+from shards.order import SampleOrder, slots_of_rank
+from shards.tar_records import NpyLayout
+
+PATCH, GLOBAL_BATCH, RANKS = 96, 65536, 8000
+SHARD_BYTES = 1024**3
+"""A size for large sets; the default of make-shards, 64 MB, is one for small ones."""
+
+
+def simulated_manifest(patches: int, images: int) -> Manifest:
+    """The manifest of a set with so many patches, in shards of `SHARD_BYTES`."""
+    stride = NpyLayout(PATCH, 1, "uint8").stride
+    records = SHARD_BYTES // stride
+    shards = tuple(
+        ShardInfo(
+            f"train-{number:05}.tar",
+            "train",
+            min(records, patches - first),
+            SHARD_BYTES,
+            f"{number:064x}",
+            f"{number:064x}",
+        )
+        for number, first in enumerate(range(0, patches, records))
+    )
+    sources = tuple(SourcePair(f"images/{number:08}.tif", f"masks/{number:08}.png") for number in range(images))
+    return Manifest(
+        format_version=1,
+        recipe={},
+        classes=(ClassInfo("background", (0, 0, 0)), ClassInfo("cell", (255, 0, 0))),
+        patch=PATCH,
+        channels=1,
+        dtype="uint8",
+        encoding="npy",
+        shards=shards,
+        mean=(0.5,),
+        std=(0.1,),
+        pixels=(1, 1),
+        ignored_pixels=0,
+        sources={"train": sources, "val": (), "test": ()},
+    )
+
+
+def measure_manifest(patches: int, images: int) -> str:
+    """Bytes of the manifest, seconds to read it, memory of the object."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        manifest = simulated_manifest(patches, images)
+        write_manifest(folder, manifest)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        started = time.process_time()
+        read_manifest(folder)
+        seconds = time.process_time() - started
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return (
+        f"| {patches:.0e} | {images:.0e} | {len(manifest.shards):,} | {size / 1e6:.1f} MB | {seconds:.2f} s "
+        f"| {grown / 1024:.0f} MB |"
+    )
+
+
+def measure_order(patches: int) -> str:
+    """Memory of the order, and the time for one rank's slots of a step anywhere in an epoch."""
+    sizes = [shard.samples for shard in simulated_manifest(patches, 0).shards]
+    tracemalloc.start()
+    started = time.process_time()
+    order = SampleOrder(sizes, GLOBAL_BATCH, seed=0)
+    order.samples(0, range(1), range(8))
+    first = time.process_time() - started
+    memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    slots = slots_of_rank(GLOBAL_BATCH, RANKS // 2, RANKS)
+    steps = np.random.default_rng(0).integers(0, order.steps_per_epoch, 200)
+    started = time.process_time()
+    for step in steps:
+        order.samples(0, [int(step)], slots)
+    each = (time.process_time() - started) / len(steps)
+    return f"| {patches:.0e} | {len(sizes):,} | {memory / 1e6:.1f} MB | {first * 1e3:.0f} ms | {each * 1e6:.0f} µs |"
+
+
+def measure_opening(files: int = 10_000) -> str:
+    """What a rank asks of the file system at its start: one stat per shard and per index."""
+    with tempfile.TemporaryDirectory() as name:
+        for number in range(files):
+            (Path(name) / f"{number}").touch()
+        started = time.process_time()
+        for number in range(files):
+            os.stat(f"{name}/{number}")
+        seconds = time.process_time() - started
+    return f"one stat: {seconds / files * 1e6:.1f} µs on a local disk"
+
+
+def main() -> None:
+    """Print the tables."""
+    print(f"patches of {PATCH} x {PATCH}, grey; record {NpyLayout(PATCH, 1, 'uint8').stride:,} bytes; 1 GiB shards\n")
+    measure_manifest(1, 1)  # loads what reading needs
+    print("| patches | images | shards | manifest | read | memory |\n|---|---|---|---|---|---|")
+    for patches, images in ((10**6, 10**3), (10**8, 10**5), (10**9, 10**6)):
+        print(measure_manifest(patches, images))
+    print(f"\nglobal batch {GLOBAL_BATCH:,}, a rank of {RANKS:,}\n")
+    print("| patches | shards | order's memory | first step | any step |\n|---|---|---|---|---|")
+    for patches in (10**6, 10**8, 10**9):
+        print(measure_order(patches))
+    print(f"\n{measure_opening()}")
+
+
+if __name__ == "__main__":
+    main()
