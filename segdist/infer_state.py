@@ -2,7 +2,7 @@
 
 state/settings.json        what decides the bits of the results
 state/records/NAME.json    one per finished image: what it was made from, its files, its scores; written last
-state/parts/NAME/          rows of an image that is at work
+state/parts/NAME.parts/    rows of an image that is at work
 """
 
 import hashlib
@@ -81,7 +81,7 @@ class OutputFolder:
 
     def parts_folder(self, image: InputImage) -> Path:
         """Where the parts of an image are."""
-        return self.folder / STATE / "parts" / image.name
+        return self.folder / STATE / "parts" / f"{image.name}.parts"
 
     def _record_file(self, image: InputImage) -> Path:
         return self.folder / STATE / "records" / f"{image.name}.json"

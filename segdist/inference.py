@@ -95,8 +95,14 @@ class TileNetwork:
             tiles = functional.pad(tiles, (0, padding, 0, padding), mode=mode)
         if self.channels_last:
             tiles = tiles.contiguous(memory_format=torch.channels_last)
-        with self.precision.autocast(self.device):
-            logits: torch.Tensor = self.model(tiles)
+        try:
+            with self.precision.autocast(self.device):
+                logits: torch.Tensor = self.model(tiles)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"the GPU's memory doesn't hold {len(tiles)} tiles of {side} x {side} pixels; use a smaller "
+                "--batch-size or --tile"
+            ) from None
         if logits.shape != (len(tiles), self.classes, *tiles.shape[-2:]):
             raise UserError(
                 f"the network returned logits of shape {tuple(logits.shape)} for tiles of {tuple(tiles.shape)}; "

@@ -4,7 +4,9 @@ All ranks agree on the list of images and on who computes which tile rows; from 
 is done. No rank waits for another in the middle of the work, so one that fails can't leave the others hanging there.
 """
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,7 +92,8 @@ class Job:
             for rows in remaining(self.setup.tile_rows(index), [part.tile_rows for part in found[index][1]])
         ]
         pieces = assign(stretches, self.ranks.world_size)
-        self._segment_all(pieces, [index for index in todo if all(s.image != index for s in stretches)])
+        begun = {stretch.image for stretch in stretches}
+        self._segment_all(pieces, [index for index in todo if index not in begun])
         self._finish_shared(pieces)
         return self._conclude(reused)
 
@@ -122,14 +125,16 @@ class Job:
         label = "segmenting" if self.ranks.world_size == 1 else f"segmenting (rank 0 of {self.ranks.world_size})"
         quiet = self.config.quiet or not self.ranks.is_main
         with Progress(label, round(megapixels, 3), "Mpx", quiet=quiet) as progress:
-            for position, stretch in enumerate(mine):
+            left = Counter(stretch.image for stretch in mine)
+            for stretch in mine:
                 assert network is not None
                 index = stretch.image
+                left[index] -= 1
                 with self._failures_noted(index):
                     in_memory = self._segment(network, stretch, index in whole, progress)
                     if in_memory is not None:
                         self._finish(index, in_memory)
-                    elif index in whole and all(later.image != index for later in mine[position + 1 :]):
+                    elif index in whole and not left[index]:
                         self._finish(index)
         for index in only_to_finish[self.ranks.rank :: self.ranks.world_size]:
             with self._failures_noted(index):
@@ -300,26 +305,15 @@ class Job:
         width = region.right - region.left
         return {name: PartRows(folder, parts, name, dtype, width) for name, dtype in layers.dtypes().items()}
 
-    def _failures_noted(self, index: int) -> "_Noted":
-        return _Noted(self, index)
-
-
-class _Noted:
-    """Turns what is wrong with one image into an entry of the failure list; with `strict` it is raised."""
-
-    def __init__(self, job: Job, index: int) -> None:
-        self.job, self.index = job, index
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, UserError) or self.job.config.strict:
-            if isinstance(error, UserError):
+    @contextmanager
+    def _failures_noted(self, index: int) -> Iterator[None]:
+        """Turn what is wrong with one image into an entry of the failure list; with `strict` it is raised."""
+        try:
+            yield
+        except UserError as error:
+            if self.config.strict:
                 error.on_this_rank = True  # type: ignore[attr-defined]
-            return False
-        path = self.job.setup.inputs.images[self.index].path
-        message = str(error) if path in str(error) else f"{path}: {error}"
-        self.job.failures[self.index] = message
-        warn(f"rank {self.job.ranks.rank}: {message}" if self.job.ranks.rank else message)
-        return True
+                raise
+            path = self.setup.inputs.images[index].path
+            self.failures[index] = str(error) if path in str(error) else f"{path}: {error}"
+            warn(f"rank {self.ranks.rank}: {self.failures[index]}" if self.ranks.rank else self.failures[index])

@@ -245,3 +245,13 @@ def test_predict_refuses_what_it_cant_use() -> None:
         predict(Identity(), image_of(4, 4))
     with pytest.raises(UserError, match="float64"):
         predict(Identity(), np.zeros((4, 4)), classes=2, tile=8, mean=(0.0,), std=(1.0,))
+
+
+@pytest.mark.gpu
+def test_a_gpu_agrees_with_the_cpu_to_rounding() -> None:
+    torch.manual_seed(4)
+    image = image_of(301, 207)
+    options: dict[str, Any] = {"classes": 3, "tile": 64, "mean": (120.0,), "std": (40.0,), "precision": "fp32"}
+    net = UNet(1, 3, width=8)
+    found = {device: predict(net, image, device=device, **options) for device in ("cpu", "cuda")}
+    assert np.abs(found["cpu"] - found["cuda"]).max() < 1e-3

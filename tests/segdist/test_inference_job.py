@@ -13,6 +13,7 @@ from jobs import infer
 from jobs.exit_codes import FINISHED, INCOMPLETE, USAGE, run_job
 from segdist import predict
 from segdist.metrics import confusion_matrix, mean_iou
+from segdist.transfer import ReadAhead
 from shards.errors import UserError
 from tests.segdist.inference_parts import CLASSES, checksums, labels, write_images, write_model, write_truth
 
@@ -305,3 +306,32 @@ def test_parts_go_on_after_an_exception_in_the_middle(
     assert len(computed) == len(set(computed)) == 14  # no tile row was finished twice
     assert checksums(tmp_path / "parts") == checksums(tmp_path / "whole")
     assert not list((tmp_path / "parts/state/parts").rglob("*.raw"))
+
+
+@pytest.mark.gpu
+def test_a_job_on_a_gpu_reads_ahead_and_writes_every_row(model: Path, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", {"tall": (331, 47)})
+    options = ["--output.probabilities", "float32"]
+    assert job(model, images, tmp_path / "cpu", *options, "--device", "cpu") == FINISHED
+    assert job(model, images, tmp_path / "gpu", *options, "--device", "cuda", "--precision", "fp32") == FINISHED
+    found = [np.load(tmp_path / device / "probabilities/tall.npy") for device in ("cpu", "gpu")]
+    assert np.abs(found[0] - found[1]).max() < 1e-3
+
+
+def test_reading_ahead_gives_the_rows_that_are_asked_for() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 1), dtype=np.uint8)
+    with ReadAhead(lambda top, bottom, left, right: pixels[top:bottom, left:right], 50) as read:
+        for top, bottom in ((0, 16), (16, 24), (24, 32), (10, 20), (20, 30), (40, 50)):
+            assert (read(top, bottom, 2, 7) == pixels[top:bottom, 2:7]).all()
+
+
+def test_reading_ahead_passes_errors_on() -> None:
+    def damaged(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        if top:
+            raise UserError("damaged")
+        return np.zeros((bottom, right, 1), np.uint8)
+
+    with ReadAhead(damaged, 50) as read:
+        read(0, 10, 0, 5)
+        with pytest.raises(UserError, match="damaged"):
+            read(10, 20, 0, 5)
