@@ -9,6 +9,7 @@ interruption the same command goes on. `--fresh` throws the shard set and the ru
 The config file's tables [make_shards], [train] and [infer] hold the settings of the three jobs.
 """
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -54,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     elif config.fresh:
         for folder in (run, data):
             shutil.rmtree(folder, ignore_errors=True)
+    # torchrun would set one thread a rank, and say so in three lines.
+    threads = max(1, len(os.sched_getaffinity(0)) // config.processes)
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.processes}"]
     train = dict(config.train)
     preset = ["--preset", train.pop("preset")] if "preset" in train else []
@@ -69,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             say(f"{job}: can be planned when the shards are made")
             continue
         if settings:
-            # In the run folder, where what was asked for can be seen later; its own name, since train writes config.json.
+            # In the run folder, where what was asked for can be seen later.
             file = run / "pipeline" / f"{job}.json"
             write_json(file, settings)
             arguments = ["--config", str(file), *arguments]
@@ -77,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.append("--dry-run")
         words = [*launcher, str(JOBS / f"{job}.py"), *arguments]
         say(f"\n[{number}/3] {shlex.join(_short(words))}")
-        code = subprocess.run(words, check=False).returncode
+        code = subprocess.run(words, check=False, env=environment).returncode
         if code:
             return code
     return FINISHED

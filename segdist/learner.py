@@ -191,7 +191,7 @@ def _wrap(net: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
         wrapped = DistributedDataParallel(
             net,
             device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )
     return torch.compile(wrapped) if config.compile else wrapped  # type: ignore[return-value]

@@ -15,7 +15,7 @@ from shards.recipe import MakeShardsConfig, PatchesConfig, SyntheticConfig
 ROOT = Path(__file__).resolve().parent.parent
 
 TINY_NET = ["--model.width", "4", "--model.depth", "2", "--model.norm", "group"]
-QUIET = ["--tracking.trackers", "--quiet"]
+QUIET = ["--wandb", "off", "--quiet"]
 
 
 def tiny_set(root: Path, name: str = "tiny", **settings: Any) -> Path:

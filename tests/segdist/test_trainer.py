@@ -109,18 +109,18 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(work: Path) -> No
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
 def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on_bit_by_bit(work: Path, name: str) -> None:
     if not (work / "runs" / "whole").exists():
-        run(train("whole", "--steps", "300"), work)
+        run(train("whole", "--steps", "120"), work)
     folder = work / "runs" / name
     log = work / f"{name}.log"
-    process = start(train(name, "--steps", "300"), work, log)
+    process = start(train(name, "--steps", "120"), work, log)
     wait_until(lambda: (folder / "metrics.jsonl").exists() and metrics(folder))
     process.send_signal(getattr(signal, name))
     assert process.wait(60) == 75, log.read_text()
     assert name in log.read_text()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["state"] == "stopped"
-    assert 0 < summary["step"] < 300
-    run(train(name, "--steps", "300"), work)
+    assert 0 < summary["step"] < 120
+    run(train(name, "--steps", "120"), work)
     assert_same_run(folder, work / "runs" / "whole")
     assert [row["what"] for row in read_rows(folder / "events.jsonl")] == ["started", "stopped", "resumed", "finished"]
 
