@@ -13,7 +13,6 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,44 +75,38 @@ class StateFile:
 
 
 def last_step_in(piece: Path) -> int:
-    """The last step that is safely in a piece; -1 where there is none.
+    """The last step whose row is whole in a piece; -1 where there is none.
 
     Raises:
         OSError: the piece can't be read.
     """
-    try:
-        return int(json.loads(_inspect(piece, "--summary"))["summary"].get(STEP, -1))
-    except (ValueError, KeyError) as error:
-        raise OSError(f"{piece}: W&B's tool says something new ({error})") from error
+    # Not W&B's own summary of the file: after a SIGKILL that may be a row ahead of the rows.
+    return max((step for step, _ in rows_in(piece, after=-1)), default=-1)
 
 
-def rows_in(piece: Path, after: int) -> Iterator[tuple[int, dict[str, float]]]:
+def rows_in(piece: Path, after: int) -> list[tuple[int, dict[str, float]]]:
     """Steps above `after` and their scalars, in order; pictures are files of their own and left out.
 
     Raises:
         OSError: the piece can't be read.
     """
-    for line in _inspect(piece).splitlines():
-        record = json.loads(line)
-        if record["type"] != "history":
-            continue
-        item = record["history"]["item"]
-        step = int(item.get(STEP, -1))
-        media = {key.split(".")[0] for key in item if key.endswith("._type")}
-        if step > after:
-            yield step, {key: value for key, value in item.items() if _is_scalar(key, value, media)}
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(piece)]
+    rows = []
+    try:
+        told = subprocess.run(command, capture_output=True, timeout=120, check=True, text=True).stdout
+        for record in map(json.loads, told.splitlines()):
+            item = record["history"]["item"] if record["type"] == "history" else {}
+            step = int(item.get(STEP, -1))
+            if step > after:
+                media = {key.split(".")[0] for key in item if key.endswith("._type")}
+                rows.append((step, {key: value for key, value in item.items() if _is_scalar(key, value, media)}))
+    except (subprocess.SubprocessError, ValueError, KeyError) as error:
+        raise OSError(f"{piece} can't be read back ({first_line(error)})") from error
+    return rows
 
 
 def _is_scalar(key: str, value: Any, media: set[str]) -> bool:
     return isinstance(value, int | float) and key[0] != "_" and key != STEP and key.split(".")[0] not in media
-
-
-def _inspect(piece: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(piece)]
-    try:
-        return subprocess.run(command, capture_output=True, timeout=120, check=True, text=True).stdout
-    except subprocess.SubprocessError as error:
-        raise OSError(f"{piece} can't be read back ({error})") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -164,7 +164,7 @@ def _compare_with_server(before: Before, on_server: int) -> tuple[int, Rows]:
     if on_server >= before.last_step:
         return on_server, []
     try:
-        return on_server, list(rows_in(before.piece, on_server))
-    except (OSError, ValueError, KeyError) as error:
+        return on_server, rows_in(before.piece, on_server)
+    except OSError as error:
         warn(f"W&B: {first_line(error)}; its rows after step {on_server} are missing online")
         return on_server, []

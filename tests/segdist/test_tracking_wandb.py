@@ -255,6 +255,24 @@ def test_table_for_a_server_that_hangs_costs_a_warning(tmp_path: Path) -> None:
         assert "no answer within 2 s" in job.end()
 
 
+def test_offline_pieces_are_merged_by_wandb_sync_with_every_step_once(tmp_path: Path) -> None:
+    first = Job(tmp_path, server=None)
+    first.do("log 1 20")
+    first.do("safe")
+    first.kill()
+    second = Job(tmp_path, server=None)
+    second.do("log 11 30")
+    second.do("finish finished")
+    second.end()
+    pieces = sorted(map(str, (tmp_path / "wandb").glob("offline-run-*")))
+    assert len(pieces) == 2
+    with wandb_server() as server:
+        environ = os.environ | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        for _ in range(2):  # the second time nothing is left to send
+            subprocess.run([sys.executable, "-m", "wandb", "sync", *pieces], env=environ, check=True)
+        assert steps_online(server, first.run_id) == list(range(1, 31))
+
+
 def test_a_checkpoint_in_a_new_folder_brings_its_run_id(tmp_path: Path) -> None:
     process = subprocess.run(
         [sys.executable, Path(__file__).parent / "tracking_job.py", tmp_path, '{"wandb": "offline"}', "abc12345"],
