@@ -6,6 +6,7 @@ Sets are simulated: their manifests are real, their tars are not. Times are proc
 half a minute and 1 GB of memory.
 """
 
+import multiprocessing
 import os
 import resource
 import tempfile
@@ -14,6 +15,8 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.distributed as dist
 
 from shards.manifest import ClassInfo, Manifest, ShardInfo, SourcePair, read_manifest, write_manifest
 from shards.order import SampleOrder, slots_of_rank
@@ -106,6 +109,39 @@ def measure_opening(files: int = 10_000) -> str:
     return f"one stat: {seconds / files * 1e6:.1f} µs on a local disk"
 
 
+def measure_ranks(count: int) -> str:
+    """Processes on this machine that form one gloo group: time to set it up, time of an all_reduce, sockets."""
+    with tempfile.TemporaryDirectory() as name:
+        context = multiprocessing.get_context("fork")  # torch is loaded once, and its pages are shared
+        results: multiprocessing.SimpleQueue[tuple[float, float, int]] = context.SimpleQueue()
+        ranks = [
+            context.Process(target=_rank, args=(rank, count, f"file://{name}/store", results)) for rank in range(count)
+        ]
+        for process in ranks:
+            process.start()
+        setup, reduce, sockets = results.get()
+        for process in ranks:
+            process.join()
+    return f"| {count} | {setup:.2f} s | {reduce * 1e3:.1f} ms | {sockets} |"
+
+
+def _rank(rank: int, count: int, store: str, results: "multiprocessing.SimpleQueue[tuple[float, float, int]]") -> None:
+    started = time.perf_counter()
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
+    flag = torch.zeros(1, dtype=torch.int32)
+    dist.all_reduce(flag)
+    setup = time.perf_counter() - started
+    started = time.perf_counter()
+    for _ in range(20):
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    reduce = (time.perf_counter() - started) / 20
+    sockets = sum(os.path.realpath(f"/proc/self/fd/{item}").startswith("/proc") for item in os.listdir("/proc/self/fd"))
+    dist.barrier()
+    if rank == 0:
+        results.put((setup, reduce, sockets))
+    dist.destroy_process_group()
+
+
 def main() -> None:
     """Print the tables."""
     print(f"patches of {PATCH} x {PATCH}, grey; record {NpyLayout(PATCH, 1, 'uint8').stride:,} bytes; 1 GiB shards\n")
@@ -117,7 +153,10 @@ def main() -> None:
     print("| patches | shards | order's memory | first step | any step |\n|---|---|---|---|---|")
     for patches in (10**6, 10**8, 10**9):
         print(measure_order(patches))
-    print(f"\n{measure_opening()}")
+    print(f"\n{measure_opening()}\n")
+    print("| ranks on this machine | set-up | all_reduce of one number | sockets of a rank |\n|---|---|---|---|")
+    for count in (4, 16, 64, 128):
+        print(measure_ranks(count))
 
 
 if __name__ == "__main__":
