@@ -141,7 +141,7 @@ def _expand(pattern: str) -> list[tuple[str, str | None]]:
     found = sorted(glob.glob(pattern, recursive=True))
     if not found:
         raise UserError(f"--images {pattern}: no such file or folder, and as a pattern it matches nothing")
-    return [pair for match in found for pair in _expand(glob.escape(match) if not Path(match).exists() else match)]
+    return [pair for match in found for pair in _expand(match)]
 
 
 def _images_below(folder: Path) -> list[Path]:

@@ -33,7 +33,7 @@ class Replayed:
         self.compute = predictor.network.probabilities
         self.batches: list[torch.Tensor] = []
         self.position = -1
-        predictor.network.probabilities = self  # type: ignore[method-assign, assignment]
+        predictor.network.probabilities = self  # type: ignore[method-assign]
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         if self.position < 0:
@@ -49,8 +49,8 @@ def measure(run: Path, shard_set: Path) -> list[dict[str, Any]]:
     reader = mask_reader_from_recipe(manifest.recipe)
     pairs = []
     for source in manifest.sources["test"]:
-        with open_image(shard_set / source.image) as image:
-            pairs.append((image.read(0, image.height), torch.from_numpy(reader.read(shard_set / str(source.mask)))))
+        with open_image(shard_set / source.image) as file:
+            pairs.append((file.read(0, file.height), torch.from_numpy(reader.read(shard_set / str(source.mask)))))
     rows = []
     for tile, overlap in itertools.product(TILES, OVERLAPS):
         # Without overlap there is nothing to blend.
