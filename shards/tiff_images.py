@@ -26,7 +26,7 @@ def open_tiff(path: Path, page: int) -> ImageFile:
     if problem is None:
         return image
     image.close()
-    if page == 0 and "imagecodecs" in problem and (image.channels in (1, 3)) and image.dtype == np.uint8:
+    if page == 0 and "imagecodecs" in problem and image.channels in (1, 3) and image.dtype == np.uint8:
         return PillowImage(path)
     raise UserError(f"{path}: {problem}; save the file uncompressed or with deflate, or `pip install imagecodecs`")
 
@@ -72,7 +72,7 @@ class TiffImage(ImageFile):
             and self._page.fillorder == 1
         )
         self._segment_rows = self._page.tilelength if self._page.is_tiled else min(self._page.rowsperstrip, self.height)
-        self.windowed = self._direct or self._segment_rows < self.height or self.height <= 4096
+        self.windowed = self._direct or self._segment_rows < self.height
         self._kept: dict[int, np.ndarray] = {}
         self._check_size()
 

@@ -105,15 +105,28 @@ def case_file(folder: str, height: int, width: int, repeat: int) -> dict[str, An
         return measured(lambda: infer(config, these), 1) | {"pixels": height * width}
 
 
-def case_ranks(folder: str, together: int, *_: int) -> dict[str, Any]:
-    """One of two ranks: on one image together, or each on a half of its own at the same time."""
+def case_ranks(folder: str, mode: str) -> dict[str, Any]:
+    """One of two ranks: "together" on one image, each on "halves" of its own at the same time, or together "seamless".
+
+    The last leaves out the tile row above the seam, which gives a wrong result there: it shows what handing over the
+    partial sums could save at most.
+    """
+    from segdist import inference_job
     from segdist.distributed import RankEnvironment, Ranks, ranks
     from segdist.inference_job import infer
 
+    if mode == "seamless":
+        finished_rows = inference_job.finished_rows
+
+        def without_halo(network: Any, read: Any, grid: Any, *rest: Any) -> Any:
+            grid.rows.__dict__["depth"] = 1  # a cached property: only for this grid
+            return finished_rows(network, read, grid, *rest)
+
+        inference_job.finished_rows = without_halo  # type: ignore[assignment]
     with ranks("cpu", threads=1) as these:
         alone = Ranks(RankEnvironment("single"), these.device)
-        if together:
-            config, own = job_config(Path(folder), Path(folder) / "whole.png", Path(folder) / "together", 1), these
+        if mode != "halves":
+            config, own = job_config(Path(folder), Path(folder) / "whole.png", Path(folder) / mode, 1), these
         else:
             name = f"half{these.rank}"
             config, own = job_config(Path(folder), Path(folder) / f"{name}.png", Path(folder) / name, 1), alone
@@ -121,6 +134,16 @@ def case_ranks(folder: str, together: int, *_: int) -> dict[str, Any]:
         result = measured(lambda: infer(config, own), 1)
         these.barrier()
     return result
+
+
+def case_one(folder: str) -> dict[str, Any]:
+    """One rank of one thread on the whole image."""
+    from segdist.distributed import ranks
+    from segdist.inference_job import infer
+
+    config = job_config(Path(folder), Path(folder) / "whole.png", Path(folder) / "one", 1)
+    with ranks("cpu", threads=1) as these:
+        return measured(lambda: infer(config, these), 1)
 
 
 def measured(run: Any, repeat: int) -> dict[str, Any]:
@@ -266,16 +289,20 @@ def bar_4(side: int = 2048) -> None:
         Image.fromarray(pixels).save(Path(folder) / "whole.png")
         for rank in range(2):
             Image.fromarray(pixels[rank * side // 2 : (rank + 1) * side // 2]).save(Path(folder) / f"half{rank}.png")
-        halves, together = (slower_of_two(folder, mode) for mode in (0, 1))
-    print(f"two halves on their own {halves:.2f} s, two ranks on the whole {together:.2f} s")
-    print(f"  two ranks reach {verdict(halves / together, 0.92, least=True)}")
+        alone = run_case("one", folder)["seconds"]
+        halves, together, seamless = (slower_of_two(folder, mode) for mode in ("halves", "together", "seamless"))
+    print(f"one rank {alone:.2f} s; two halves on their own {halves:.2f} s, two ranks on the whole {together:.2f} s")
+    print(
+        f"  two ranks reach {verdict(halves / together, 0.92, least=True)}; one rank over two: {alone / together:.2f}"
+    )
+    print(f"  without the tile row that is computed on both sides of the seam: {seamless:.2f} s")
 
 
-def slower_of_two(folder: str, together: int) -> float:
+def slower_of_two(folder: str, mode: str) -> float:
     """Seconds of the slower of two ranks."""
     environ = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}
     processes = [
-        start_case("ranks", folder, together, environ={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        start_case("ranks", folder, mode, environ={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]
     return max(float(read_result(process)["seconds"]) for process in processes)
@@ -285,8 +312,9 @@ def main(arguments: list[str]) -> None:
     """Run what the arguments name."""
     if arguments[:1] == ["case"]:
         name, first, *rest = arguments[1:]
-        cases = {"ours": case_ours, "monai": case_monai, "file": case_file, "ranks": case_ranks}
-        print(json.dumps(cases[name](first, *map(int, rest))))  # type: ignore[operator]
+        cases = {"ours": case_ours, "monai": case_monai, "file": case_file, "ranks": case_ranks, "one": case_one}
+        values = [int(value) if value.isdecimal() else value for value in rest]
+        print(json.dumps(cases[name](first, *values)))  # type: ignore[operator]
         return
     wanted = arguments or ["1", "2", "4"]
     if {"1", "3"} & set(wanted):
