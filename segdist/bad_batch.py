@@ -6,9 +6,9 @@ from typing import NoReturn
 import numpy as np
 
 from segdist.distributed import Ranks
+from shards.batches import Batch
 from shards.errors import UserError
 from shards.files import whole_file
-from shards.reader import Batch
 
 
 def stop_for_bad_gradients(folder: Path, batch: Batch, steps: int, ranks: Ranks) -> NoReturn:

@@ -4,7 +4,7 @@ import torch
 
 from segdist.learner import MicroBatch
 from shards.augment import Augmenter
-from shards.reader import Batch
+from shards.batches import Batch
 
 
 class Preprocessor:

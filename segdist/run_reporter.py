@@ -16,8 +16,8 @@ from segdist.run_folder import MetricsLog, append_event, write_summary
 from segdist.run_record import METRICS
 from segdist.tracking import Trackers
 from segdist.validation import ValidationResult
+from shards.batches import Batch
 from shards.manifest import ClassInfo
-from shards.reader import Batch
 from shards.terminal import Progress, clock, say, warn
 
 

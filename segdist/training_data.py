@@ -4,10 +4,11 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from segdist.train_config import TrainConfig
+from shards.batches import Batch, TrainBatches, ValidationBatches
 from shards.errors import UserError
 from shards.manifest import ClassInfo, Manifest
 from shards.order import SampleOrder
-from shards.reader import Batch, ShardSet, TrainBatches, ValidationBatches
+from shards.reader import ShardSet
 
 DATA = Path("data")
 

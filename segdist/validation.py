@@ -13,7 +13,7 @@ from segdist.losses import Loss
 from segdist.metrics import confusion_matrix, dice_per_class, iou_per_class, mean_iou, pixel_accuracy
 from segdist.precision import Precision
 from segdist.preprocess import Preprocessor
-from shards.reader import Batch
+from shards.batches import Batch
 
 
 @dataclass(frozen=True)

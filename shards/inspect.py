@@ -57,9 +57,7 @@ def contact_sheet(shard_set: ShardSet, split: str = "train", seed: int = 0) -> b
     chosen = np.sort(generator(seed, _SHEET).choice(int(sizes[-1]), count, replace=False))
     shard = np.searchsorted(sizes, chosen, side="right")
     record = chosen - np.concatenate([[0], sizes])[shard]
-    images = np.zeros((count, manifest.channels, manifest.patch, manifest.patch), manifest.dtype)
-    masks = np.zeros((count, manifest.patch, manifest.patch), np.uint8)
-    shard_set.gather(split, shard, record, images, masks)
+    images, masks = shard_set.read(split, shard, record)
     cell_height, cell_width = manifest.patch + _GAP, 2 * manifest.patch + 2 * _GAP
     rows = -(-count // COLUMNS)
     sheet = np.full((rows * cell_height + _GAP, COLUMNS * cell_width + _GAP, 3), 255, np.uint8)

@@ -8,7 +8,6 @@ epoch of its own: a small set with a large weight simply comes round more often,
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +103,7 @@ class MixedSet:
         """Raises UserError where classes, patch size, channels or dtype differ."""
         self.sets = list(sets)
         self.manifest = _joined(self.sets)
+        self.layout = self.sets[0].layout
         self._first = {
             split: np.cumsum([0, *(len(item.sizes(split)) for item in self.sets)]) for split in ("train", "val")
         }
@@ -112,12 +112,12 @@ class MixedSet:
         """Records per shard of a split, through all sets."""
         return [size for item in self.sets for size in item.sizes(split)]
 
-    def gather(self, split: str, shard: Int64, record: Int64, images: NDArray[Any], masks: NDArray[np.uint8]) -> None:
+    def gather(self, split: str, shard: Int64, record: Int64, rows: NDArray[np.uint8]) -> None:
         """As `ShardSet.gather`."""
         number, own_shard = self._locate(split, shard)
         for place, item in enumerate(number.tolist()):
             one = slice(place, place + 1)
-            self.sets[item].gather(split, own_shard[one], record[one], images[one], masks[one])
+            self.sets[item].gather(split, own_shard[one], record[one], rows[one])
 
     def name(self, split: str, shard: int, record: int) -> str:
         """As `ShardSet.name`."""

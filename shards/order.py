@@ -44,9 +44,9 @@ class Samples:
     flip: NDArray[np.uint8]
     """0 to 3; bit 0 mirrors left and right, bit 1 up and down."""
 
-    def row(self, number: int) -> "Samples":
-        """The samples of one step, arrays of shape (slots,)."""
-        return Samples(self.shard[number], self.record[number], self.flip[number])
+    def row(self, place: int | slice) -> "Samples":
+        """Those at one step or at some places."""
+        return Samples(self.shard[place], self.record[place], self.flip[place])
 
 
 def slots_of_rank(global_batch: int, rank: int, world_size: int) -> range:

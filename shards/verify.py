@@ -52,11 +52,9 @@ def _record_problems(shard_set: ShardSet, split: str, number: int) -> Iterator[s
     except UserError as error:
         yield str(error)
         return
-    image = np.zeros((1, manifest.channels, patch, patch), manifest.dtype)
-    mask = np.zeros((1, patch, patch), np.uint8)
     for record in range(len(index)):
         try:
-            shard_set.gather(split, np.array([number]), np.array([record]), image, mask)
+            image, mask = shard_set.read(split, np.array([number]), np.array([record]))
         except UserError as error:
             yield str(error)
             continue

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.batches import TrainBatches
 from shards.errors import UserError
 from shards.order import SampleOrder
-from shards.reader import Check, ShardSet, TrainBatches
+from shards.reader import Check, ShardSet
 from shards.tar_records import BLOCK
 from shards.verify import verify
 

@@ -8,13 +8,14 @@ import pytest
 import tifffile
 from PIL import Image
 
+from shards.batches import TrainBatches
 from shards.build import make_plan, make_shards
 from shards.errors import UserError
 from shards.images import match_channels, open_image
 from shards.manifest import Manifest
 from shards.masks import MasksConfig
 from shards.order import SampleOrder
-from shards.reader import ShardSet, TrainBatches
+from shards.reader import ShardSet
 from shards.recipe import ImagesConfig, MakeShardsConfig, PatchesConfig, SplitConfig
 
 SIZE = 16
@@ -136,9 +137,8 @@ def test_every_page_of_a_multi_page_tiff_is_an_image(tmp_path: Path) -> None:
     manifest = build(tmp_path, split=SplitConfig(validation=0))
     assert len(manifest.sources["train"]) == 4
     shard_set = ShardSet(tmp_path / "data" / "own")
-    image, mask = np.zeros((1, 1, SIZE, SIZE), np.uint8), np.zeros((1, SIZE, SIZE), np.uint8)
     for shard in range(4):
-        shard_set.gather("train", np.array([shard]), np.array([0]), image, mask)
+        image, _ = shard_set.read("train", np.array([shard]), np.array([0]))
         entry = shard_set.index("train", shard)[0]
         y, x = int(entry["y"]), int(entry["x"])
         assert np.array_equal(image[0, 0], pages[entry["source"], y : y + SIZE, x : x + SIZE])
@@ -149,8 +149,7 @@ def test_images_smaller_than_a_patch_are_reflected(tmp_path: Path) -> None:
         add(tmp_path, f"{number}.png", noise(number, 10, 9), labels(10, 9))
     build(tmp_path)
     shard_set = ShardSet(tmp_path / "data" / "own")
-    image, mask = np.zeros((1, 1, SIZE, SIZE), np.uint8), np.zeros((1, SIZE, SIZE), np.uint8)
-    shard_set.gather("train", np.array([0]), np.array([0]), image, mask)
+    image, mask = shard_set.read("train", np.array([0]), np.array([0]))
     assert np.array_equal(image[0, 0, :, 9:], image[0, 0, :, 1:8][:, ::-1])
     assert np.array_equal(mask[0, 10:], mask[0, 3:9][::-1])
 

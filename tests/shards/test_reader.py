@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from shards.batches import Batch, TrainBatches, ValidationBatches
 from shards.errors import UserError
 from shards.images import open_image
 from shards.order import SampleOrder
-from shards.reader import Batch, ShardSet, TrainBatches, ValidationBatches
+from shards.reader import ShardSet
 
 
 def copies(batches: object) -> list[tuple[np.ndarray, np.ndarray, list[int], int]]:
@@ -114,7 +115,7 @@ def test_an_error_of_a_thread_reaches_the_consumer(small_set: Path, monkeypatch:
 
     def fail_later(*_: object) -> None:
         calls.append(1)
-        if len(calls) > 3:
+        if len(calls) > 1:
             raise UserError("shard gone")
 
     monkeypatch.setattr(shard_set, "gather", fail_later)
@@ -139,7 +140,8 @@ def test_buffers_are_reused(small_set: Path) -> None:
     shard_set = ShardSet(small_set)
     batches = TrainBatches(shard_set, SampleOrder(shard_set.sizes("train"), 4, 0), prefetch=2)
     places = {batch.images.data_ptr() for _ in range(2) for batch in batches.batches(0)}
-    assert len(places) == 3
+    assert len(places) < batches.order.steps_per_epoch
+    assert {batch.images.data_ptr() for batch in batches.batches(1)} <= places
 
 
 def test_names_say_where_samples_come_from(small_set: Path) -> None:
@@ -154,7 +156,7 @@ def test_batches_have_the_stored_types(small_set: Path) -> None:
     batch = next(TrainBatches(shard_set, SampleOrder(shard_set.sizes("train"), 4, 0)).batches(0))
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (4, 1, 32, 32)
-    assert batch.images.is_contiguous()
+    assert batch.rows.is_contiguous()
     assert batch.masks.dtype == batch.flips.dtype == torch.uint8
 
 
@@ -164,5 +166,5 @@ def test_pinned_buffers_hold_the_same_batches(small_set: Path) -> None:
     shard_set = ShardSet(small_set)
     order = SampleOrder(shard_set.sizes("train"), 8, 0)
     pinned = TrainBatches(shard_set, order, pin=True)
-    assert next(pinned.batches(0)).images.is_pinned()
+    assert next(pinned.batches(0)).rows.is_pinned()
     assert_same(copies(TrainBatches(shard_set, order).batches(0)), copies(pinned.batches(0)))

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from shards import remote
+from shards.batches import TrainBatches
 from shards.errors import UserError
 from shards.order import SampleOrder
-from shards.reader import ShardSet, TrainBatches
+from shards.reader import ShardSet
 
 pytest.importorskip("aiohttp", reason="NEEDS THE EXTRA remote: reading over the network is not tested")
 
@@ -112,8 +113,7 @@ def test_what_is_in_the_cache_is_not_fetched_again(server: Server, tmp_path: Pat
 
 def test_only_the_shards_that_are_used_are_fetched(server: Server, tmp_path: Path) -> None:
     shard_set = ShardSet(server.url, cache=tmp_path / "cache")
-    image, mask = np.zeros((1, 1, 32, 32), np.uint8), np.zeros((1, 32, 32), np.uint8)
-    shard_set.gather("train", np.array([3]), np.array([0]), image, mask)
+    shard_set.read("train", np.array([3]), np.array([0]))
     assert {path for path in server.requests if path.endswith(".tar")} == {"/set/train-00003.tar"}
 
 

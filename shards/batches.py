@@ -1,0 +1,263 @@
+"""Batches of a rank from a shard set: in the order of training, or the fixed batches of validation.
+
+Some batches are gathered together into one buffer (a call costs as much for one); a ring of buffers is reused for
+ever. B samples in the batch (those of this rank), C channels, P patch side.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+from shards.manifest import Manifest
+from shards.order import Int64, Samples, slots_of_rank
+from shards.tar_records import NpyLayout
+
+GROUP = 128
+"""Samples to gather at once, at least one batch."""
+
+ORDER_BLOCK = 8192
+"""Samples whose order is computed at once."""
+
+
+class Samplable(Protocol):
+    """What batches are made from: a `ShardSet`, or several as one (`shards.mixing.MixedSet`)."""
+
+    manifest: Manifest
+    layout: NpyLayout
+
+    def sizes(self, split: str) -> list[int]: ...
+
+    def gather(self, split: str, shard: Int64, record: Int64, rows: NDArray[np.uint8]) -> None: ...
+
+    def name(self, split: str, shard: int, record: int) -> str: ...
+
+
+class Order(Protocol):
+    """What says which samples come: `SampleOrder` or `shards.mixing.MixedOrder`."""
+
+    global_batch: int
+    steps_per_epoch: int
+
+    def samples(self, epoch: int, steps: range, slots: range) -> Samples: ...
+
+
+@dataclass
+class Batch:
+    """What one rank computes of a step. The tensors are reused: valid until the next batch is asked for."""
+
+    images: torch.Tensor
+    """(B, C, P, P), stored dtype; a view with gaps between the samples."""
+    masks: torch.Tensor
+    """(B, P, P), uint8; likewise."""
+    flips: torch.Tensor
+    """(B,), uint8: bit 0 mirrors left and right, bit 1 up and down. Not yet applied (`shards.augment`)."""
+    epoch: int
+    step: int
+    slots: range
+    samples: Samples
+    """Shards, records and flips, each (B,)."""
+    rows: torch.Tensor
+    """(B, stride), uint8: the records that images and masks are views of; contiguous."""
+    shard_set: Samplable
+    split: str
+
+    def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and masks on `device`, moved in one piece: without waiting, where the buffers are pinned."""
+        if device.type == "cpu":
+            return self.images, self.masks
+        return views(self.rows.to(device, non_blocking=True), self.shard_set.layout)
+
+    def names(self) -> list[str]:
+        """Where each sample stands and comes from, for messages."""
+        pairs = zip(self.samples.shard.tolist(), self.samples.record.tolist(), strict=True)
+        return [self.shard_set.name(self.split, shard, record) for shard, record in pairs]
+
+
+def views(rows: torch.Tensor, layout: NpyLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, C, P, P) and masks (B, P, P) in records (B, stride)."""
+    patch = layout.patch
+    dtype = {"uint8": torch.uint8, "uint16": torch.uint16}[layout.dtype]
+    images = rows[:, layout.image_offset : layout.image_offset + layout.image_bytes].view(dtype)
+    masks = rows[:, layout.mask_offset : layout.mask_offset + layout.mask_bytes]
+    return images.unflatten(1, (layout.channels, patch, patch)), masks.unflatten(1, (patch, patch))
+
+
+class TrainBatches:
+    """This rank's part of every global batch, in the order of `order`.
+
+    `prefetch` batches or more are gathered ahead by `workers` threads; with 0 they are gathered when they are asked
+    for. The samples are the same either way. One thread keeps up with npy sets; PNG sets gain from more.
+    """
+
+    def __init__(
+        self,
+        shard_set: Samplable,
+        order: Order,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        prefetch: int = 4,
+        workers: int = 1,
+        pin: bool = False,
+    ) -> None:
+        """`pin`: page-locked buffers, for copies to a GPU that run beside the computation."""
+        self.order = order
+        self.slots = slots_of_rank(order.global_batch, rank, world_size)
+        self._source = _Source(shard_set, "train", len(self.slots), prefetch, workers, pin)
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from `first_step` on; starting late costs nothing."""
+        return self._source.stream(self._groups(epoch, first_step))
+
+    def _groups(self, epoch: int, first_step: int) -> Iterator["_Group"]:
+        size, last = len(self.slots), self.order.steps_per_epoch
+        per_group = self._source.per_group
+        per_block = max(1, ORDER_BLOCK // size // per_group) * per_group
+        for start in range(first_step, last, per_block):
+            block_steps = range(start, min(start + per_block, last))
+            block = self.order.samples(epoch, block_steps, self.slots)
+            for first in range(0, len(block_steps), per_group):
+                steps = block_steps[first : first + per_group]
+                rows = slice(first, first + per_group)
+                samples = Samples(block.shard[rows].ravel(), block.record[rows].ravel(), block.flip[rows].ravel())
+                parts = [(step, self.slots, slice(k * size, (k + 1) * size)) for k, step in enumerate(steps)]
+                yield _Group(epoch, samples, parts)
+
+
+class ValidationBatches:
+    """The validation split in fixed batches, the last one short; whole batches are dealt to the ranks.
+
+    Every patch comes exactly once over the ranks, and the batches are the same for any number of ranks. Batch k is
+    `batch.step`; rank r has k = r, r + W, …
+    """
+
+    def __init__(
+        self,
+        shard_set: Samplable,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        prefetch: int = 4,
+        workers: int = 1,
+        pin: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"a validation batch of {batch_size} patches; at least 1")
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.ends = np.cumsum(shard_set.sizes("val"), dtype=np.int64)
+        self.samples = shard_set.manifest.samples("val")
+        self._source = _Source(shard_set, "val", batch_size, prefetch, workers, pin)
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        return len(self._numbers())
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._source.stream(self._groups())
+
+    def _numbers(self) -> range:
+        return range(self.rank, -(-self.samples // self.batch_size), self.world_size)
+
+    def _groups(self) -> Iterator["_Group"]:
+        numbers = self._numbers()
+        for first in range(0, len(numbers), self._source.per_group):
+            parts, positions, at = [], [], 0
+            for number in numbers[first : first + self._source.per_group]:
+                slots = range(number * self.batch_size, min((number + 1) * self.batch_size, self.samples))
+                parts.append((number, slots, slice(at, at + len(slots))))
+                positions.append(np.arange(slots.start, slots.stop))
+                at += len(slots)
+            position = np.concatenate(positions)
+            shard = np.searchsorted(self.ends, position, side="right")
+            record = position - np.concatenate([[0], self.ends])[shard]
+            yield _Group(0, Samples(shard, record, np.zeros(at, np.uint8)), parts)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Batches that are gathered at once: their samples in a row, and (step, slots, place in the row) of each."""
+
+    epoch: int
+    samples: Samples
+    parts: list[tuple[int, range, slice]]
+
+
+class _Source:
+    """Turns groups into batches, through a ring of buffers."""
+
+    def __init__(self, shard_set: Samplable, split: str, batch: int, prefetch: int, workers: int, pin: bool) -> None:
+        self.shard_set, self.split, self.workers = shard_set, split, workers
+        self.per_group = max(1, GROUP // batch)
+        self.ahead = -(-prefetch // self.per_group)
+        """Groups that are gathered ahead."""
+        self._shape = (self.per_group * batch, shard_set.layout.stride)
+        self._pin = pin
+        self._free: list[torch.Tensor] = []
+
+    def stream(self, groups: Iterator[_Group]) -> Iterator[Batch]:
+        """Batches in the order of the groups. Errors of the threads are raised here, at their place.
+
+        The stream takes its buffers for itself alone, and gives them back for the next stream.
+        """
+        free = deque(self._free.pop() if self._free else self._new_buffer() for _ in range(self.ahead + 1))
+        buffers = list(free)
+        try:
+            yield from self._stream_ahead(groups, free) if self.ahead else self._stream_at_once(groups, free[0])
+        finally:
+            self._free += buffers
+
+    def _stream_at_once(self, groups: Iterator[_Group], buffer: torch.Tensor) -> Iterator[Batch]:
+        for group in groups:
+            self._gather(group, buffer)
+            yield from self._batches(group, buffer)
+
+    def _stream_ahead(self, groups: Iterator[_Group], free: deque[torch.Tensor]) -> Iterator[Batch]:
+        running: deque[tuple[Future[None], _Group, torch.Tensor]] = deque()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="shards")
+        try:
+            while True:
+                # Fill every buffer but the one whose batches the consumer holds while this generator sleeps.
+                while free and (group := next(groups, None)) is not None:
+                    buffer = free.popleft()
+                    running.append((pool.submit(self._gather, group, buffer), group, buffer))
+                if not running:
+                    return
+                future, group, buffer = running.popleft()
+                future.result()
+                yield from self._batches(group, buffer)
+                free.append(buffer)
+        finally:
+            # Also when the consumer leaves early or fails: no thread may write into the buffers afterwards.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _gather(self, group: _Group, buffer: torch.Tensor) -> None:
+        rows = buffer.numpy()[: len(group.samples.shard)]
+        self.shard_set.gather(self.split, group.samples.shard, group.samples.record, rows)
+
+    def _batches(self, group: _Group, buffer: torch.Tensor) -> Iterator[Batch]:
+        all_images, all_masks = views(buffer, self.shard_set.layout)
+        all_flips = torch.from_numpy(group.samples.flip)
+        for step, slots, place in group.parts:
+            yield Batch(
+                images=all_images[place],
+                masks=all_masks[place],
+                flips=all_flips[place],
+                epoch=group.epoch,
+                step=step,
+                slots=slots,
+                samples=group.samples.row(place),
+                rows=buffer[place],
+                shard_set=self.shard_set,
+                split=self.split,
+            )
+
+    def _new_buffer(self) -> torch.Tensor:
+        return torch.zeros(self._shape, dtype=torch.uint8, pin_memory=self._pin)
