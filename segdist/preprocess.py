@@ -35,16 +35,14 @@ class Preprocessor:
 
     def plain(self, batch: Batch) -> MicroBatch:
         """The batch as it is stored, for validation."""
-        images = batch.images.to(self.device, non_blocking=True).float()
-        truth = batch.masks.to(self.device, non_blocking=True)
-        return self._normalised(images), truth
+        images, truth = batch.to(self.device)
+        return self._normalised(images.float()), truth
 
     def training(self, batch: Batch) -> list[MicroBatch]:
         """The batch flipped and augmented, as the micro batches of one optimizer step."""
-        images = batch.images.to(self.device, non_blocking=True).float()
-        truth = batch.masks.to(self.device, non_blocking=True)
+        images, truth = batch.to(self.device)
         flips = batch.flips.to(self.device, non_blocking=True)
-        images, truth = self.augmenter(images, truth, flips, batch.epoch, batch.step, batch.slots)
+        images, truth = self.augmenter(images.float(), truth, flips, batch.epoch, batch.step, batch.slots)
         images = self._normalised(images)
         parts = min(self.accumulate, len(images))
         return list(zip(images.tensor_split(parts), truth.tensor_split(parts), strict=True))
