@@ -1,7 +1,10 @@
 """Batches of a rank from a shard set: in the order of training, or the fixed batches of validation.
 
 Some batches are gathered together into one buffer (a call costs as much for one); a ring of buffers is reused for
-ever. B samples in the batch (those of this rank), C channels, P patch side.
+ever. No worker processes: handing a batch of small patches from one process to another costs more than making it, so
+a thread gathers the next batches beside the training step instead (copies and PNG decoding let other threads run).
+
+B samples in the batch (those of this rank), C channels, P patch side.
 """
 
 from collections import deque

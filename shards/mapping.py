@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-_MAP_FIXED = 0x10  # the same on Linux and macOS; Python's mmap has no name for it
+_MAP_FIXED = 0x10  # these two are the same on Linux and macOS; Python has no names for them
+_PROT_NONE = 0
 _FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -42,7 +43,7 @@ class MappedShards:
         self.first_row = self._starts // stride
         """Row in `rows` of each shard's first record."""
         total = max(int(ends[-1]) if len(ends) else 0, unit)
-        self._address = _map(0, total, mmap.PROT_NONE if hasattr(mmap, "PROT_NONE") else 0, mmap.MAP_ANONYMOUS, -1)
+        self._address = _map(0, total, _PROT_NONE, mmap.MAP_ANONYMOUS, -1)
         memory = (ctypes.c_uint8 * total).from_address(self._address)
         # Views of the array keep `memory`, and with it the mapping, alive.
         weakref.finalize(memory, _libc.munmap, self._address, total)

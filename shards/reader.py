@@ -1,11 +1,9 @@
-"""Reading a shard set: batches gathered straight from mapped tars into reused buffers.
+"""An open shard set: samples copied straight out of mapped tars, and damage found before they are used.
 
-Tars are mapped, not read: in an npy set every record is a row of one array, and some batches' records are copied out
-of the page cache by one call, pixels, labels and tar headers alike. Images and masks are views of the copied rows.
-No worker processes: handing a batch of small patches from one process to another costs more than making it, so a
-thread gathers the next batches beside the training step instead (copies and PNG decoding let other threads run).
+In an npy set every record is a row of one array (`shards.mapping`), and any number of records is copied out of the
+page cache by one call: pixels, labels and tar headers alike. Images and masks are views of the copied rows.
 
-B samples in the batch (those of this rank), C channels, P patch side.
+B samples, C channels, P patch side.
 """
 
 import hashlib
@@ -27,8 +25,8 @@ from shards.tar_records import BLOCK, END, NpyLayout, decode_png, headers, keys
 
 Check = Literal["none", "sizes", "shards", "records"]
 
-INDICES = 256
-"""Indices of shards that are kept."""
+INDICES = 2048
+"""Indices of shards that are kept in memory, a few dozen bytes per record."""
 
 
 class ShardSet:
