@@ -25,8 +25,6 @@ class Series:
 
     label: str
     points: Sequence[tuple[float, float | None]]
-    faint: bool = False
-    """Drawn thin, behind the others."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,6 @@ class Line:
     label: str
     path: str
     style: int
-    faint: bool
     last: str
     single: tuple[float, float] | None
     """The only point of a series that has one, which a path doesn't show."""
@@ -71,35 +68,31 @@ def make_chart(
     *,
     x_label: str = "step",
     marks: Sequence[tuple[float, str]] = (),
-    y_range: tuple[float, float] | None = None,
     log: bool = False,
 ) -> Chart | None:
     """Lay out a chart; None where there is nothing to draw.
 
     Args:
         marks: x positions of vertical lines, with their meaning.
-        y_range: fixed range of the y axis; default: that of the values.
         log: a logarithmic y axis where the values span much and are above 0.
     """
     known = [(x, y) for line in series for x, y in line.points if y is not None]
     if not known:
         return None
     low_x, high_x = min(x for x, _ in known), max(x for x, _ in known)
-    low, high = y_range or (min(y for _, y in known), max(y for _, y in known))
+    low, high = min(y for _, y in known), max(y for _, y in known)
     logarithmic = log and low > 0 and high / low > LOG_FROM
     y_values = _log_ticks(low, high) if logarithmic else nice_ticks(low, high)
     low, high = min(low, y_values[0]), max(high, y_values[-1])
-    if y_range:
-        low, high = y_range
 
     def place_x(x: float) -> float:
         return LEFT + (x - low_x) / ((high_x - low_x) or 1) * (WIDTH - LEFT - RIGHT)
 
     def place_y(y: float) -> float:
         if logarithmic:
-            share = math.log(max(y, low) / low) / math.log(high / low)
+            share = math.log(y / low) / math.log(high / low)
         else:
-            share = (min(max(y, low), high) - low) / ((high - low) or 1)
+            share = (y - low) / ((high - low) or 1)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
     lines = []
@@ -113,7 +106,6 @@ def make_chart(
                 label=line.label,
                 path=_path(placed),
                 style=number % STYLES,
-                faint=line.faint,
                 last="" if last is None else short(last),
                 single=there[0] if len(there) == 1 else None,
             )
@@ -124,7 +116,7 @@ def make_chart(
         x_label=x_label,
         lines=lines,
         x_ticks=[Tick(place_x(x), short(x)) for x in nice_ticks(low_x, high_x, inside=True)],
-        y_ticks=[Tick(place_y(y), short(y)) for y in y_values if low <= y <= high],
+        y_ticks=[Tick(place_y(y), short(y)) for y in y_values],
         marks=[Tick(place_x(x), text) for x, text in marks if low_x <= x <= high_x],
         description=f"{title} over {x_label} {short(low_x)} to {short(high_x)}. " + "; ".join(summaries),
     )

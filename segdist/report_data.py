@@ -19,7 +19,7 @@ from shards.errors import UserError
 from shards.manifest import Manifest, read_manifest
 from shards.terminal import clock
 
-UNEQUAL_IN_ANY_CASE = {"run", "quiet", "tracking", "checkpoint", "threads", "device"}
+NOT_COMPARED = {"name", "quiet", "tracking", "checkpoint", "threads", "device"}
 """Settings that a comparison of runs leaves out: they don't change what is learned."""
 
 
@@ -195,7 +195,7 @@ def settings(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     """Settings in which the runs differ, with each run's value."""
-    everything = [settings({k: v for k, v in run.config.items() if k not in UNEQUAL_IN_ANY_CASE}) for run in runs]
+    everything = [settings({k: v for k, v in run.config.items() if k not in NOT_COMPARED}) for run in runs]
     for flat, run in zip(everything, runs, strict=True):
         flat["code"] = str(run.description.get("code", "–"))[:12]
         flat["precision"] = str(run.description.get("precision", "–"))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from segdist.tracking.wandb_pieces import STEP, rows_in
+from tests.segdist.run_example import write_predictions
 from tests.segdist.wandb_server import WandbServer, wandb_server
 
 pytestmark = pytest.mark.slow
@@ -271,6 +272,35 @@ def test_offline_pieces_are_merged_by_wandb_sync_with_every_step_once(tmp_path: 
         for _ in range(2):  # the second time nothing is left to send
             subprocess.run([sys.executable, "-m", "wandb", "sync", *pieces], env=environ, check=True)
         assert steps_online(server, first.run_id) == list(range(1, 31))
+
+
+LOG_SCORES = """
+import json, pathlib, sys
+from segdist.tracking import TrackingConfig
+from segdist.tracking.job_log import log_scores
+folder = pathlib.Path(sys.argv[1])
+scores = json.loads((folder / "scores.json").read_text())
+log_scores(TrackingConfig(wandb="offline"), folder, {}, scores, group="training run")
+"""
+
+
+def test_scores_of_an_inference_job_are_a_run_in_the_group_of_the_training(tmp_path: Path) -> None:
+    folder = write_predictions(tmp_path / "cells", ["first", "second"])
+    subprocess.run([sys.executable, "-c", LOG_SCORES, folder], check=True)
+    (piece,) = (folder / "wandb").glob("offline-run-*")
+    ((_, scalars), *_) = rows_in(piece, after=-1)
+    assert scalars["test/mean_iou_over_images"] == pytest.approx(0.86)
+    assert scalars["test/iou/nucleus"] == pytest.approx(0.86)
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(piece)]
+    records = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for text in (
+        '"run_group":"training run"',
+        '"job_type":"infer"',
+        "tables/images",
+        "figures/second",
+        "confusion_matrix",
+    ):
+        assert text in records
 
 
 def test_a_checkpoint_in_a_new_folder_brings_its_run_id(tmp_path: Path) -> None:
