@@ -80,7 +80,7 @@ class Comeback:
     def refuse_standstill(self) -> None:
         """Raises JobFailed if the job has made nothing in its last three starts."""
         if reason := Ledger.read(self.ledger).standstill(fingerprint(self.progress)):
-            raise JobFailed(reason)
+            self._fail(reason)
 
     def stopped(self) -> NoReturn:
         """The job has stopped in good order, on all ranks, because it was told to: have it requeued, or end."""
@@ -88,7 +88,7 @@ class Comeback:
             signal.signal(number, signal.SIG_IGN)  # a second signal must not disturb what the first one started
         self.leaving = True
         if not self.under_slurm:
-            raise JobFailed("stopped by a signal; the same command continues")
+            self._fail("stopped by a signal; the same command continues")
         if self.rank != 0:
             self._wait_for_the_end()
         state = state_of(self.job_id)
@@ -99,14 +99,18 @@ class Comeback:
         self.refuse_standstill()
         submitit_handler: Callable[[int, FrameType | None], Any] = self._before[signal.SIGUSR2]
         submitit_handler(signal.SIGUSR2, None)  # requeues and exits
-        raise JobFailed("submitit did not requeue the job; its log says why")
+        self._fail("submitit did not requeue the job; its log says why")
 
     def lost_peers(self) -> NoReturn:
         """This rank can't reach the others: have the job requeued, for if it just ended, Slurm would call it failed."""
         for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log.warning("rank %d lost its peers; a requeue is asked for in %.0f s", self.rank, PEER_GRACE)
         time.sleep(PEER_GRACE)
+        ledger = Ledger.read(self.ledger)
+        if ledger.end == "failed":  # by the rank that is gone: an error of its own
+            raise JobFailed(ledger.reason)
         self.refuse_standstill()
         if state_of(self.job_id) == "RUNNING":
             # Several ranks may ask; the second request finds the job no longer running and is refused.
@@ -120,6 +124,11 @@ class Comeback:
         # The other ranks go on until Slurm ends them: one that left now would make the job a failed one.
         if not self.patient and (self.rank == 0 or not self.under_slurm):
             self.stopped()
+
+    def _fail(self, reason: str) -> NoReturn:
+        # Noted here already: the job may catch the exception when it is raised by a signal's handler.
+        Ledger.read(self.ledger).close("failed", reason)
+        raise JobFailed(reason)
 
     def _wait_for_the_end(self) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

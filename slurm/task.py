@@ -83,9 +83,6 @@ class Task:
                         f"exit code {code}{_last_error(JobPaths(self.folder, job.job_id, job.global_rank).stderr)}"
                     )
             except Exception as error:
-                if not isinstance(error, JobFailed) and job.num_tasks > 1 and is_communication_error(error):
-                    log.warning("rank %d: %s", job.global_rank, error, exc_info=error)
-                    comeback.lost_peers()
                 _close_failed(path, job.global_rank, error)
                 raise
         if job.global_rank == 0:
@@ -104,7 +101,7 @@ class Task:
         if self.torchrun:
             from slurm.torchrun import run_torchrun
 
-            return run_torchrun(self.entry, arguments, job, self.torchrun, port(job.job_id), comeback)
+            return run_torchrun(self.entry, arguments, job, self.torchrun, port(job.raw_job_id), comeback)
         os.environ.update(rank_variables(job))
         try:
             return load_entry(self.entry)(arguments)
@@ -112,6 +109,11 @@ class Task:
             if comeback.leaving:
                 raise
             return left.code if isinstance(left.code, int) else 1
+        except Exception as error:
+            if not is_communication_error(error):
+                raise
+            log.warning("rank %d: %s", job.global_rank, error, exc_info=error)
+            return LOST_PEERS
 
     def _begin(self, path: Path, comeback: Comeback) -> None:
         """Note the start; refuse it if the ones before led nowhere."""
@@ -136,7 +138,7 @@ def _log_to_stderr() -> None:
 def _close_failed(path: Path, rank: int, error: Exception) -> None:
     """The first rank that fails on its own account says why; what the others meet follows from it."""
     if rank != 0:
-        time.sleep(2)  # if rank 0 has failed as well, or is only about to note its start, it comes first
+        time.sleep(1)  # if rank 0 has failed as well, or is only about to note its start, it comes first
     ledger = Ledger.read(path)
     if not ledger.end:
         reason = str(error) if isinstance(error, JobFailed | SubmitError) else f"{type(error).__name__}: {error}"
@@ -171,10 +173,10 @@ def rank_variables(job: JobEnvironment) -> dict[str, str]:
         "WORLD_SIZE": str(job.num_tasks),
         "LOCAL_WORLD_SIZE": str(job.num_tasks),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port(job.job_id)),
+        "MASTER_PORT": str(port(job.raw_job_id)),
     }
 
 
-def port(job_id: str) -> int:
+def port(raw_job_id: str) -> int:
     """A port for rank 0 that all ranks know: two jobs on one node don't meet."""
-    return FIRST_PORT + sum(int(part) for part in job_id.split("_") if part.isdecimal()) % PORTS
+    return FIRST_PORT + int(raw_job_id) % PORTS

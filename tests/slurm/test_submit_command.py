@@ -1,0 +1,109 @@
+"""`segdist submit` and `segdist queue` before anything is submitted: plans, refusals, the dry run. No Slurm needed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import show_queue, submit
+from jobs.submit_plans import Planner, infer_links, pipeline_links, shard_links, train_links
+from shards.errors import UserError
+
+MINI = Planner("mini", "slurm")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def commands(links: list) -> list[list[tuple[str, ...]]]:  # type: ignore[type-arg]
+    """The commands of each link."""
+    return [[task.arguments for task in link.order.tasks] for link in links]
+
+
+def test_shards_are_made_by_an_array_and_a_job_that_finishes() -> None:
+    links = shard_links(Planner("mini", "slurm", tasks=2), ["-f", "cells"])
+    assert [link.order.name for link in links] == ["make-shards", "finish-shards"]
+    assert commands(links) == [
+        [("make-shards", "-f", "cells", "--task", "0/2"), ("make-shards", "-f", "cells", "--task", "1/2")],
+        [("make-shards", "-f", "cells", "--finish")],
+    ]
+
+
+def test_off_slurm_an_array_becomes_one_process() -> None:
+    links = shard_links(Planner("local", "local", tasks=8), ["-f", "cells"])
+    assert commands(links) == [[("make-shards", "-f", "cells")]]
+
+
+def test_inference_over_an_array_ends_with_the_merge_by_a_single_rank() -> None:
+    links = infer_links(Planner("mini", "slurm", tasks=2), ["-m", "cells", "-f", "cells"])
+    assert commands(links)[1] == [("infer", "-m", "cells", "-f", "cells")]
+    assert [(link.order.profile.nodes, link.order.profile.ranks_per_node) for link in links] == [(1, 1), (1, 1)]
+
+
+def test_a_training_shows_progress_by_its_checkpoints_and_logs_into_its_run() -> None:
+    (link,) = train_links(MINI, ["-f", "cells", "--name", "first"])
+    assert link.order.folder == Path("runs/first/slurm").absolute()
+    assert link.order.tasks[0].progress == ("runs/first/checkpoints/step-*.pt",)
+    assert (link.order.profile.nodes, link.order.profile.ranks_per_node) == (2, 2)
+
+
+def test_staging_names_set_and_run_so_that_the_copy_changes_neither() -> None:
+    (link,) = train_links(Planner("mini", "slurm", stage_to="$TMPDIR"), ["-f", "cells"])
+    task = link.order.tasks[0]
+    assert task.stage == str(Path("data/cells").absolute())
+    assert task.arguments[-4:] == ("--data", task.stage, "--name", "runs/cells")
+
+
+def test_the_pipeline_hands_each_job_its_table_through_the_run_folder() -> None:
+    links = pipeline_links(MINI, "demo", {"seed": 3}, {"preset": "fast", "epochs": 2}, {}, infer_tasks=1)
+    assert [link.order.name for link in links] == ["make-shards", "train", "infer"]
+    assert json.loads(Path("runs/demo/pipeline/train.json").read_text()) == {"epochs": 2}
+    assert commands(links) == [
+        [("make-shards", "--config", "runs/demo/pipeline/make_shards.json", "-f", "demo")],
+        [("train", "--config", "runs/demo/pipeline/train.json", "--preset", "fast", "-f", "demo", "--name", "demo")],
+        [("infer", "-m", "runs/demo", "-f", "demo")],
+    ]
+    assert {link.order.folder for link in links} == {Path("runs/demo/slurm").absolute()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--", "-f", "cells"], "--profile: name your cluster's profile"),
+        (["train", "--profile", "nowhere", "--", "-f", "cells"], "--profile nowhere"),
+        (["train", "--profile", "mini", "--", "-f", "cells", "-e", "0"], "--epochs"),
+        (["make-shards", "--profile", "mini", "--", "-f", "cells", "--task", "0/2"], "--task and --finish are set by"),
+        (["make-shards", "--profile", "mini", "--tasks", "0", "--", "-f", "cells"], "--tasks 0: at least 1"),
+        (["infer", "--profile", "mini", "--", "-m", "x", "-f", "x", "--task", "0/2"], "--task is set by --tasks"),
+        (["pipeline", "--profile", "mini", "--", "-e", "3"], "from the tables of its --config"),
+        (["pipeline", "--profile", "mini", "--name", "a/b"], "--name a/b"),
+        (["paint", "--profile", "mini"], "choose from make-shards, train, infer, pipeline"),
+        (
+            ["train", "--profile", "mini", "--stage-to", "x", "--", "-f", "a", "b", "--epoch-steps", "5"],
+            "--stage-to copies one shard set",
+        ),
+    ],
+)
+def test_what_can_not_work_is_refused_before_it_is_queued(arguments: list[str], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        submit.main([*arguments[:1], "--dry-run", *arguments[1:]])
+    assert words in str(caught.value)
+
+
+def test_the_dry_run_prints_a_script_for_each_link_and_submits_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit.main(["make-shards", "--profile", "gpu-nodes", "--tasks", "3", "--dry-run", "--", "-f", "cells"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("#!/bin/bash") == 2
+    assert "##### finish-shards, after make-shards" in printed
+    assert "#SBATCH --array=0-2%3" in printed
+    assert "#SBATCH --partition=cpu" in printed
+    assert not Path("runs/cells/slurm").exists()
+
+
+def test_an_empty_queue_says_so_and_an_unknown_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert show_queue.main([]) == 0
+    assert "nothing was submitted from this folder" in capsys.readouterr().out
+    with pytest.raises(UserError, match="cells: nothing was submitted for a run of that name"):
+        show_queue.main(["cells"])
