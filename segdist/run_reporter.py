@@ -12,6 +12,7 @@ import torch
 
 from segdist.distributed import Ranks
 from segdist.learner import StepFigures
+from segdist.model_file import BEST
 from segdist.run_folder import MetricsLog, append_event, write_summary
 from segdist.run_record import METRICS
 from segdist.tracking import Trackers
@@ -153,6 +154,8 @@ class RunReporter:
             append_event(self.folder, state, summary["step"])
             write_summary(self.folder, state=state, skipped_steps=self._skipped, **summary)
             self._metrics.close()
+        if state == "finished" and (self.folder / BEST).is_file():
+            self.trackers.log_artifact(self.folder / BEST, f"{self.folder.resolve().name}-best")
         self.trackers.finish("finished" if state == "finished" else "stopped" if state == "stopped" else "failed")
 
     def _track(self, step: int, result: ValidationResult) -> None:

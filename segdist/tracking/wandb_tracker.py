@@ -1,5 +1,6 @@
 """Weights & Biases: one run id per run folder, rows exactly once, never in the way of a step."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ class WandbTracker:
         """A file as an artifact of type "model". For the end of a job, as `log_table`."""
         import wandb
 
-        artifact = wandb.Artifact(name, type="model")
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name, flags=re.ASCII), type="model")
         artifact.add_file(str(path))
         self._run.ask(lambda run: run.log_artifact(artifact))
 

@@ -45,7 +45,14 @@ class Job:
         assert self.process.stdin is not None
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
-        answer = {"log": "logged", "picture": "logged", "table": "logged", "safe": "safe", "finish": "finished"}
+        answer = {
+            "log": "logged",
+            "picture": "logged",
+            "table": "logged",
+            "artifact": "logged",
+            "safe": "safe",
+            "finish": "finished",
+        }
         self._read_until(answer[command.split()[0]])
 
     def end(self) -> str:
@@ -272,6 +279,19 @@ def test_offline_pieces_are_merged_by_wandb_sync_with_every_step_once(tmp_path: 
         for _ in range(2):  # the second time nothing is left to send
             subprocess.run([sys.executable, "-m", "wandb", "sync", *pieces], env=environ, check=True)
         assert steps_online(server, first.run_id) == list(range(1, 31))
+
+
+def test_model_files_are_artifacts_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").write_bytes(b"weights")
+    job = Job(tmp_path, server=None, artifacts=True)
+    job.do("log 1 2")
+    job.do(f"artifact {tmp_path / 'best.safetensors'}")
+    job.do("finish finished")
+    assert job.end() == ""
+    (piece,) = (tmp_path / "wandb").glob("offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(piece)]
+    records = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "a-name--with--anything-" in records
 
 
 LOG_SCORES = """

@@ -3,6 +3,7 @@
 log FIRST LAST    rows FIRST..LAST, `val/mean_iou` in every fifth, answered by "logged"
 picture STEP      a validation patch with masks and a confusion matrix
 table STEP        a table
+artifact PATH     a file as an artifact
 safe              waits until W&B has everything on the disk, answered by "safe"
 finish STATE      closes the trackers, answered by "finished"
 """
@@ -46,6 +47,9 @@ def main() -> None:
                 print("logged", flush=True)
             case ["table", step]:
                 trackers.log_table("worst images", ["image", "mean IoU"], [["a.png", 0.5]], int(step))
+                print("logged", flush=True)
+            case ["artifact", path]:
+                trackers.log_artifact(Path(path), "a name: with (anything)")
                 print("logged", flush=True)
             case ["safe"]:
                 time.sleep(3)  # twice the flush interval and a transmission
