@@ -37,7 +37,7 @@ usage() {
     exit 2
 }
 
-# --- daemons ---------------------------------------------------------------------------------------------------------
+# daemons
 # A daemon is remembered by its process id and its start time, so that a recycled id is never taken for it.
 
 start_time() { # of process $1, empty when it is gone or a zombie
@@ -91,7 +91,7 @@ wait_for() { # wait_for SECONDS WHAT COMMAND...
 
 listens() { [[ -n $(ss --no-header --listening --tcp --numeric "sport = :$1") ]]; }
 
-# --- configuration ---------------------------------------------------------------------------------------------------
+# configuration
 
 pick_ports() { # PORT: controller, PORT+1: accounting, PORT+1+i: node i. Below 20000, where training's ports begin.
     local candidate offset
@@ -107,8 +107,10 @@ pick_ports() { # PORT: controller, PORT+1: accounting, PORT+1+i: node i. Below 2
 
 write_configuration() {
     local i gpus=""
-    cp /etc/hosts "$DIR/etc/hosts"
+    # The loopback comes first: the machine's own list may know a name otherwise.
+    echo "127.0.0.1 accounting" >"$DIR/etc/hosts"
     for ((i = 1; i <= NODES; i++)); do echo "127.0.0.1 node$i" >>"$DIR/etc/hosts"; done
+    cat /etc/hosts >>"$DIR/etc/hosts"
     : >"$DIR/etc/gres.conf"
     if ((GPUS > 0)); then
         # Only character devices make Slurm set CUDA_VISIBLE_DEVICES; these behave like /dev/null.
@@ -176,6 +178,7 @@ END
         cat >"$DIR/etc/slurmdbd.conf" <<END
 AuthType=auth/munge
 AuthInfo=socket=$DIR/run/munge.socket
+CommunicationParameters=NoInAddrAny
 DbdHost=localhost
 DbdAddr=127.0.0.1
 DbdPort=$((PORT + 1))
@@ -190,7 +193,7 @@ END
     )
 }
 
-# --- parts -----------------------------------------------------------------------------------------------------------
+# parts
 
 start_munge() {
     [[ -s $DIR/munge/key ]] || (umask 077 && head -c 128 /dev/urandom >"$DIR/munge/key")
@@ -217,7 +220,12 @@ start_accounting() {
     runs mariadbd || launch mariadbd mariadbd "${where[@]}" "${how[@]}" --pid-file="$DIR/run/mariadbd.pid" \
         --skip-networking --skip-log-bin --innodb-lock-wait-timeout=900
     wait_for 60 "the database" mariadb "${where[@]}" --user=root --execute "select 1"
-    runs slurmdbd || launch slurmdbd env "MYSQL_UNIX_PORT=$DIR/run/database.socket" slurmdbd -D
+    # It listens on the address of its host's name, so it gets a name that is the loopback.
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    runs slurmdbd || launch slurmdbd unshare --uts --mount bash -c '
+        hostname accounting
+        mount --bind "$1/etc/hosts" /etc/hosts
+        MYSQL_UNIX_PORT=$1/run/database.socket exec slurmdbd -D' slurmdbd "$DIR"
     wait_for 60 slurmdbd listens $((PORT + 1))
     wait_for 60 slurmdbd timeout 5 sacctmgr --noheader show cluster
 }
@@ -272,7 +280,7 @@ check_machine() {
     ((${#DIR} <= 80)) || fail "$DIR is too long a path for a Unix socket; take one of at most 80 characters"
 }
 
-# --- commands --------------------------------------------------------------------------------------------------------
+# commands
 
 start() {
     local node
