@@ -47,7 +47,7 @@ class Planner:
                 "--profile: name your cluster's profile, a TOML file (docs/cluster.md shows how to write one)"
             )
         profile = load_profile(self.profile or "local", job)
-        if len(commands) > 1 or name in ("finish-shards", "merge"):
+        if len(commands) > 1 or name == "finish-shards" or name.endswith("-merge"):
             # Array tasks don't talk to each other: each is a single rank, and so is what puts their work together.
             profile = replace(profile, nodes=1, tasks_per_node=1)
         if self.cluster == "debug":
@@ -123,13 +123,15 @@ def infer_links(planner: Planner, arguments: list[str], product: Path | None = N
     output = Path(config.out) if config.out else run / "predictions"
     progress = (f"{output}/**/state/records/*.json", f"{output}/**/state/parts/*/*")
     product = product or output
+    # One model may segment several collections at once: each into its folder, under its name.
+    name = f"infer-{output.name}" if config.out else "infer"
     count = planner.array(planner.tasks)
     if count == 1:
-        return [planner.link("infer", "infer", [arguments], run, product, progress)]
+        return [planner.link(name, "infer", [arguments], run, product, progress)]
     commands = [[*arguments, "--task", f"{index}/{count}"] for index in range(count)]
     return [
-        planner.link("infer", "infer", commands, run, output, progress),
-        planner.link("merge", "infer", [arguments], run, product, progress),
+        planner.link(name, "infer", commands, run, output, progress),
+        planner.link(f"{name}-merge", "infer", [arguments], run, product, progress),
     ]
 
 

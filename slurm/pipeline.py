@@ -61,7 +61,7 @@ def submit_chain(links: Sequence[Link], cluster: Cluster, say: Say) -> list[Plac
             )
         if cluster == "slurm":
             waiting_for = [item.record.job_id for item in placed[-1:] if item.what != "finished already"]
-            record, _ = submit(_after(link.order, tuple(waiting_for)), cluster)
+            record, _ = submit(replace(link.order, after=tuple(waiting_for)), cluster)
             say(f"{link.order.name}: submitted as job {record.job_id}")
         else:
             record = _run_here(link.order, cluster, say)
@@ -77,10 +77,6 @@ def _keep(link: Link, before: Standing | None, cluster: Cluster) -> str | None:
     if cluster == "slurm" and before.record.cluster == "slurm" and before.alive:
         return "queued already"
     return None
-
-
-def _after(order: Order, job_ids: tuple[str, ...]) -> Order:
-    return replace(order, after=job_ids)
 
 
 def _run_here(order: Order, cluster: Cluster, say: Say) -> Record:

@@ -339,15 +339,15 @@ def test_an_inference_comes_back_after_a_node_crash_with_the_same_masks(
     parts["battered_run"].result()  # it needs node 4 as well
     arguments = ("-m", "runs/whole", "-f", "whole", "--split", "train", "--overlap", "0.875", "--output.figures", "0")
     workplace.segdist("submit", "infer", "--profile", "profile.toml", "--", *arguments, "--out", "calm-masks")
-    workplace.finish("whole", "infer")
+    workplace.finish("whole", "infer-calm-masks")
     workplace.segdist("submit", "infer", "--profile", "last-nodes.toml", "--", *arguments, "--out", "masks")
     records = workplace.folder / "masks" / "state" / "records"
     wait_until("two images are finished", lambda: len(list(records.glob("*.json"))) >= 2)
     cluster.crash("node4")
-    wait_until("the job waits for the node", lambda: workplace.standing("whole", "infer").state == "PENDING")
+    wait_until("the job waits for the node", lambda: workplace.standing("whole", "infer-masks").state == "PENDING")
     assert len(list(records.glob("*.json"))) < 14  # not all of them
     cluster.boot("node4")
-    assert workplace.finish("whole", "infer").starts == 2
+    assert workplace.finish("whole", "infer-masks").starts == 2
     calm, crashed = (workplace.folder / name / "masks" for name in ("calm-masks", "masks"))
     names = sorted(path.name for path in calm.iterdir())
     assert len(names) > 10
@@ -362,7 +362,7 @@ def test_an_array_over_images_merges_to_the_same_masks_and_scores(
         "submit", "infer", "--profile", "profile.toml", "--tasks", "2",
         "--", "-m", "runs/whole", "-f", "whole", "--out", "array", "--output.figures", "1",
     )  # fmt: skip
-    workplace.finish("whole", "merge")
+    workplace.finish("whole", "infer-array-merge")
     whole, array = workplace.folder / "runs/whole/predictions/whole", workplace.folder / "array"
     names = [f"masks/{path.name}" for path in (whole / "masks").iterdir()]
     assert filecmp.cmpfiles(whole, array, names, shallow=False) == (names, [], [])
