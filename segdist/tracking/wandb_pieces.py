@@ -74,6 +74,17 @@ class StateFile:
         write_json(self.path, state)
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of a piece."""
+
+    number: int
+    """W&B's own `_step`: rows of a run that is online are counted through all its processes."""
+    step: int
+    values: dict[str, float]
+    """The scalars; pictures are files of their own."""
+
+
 def last_step_in(piece: Path) -> int:
     """The last step whose row is whole in a piece; -1 where there is none.
 
@@ -81,11 +92,11 @@ def last_step_in(piece: Path) -> int:
         OSError: the piece can't be read.
     """
     # Not W&B's own summary of the file: after a SIGKILL that may be a row ahead of the rows.
-    return max((step for step, _ in rows_in(piece, after=-1)), default=-1)
+    return max((row.step for row in rows_in(piece)), default=-1)
 
 
-def rows_in(piece: Path, after: int) -> list[tuple[int, dict[str, float]]]:
-    """Steps above `after` and their scalars, in order; pictures are files of their own and left out.
+def rows_in(piece: Path) -> list[Row]:
+    """The rows with a step, in order.
 
     Raises:
         OSError: the piece can't be read.
@@ -96,10 +107,10 @@ def rows_in(piece: Path, after: int) -> list[tuple[int, dict[str, float]]]:
         told = subprocess.run(command, capture_output=True, timeout=120, check=True, text=True).stdout
         for record in map(json.loads, told.splitlines()):
             item = record["history"]["item"] if record["type"] == "history" else {}
-            step = int(item.get(STEP, -1))
-            if step > after:
+            if STEP in item:
                 media = {key.split(".")[0] for key in item if key.endswith("._type")}
-                rows.append((step, {key: value for key, value in item.items() if _is_scalar(key, value, media)}))
+                values = {key: value for key, value in item.items() if _is_scalar(key, value, media)}
+                rows.append(Row(int(item["_step"]), int(item[STEP]), values))
     except (subprocess.SubprocessError, ValueError, KeyError) as error:
         raise OSError(f"{piece} can't be read back ({first_line(error)})") from error
     return rows

@@ -65,8 +65,13 @@ class WandbRun:
         return Path(self._run.settings.sync_dir)
 
     @property
+    def rows_on_server(self) -> int:
+        """How many rows the server had when this process started."""
+        return int(self._run.starting_step)
+
+    @property
     def step_on_server(self) -> int:
-        """The last step that the server has; online, before anything is sent."""
+        """The last step that the server told of then; its summary may be a row ahead of its rows."""
         return int(self._run.summary.get(STEP, -1))
 
     def send(self, row: dict[str, Any], step: int) -> None:

@@ -11,12 +11,10 @@ from segdist.tracking.config import TrackingConfig
 from segdist.tracking.confusion_picture import confusion_picture
 from segdist.tracking.trackers import State
 from segdist.tracking.wandb_mode import choose_mode
-from segdist.tracking.wandb_pieces import STEP, Before, StateFile, first_line, rows_in
+from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, first_line, rows_in
 from segdist.tracking.wandb_run import WandbRun, environment_or, prepare_wandb, wandb_settings
 from shards.manifest import IGNORE, ClassInfo
 from shards.terminal import say, warn
-
-Rows = list[tuple[int, dict[str, float]]]
 
 
 class WandbTracker:
@@ -26,7 +24,7 @@ class WandbTracker:
     not at all, and "sent up to step N" says everything.
     """
 
-    def __init__(self, run: WandbRun, last_logged_step: int, unsent: Rows, classes: Sequence[ClassInfo]) -> None:
+    def __init__(self, run: WandbRun, last_logged_step: int, unsent: list[Row], classes: Sequence[ClassInfo]) -> None:
         self._run, self._unsent = run, unsent
         self._sent_before = self.last_logged_step = last_logged_step
         self._labels = {index: info.name for index, info in enumerate(classes)} | {IGNORE: "ignored"}
@@ -101,9 +99,9 @@ class WandbTracker:
 
     def _send_what_the_server_missed(self, step: int) -> None:
         """Rows of the process before that lie before `step`, where this one took up the work again."""
-        for earlier, values in self._unsent:
-            if earlier < step and values:
-                self._run.send(values, earlier)
+        for row in self._unsent:
+            if row.step < step and row.values:
+                self._run.send(row.values, row.step)
         self._unsent = []
 
 
@@ -150,7 +148,7 @@ def open_wandb(
         return None
     if run.mode == "online":
         say(f"W&B: online, {run.url}")
-        last_step, unsent = _compare_with_server(before, run.step_on_server)
+        last_step, unsent = _compare_with_server(before, run)
         return WandbTracker(run, last_step, unsent, classes)
     reason = f"{server}: {run.problem}" if run.problem else reason
     why = f" ({reason})" if reason else ""
@@ -158,14 +156,17 @@ def open_wandb(
     return WandbTracker(run, before.last_step, [], classes)
 
 
-def _compare_with_server(before: Before, on_server: int) -> tuple[int, Rows]:
-    """The last step that needn't be sent, and rows that an earlier process wrote down but the server never got."""
+def _compare_with_server(before: Before, run: WandbRun) -> tuple[int, list[Row]]:
+    """The last step that needn't be sent, and rows that the latest process wrote down but the server never got."""
     if not before.was_online or before.piece is None:
-        return max(on_server, before.last_step), []  # earlier rows are in offline pieces, for `wandb sync`
-    if on_server >= before.last_step:
-        return on_server, []
+        # Earlier rows are in offline pieces, for `wandb sync`.
+        return max(run.step_on_server, before.last_step), []
     try:
-        return on_server, rows_in(before.piece, on_server)
+        rows = rows_in(before.piece)
     except OSError as error:
-        warn(f"W&B: {first_line(error)}; its rows after step {on_server} are missing online")
-        return on_server, []
+        warn(f"W&B: {first_line(error)}; rows after step {run.step_on_server} are missing online")
+        return run.step_on_server, []
+    unsent = [row for row in rows if row.number >= run.rows_on_server]
+    if unsent:
+        return unsent[0].step - 1, unsent
+    return rows[-1].step if rows else run.step_on_server, []

@@ -84,7 +84,7 @@ def children(process: int) -> list[int]:
 def steps_offline(folder: Path) -> list[int]:
     """Every row's step in the pieces of a run, in the order in which the pieces were written."""
     pieces = sorted((folder / "wandb").glob("offline-run-*"), key=lambda piece: piece.stat().st_mtime)
-    return [step for piece in pieces for step, _ in rows_in(piece, after=-1)]
+    return [row.step for piece in pieces for row in rows_in(piece)]
 
 
 def steps_online(server: WandbServer, run_id: str) -> list[int]:
@@ -108,7 +108,7 @@ def test_offline_run_is_read_back_with_scalars_config_masks_and_class_names(tmp_
     job.do("finish finished")
     assert job.end() == ""
     (piece,) = (tmp_path / "wandb").glob("offline-run-*")
-    rows = dict(rows_in(piece, after=-1))
+    rows = {row.step: row.values for row in rows_in(piece)}
     assert rows[5] == {"train/loss": 0.2, "val/mean_iou": 0.05}
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(piece)]
     records = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -308,7 +308,7 @@ def test_scores_of_an_inference_job_are_a_run_in_the_group_of_the_training(tmp_p
     folder = write_predictions(tmp_path / "cells", ["first", "second"])
     subprocess.run([sys.executable, "-c", LOG_SCORES, folder], check=True)
     (piece,) = (folder / "wandb").glob("offline-run-*")
-    ((_, scalars), *_) = rows_in(piece, after=-1)
+    scalars = rows_in(piece)[0].values
     assert scalars["test/mean_iou_over_images"] == pytest.approx(0.86)
     assert scalars["test/iou/nucleus"] == pytest.approx(0.86)
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(piece)]
