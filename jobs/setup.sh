@@ -8,10 +8,14 @@ setup_venv() {
         return 2
     fi
     stamp=$venv/.segdist-setup
-    # The same files, extras and interpreter: nothing to do.
-    wanted=$(cat setup.cfg constraints.txt | cksum)" [$extras] $("$python" --version)"
-    if [[ -f $stamp && $(cat "$stamp") == "$wanted" ]]; then
-        return 0
+    # The same files and interpreter, and at least these extras: nothing to do.
+    wanted=$(cat setup.cfg constraints.txt | cksum)" $("$python" --version)"
+    if [[ -f $stamp ]] && [[ $(head -n 1 "$stamp") == "$wanted" ]]; then
+        local extra missing=0
+        for extra in ${extras//,/ }; do
+            grep -qx "$extra" "$stamp" || missing=1
+        done
+        if ((!missing)); then return 0; fi
     fi
     echo "setting up $venv (a few minutes the first time) ..."
     if [[ ! -x $venv/bin/python ]] && ! "$python" -m venv "$venv" 2>/dev/null; then
@@ -27,5 +31,5 @@ setup_venv() {
     rm -f "$stamp"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
         --constraint constraints.txt --editable ".${extras:+[$extras]}" || return 2
-    echo "$wanted" >"$stamp"
+    printf '%s\n' "$wanted" ${extras//,/ } >"$stamp"
 }

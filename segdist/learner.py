@@ -130,26 +130,32 @@ class Learner:
                 dist.broadcast(buffer, src=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; no state is particular to a rank or to the number of ranks."""
+        """Everything that the next step depends on. Collective.
+
+        All of it is the same on every rank but for the sums that the next row of figures is made of.
+        """
         return {
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.net.state_dict(),
             "skipped": self.skipped,
-            "loss_sums": self._loss_sums,
+            "loss_sums": torch.tensor(self.ranks.gather(self._loss_sums.tolist()), dtype=torch.float64),
             "good_steps": self._good_steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state of `state_dict`."""
+        """Take up a state of `state_dict`, of any number of ranks."""
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.net.load_state_dict(state["average"])
         self.skipped = state["skipped"].to(self.ranks.device, copy=True)
-        self._loss_sums = state["loss_sums"].to(self.ranks.device, copy=True)
+        sums: torch.Tensor = state["loss_sums"]  # (ranks, parts)
+        if len(sums) != self.ranks.world_size:
+            sums = torch.cat([sums.sum(dim=0, keepdim=True), sums.new_zeros(self.ranks.world_size - 1, sums.shape[1])])
+        self._loss_sums = sums[self.ranks.rank].to(self.ranks.device, copy=True)
         self._good_steps = state["good_steps"].to(self.ranks.device, copy=True)
 
     def _update(self, rate: float) -> torch.Tensor:

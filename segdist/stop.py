@@ -1,4 +1,4 @@
-"""Stopping in good order: a signal sets a flag, all ranks agree on the step after which they stop."""
+"""Stopping in good order: a signal sets a flag, all ranks agree on the step after which they stop (or save)."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ class StopRequest:
         self.signal: signal.Signals | None = None
         self._interrupted_at = 0.0
         self._pending: dist.Work | None = None
-        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._flags = torch.zeros(2, dtype=torch.int32)
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
@@ -41,19 +41,23 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def agreed(self) -> bool:
-        """True on all ranks after the same step once any rank was asked to stop. Collective: call once a step."""
+    def agreed(self, save: bool) -> tuple[bool, bool]:
+        """Whether to stop and whether to save now: the same answer on all ranks after the same step.
+
+        Stop once any rank was asked to; save once any rank's `save` was true. Collective: call once a step.
+        """
         if self.ranks.world_size == 1:
-            return self.signal is not None
-        asked = False
+            return self.signal is not None, save
+        stop_now = save_now = False
         if self._pending is not None:
             self._pending.wait()
-            asked = bool(self._flag.item())
-        if not asked:
-            self._flag.fill_(int(self.signal is not None))
+            stop_now, save_now = (bool(value) for value in self._flags.tolist())
+        if not stop_now:
+            # What is granted now is not asked for again.
+            self._flags = torch.tensor([self.signal is not None, save and not save_now], dtype=torch.int32)
             # A CPU tensor: through gloo also beside NCCL, so that reading it never waits for the GPU.
-            self._pending = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
-        return asked
+            self._pending = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, async_op=True)
+        return stop_now, save_now
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -81,7 +81,8 @@ class Run:
         net = self._build_net()
         self.loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(ranks.device))
         self.learner = Learner(net, config, self.loss, precision, ranks)
-        augmenter = Augmenter(config.augment, config.seed, full_scale=float(torch.iinfo(getattr(torch, data.dtype)).max))
+        largest = torch.iinfo(getattr(torch, data.dtype)).max
+        augmenter = Augmenter(config.augment, config.seed, full_scale=float(largest))
         self.preprocess = Preprocessor(
             data.mean, data.std, augmenter, ranks.device, config.accumulate, config.channels_last
         )
@@ -141,8 +142,8 @@ class Run:
                         stop_for_bad_gradients(self.folder, batch, figures.skipped_in_a_row, self.ranks)
                 if at.step % (config.validate_every or self.steps_per_epoch) == 0 or last:
                     self._validate(epoch)
-                stopping = self.stop.agreed()
-                if stopping or last or self._checkpoint_is_due():
+                stopping, overdue = self.stop.agreed(save=self._checkpoint_is_overdue())
+                if stopping or overdue or last or self._checkpoint_is_due():
                     self._save()
                 if stopping and not last:
                     return "stopped"
@@ -172,8 +173,9 @@ class Run:
                 self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)
         self.learner.figures()
         self._score(batches=1)
+        state = self._state()
         if self.ranks.is_main:
-            self.checkpoints.try_out(self._state())
+            self.checkpoints.try_out(state)
         self.learner.load_state_dict(before)
 
     def _validate(self, epoch: int) -> None:
@@ -205,25 +207,26 @@ class Run:
         )
 
     def _checkpoint_is_due(self) -> bool:
-        every, minutes = self.config.checkpoint.every_steps, self.config.checkpoint.every_minutes
-        at = self.counters.step
-        return (
-            at % self.steps_per_epoch == 0
-            or bool(every and at % every == 0)
-            or bool(minutes and time.monotonic() - self._checkpointed > 60 * minutes)
-        )
+        every, step = self.config.checkpoint.every_steps, self.counters.step
+        return step % self.steps_per_epoch == 0 or bool(every and step % every == 0)
+
+    def _checkpoint_is_overdue(self) -> bool:
+        """By the clock of rank 0."""
+        minutes = self.config.checkpoint.every_minutes
+        return self.ranks.is_main and bool(minutes) and time.monotonic() - self._checkpointed > 60 * minutes
 
     def _save(self) -> None:
-        """Checkpoint. Nothing in it belongs to one rank, so rank 0 does it alone and no other waits."""
-        if not self.ranks.is_main:
-            return
+        """Checkpoint; rank 0 writes it and the others don't wait. Collective."""
         now = time.monotonic()
         self.counters.seconds += now - self._started
         self._started = self._checkpointed = now
         self.counters.metrics_position = self.reporter.position()
-        self.checkpoints.save(self._state(), self.counters.step)
+        state = self._state()
+        if self.ranks.is_main:
+            self.checkpoints.save(state, self.counters.step)
 
     def _state(self) -> dict[str, Any]:
+        """Everything that the next step depends on. Collective."""
         return {
             "learner": self.learner.state_dict(),
             "counters": asdict(self.counters),

@@ -57,9 +57,20 @@ def start(command: Sequence[str], cwd: Path, log: Path, **environ: str) -> "subp
         )
 
 
-def kill_group(process: "subprocess.Popen[bytes]", number: int = signal.SIGKILL) -> None:
-    """Signal a process and all its children, as a dying node would; wait for the end."""
-    os.killpg(process.pid, number)
+def kill_all(process: "subprocess.Popen[bytes]", word: str, number: int = signal.SIGKILL) -> None:
+    """Signal a process and every other one with `word` in its command, as a dying node would; wait for the end.
+
+    torchrun's workers are in sessions of their own, so the process group of `process` is not enough.
+    """
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if word.encode() in words and int(folder.name) != os.getpid():
+                os.kill(int(folder.name), number)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended just now
     process.wait(timeout=60)
 
 

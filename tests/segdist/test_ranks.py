@@ -1,0 +1,126 @@
+"""Several ranks: the same sums, the same scores, and nobody waits for the dead."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from segdist.model_file import load_model
+from segdist.run_record import read_rows
+from tests.helpers import QUIET, TINY_NET, job, kill_all, run, start, tiny_set, wait_until
+from tests.segdist.test_trainer import metrics
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    tiny_set(folder / "data")
+    return folder
+
+
+def train(name: str, *settings: str, ranks: int = 1, torchrun: Sequence[str] = ()) -> list[str]:
+    arguments = ["-f", "tiny", "--name", name, "-b", "16", "--log-every", "2", *TINY_NET, *QUIET, *settings]
+    return job("train", arguments, ranks, torchrun)
+
+
+def weights(folder: Path) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in load_model(folder)[0].parameters()])
+
+
+def test_one_rank_of_16_and_several_of_fewer_learn_the_same(work: Path) -> None:
+    """Also where 16 divides by nothing, and with accumulation: group norm, so equal up to rounding."""
+    settings = ["--steps", "8", "--optim.lr", "0.1", "--loss.name", "cross_entropy+dice"]
+    cases: dict[str, tuple[int, list[str]]] = {
+        "r1": (1, []),
+        "r1a3": (1, ["--accumulate", "3"]),
+        "r2a2": (2, ["--accumulate", "2"]),
+        "r3": (3, []),
+        "r4": (4, []),
+    }
+    for name, (ranks, more) in cases.items():
+        run(train(name, *settings, *more, ranks=ranks), work)
+    expected, rows = weights(work / "runs" / "r1"), metrics(work / "runs" / "r1")
+    for name in cases:
+        torch.testing.assert_close(weights(work / "runs" / name), expected, rtol=1e-3, atol=1e-5)
+        for row, other in zip(rows, metrics(work / "runs" / name), strict=True):
+            assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_validation_gives_the_same_integers_on_1_2_3_and_4_ranks(work: Path) -> None:
+    """From the same weights (a rate of almost 0), with batches that don't divide the patches or the ranks."""
+    matrices = []
+    for ranks in (1, 2, 3, 4):
+        run(train(f"val{ranks}", "--steps", "1", "--optim.lr", "1e-30", "-b", "5", ranks=ranks), work)
+        row = [row for row in metrics(work / "runs" / f"val{ranks}") if row["kind"] == "val"][-1]
+        matrices.append((row["confusion_matrix"], row["loss"], row["mean_iou"]))
+    assert all(matrix == matrices[0] for matrix in matrices[1:])
+    manifest = json.loads((work / "data" / "tiny" / "manifest.json").read_text())
+    patches = sum(shard["samples"] for shard in manifest["shards"] if shard["split"] == "val")
+    assert sum(map(sum, matrices[0][0])) == patches * 32 * 32
+
+
+def test_a_rank_that_dies_ends_the_others(work: Path) -> None:
+    log = work / "dies.log"
+    process = start(train("dies", "--steps", "100000", ranks=2), work, log)
+    wait_until(lambda: (work / "runs" / "dies" / "metrics.jsonl").exists() and metrics(work / "runs" / "dies"))
+    worker = worker_of_rank("dies", 1)
+    assert worker is not None
+    os.kill(worker, signal.SIGKILL)
+    assert process.wait(60) != 0
+
+
+def test_torchrun_restarts_from_the_last_checkpoint(work: Path) -> None:
+    settings = ["--steps", "400", "--checkpoint.every-steps", "5"]
+    torchrun = ["--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    process = start(train("restarts", *settings, torchrun=torchrun), work, work / "restarts.log")
+    folder = work / "runs" / "restarts"
+    wait_until(lambda: any((folder / "checkpoints").glob("step-*.pt")))
+    worker = worker_of_rank("restarts", 1)
+    assert worker is not None
+    os.kill(worker, signal.SIGKILL)
+    assert process.wait(120) == 0, (work / "restarts.log").read_text()
+    assert [row["what"] for row in read_rows(folder / "events.jsonl")] == ["started", "resumed", "finished"]
+
+
+def test_a_node_that_is_lost_leaves_a_smaller_run(work: Path) -> None:
+    """--nnodes=1:2 on loopback: two agents, one is killed with its worker, the other goes on alone."""
+    settings = ["--steps", "600", "--checkpoint.every-steps", "5"]
+
+    def agent(name: str) -> list[str]:
+        endpoint = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:29713", "--rdzv-id=elastic"]
+        torchrun = ["--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", *endpoint]
+        # The second name only marks the processes of this node.
+        return train("shrinks", *settings, "--tracking.group", name, torchrun=torchrun)
+
+    folder = work / "runs" / "shrinks"
+    first = start(agent("node-a"), work, work / "a.log")
+    second = start(agent("node-b"), work, work / "b.log")
+    wait_until(lambda: any(row.get("ranks") == 2 for row in read_rows(folder / "events.jsonl")), 90)
+    wait_until(lambda: any((folder / "checkpoints").glob("step-*.pt")))
+    kill_all(second, "node-b")
+    assert first.wait(180) == 0, (work / "a.log").read_text()
+    events = read_rows(folder / "events.jsonl")
+    assert events[-1]["what"] == "finished"
+    assert events[-1]["step"] == 600
+    assert [row["ranks"] for row in events if "ranks" in row][-1] == 1
+
+
+def worker_of_rank(name: str, rank: int) -> int | None:
+    """The process of a rank, found by its command and environment."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                words = (folder / "cmdline").read_bytes()
+                environ = (folder / "environ").read_bytes()
+            except OSError:
+                continue
+            if name.encode() in words.split(b"\0") and re.search(rb"(^|\0)RANK=%d\0" % rank, environ):
+                return int(folder.name)
+    return None
