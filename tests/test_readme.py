@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import ROOT, environment
+from tests.helpers import ROOT, environment, run
 
 pytestmark = pytest.mark.slow
 
