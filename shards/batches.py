@@ -22,7 +22,7 @@ from shards.manifest import Manifest
 from shards.order import Int64, Samples, slots_of_rank
 from shards.tar_records import NpyLayout
 
-GROUP = 128
+GROUP = 32
 """Samples to gather at once, at least one batch."""
 
 ORDER_BLOCK = 8192
@@ -201,9 +201,8 @@ class _Source:
         self.per_group = max(1, GROUP // batch)
         self.ahead = -(-prefetch // self.per_group)
         """Groups that are gathered ahead."""
-        self._shape = (self.per_group * batch, shard_set.layout.stride)
-        self._pin = pin
-        self._free: list[torch.Tensor] = []
+        self._batch, self._pin = batch, pin
+        self._free: list[_Buffer] = []
 
     def stream(self, groups: Iterator[_Group]) -> Iterator[Batch]:
         """Batches in the order of the groups. Errors of the threads are raised here, at their place.
@@ -217,13 +216,13 @@ class _Source:
         finally:
             self._free += buffers
 
-    def _stream_at_once(self, groups: Iterator[_Group], buffer: torch.Tensor) -> Iterator[Batch]:
+    def _stream_at_once(self, groups: Iterator[_Group], buffer: "_Buffer") -> Iterator[Batch]:
         for group in groups:
             self._gather(group, buffer)
             yield from self._batches(group, buffer)
 
-    def _stream_ahead(self, groups: Iterator[_Group], free: deque[torch.Tensor]) -> Iterator[Batch]:
-        running: deque[tuple[Future[None], _Group, torch.Tensor]] = deque()
+    def _stream_ahead(self, groups: Iterator[_Group], free: "deque[_Buffer]") -> Iterator[Batch]:
+        running: deque[tuple[Future[None], _Group, _Buffer]] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="shards")
         try:
             while True:
@@ -241,26 +240,38 @@ class _Source:
             # Also when the consumer leaves early or fails: no thread may write into the buffers afterwards.
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _gather(self, group: _Group, buffer: torch.Tensor) -> None:
-        rows = buffer.numpy()[: len(group.samples.shard)]
+    def _gather(self, group: _Group, buffer: "_Buffer") -> None:
+        rows = buffer.array[: len(group.samples.shard)]
         self.shard_set.gather(self.split, group.samples.shard, group.samples.record, rows)
 
-    def _batches(self, group: _Group, buffer: torch.Tensor) -> Iterator[Batch]:
-        all_images, all_masks = views(buffer, self.shard_set.layout)
+    def _batches(self, group: _Group, buffer: "_Buffer") -> Iterator[Batch]:
         all_flips = torch.from_numpy(group.samples.flip)
-        for step, slots, place in group.parts:
+        for (step, slots, place), (images, masks, rows) in zip(group.parts, buffer.parts, strict=False):
+            count = len(slots)
+            if count < self._batch:  # the last validation batch
+                images, masks, rows = images[:count], masks[:count], rows[:count]
             yield Batch(
-                images=all_images[place],
-                masks=all_masks[place],
+                images=images,
+                masks=masks,
                 flips=all_flips[place],
                 epoch=group.epoch,
                 step=step,
                 slots=slots,
                 samples=group.samples.row(place),
-                rows=buffer[place],
+                rows=rows,
                 shard_set=self.shard_set,
                 split=self.split,
             )
 
-    def _new_buffer(self) -> torch.Tensor:
-        return torch.zeros(self._shape, dtype=torch.uint8, pin_memory=self._pin)
+    def _new_buffer(self) -> "_Buffer":
+        return _Buffer(self.per_group, self._batch, self.shard_set.layout, self._pin)
+
+
+class _Buffer:
+    """Room for a group's records. All views of it are made once: making them takes longer than filling them."""
+
+    def __init__(self, batches: int, batch: int, layout: NpyLayout, pin: bool) -> None:
+        rows = torch.zeros(batches * batch, layout.stride, dtype=torch.uint8, pin_memory=pin)
+        self.array: NDArray[np.uint8] = rows.numpy()
+        self.parts = [(*views(part, layout), part) for part in rows.split(batch)]
+        """Images, masks and records of each batch."""

@@ -107,6 +107,12 @@ def test_what_is_left_out_differs_from_epoch_to_epoch() -> None:
     assert len(set.union(*left_out)) > 12
 
 
+def test_epochs_cut_the_list_at_different_places() -> None:
+    order = SampleOrder([101], 4, 0, flips=False, window=1)  # one shard and no windows: only the turn is left to differ
+    starts = {tuple(order.samples(epoch, [0], range(4)).record[0].tolist()) for epoch in range(8)}
+    assert len(starts) == 8
+
+
 def test_fewer_pairs_than_a_batch_are_refused() -> None:
     with pytest.raises(UserError, match="lower --batch"):
         SampleOrder([3], 16, 0)
