@@ -90,7 +90,7 @@ def make_chart(
 
     def place_y(y: float) -> float:
         if logarithmic:
-            share = math.log(y / low) / math.log(high / low)
+            share = (math.log10(y) - math.log10(low)) / (math.log10(high) - math.log10(low))
         else:
             share = (y - low) / ((high - low) or 1)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
@@ -158,7 +158,10 @@ def short(value: float) -> str:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    return [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    """Powers of ten that cover [low, high], not more than about seven of them."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    stride = -(-(last - first) // 6)
+    return [10.0**power for power in range(first, last + stride, stride)]
 
 
 def _path(points: Sequence[tuple[float, float] | None]) -> str:
