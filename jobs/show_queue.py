@@ -15,6 +15,7 @@ from jobs.exit_codes import FINISHED, run_job
 from jobs.submit_plans import LOGS
 from shards.errors import UserError
 from shards.terminal import say
+from slurm.errors import SubmitError
 from slurm.status import Standing, standings
 
 HEADINGS = ("run", "link", "job", "state", "starts", "time", "nodes", "reason")
@@ -32,7 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     """Print a table; returns the exit code."""
     names = parse(QueueConfig, argv, "queue", __doc__ or "").job.names
     runs = [_run_folder(name) for name in names] or sorted(path.parent for path in Path("runs").glob(f"*/{LOGS}"))
-    rows = [_row(run, standing) for run in runs for standing in standings((run / LOGS).absolute())]
+    try:
+        rows = [_row(run, standing) for run in runs for standing in standings((run / LOGS).absolute())]
+    except SubmitError as error:
+        raise UserError(str(error)) from None
     if not rows:
         say("nothing was submitted from this folder; `segdist submit --help`")
         return FINISHED

@@ -148,9 +148,9 @@ def state_of(job_id: str) -> str:
     return dict(line.split() for line in queue.splitlines()).get(job_id, "GONE")
 
 
-def ask_slurm(*command: str) -> str | None:
-    """What one of Slurm's commands prints; None when it is missing, or fails several times over."""
-    for attempt in range(6):
+def ask_slurm(*command: str, attempts: int = 6) -> str | None:
+    """What one of Slurm's commands prints; None when it is missing, or fails `attempts` times over (15 s for 6)."""
+    for attempt in range(attempts):
         time.sleep(attempt)  # slurmctld is busy, or restarting
         try:
             asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

@@ -113,7 +113,7 @@ def slurm_states(task_ids: Iterable[str]) -> dict[str, JobState]:
     states = {}
     jobs = ",".join(sorted({task.split("_")[0] for task in wanted}))
     fields = "--format=JobID,State,ExitCode,Elapsed,NodeList"
-    accounting = ask_slurm("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={jobs}", fields)
+    accounting = ask_slurm("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={jobs}", fields, attempts=1)
     for line in (accounting or "").splitlines():
         task, state, code, elapsed, nodes = line.split("|")
         # "CANCELLED by 1000": who it was stands behind the state.
