@@ -104,6 +104,23 @@ def test_a_server_without_ranges_will_do(
     assert read(ShardSet(server.url, cache=tmp_path / "cache")) == read(ShardSet(small_set))
 
 
+def test_answers_that_end_early_without_an_error_are_asked_for_again(
+    server: Server, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PART", 20_000)
+    shard_set = ShardSet(server.url, cache=tmp_path / "cache")
+    assert shard_set._remote is not None
+    real, calls = shard_set._remote._files.cat_file, []
+
+    def cut_short(*arguments: object, **range_: object) -> bytes:
+        calls.append(1)
+        content: bytes = real(*arguments, **range_)
+        return content[:-1] if len(calls) % 3 == 0 else content
+
+    monkeypatch.setattr(shard_set._remote._files, "cat_file", cut_short)
+    assert read(shard_set) == read(ShardSet(small_set))
+
+
 def test_what_is_in_the_cache_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
     first = read(ShardSet(server.url, cache=tmp_path / "cache"))
     server.requests.clear()
