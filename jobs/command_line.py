@@ -46,7 +46,7 @@ def parse(
         values = merge(preset_values or {}, read_file(Path(config_file)))
         default = from_dict(cls, values, config_file)
     options: list[Any] = [
-        ("job", Annotated[cls, tyro.conf.arg(name="")]),  # type: ignore[valid-type]
+        ("job", Annotated[cls, tyro.conf.arg(name="")]),
         ("config", Annotated[Path | None, tyro.conf.arg(help="TOML file with any of these settings.")], None),
         ("dry_run", Annotated[bool, tyro.conf.arg(help="Check everything, print config and plan, stop.")], False),
     ]

@@ -9,6 +9,7 @@ from jobs.command_line import option_value, parse
 from jobs.train import read_preset
 from segdist.infer_config import InferConfig
 from segdist.train_config import TrainConfig
+from shards import names
 from shards.errors import UserError
 from shards.files import write_json
 from shards.recipe import MakeShardsConfig
@@ -94,7 +95,6 @@ def shard_links(planner: Planner, arguments: list[str], folder: Path | None = No
 
 def train_links(planner: Planner, arguments: list[str]) -> list[Link]:
     """train."""
-    from segdist.training_data import set_folder
     from segdist.training_job import run_folder
 
     preset = option_value(arguments, "--preset") or "paper"
@@ -104,7 +104,7 @@ def train_links(planner: Planner, arguments: list[str]) -> list[Link]:
     if planner.stage_to:
         if len(config.data) > 1:
             raise UserError(f"--stage-to copies one shard set, and --data names {len(config.data)}")
-        stage = str(set_folder(config.data[0]).absolute())
+        stage = str(Path(names.set_folder(config.data[0])).absolute())
         # The run folder's name must not come from where the copy lies.
         arguments = [*arguments, "--data", stage, "--name", str(run)]
     progress = (f"{run}/checkpoints/step-*.pt",)
@@ -113,12 +113,11 @@ def train_links(planner: Planner, arguments: list[str]) -> list[Link]:
 
 def infer_links(planner: Planner, arguments: list[str], product: Path | None = None) -> list[Link]:
     """infer, in one job of several ranks; or an array over the images and a job that merges the scores."""
-    from segdist.infer_inputs import named_folder
 
     config = parse(InferConfig, arguments, "infer", "").job
     if config.task:
         raise UserError("--task is set by --tasks; leave it out")
-    model = Path(named_folder(config.model, "runs"))
+    model = names.run_folder(config.model)
     run = model.parent if model.suffix else model
     output = Path(config.out) if config.out else run / "predictions"
     progress = (f"{output}/**/state/records/*.json", f"{output}/**/state/parts/*/*")
@@ -143,7 +142,7 @@ def pipeline_links(
     infer: dict[str, Any],
     infer_tasks: int,
 ) -> list[Link]:
-    """make-shards → train → infer on a set and a run of one name; the settings as tables of their configs."""
+    """make-shards → train → infer → report on a set and a run of one name; the settings as tables of their configs."""
     run = Path("runs") / name
     if Path(name).name != name:
         raise UserError(f"--name {name}: one folder name, no path")
@@ -156,6 +155,7 @@ def pipeline_links(
         *infer_links(
             replace(planner, tasks=infer_tasks), [*_settings(run, "infer", infer), "-m", str(run), "-f", name], scores
         ),
+        planner.link("report", "report", [[str(run)]], run, run / "report.html", (f"{run}/report.html",)),
     ]
 
 

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from segdist.export_config import ExportConfig
-from segdist.infer_inputs import named_folder
 from segdist.model_file import CARD_KEY, ModelCard, load_model, resolve_model_path
 from shards.config import to_dict
 from shards.errors import UserError
 from shards.files import whole_file
+from shards.names import run_folder
 
 TOLERANCE = 1e-3
 """Largest difference to torch that passes, relative to the largest output."""
@@ -51,7 +51,7 @@ def export(config: ExportConfig) -> tuple[Path, float]:
         UserError: the extra is missing, the network can't be exported, or the results differ; then nothing is written.
     """
     onnx, runtime = _packages()
-    file = resolve_model_path(named_folder(config.model, "runs"))
+    file = resolve_model_path(run_folder(config.model))
     model, card = load_model(file)
     network = Raw(model, card).eval() if config.raw else model
     path = Path(config.out) if config.out else file.with_suffix(".onnx")

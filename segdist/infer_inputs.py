@@ -13,6 +13,7 @@ from shards.errors import UserError
 from shards.images import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image
 from shards.manifest import ClassInfo, read_manifest
 from shards.masks import MaskReader, mask_reader_from_recipe, synthetic_masks_config
+from shards.names import set_folder
 
 HEADER_THREADS = 16
 """Headers are read by so many threads at once: on network file systems each costs a round trip."""
@@ -108,7 +109,7 @@ def _header(image: InputImage) -> Header:
 
 
 def _of_shard_set(config: InferConfig) -> Inputs:
-    folder = named_folder(config.data, "data")
+    folder = Path(set_folder(config.data))
     manifest = read_manifest(folder)
     sources = manifest.sources.get(config.split, ())
     if not sources:
@@ -120,13 +121,6 @@ def _of_shard_set(config: InferConfig) -> Inputs:
     ]
     label = folder.resolve().name + ("" if config.split == "test" else f"-{config.split}")
     return Inputs(label, images, mask_reader_from_recipe(manifest.recipe))
-
-
-def named_folder(name: str, parent: str) -> Path:
-    """The folder `name`, or `parent`/`name` if only that exists."""
-    path = Path(name)
-    below = Path(parent) / name
-    return below if below.exists() and not path.exists() else path
 
 
 def _expand(pattern: str) -> list[tuple[str, str | None]]:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from segdist.distributed import Ranks
 from segdist.infer_config import InferConfig
-from segdist.infer_inputs import Header, Inputs, find_inputs, named_folder, read_headers
+from segdist.infer_inputs import Header, Inputs, find_inputs, read_headers
 from segdist.inference import Region
 from segdist.layers import Layers
 from segdist.model_file import ModelCard, read_card, resolve_model_path
 from segdist.precision import Precision, choose_precision
 from segdist.tiling import TileGrid, make_grid
 from shards.errors import UserError
+from shards.names import run_folder
 
 FIGURE_LIMIT = 16 * 2**20
 """Pixels up to which an image gets a figure; larger ones have the preview."""
@@ -73,7 +74,7 @@ def prepare(config: InferConfig, ranks: Ranks) -> Setup:
     Raises:
         UserError: the model or the input can't be used; with `strict` any image that can't.
     """
-    model_file = resolve_model_path(named_folder(config.model, "runs"))
+    model_file = resolve_model_path(run_folder(config.model))
     card = read_card(model_file)
     inputs = find_inputs(config, card.classes)
     folder = Path(config.out) if config.out else model_file.parent / "predictions" / inputs.label

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shards.errors import UserError
+from shards.names import RUNS, run_folder
 
-RUNS = Path("runs")
 CONFIG, METRICS, EVENTS, SUMMARY = "config.json", "metrics.jsonl", "events.jsonl", "summary.json"
 SCORES = "scores.json"
 
@@ -120,17 +120,17 @@ class Predictions:
 
 
 def find_run(name: str) -> Path:
-    """The folder that NAME means: itself where it is a path, else runs/NAME.
+    """The folder of the run NAME (`shards.names.run_folder`).
 
     Raises:
         UserError: there is no such folder.
     """
-    for folder in (Path(name), RUNS / name):
-        if folder.is_dir():
-            return folder
+    folder = run_folder(name)
+    if folder.is_dir():
+        return folder
     known = sorted(path.name for path in RUNS.iterdir() if path.is_dir()) if RUNS.is_dir() else []
     hint = f"runs here: {', '.join(known)}" if known else f"there is no folder {RUNS} here; is this the right place?"
-    raise UserError(f"no run {name}: neither {name} nor {RUNS / name} is a folder; {hint}")
+    raise UserError(f"no run {name}: {folder} is no folder; {hint}")
 
 
 def run_of(predictions: Path) -> Path:

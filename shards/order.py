@@ -58,7 +58,7 @@ def slots_of_rank(global_batch: int, rank: int, world_size: int) -> range:
     if world_size > global_batch:
         raise UserError(
             f"{world_size} ranks share a global batch of {global_batch}, some would get no sample; "
-            "raise --batch or start fewer ranks"
+            "raise --batch-size or start fewer ranks"
         )
     return range(rank * global_batch // world_size, (rank + 1) * global_batch // world_size)
 
@@ -88,7 +88,7 @@ class SampleOrder:
         if not self.steps_per_epoch:
             raise UserError(
                 f"the set has {self.patches} patches, {self.pairs} with their flips, and a global batch needs "
-                f"{global_batch}; lower --batch or make more patches"
+                f"{global_batch}; lower --batch-size or make more patches"
             )
         # Two epochs: a prefetching reader is at the end of one and at the start of the next.
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)

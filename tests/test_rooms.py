@@ -63,7 +63,8 @@ def test_only_one_module_reads_the_launchers_variables() -> None:
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_a_room_says_what_lives_in_it(room: str) -> None:
     docstring = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text()))
-    assert docstring and len(docstring.splitlines()) > 2
+    assert docstring
+    assert len(docstring.splitlines()) > 2
 
 
 def test_there_are_no_rooms_but_the_agreed_ones() -> None:

@@ -111,5 +111,5 @@ def test_only_plain_data_can_be_loaded(tmp_path: Path) -> None:
 
     checkpoints = folder(tmp_path)
     checkpoints.save({"evil": Evil()}, 1)
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
         checkpoints.load_latest()

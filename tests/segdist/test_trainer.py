@@ -160,7 +160,7 @@ def test_warm_start_takes_what_fits_and_says_what_does_not(work: Path) -> None:
     [
         (["-f", "nowhere"], "data/nowhere: no such shard set"),
         (["-b", "0"], "--batch-size 0"),
-        (["-b", "100000"], "lower --batch"),
+        (["-b", "100000"], "lower --batch-size"),
         (["--model.depth", "6"], "multiples of 64"),
         (["--loss.class-weights", "given"], "--loss.weights"),
         (["--device", "cuda"], "--device cuda"),
@@ -188,3 +188,20 @@ def test_a_profile_is_written_on_demand(work: Path) -> None:
     run(train("profiled", "--steps", "4", "--profile", "2"), work)
     assert "conv" in (work / "runs" / "profiled" / "profile" / "table.txt").read_text()
     assert (work / "runs" / "profiled" / "profile" / "trace.json").stat().st_size > 1000
+
+
+def test_several_sets_are_mixed(work: Path) -> None:
+    tiny_set(work / "data", "second", seed=9)
+    command = train("mixed", "--steps", "8", "--epoch-steps", "4", "--data-weights", "3", "1", "-f", "tiny", "second")
+    run(command, work)
+    rows = metrics(work / "runs" / "mixed")
+    assert [row["step"] for row in rows if row["kind"] == "val"] == [4, 8]
+    patches = sum(
+        shard["samples"]
+        for name in ("tiny", "second")
+        for shard in json.loads((work / "data" / name / "manifest.json").read_text())["shards"]
+        if shard["split"] == "val"
+    )
+    assert sum(map(sum, rows[-1]["confusion_matrix"])) == patches * 32 * 32
+    done = run([*train("mixed-2", "--steps", "8"), "-f", "tiny", "second"], work, check=False)
+    assert "--epoch-steps" in done.stderr

@@ -67,7 +67,7 @@ def test_an_unknown_key_is_named_with_the_likely_one(values: dict[str, Any], mes
     ],
 )
 def test_a_wrong_type_is_refused_with_the_key(values: dict[str, Any], key: str) -> None:
-    with pytest.raises(UserError, match="run.toml: wrong value") as error:
+    with pytest.raises(UserError, match=r"run\.toml: wrong value") as error:
         from_dict(Outer, values, "run.toml")
     assert f"  {key}: " in str(error.value)
 
