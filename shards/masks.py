@@ -5,7 +5,6 @@ Classes are given as text, label 0 first: `background` (the label itself is the 
 the evaluation of predictions.
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,15 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.class_values import (
+    ClassValues,
+    default_color,
+    pack_color,
+    parse_class,
+    parse_color,
+    parse_values,
+    unpack_colors,
+)
 from shards.config import from_dict
 from shards.errors import UserError
 from shards.manifest import IGNORE, ClassInfo
@@ -23,8 +31,6 @@ from shards.manifest import IGNORE, ClassInfo
 Unknown = Literal["refuse", "ignore", "nearest"]
 Labels = NDArray[np.uint8]
 
-# Okabe and Ito's colours, told apart with any colour vision; class 0 is black.
-_COLORS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 _UNKNOWN = 254
 """Label of values that stand in no class, while they are being looked up; so there are at most 254 classes."""
 
@@ -52,15 +58,6 @@ class MasksConfig:
         MaskReader(self)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One `name=values` text, understood."""
-
-    name: str
-    ranges: tuple[tuple[int, int], ...] = ()
-    colors: tuple[tuple[int, int, int], ...] = ()
-
-
 class MaskReader:
     """Reads mask files as labels, by one `MasksConfig`."""
 
@@ -71,8 +68,8 @@ class MaskReader:
             raise UserError("--masks.classes: name the classes, label 0 first, for example `background=0 cell=255`")
         if len(config.classes) >= _UNKNOWN:
             raise UserError(f"--masks.classes: {len(config.classes)} classes, at most {_UNKNOWN - 1} fit one byte")
-        entries = [_parse_class(text, label) for label, text in enumerate(config.classes)]
-        ignored = _parse_values("--masks.ignore", "ignore", ",".join(config.ignore)) if config.ignore else None
+        entries = [parse_class(text, label) for label, text in enumerate(config.classes)]
+        ignored = parse_values("--masks.ignore", "ignore", ",".join(config.ignore)) if config.ignore else None
         self.by_color = any(entry.colors for entry in entries)
         for entry in [*entries, *([ignored] if ignored else [])]:
             if bool(entry.colors) != self.by_color or (entry.colors and entry.ranges):
@@ -149,7 +146,7 @@ class MaskReader:
         packed = (values[..., 0].astype(np.int32) << 16) | (values[..., 1].astype(np.int32) << 8) | values[..., 2]
         # One look-up per colour that occurs, not per pixel: a mask has few.
         found, place, counts = np.unique(packed, return_inverse=True, return_counts=True)
-        known = np.array([_pack(color) for _, entry in self._labelled for color in entry.colors])
+        known = np.array([pack_color(color) for _, entry in self._labelled for color in entry.colors])
         labels = np.array([label for label, entry in self._labelled for _ in entry.colors], np.uint8)
         order = np.argsort(known)
         known, labels = known[order], labels[order]
@@ -160,7 +157,7 @@ class MaskReader:
         if self.config.unknown == "ignore":
             result[outside] = IGNORE
         elif self.config.unknown == "nearest":
-            distance = np.abs(_unpack(found[outside])[:, None] - _unpack(known)[None]).sum(axis=2)
+            distance = np.abs(unpack_colors(found[outside])[:, None] - unpack_colors(known)[None]).sum(axis=2)
             result[outside] = labels[distance.argmin(axis=1)] if outside.size else 0
         else:
             unknown.update({f"#{int(found[i]):06x}": int(counts[i]) for i in outside})
@@ -170,19 +167,19 @@ class MaskReader:
         seen: dict[int, str] = {}
         for _, entry in self._labelled:
             values = [value for low, high in entry.ranges for value in range(low, high + 1)]
-            values += [_pack(color) for color in entry.colors]
+            values += [pack_color(color) for color in entry.colors]
             for value in values:
                 if value in seen:
                     shown = f"#{value:06x}" if self.by_color else str(value)
                     raise UserError(f"--masks.classes: {shown} stands for {seen[value]!r} and for {entry.name!r}")
                 seen[value] = entry.name
 
-    def _display_colors(self, entries: list[_Entry]) -> list[tuple[int, int, int]]:
+    def _display_colors(self, entries: list[ClassValues]) -> list[tuple[int, int, int]]:
         if not self.config.colors:
             return [entry.colors[0] if entry.colors else default_color(label) for label, entry in enumerate(entries)]
         if len(self.config.colors) != len(entries):
             raise UserError(f"--masks.colors: {len(self.config.colors)} colours for {len(entries)} classes")
-        return [_parse_color("--masks.colors", text) for text in self.config.colors]
+        return [parse_color("--masks.colors", text) for text in self.config.colors]
 
 
 class MaskFile:
@@ -243,7 +240,9 @@ class MaskFile:
         """An RGB file is fine for values when it is grey all over; then one channel says it all."""
         sample = self._window(0, min(self.height, 512), 0, None)
         if (sample[..., :1] != sample).any():
-            found = {f"#{_pack(tuple(color)):06x}" for color in np.unique(sample.reshape(-1, 3), axis=0)[:8].tolist()}
+            found = {
+                f"#{pack_color(tuple(color)):06x}" for color in np.unique(sample.reshape(-1, 3), axis=0)[:8].tolist()
+            }
             raise UserError(
                 f"{self.path}: the mask is coloured ({', '.join(sorted(found))}, …) and --masks.classes gives values; "
                 "give colours instead, for example `background=#000000 cell=#ff0000`"
@@ -257,7 +256,7 @@ def mask_reader_from_recipe(recipe: dict[str, Any]) -> MaskReader:
 
 def synthetic_masks_config(classes: tuple[ClassInfo, ...]) -> MasksConfig:
     """The settings with which the palette masks of a synthetic set are read."""
-    colors = tuple(f"#{_pack(info.color):06x}" for info in classes)
+    colors = tuple(f"#{pack_color(info.color):06x}" for info in classes)
     return MasksConfig(classes=tuple(info.name for info in classes), colors=colors)
 
 
@@ -282,16 +281,6 @@ def unknown_message(found: dict[str, Counter[str]], config: MasksConfig) -> str:
         + "\nways out: "
         + "; ".join(ways)
     )
-
-
-def default_color(label: int) -> tuple[int, int, int]:
-    """Display colour of a label: the safe ones first, then hues that wander by the golden angle."""
-    import colorsys
-
-    if label < len(_COLORS):
-        return _parse_color("color", _COLORS[label])
-    red, green, blue = colorsys.hsv_to_rgb(label * 0.381966 % 1, 0.55 + 0.45 * (label % 2), 0.95)
-    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def encode_mask(labels: Labels, classes: tuple[ClassInfo, ...]) -> bytes:
@@ -352,40 +341,3 @@ def _decode(path: Path, page: int, as_colors: bool) -> NDArray[Any]:
         return array[:, :, None]
     # Transparency says nothing about labels.
     return array[:, :, :1] if array.shape[2] == 2 else array[:, :, :3]
-
-
-def _parse_class(text: str, label: int) -> _Entry:
-    name, equals, values = text.partition("=")
-    name = name.strip()
-    if not name:
-        raise UserError(f"--masks.classes: {text!r} has no name; write `name` or `name=values`")
-    return _parse_values("--masks.classes", name, values) if equals else _Entry(name, ((label, label),))
-
-
-def _parse_values(setting: str, name: str, text: str) -> _Entry:
-    ranges, colors = [], []
-    for part in (piece.strip() for piece in text.split(",")):
-        if part.startswith("#"):
-            colors.append(_parse_color(setting, part))
-        elif match := re.fullmatch(r"(\d+)(?:-(\d+))?", part):
-            low, high = int(match[1]), int(match[2] or match[1])
-            if not low <= high < 65536:
-                raise UserError(f"{setting}: {part!r} of {name!r} is no range of values from 0 to 65535")
-            ranges.append((low, high))
-        else:
-            raise UserError(f"{setting}: {part!r} of {name!r} is no value (127), range (120-140) or colour (#rrggbb)")
-    return _Entry(name, tuple(ranges), tuple(colors))
-
-
-def _parse_color(setting: str, text: str) -> tuple[int, int, int]:
-    if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
-        raise UserError(f"{setting}: {text!r} is no colour; write #rrggbb")
-    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
-
-
-def _pack(color: tuple[int, ...]) -> int:
-    return (color[0] << 16) | (color[1] << 8) | color[2]
-
-
-def _unpack(packed: NDArray[Any]) -> NDArray[Any]:
-    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=-1)

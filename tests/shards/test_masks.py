@@ -7,12 +7,12 @@ import pytest
 import tifffile
 from PIL import Image
 
+from shards.class_values import default_color
 from shards.errors import UserError
 from shards.manifest import IGNORE
 from shards.masks import (
     MaskReader,
     MasksConfig,
-    default_color,
     encode_mask,
     mask_reader_from_recipe,
     synthetic_masks_config,
