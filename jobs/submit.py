@@ -49,7 +49,7 @@ class SubmitConfig:
 
 @dataclass(frozen=True)
 class SubmitPipelineConfig:
-    """Put the chain make-shards → train → infer into the queue. Each waits for the one before."""
+    """Put the chain make-shards → train → infer → report into the queue. Each waits for the one before."""
 
     name: str = "pipeline"
     """Name of the shard set (data/NAME) and of the run (runs/NAME)."""

@@ -157,9 +157,9 @@ SUBMIT_WHOLE = (
 
 
 def whole_pipeline(workplace: Workplace, cluster: Cluster) -> str:
-    """make-shards (array) → manifest → train → infer, on 2 nodes."""
+    """make-shards (array) → manifest → train → infer → report, on 2 nodes."""
     said = workplace.segdist(*SUBMIT_WHOLE)
-    workplace.finish("whole", "infer")
+    workplace.finish("whole", "report")
     return said
 
 
@@ -249,8 +249,10 @@ def test_the_pipeline_reaches_a_score_on_two_nodes_of_two_ranks(
     for words in ("submitted as job", "runs/whole/slurm", "segdist queue whole", "scancel"):
         assert words in said
     queue = workplace.segdist("queue", "whole")
-    assert [line.split()[1] for line in queue.splitlines()[1:]] == ["make-shards", "finish-shards", "train", "infer"]
-    assert queue.count("COMPLETED") == 4
+    links = ["make-shards", "finish-shards", "train", "infer", "report"]
+    assert [line.split()[1] for line in queue.splitlines()[1:]] == links
+    assert queue.count("COMPLETED") == len(links)
+    assert (workplace.folder / "runs/whole/report.html").stat().st_size > 10_000
 
 
 def test_an_array_of_shard_builders_gives_the_bytes_of_one_process(
@@ -268,7 +270,7 @@ def test_a_pipeline_that_is_submitted_again_reuses_what_is_finished(
     parts: dict[str, Future[Any]], workplace: Workplace
 ) -> None:
     parts["whole_pipeline"].result()
-    assert workplace.segdist(*SUBMIT_WHOLE).count("finished already") == 4
+    assert workplace.segdist(*SUBMIT_WHOLE).count("finished already") == 5
 
 
 def test_the_pipeline_runs_without_slurm_and_says_so(parts: dict[str, Future[Any]], workplace: Workplace) -> None:

@@ -58,12 +58,13 @@ def test_staging_names_set_and_run_so_that_the_copy_changes_neither() -> None:
 
 def test_the_pipeline_hands_each_job_its_table_through_the_run_folder() -> None:
     links = pipeline_links(MINI, "demo", {"seed": 3}, {"preset": "fast", "epochs": 2}, {}, infer_tasks=1)
-    assert [link.order.name for link in links] == ["make-shards", "train", "infer"]
+    assert [link.order.name for link in links] == ["make-shards", "train", "infer", "report"]
     assert json.loads(Path("runs/demo/pipeline/train.json").read_text()) == {"epochs": 2}
     assert commands(links) == [
         [("make-shards", "--config", "runs/demo/pipeline/make_shards.json", "-f", "demo")],
         [("train", "--config", "runs/demo/pipeline/train.json", "--preset", "fast", "-f", "demo", "--name", "demo")],
         [("infer", "-m", "runs/demo", "-f", "demo")],
+        [("report", "runs/demo")],
     ]
     assert {link.order.folder for link in links} == {Path("runs/demo/slurm").absolute()}
 
