@@ -11,7 +11,8 @@ import sys
 
 from jobs.command_line import parse, print_config
 from jobs.exit_codes import FINISHED, run_job
-from shards.build import make_plan, make_shards
+from shards.build import make_shards
+from shards.plan import make_plan
 from shards.recipe import MakeShardsConfig
 from shards.terminal import say
 

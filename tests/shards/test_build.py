@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from shards import build
-from shards.build import make_plan, make_shards
+from shards.build import make_shards
 from shards.errors import UserError
 from shards.manifest import IGNORE, read_manifest
+from shards.plan import make_plan
 from shards.reader import ShardSet
 from shards.recipe import PatchesConfig, SplitConfig, SyntheticConfig
 from tests.shards.conftest import contents, small_config

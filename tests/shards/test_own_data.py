@@ -9,12 +9,13 @@ import tifffile
 from PIL import Image
 
 from shards.batches import TrainBatches
-from shards.build import make_plan, make_shards
+from shards.build import make_shards
 from shards.errors import UserError
 from shards.images import match_channels, open_image
 from shards.manifest import Manifest
 from shards.masks import MasksConfig
 from shards.order import SampleOrder
+from shards.plan import make_plan
 from shards.reader import ShardSet
 from shards.recipe import ImagesConfig, MakeShardsConfig, PatchesConfig, SplitConfig
 
