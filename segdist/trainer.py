@@ -18,7 +18,7 @@ from segdist.bad_batch import stop_for_bad_gradients
 from segdist.checkpoint import CheckpointFolder, copy_to_cpu
 from segdist.distributed import Ranks
 from segdist.learner import Learner
-from segdist.losses import Loss, class_weights
+from segdist.losses import Loss
 from segdist.memory import explain_out_of_memory
 from segdist.model_file import BEST, LAST, ModelCard, load_model, save_model
 from segdist.models import build_model, stride_multiple
@@ -35,6 +35,7 @@ from segdist.warm_start import take_over
 from shards.augment import Augmenter
 from shards.errors import UserError
 from shards.keyed import hash64
+from shards.names import run_folder
 
 State = Literal["finished", "stopped"]
 
@@ -56,12 +57,37 @@ class Counters:
     """Length of `metrics.jsonl` in bytes."""
 
 
+def prepare_net(config: TrainConfig, data: TrainingData, ranks: Ranks) -> torch.nn.Module:
+    """The network of a run with its initial weights, the same on all ranks, on the ranks' device.
+
+    Raises:
+        UserError: the network doesn't take the patches; nothing of a warm start fits.
+    """
+    torch.manual_seed(config.seed)
+    net = build_model(config.model, data.channels, len(data.classes))
+    multiple = stride_multiple(config.model, net)
+    if data.patch % multiple:
+        raise UserError(
+            f"the network needs image sides that are multiples of {multiple}, and the patches have {data.patch} "
+            "pixels: make patches of another --patches.size, or lower --model.depth"
+        )
+    if config.init_from:
+        take_over(load_model(run_folder(config.init_from)), net, data.classes, speak=ranks.is_main)
+    if config.sync_batch_norm and ranks.device.type == "cuda":
+        net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    net = net.to(ranks.device)
+    if config.channels_last:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this one
+    return net
+
+
 class Run:
     """A training run in its folder, from one rank's point of view.
 
     Args:
         folder: the run folder; exists.
         config: checked, `model.width` resolved.
+        net: see `prepare_net`.
         reporter: speaks on rank 0 and is silent elsewhere.
     """
 
@@ -70,17 +96,17 @@ class Run:
         folder: Path,
         config: TrainConfig,
         data: TrainingData,
+        net: torch.nn.Module,
+        loss: Loss,
         precision: Precision,
         ranks: Ranks,
         reporter: RunReporter,
     ) -> None:
         self.folder, self.config, self.data, self.ranks, self.reporter = folder, config, data, ranks, reporter
-        self.precision = precision
+        self.loss, self.precision = loss, precision
         self.steps_per_epoch = data.steps_per_epoch
         self.steps = config.steps or config.epochs * self.steps_per_epoch
-        net = self._build_net()
-        self.loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(ranks.device))
-        self.learner = Learner(net, config, self.loss, precision, ranks)
+        self.learner = Learner(net, config, loss, precision, ranks)
         largest = torch.iinfo(getattr(torch, data.dtype)).max
         augmenter = Augmenter(config.augment, config.seed, full_scale=float(largest))
         self.preprocess = Preprocessor(
@@ -233,26 +259,6 @@ class Run:
             "trackers": self.reporter.tracker_state(),
         }
 
-    def _build_net(self) -> torch.nn.Module:
-        config, data = self.config, self.data
-        # The same initial weights on all ranks, whatever was drawn before.
-        torch.manual_seed(config.seed)
-        net = build_model(config.model, data.channels, len(data.classes))
-        self.stride_multiple = stride_multiple(config.model, net)
-        if data.patch % self.stride_multiple:
-            raise UserError(
-                f"the network needs image sides that are multiples of {self.stride_multiple}, and the patches have "
-                f"{data.patch} pixels: make patches of another --patches.size, or lower --model.depth"
-            )
-        if config.init_from:
-            take_over(load_model(Path(config.init_from)), net, data.classes, speak=self.ranks.is_main)
-        if config.sync_batch_norm and self.ranks.device.type == "cuda":
-            net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        net = net.to(self.ranks.device)
-        if config.channels_last:
-            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this one
-        return net
-
     def _card(self, epoch: int, score: float | None) -> ModelCard:
         return ModelCard(
             model=self.config.model,
@@ -262,7 +268,7 @@ class Run:
             patch=self.data.patch,
             mean=self.data.mean,
             std=self.data.std,
-            stride_multiple=self.stride_multiple,
+            stride_multiple=stride_multiple(self.config.model, self.learner.net),
             run=self.folder.name,
             epoch=epoch,
             step=self.counters.step,

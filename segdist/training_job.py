@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from segdist.distributed import Ranks
+from segdist.losses import Loss, class_weights
 from segdist.models import UNET
 from segdist.precision import Precision, choose_precision
 from segdist.run_folder import check_same_run, describe_run, write_description
@@ -13,7 +14,7 @@ from segdist.run_reporter import RunReporter
 from segdist.tracking import open_trackers
 from segdist.tracking.job_log import data_facts, log_contact_sheets
 from segdist.train_config import TrainConfig
-from segdist.trainer import Run, State
+from segdist.trainer import Run, State, prepare_net
 from segdist.training_data import TrainingData
 from shards import names
 from shards.terminal import say
@@ -48,6 +49,9 @@ def train(config: TrainConfig, ranks: Ranks) -> State:
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
     data = TrainingData(config, ranks.rank, ranks.world_size, pin=ranks.device.type == "cuda")
+    # All that may be refused comes before the run folder is made.
+    net = prepare_net(config, data, ranks)
+    loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(ranks.device))
     folder = run_folder(config)
     description = describe_run(config, data.identity(), precision.name)
     check_same_run(folder, description)
@@ -68,7 +72,7 @@ def train(config: TrainConfig, ranks: Ranks) -> State:
     )
     log_contact_sheets(trackers, data.folders)
     reporter = RunReporter(folder, data.classes, config.batch_size, ranks, trackers, config.quiet)
-    run = Run(folder, config, data, precision, ranks, reporter)
+    run = Run(folder, config, data, net, loss, precision, ranks, reporter)
     try:
         state = run.train()
     except BaseException:

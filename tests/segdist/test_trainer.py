@@ -73,12 +73,14 @@ def test_a_run_leaves_a_complete_folder(work: Path) -> None:
     assert card.score == summary["best_mean_iou"]
 
 
+@pytest.mark.slow
 def test_training_learns(work: Path) -> None:
     run(train("learns", "--steps", "120", "--optim.optimizer", "adamw", "--optim.lr", "0.02"), work)
     rows = [row for row in metrics(work / "runs" / "learns") if row["kind"] == "train"]
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone_and_can_be_extended(work: Path) -> None:
     folder = work / "runs" / "extended"
     constant = ["--optim.schedule", "constant", "--validate-every", "5"]
@@ -91,6 +93,7 @@ def test_a_finished_run_is_left_alone_and_can_be_extended(work: Path) -> None:
     assert_same_run(folder, work / "runs" / "at_once")
 
 
+@pytest.mark.slow
 def test_other_settings_in_the_same_folder_are_refused_by_name(work: Path) -> None:
     run(train("taken", "--steps", "2"), work)
     done = run(train("taken", "--steps", "4", "--seed", "1", "--optim.lr", "0.5"), work, check=False)
@@ -106,6 +109,7 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(work: Path) -> No
     run(train("taken", "--steps", "4", "--threads", "2", "--checkpoint.keep-last", "5"), work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
 def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on_bit_by_bit(work: Path, name: str) -> None:
     if not (work / "runs" / "whole").exists():
@@ -125,6 +129,7 @@ def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on_bit_by_bit(work: P
     assert [row["what"] for row in read_rows(folder / "events.jsonl")] == ["started", "stopped", "resumed", "finished"]
 
 
+@pytest.mark.slow
 def test_bad_gradients_step_after_step_stop_the_run_and_name_the_samples(work: Path) -> None:
     command = train("bad", "--steps", "50", "--model.factory", "tests.segdist.test_trainer:nan_net", "--no-check")
     command += ["--model.stride-multiple", "1"]
@@ -143,6 +148,7 @@ def nan_net(in_channels: int, classes: int) -> torch.nn.Module:
     return net
 
 
+@pytest.mark.slow
 def test_warm_start_takes_what_fits_and_says_what_does_not(work: Path) -> None:
     run(train("first", "--steps", "5"), work)
     arguments = ["--steps", "1", "--init-from", "runs/first", "--optim.lr", "1e-9"]
@@ -155,6 +161,7 @@ def test_warm_start_takes_what_fits_and_says_what_does_not(work: Path) -> None:
     torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -163,6 +170,8 @@ def test_warm_start_takes_what_fits_and_says_what_does_not(work: Path) -> None:
         (["-b", "100000"], "lower --batch-size"),
         (["--model.depth", "6"], "multiples of 64"),
         (["--loss.class-weights", "given"], "--loss.weights"),
+        (["--loss.class-weights", "given", "--loss.weights", "1", "2"], "2 numbers for 3 classes"),
+        (["--init-from", "nowhere"], "nowhere"),
         (["--device", "cuda"], "--device cuda"),
         (["--precision", "fp16"], "--precision fp16 needs a GPU"),
         (["--preset", "quick"], "--preset quick: choose one of fast, paper"),
@@ -184,12 +193,14 @@ def test_the_plan_starts_nothing(work: Path) -> None:
     assert not (work / "runs" / "planned").exists()
 
 
+@pytest.mark.slow
 def test_a_profile_is_written_on_demand(work: Path) -> None:
     run(train("profiled", "--steps", "4", "--profile", "2"), work)
     assert "conv" in (work / "runs" / "profiled" / "profile" / "table.txt").read_text()
     assert (work / "runs" / "profiled" / "profile" / "trace.json").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_several_sets_are_mixed(work: Path) -> None:
     tiny_set(work / "data", "second", seed=9)
     command = train("mixed", "--steps", "8", "--epoch-steps", "4", "--data-weights", "3", "1", "-f", "tiny", "second")
