@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from segdist.train_config import LossConfig
 from shards.errors import UserError
-from shards.manifest import IGNORE
+from shards.manifest import IGNORE, median_frequency_weights
 
 DICE_SMOOTHING = 1.0
 """Added to both sides of the Dice fraction: an absent class that is not predicted scores 1."""
@@ -66,8 +66,7 @@ def class_weights(config: LossConfig, pixels: tuple[int, ...]) -> torch.Tensor:
     """Weight per class, float32 (K,).
 
     Args:
-        config: "none" gives ones; "median_frequency" the median of the classes' frequencies over each one's (Eigen
-            and Fergus 2015, with frequencies over the whole training split), 0 for a class that never occurs.
+        config: "none" gives ones; "median_frequency" those of `shards.manifest.median_frequency_weights`.
         pixels: pixels per class in the training split.
 
     Raises:
@@ -78,10 +77,7 @@ def class_weights(config: LossConfig, pixels: tuple[int, ...]) -> torch.Tensor:
             raise UserError(f"--loss.weights has {len(config.weights)} numbers for {len(pixels)} classes")
         return torch.tensor(config.weights, dtype=torch.float32)
     if config.class_weights == "median_frequency":
-        counts = torch.tensor(pixels, dtype=torch.float64)
-        present = counts[counts > 0]
-        if not len(present):
+        if not any(pixels):
             raise UserError("--loss.class-weights median_frequency: the training split has no labelled pixel")
-        weights = present.median() / counts
-        return torch.where(counts > 0, weights, 0.0).float()
+        return torch.tensor(median_frequency_weights(pixels), dtype=torch.float32)
     return torch.ones(len(pixels))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.keyed import generator
-from shards.manifest import IGNORE, ClassInfo, Manifest
+from shards.manifest import IGNORE, ClassInfo
 from shards.reader import ShardSet
 
 COLUMNS, ROWS = 6, 4
@@ -39,12 +39,6 @@ def summary(shard_set: ShardSet) -> str:
         lines.append(f"  ignored   {manifest.ignored_pixels / total:.2%} of the pixels")
     lines += ["  recipe    " + json.dumps(manifest.recipe)]
     return "\n".join(lines)
-
-
-def class_weights(manifest: Manifest) -> list[float]:
-    """Weight per class, inverse to its share of the pixels and 1 on average over the pixels; 0 for absent classes."""
-    total, present = sum(manifest.pixels), sum(count > 0 for count in manifest.pixels)
-    return [total / (present * count) if count else 0.0 for count in manifest.pixels]
 
 
 def contact_sheet(shard_set: ShardSet, split: str = "train", seed: int = 0) -> bytes:
@@ -99,7 +93,7 @@ def _class_lines(shard_set: ShardSet) -> list[str]:
     width = max(len(info.name) for info in manifest.classes)
     lines = []
     for label, (info, pixels, weight) in enumerate(
-        zip(manifest.classes, manifest.pixels, class_weights(manifest), strict=True)
+        zip(manifest.classes, manifest.pixels, median_frequency_weights(manifest.pixels), strict=True)
     ):
         color = "#{:02x}{:02x}{:02x}".format(*info.color)
         lines.append(

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,16 @@ def parse_manifest(text: str, origin: str) -> Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into `folder`, whole or not at all."""
     write_json(Path(folder) / MANIFEST, to_dict(manifest))
+
+
+def median_frequency_weights(pixels: Sequence[int]) -> list[float]:
+    """Weight per class: the median of the classes' frequencies over its own; 0 for a class that never occurs.
+
+    As Eigen and Fergus (ICCV 2015) have it, with frequencies over the whole split instead of the images of each class.
+    """
+    present = [count for count in pixels if count]
+    middle = statistics.median(present) if present else 0.0
+    return [middle / count if count else 0.0 for count in pixels]
 
 
 def combined_statistics(sums: list[int], squares: list[int], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -98,7 +98,7 @@ def test_a_perfect_prediction_has_no_dice_loss_and_a_wrong_one_has_much() -> Non
 def test_median_frequency_weights() -> None:
     config = LossConfig(class_weights="median_frequency")
     assert class_weights(config, (800, 100, 100)).tolist() == pytest.approx([0.125, 1.0, 1.0])
-    assert class_weights(config, (600, 0, 300)).tolist() == pytest.approx([0.5, 0.0, 1.0])
+    assert class_weights(config, (600, 0, 300)).tolist() == pytest.approx([0.75, 0.0, 1.5])
     with pytest.raises(UserError, match="no labelled pixel"):
         class_weights(config, (0, 0))
 
