@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.keyed import generator
-from shards.manifest import IGNORE, ClassInfo
+from shards.manifest import IGNORE, ClassInfo, median_frequency_weights
 from shards.reader import ShardSet
 
 COLUMNS, ROWS = 6, 4
