@@ -50,7 +50,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(folder: Path, out: str, *more: str) -> list[str]:
     options = ["-m", folder / "run", "-i", folder / "images", "--masks.folder", folder / "truth", "-o", folder / out]
-    options += ["--output.probabilities", "float32", "--output.figures", "0", "--quiet", "--device", "cpu", *more]
+    options += [
+        "--output.probabilities",
+        "float32",
+        "--output.figures",
+        "0",
+        "--wandb",
+        "off",
+        "--quiet",
+        "--device",
+        "cpu",
+    ]
+    options += more
     return [str(option) for option in options]
 
 
