@@ -5,6 +5,7 @@ and calls its few methods, which do nothing in a single process.
 """
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import torch
 import torch.distributed as dist
 
 from shards.errors import UserError
+
+STORE_KEY = "segdist/port"
 
 Launcher = Literal["torchrun", "slurm", "single"]
 
@@ -165,6 +168,7 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
         dist.init_process_group(
             # Objects and CPU tensors go through gloo also on GPU machines.
             backend="cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+            store=_own_store(environment, timeout) if _torchrun_shares_its_store() else None,
             rank=environment.rank,
             world_size=environment.world_size,
             timeout=timeout,
@@ -174,6 +178,39 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _torchrun_shares_its_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _own_store(environment: RankEnvironment, timeout: timedelta) -> dist.Store:
+    """A store for this start of the ranks alone, opened by rank 0, whose address stands in torchrun's store.
+
+    torchrun (seen with torch 2.13) gives workers that it restarts the store of those that died. Their addresses are
+    still in it, and gloo waits for them for ever. An address that an earlier rank 0 left is refused, or replaced soon.
+    """
+    shared = dist.TCPStore(environment.master_addr, environment.master_port, is_master=False, timeout=timeout)
+    if environment.rank == 0:
+        own = dist.TCPStore(
+            environment.master_addr, 0, environment.world_size, is_master=True, timeout=timeout, wait_for_workers=False
+        )
+        shared.set(STORE_KEY, str(own.port))
+        return own
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        port = int(shared.get(STORE_KEY))
+        try:
+            own = dist.TCPStore(
+                environment.master_addr, port, is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False
+            )
+        except dist.DistError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+            continue
+        own.set_timeout(timeout)
+        return own
 
 
 def default_threads(environment: RankEnvironment) -> int:

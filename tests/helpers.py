@@ -1,11 +1,12 @@
 """Small sets and small runs for tests: seconds, not minutes, but the real program."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +58,25 @@ def start(command: Sequence[str], cwd: Path, log: Path, **environ: str) -> "subp
         )
 
 
-def kill_all(process: "subprocess.Popen[bytes]", word: str, number: int = signal.SIGKILL) -> None:
-    """Signal a process and every other one with `word` in its command, as a dying node would; wait for the end.
+def processes(word: str, cwd: Path) -> Iterator[tuple[int, bytes]]:
+    """Number and environment of the processes with `word` among their arguments that were started in `cwd`.
 
-    torchrun's workers are in sessions of their own, so the process group of `process` is not enough.
+    torchrun's workers are in sessions of their own, so a process group is not enough to find them.
     """
     for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if word.encode() in words and int(folder.name) != os.getpid():
-                os.kill(int(folder.name), number)
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended just now
+            if word.encode() in words and (folder / "cwd").resolve() == cwd.resolve():
+                yield int(folder.name), (folder / "environ").read_bytes()
+        except (OSError, ValueError):
+            continue  # no process, or one that ended just now
+
+
+def kill_all(process: "subprocess.Popen[bytes]", word: str, cwd: Path) -> None:
+    """SIGKILL to a process and every other one of its job, as a dying node would do it; wait for the end."""
+    for number, _ in list(processes(word, cwd)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
     process.wait(timeout=60)
 
 

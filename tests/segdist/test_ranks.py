@@ -12,7 +12,7 @@ import torch
 
 from segdist.model_file import load_model
 from segdist.run_record import read_rows
-from tests.helpers import QUIET, TINY_NET, job, kill_all, run, start, tiny_set, wait_until
+from tests.helpers import QUIET, TINY_NET, job, kill_all, processes, run, start, tiny_set, wait_until
 from tests.segdist.test_trainer import metrics
 
 pytestmark = pytest.mark.slow
@@ -70,8 +70,7 @@ def test_a_rank_that_dies_ends_the_others(work: Path) -> None:
     log = work / "dies.log"
     process = start(train("dies", "--steps", "100000", ranks=2), work, log)
     wait_until(lambda: (work / "runs" / "dies" / "metrics.jsonl").exists() and metrics(work / "runs" / "dies"))
-    worker = worker_of_rank("dies", 1)
-    assert worker is not None
+    worker = worker_of_rank("dies", 1, work)
     os.kill(worker, signal.SIGKILL)
     assert process.wait(60) != 0
 
@@ -82,16 +81,16 @@ def test_torchrun_restarts_from_the_last_checkpoint(work: Path) -> None:
     process = start(train("restarts", *settings, torchrun=torchrun), work, work / "restarts.log")
     folder = work / "runs" / "restarts"
     wait_until(lambda: any((folder / "checkpoints").glob("step-*.pt")))
-    worker = worker_of_rank("restarts", 1)
-    assert worker is not None
+    worker = worker_of_rank("restarts", 1, work)
     os.kill(worker, signal.SIGKILL)
     assert process.wait(120) == 0, (work / "restarts.log").read_text()
-    assert [row["what"] for row in read_rows(folder / "events.jsonl")] == ["started", "resumed", "finished"]
+    what = [row["what"] for row in read_rows(folder / "events.jsonl")]
+    assert (what[0], what[-2:]) == ("started", ["resumed", "finished"])
 
 
 def test_a_node_that_is_lost_leaves_a_smaller_run(work: Path) -> None:
     """--nnodes=1:2 on loopback: two agents, one is killed with its worker, the other goes on alone."""
-    settings = ["--steps", "600", "--checkpoint.every-steps", "5"]
+    settings = ["--steps", "300", "--checkpoint.every-steps", "5", "--threads", "1"]
 
     def agent(name: str) -> list[str]:
         endpoint = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:29713", "--rdzv-id=elastic"]
@@ -104,23 +103,16 @@ def test_a_node_that_is_lost_leaves_a_smaller_run(work: Path) -> None:
     second = start(agent("node-b"), work, work / "b.log")
     wait_until(lambda: any(row.get("ranks") == 2 for row in read_rows(folder / "events.jsonl")), 90)
     wait_until(lambda: any((folder / "checkpoints").glob("step-*.pt")))
-    kill_all(second, "node-b")
+    kill_all(second, "node-b", work)
     assert first.wait(180) == 0, (work / "a.log").read_text()
     events = read_rows(folder / "events.jsonl")
     assert events[-1]["what"] == "finished"
-    assert events[-1]["step"] == 600
+    assert events[-1]["step"] == 300
     assert [row["ranks"] for row in events if "ranks" in row][-1] == 1
 
 
-def worker_of_rank(name: str, rank: int) -> int | None:
+def worker_of_rank(name: str, rank: int, work: Path) -> int:
     """The process of a rank, found by its command and environment."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                words = (folder / "cmdline").read_bytes()
-                environ = (folder / "environ").read_bytes()
-            except OSError:
-                continue
-            if name.encode() in words.split(b"\0") and re.search(rb"(^|\0)RANK=%d\0" % rank, environ):
-                return int(folder.name)
-    return None
+    found = [number for number, environ in processes(name, work) if re.search(rb"(^|\0)RANK=%d\0" % rank, environ)]
+    assert len(found) == 1
+    return found[0]

@@ -47,7 +47,7 @@ def test_random_kills_leave_no_trace(work: Path, ranks: int, kills: int) -> None
         process = start(train(killed, ranks), work, log)
         wait_until(lambda: last_step(work / "runs" / killed) >= stop or process.poll() is not None)  # noqa: B023
         time.sleep(generator.random() * 0.1)
-        kill_all(process, killed)
+        kill_all(process, killed, work)
     run(train(killed, ranks), work)
     assert_same_run(work / "runs" / whole, work / "runs" / killed)
     assert [row["what"] for row in read_rows(work / "runs" / killed / "events.jsonl")].count("resumed") >= 2
@@ -62,7 +62,7 @@ def test_kills_in_the_middle_of_writing_a_checkpoint(work: Path) -> None:
     for _ in range(3):
         process = start(train("large-killed", 1, settings), work, work / "large.log")
         wait_until(lambda: any(folder.glob(".step-*.tmp")) or process.poll() is not None)  # noqa: B023
-        kill_all(process, "large-killed")
+        kill_all(process, "large-killed", work)
         seen += any(folder.glob(".step-*.tmp"))
     assert seen, "no kill hit a checkpoint that was being written"
     run(train("large-killed", 1, settings), work)
@@ -74,7 +74,7 @@ def test_a_damaged_last_checkpoint_costs_only_the_steps_behind_it(work: Path) ->
     folder = work / "runs" / "damaged"
     process = start(train("damaged", 1), work, work / "damaged.log")
     wait_until(lambda: last_step(folder) >= 24)
-    kill_all(process, "damaged")
+    kill_all(process, "damaged", work)
     last = max((folder / "checkpoints").glob("step-*.pt"))
     last.write_bytes(last.read_bytes()[:-1000])
     done = run(train("damaged", 1), work)
@@ -88,10 +88,10 @@ def test_another_number_of_ranks_goes_on_with_the_same_samples(work: Path) -> No
     folder = work / "runs" / "elastic"
     process = start(train("elastic", 2, norm="group"), work, work / "elastic.log")
     wait_until(lambda: last_step(folder) >= 15)
-    kill_all(process, "elastic")
+    kill_all(process, "elastic", work)
     process = start(train("elastic", 3, norm="group"), work, work / "elastic.log")
     wait_until(lambda: last_step(folder) >= 36)
-    kill_all(process, "elastic")
+    kill_all(process, "elastic", work)
     run(train("elastic", 1, norm="group"), work)
     one, other = metrics(work / "runs" / "one-rank"), metrics(folder)
     assert [(row["kind"], row["step"]) for row in one] == [(row["kind"], row["step"]) for row in other]
