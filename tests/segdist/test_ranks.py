@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,6 +101,8 @@ def test_a_node_that_is_lost_leaves_a_smaller_run(work: Path) -> None:
 
     folder = work / "runs" / "shrinks"
     first = start(agent("node-a"), work, work / "a.log")
+    # The endpoint must be on the node that stays: with its store, every job is lost.
+    wait_until(lambda: listening(29713))
     second = start(agent("node-b"), work, work / "b.log")
     wait_until(lambda: any(row.get("ranks") == 2 for row in read_rows(folder / "events.jsonl")), 90)
     wait_until(lambda: any((folder / "checkpoints").glob("step-*.pt")))
@@ -109,6 +112,11 @@ def test_a_node_that_is_lost_leaves_a_smaller_run(work: Path) -> None:
     assert events[-1]["what"] == "finished"
     assert events[-1]["step"] == 300
     assert [row["ranks"] for row in events if "ranks" in row][-1] == 1
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def worker_of_rank(name: str, rank: int, work: Path) -> int:
