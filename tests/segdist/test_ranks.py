@@ -93,8 +93,12 @@ def test_a_node_that_is_lost_leaves_a_smaller_run(work: Path) -> None:
     """--nnodes=1:2 on loopback: two agents, one is killed with its worker, the other goes on alone."""
     settings = ["--steps", "300", "--checkpoint.every-steps", "5", "--threads", "1"]
 
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
     def agent(name: str) -> list[str]:
-        endpoint = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:29713", "--rdzv-id=elastic"]
+        endpoint = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=elastic"]
         torchrun = ["--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", *endpoint]
         # The second name only marks the processes of this node.
         return train("shrinks", *settings, "--tracking.group", name, torchrun=torchrun)
@@ -102,7 +106,7 @@ def test_a_node_that_is_lost_leaves_a_smaller_run(work: Path) -> None:
     folder = work / "runs" / "shrinks"
     first = start(agent("node-a"), work, work / "a.log")
     # The endpoint must be on the node that stays: with its store, every job is lost.
-    wait_until(lambda: listening(29713))
+    wait_until(lambda: listening(port))
     second = start(agent("node-b"), work, work / "b.log")
     wait_until(lambda: any(row.get("ranks") == 2 for row in read_rows(folder / "events.jsonl")), 90)
     wait_until(lambda: any((folder / "checkpoints").glob("step-*.pt")))
