@@ -60,6 +60,8 @@ def _tell(config: InferConfig, result: "Result") -> None:
     from shards.config import to_dict
 
     run = run_of(result.folder)
+    if config.task or (result.scores is None and run == result.folder):
+        return  # a part of an array has no scores yet; images without truth outside of a run have nothing to report
     if result.scores is not None and result.reused < result.images:
         description = {"config": to_dict(config)}
         log_scores(config.tracking, result.folder, description, result.scores, run.resolve().name)
