@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.command_line import option_value, parse
-from jobs.train import read_preset
+from jobs.command_line import parse
+from jobs.train import find_preset
 from segdist.infer_config import InferConfig
 from segdist.train_config import TrainConfig
 from shards import names
@@ -97,8 +97,8 @@ def train_links(planner: Planner, arguments: list[str]) -> list[Link]:
     """train."""
     from segdist.training_job import run_folder
 
-    preset = option_value(arguments, "--preset") or "paper"
-    config = parse(TrainConfig, arguments, "train", "", preset=preset, preset_values=read_preset(preset)).job
+    preset, values = find_preset(arguments)
+    config = parse(TrainConfig, arguments, "train", "", preset=preset, preset_values=values).job
     run = run_folder(config)
     stage = ""
     if planner.stage_to:

@@ -29,8 +29,8 @@ PRESETS = Path(__file__).resolve().parent.parent / "segdist" / "presets"
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    preset = option_value(arguments, "--preset") or "paper"
-    command = parse(TrainConfig, arguments, "train", __doc__ or "", preset=preset, preset_values=read_preset(preset))
+    preset, values = find_preset(arguments)
+    command = parse(TrainConfig, arguments, "train", __doc__ or "", preset=preset, preset_values=values)
     # Heavy imports come after the command line: --help must not wait for torch.
     from segdist.distributed import ranks
     from segdist.report import refresh_report
@@ -51,17 +51,25 @@ def main(argv: list[str] | None = None) -> int:
     return FINISHED
 
 
-def read_preset(name: str) -> dict[str, object]:
-    """The settings of a named preset, or of a TOML file of the user's own.
+def find_preset(arguments: list[str]) -> tuple[str, dict[str, object]]:
+    """Name and settings of the preset that the command line asks for, "paper" where it asks for none.
+
+    A preset's number of steps gives way to a number of epochs in the config file or on the command line.
 
     Raises:
         UserError: there is no such preset.
     """
+    name = option_value(arguments, "--preset") or "paper"
     path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.toml")))
         raise UserError(f"--preset {name}: choose one of {known}, or give a .toml file")
-    return read_file(path)
+    values = read_file(path)
+    config_file = option_value(arguments, "--config")
+    flags = {argument.partition("=")[0] for argument in arguments}
+    if flags & {"-e", "--epochs"} or (config_file is not None and "epochs" in read_file(Path(config_file))):
+        values.pop("steps", None)
+    return name, values
 
 
 def _torchrun_would_restart() -> bool:

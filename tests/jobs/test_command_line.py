@@ -12,6 +12,7 @@ import tyro
 
 from jobs.cli import JOBS, main
 from jobs.command_line import parse
+from jobs.train import find_preset
 from shards.errors import UserError
 
 
@@ -103,6 +104,13 @@ def test_help_of_every_job_comes_without_torch(job: str) -> None:
 def test_the_jobs_are_scripts_too(script: str) -> None:
     done = subprocess.run([sys.executable, f"jobs/{script}.py", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_number_of_epochs_overrules_a_presets_steps(tmp_path: Path) -> None:
+    assert find_preset(["--preset", "fast"])[1]["steps"] == 600
+    assert "steps" not in find_preset(["--preset", "fast", "-e", "3"])[1]
+    (tmp_path / "job.toml").write_text("epochs = 3")
+    assert "steps" not in find_preset(["--preset=fast", "--config", str(tmp_path / "job.toml")])[1]
 
 
 def test_the_methods_short_forms() -> None:
