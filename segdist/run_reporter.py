@@ -72,7 +72,10 @@ class RunReporter:
         what = "resumed" if resumed else "started"
         append_event(self.folder, what, step, steps=steps, ranks=self.ranks.world_size, device=str(self.ranks.device))
         if resumed and not self.quiet:
-            say(f"{self.folder}: going on after step {step} of {steps}")
+            if step < steps:
+                say(f"{self.folder}: going on after step {step} of {steps}")
+            else:
+                say(f"{self.folder}: finished already, after {step} steps; a larger --steps or --epochs extends it")
 
     @contextmanager
     def progress(self, step: int, steps: int) -> Iterator[None]:
