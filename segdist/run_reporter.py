@@ -1,5 +1,6 @@
 """What a training run tells: progress, a line per epoch, `metrics.jsonl`, trackers, `summary.json`. Rank 0 only."""
 
+import math
 import resource
 import time
 from collections.abc import Iterable, Iterator
@@ -101,7 +102,7 @@ class RunReporter:
         """One more step is done."""
         self._rows.steps += 1
         self._epoch.steps += 1
-        note = f"epoch {epoch + 1}, loss {self._loss:.4f}"
+        note = f"epoch {epoch + 1}{self._loss_text(', ')}"
         if self._mean_iou is not None:
             note += f", mIoU {self._mean_iou:.4f}"
         self._progress.advance(note=note)
@@ -174,9 +175,13 @@ class RunReporter:
                 f"validation patch {number}", example.image, example.truth, example.prediction, step
             )
 
+    def _loss_text(self, separator: str) -> str:
+        """Nothing before the first figures have been fetched from the device."""
+        return "" if math.isnan(self._loss) else f"{separator}loss {self._loss:.4f}"
+
     def _epoch_line(self, step: int, epoch: int) -> str:
         pace = self._epoch
-        parts = [f"epoch {epoch + 1}", f"step {step}/{self._steps}", f"loss {self._loss:.4f}"]
+        parts = [f"epoch {epoch + 1}", f"step {step}/{self._steps}{self._loss_text('  ')}"]
         if self._mean_iou is not None:
             parts.append(f"mIoU {self._mean_iou:.4f}")
         parts += [
