@@ -28,7 +28,7 @@ def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = No
         return main(argv)
     except UserError as error:
         # On several ranks all see the same bad input; rank 0 speaks for them.
-        if rank == 0 or getattr(error, "on_this_rank", False):
+        if rank == 0 or error.on_this_rank:
             show_error(str(error), rank)
         return USAGE
     except KeyboardInterrupt:

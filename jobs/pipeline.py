@@ -22,6 +22,7 @@ from jobs.command_line import parse, print_config
 from jobs.exit_codes import FINISHED, run_job
 from segdist.models import JsonTable
 from shards.files import write_json
+from shards.names import DATA, RUNS
 from shards.terminal import say
 
 JOBS = Path(__file__).resolve().parent
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the jobs; returns the first exit code that is not 0."""
     command = parse(PipelineConfig, argv, "pipeline", __doc__ or "")
     config = command.job
-    run, data = Path("runs") / config.name, Path("data") / config.name
+    run, data = RUNS / config.name, DATA / config.name
     if command.dry_run:
         print_config(config)
     elif config.fresh:

@@ -14,6 +14,7 @@ from jobs.command_line import parse
 from jobs.exit_codes import FINISHED, run_job
 from jobs.submit_plans import LOGS
 from shards.errors import UserError
+from shards.names import RUNS, run_folder
 from shards.terminal import say
 from slurm.errors import SubmitError
 from slurm.status import Standing, standings
@@ -32,7 +33,7 @@ class QueueConfig:
 def main(argv: list[str] | None = None) -> int:
     """Print a table; returns the exit code."""
     names = parse(QueueConfig, argv, "queue", __doc__ or "").job.names
-    runs = [_run_folder(name) for name in names] or sorted(path.parent for path in Path("runs").glob(f"*/{LOGS}"))
+    runs = [_run_folder(name) for name in names] or sorted(path.parent for path in RUNS.glob(f"*/{LOGS}"))
     try:
         rows = [_row(run, standing) for run in runs for standing in standings((run / LOGS).absolute())]
     except SubmitError as error:
@@ -61,7 +62,7 @@ def _row(run: Path, standing: Standing) -> tuple[str, ...]:
 
 
 def _run_folder(name: str) -> Path:
-    path = Path(name) if (Path(name) / LOGS).is_dir() else Path("runs") / name
+    path = run_folder(name)
     if not (path / LOGS).is_dir():
         raise UserError(f"{name}: nothing was submitted for a run of that name; `segdist queue` lists all")
     return path

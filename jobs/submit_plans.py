@@ -79,7 +79,7 @@ def shard_links(planner: Planner, arguments: list[str], folder: Path | None = No
     config = parse(MakeShardsConfig, arguments, "make-shards", "").job
     if config.task or config.finish:
         raise UserError("--task and --finish are set by --tasks; leave them out")
-    logs = folder or Path("runs") / config.name
+    logs = folder or names.RUNS / config.name
     product = config.folder / "manifest.json"
     progress = (f"{config.folder}/**/*.tar",)
     count = planner.array(planner.tasks)
@@ -143,7 +143,7 @@ def pipeline_links(
     infer_tasks: int,
 ) -> list[Link]:
     """make-shards → train → infer → report on a set and a run of one name; the settings as tables of their configs."""
-    run = Path("runs") / name
+    run = names.RUNS / name
     if Path(name).name != name:
         raise UserError(f"--name {name}: one folder name, no path")
     train = dict(train)

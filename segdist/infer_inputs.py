@@ -1,6 +1,5 @@
 """Which images an inference job works on, what they are called in the output, and what their headers say."""
 
-import csv
 import glob
 import os
 from collections import Counter
@@ -14,6 +13,7 @@ from shards.images import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image
 from shards.manifest import ClassInfo, read_manifest
 from shards.masks import MaskReader, mask_reader_from_recipe, synthetic_masks_config
 from shards.names import set_folder
+from shards.pairs import csv_rows
 
 HEADER_THREADS = 16
 """Headers are read by so many threads at once: on network file systems each costs a round trip."""
@@ -151,8 +151,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 def _read_csv(path: Path) -> list[tuple[str, str | None]]:
     """Rows of a CSV file with a column `image` and optionally `mask`; paths are relative to the file."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(path)
     if not rows or "image" not in rows[0]:
         raise UserError(f"{path}: needs a header line with a column `image` (and optionally `mask`), and rows below it")
     return [

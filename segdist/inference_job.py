@@ -312,7 +312,7 @@ class Job:
             yield
         except UserError as error:
             if self.config.strict:
-                error.on_this_rank = True  # type: ignore[attr-defined]
+                error.on_this_rank = True
                 raise
             path = self.setup.inputs.images[index].path
             self.failures[index] = str(error) if path in str(error) else f"{path}: {error}"

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shards.errors import UserError
 from shards.files import whole_file, write_json
 from shards.manifest import ClassInfo
 from shards.zarr_images import import_zarr
@@ -244,11 +243,3 @@ def write_zarr(path: Path, layers: Sequence[Rows], attributes: dict[str, Any], *
             array[(index, *where) if stacked else where] = block
     shutil.rmtree(path, ignore_errors=True)
     temporary.replace(path)
-
-
-def refuse_large_png(path: Path, rows: Rows, limit: int) -> None:
-    """PNG files are written whole; beyond `limit` pixels that is refused."""
-    if rows.shape[0] * rows.shape[1] > limit:
-        raise UserError(
-            f"{path}: {rows.shape[0]} x {rows.shape[1]} pixels are too many for PNG; use --output.mask-format tiff"
-        )

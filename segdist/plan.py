@@ -5,8 +5,9 @@ from torch import nn
 
 from segdist.distributed import resolve_environment
 from segdist.losses import Loss, class_weights
-from segdist.models import build_model
+from segdist.run_folder import check_same_run, describe_run
 from segdist.train_config import TrainConfig
+from segdist.trainer import build_net
 from segdist.training_data import TrainingData
 from segdist.training_job import resolve, run_folder
 from shards.order import slots_of_rank
@@ -24,21 +25,22 @@ def training_plan(config: TrainConfig) -> str:
     data = TrainingData(config, environment.rank, environment.world_size)
     slots = slots_of_rank(config.batch_size, environment.rank, environment.world_size)
     micro = -(-len(slots) // config.accumulate)
-    steps = config.steps or config.epochs * data.steps_per_epoch
-    net = build_model(config.model, data.channels, len(data.classes))
+    with torch.device("meta"):  # shapes, but no memory and no time for initial weights
+        net = build_net(config, data)
     weights = sum(parameter.numel() for parameter in net.parameters())
-    activations = activation_bytes(config, data, micro)
+    activations = activation_bytes(net, config, data, micro)
     # Weights, gradients and one (SGD) or two (AdamW) moments, in float32; and the average's copy.
     copies = 2 + (2 if config.optim.optimizer == "adamw" else 1) + (1 if config.optim.ema_decay else 0)
     folder = run_folder(config)
+    check_same_run(folder, describe_run(config, data.identity(), precision.name))
     return "\n".join(
         [
             "plan:",
             f"  run folder: {folder}{' (exists, would go on)' if (folder / 'config.json').exists() else ''}",
-            f"  data: {', '.join(map(str, data.folders))}: {sum(m.samples('train') for m in data.manifests)} patches "
-            f"to train, {sum(m.samples('val') for m in data.manifests)} to validate, {data.patch} x {data.patch} x "
+            f"  data: {', '.join(map(str, data.folders))}: {data.samples['train']} patches "
+            f"to train, {data.samples['val']} to validate, {data.patch} x {data.patch} x "
             f"{data.channels}, classes {', '.join(info.name for info in data.classes)}",
-            f"  steps: {steps} of {config.batch_size} samples, {data.steps_per_epoch} an epoch; "
+            f"  steps: {data.steps} of {config.batch_size} samples, {data.steps_per_epoch} an epoch; "
             f"{environment.world_size} ranks, {len(slots)} samples a step on this one, {micro} at a time",
             f"  network: {config.model.factory}, {weights / 1e6:.2f} million weights; {precision.name} "
             f"({precision.reason})",
@@ -48,10 +50,11 @@ def training_plan(config: TrainConfig) -> str:
     )
 
 
-def activation_bytes(config: TrainConfig, data: TrainingData, samples: int) -> int:
+def activation_bytes(net: nn.Module, config: TrainConfig, data: TrainingData, samples: int) -> int:
     """Bytes that the forward pass of `samples` patches keeps for the backward pass, in fp32.
 
-    Counted on torch's "meta" device, which has shapes but no memory.
+    Args:
+        net: on torch's "meta" device, as is everything here.
     """
     kept: dict[int, int] = {}
 
@@ -60,7 +63,6 @@ def activation_bytes(config: TrainConfig, data: TrainingData, samples: int) -> i
         return tensor
 
     with torch.device("meta"):
-        net: nn.Module = build_model(config.model, data.channels, len(data.classes))
         images = torch.empty(samples, data.channels, data.patch, data.patch)
         truth = torch.zeros(samples, data.patch, data.patch, dtype=torch.uint8)
         weights = class_weights(config.loss, data.pixels).to("meta")

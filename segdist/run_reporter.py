@@ -17,6 +17,7 @@ from segdist.model_file import BEST
 from segdist.run_folder import MetricsLog, append_event, write_summary
 from segdist.run_record import METRICS
 from segdist.tracking import Trackers
+from segdist.tracking.trackers import State
 from segdist.validation import ValidationResult
 from shards.batches import Batch
 from shards.manifest import ClassInfo
@@ -152,7 +153,7 @@ class RunReporter:
         """What the trackers want kept in the checkpoint."""
         return self.trackers.state()
 
-    def finished(self, state: str, **summary: Any) -> None:
+    def finished(self, state: State, **summary: Any) -> None:
         """The end of this start: "finished", "stopped" or "failed"."""
         if self._metrics is not None:
             append_event(self.folder, state, summary["step"])
@@ -160,7 +161,7 @@ class RunReporter:
             self._metrics.close()
         if state == "finished" and (self.folder / BEST).is_file():
             self.trackers.log_artifact(self.folder / BEST, f"{self.folder.resolve().name}-best")
-        self.trackers.finish("finished" if state == "finished" else "stopped" if state == "stopped" else "failed")
+        self.trackers.finish(state)
 
     def _track(self, step: int, result: ValidationResult) -> None:
         names = [info.name for info in self.classes]

@@ -57,13 +57,12 @@ class Counters:
     """Length of `metrics.jsonl` in bytes."""
 
 
-def prepare_net(config: TrainConfig, data: TrainingData, ranks: Ranks) -> torch.nn.Module:
-    """The network of a run with its initial weights, the same on all ranks, on the ranks' device.
+def build_net(config: TrainConfig, data: TrainingData) -> torch.nn.Module:
+    """The network that the config describes for the classes and channels of the data, as its factory makes it.
 
     Raises:
-        UserError: the network doesn't take the patches; nothing of a warm start fits.
+        UserError: the factory doesn't work, or the network doesn't take patches of that size.
     """
-    torch.manual_seed(config.seed)
     net = build_model(config.model, data.channels, len(data.classes))
     multiple = stride_multiple(config.model, net)
     if data.patch % multiple:
@@ -71,6 +70,17 @@ def prepare_net(config: TrainConfig, data: TrainingData, ranks: Ranks) -> torch.
             f"the network needs image sides that are multiples of {multiple}, and the patches have {data.patch} "
             "pixels: make patches of another --patches.size, or lower --model.depth"
         )
+    return net
+
+
+def prepare_net(config: TrainConfig, data: TrainingData, ranks: Ranks) -> torch.nn.Module:
+    """The network of a run with its initial weights, the same on all ranks, on the ranks' device.
+
+    Raises:
+        UserError: see `build_net`; nothing of a warm start fits.
+    """
+    torch.manual_seed(config.seed)
+    net = build_net(config, data)
     if config.init_from:
         take_over(load_model(run_folder(config.init_from)), net, data.classes, speak=ranks.is_main)
     if config.sync_batch_norm and ranks.device.type == "cuda":
@@ -105,7 +115,7 @@ class Run:
         self.folder, self.config, self.data, self.ranks, self.reporter = folder, config, data, ranks, reporter
         self.loss, self.precision = loss, precision
         self.steps_per_epoch = data.steps_per_epoch
-        self.steps = config.steps or config.epochs * self.steps_per_epoch
+        self.steps = data.steps
         self.learner = Learner(net, config, loss, precision, ranks)
         largest = torch.iinfo(getattr(torch, data.dtype)).max
         augmenter = Augmenter(config.augment, config.seed, full_scale=float(largest))

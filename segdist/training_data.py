@@ -38,9 +38,13 @@ class TrainingData:
             )
         self.steps_per_epoch = config.epoch_steps or self._order.steps_per_epoch
         """After so many steps the run validates and calls it an epoch."""
+        self.steps = config.steps or config.epochs * self.steps_per_epoch
+        """Optimizer steps of the whole run."""
+        self.samples = {split: whole.samples(split) for split in ("train", "val")}
+        """Patches of all sets."""
         self._train = TrainBatches(source, self._order, rank, world_size, pin=pin)
         self.validation: Iterable[Batch] | None = None
-        if whole.samples("val"):
+        if self.samples["val"]:
             self.validation = ValidationBatches(source, config.batch_size, rank, world_size)
 
     def batches(self, step: int) -> Generator[Batch, None, None]:

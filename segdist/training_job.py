@@ -83,12 +83,9 @@ def train(config: TrainConfig, ranks: Ranks) -> State:
 
 
 def _headline(config: TrainConfig, folder: Path, data: TrainingData, precision: Precision, ranks: Ranks) -> str:
-    patches = sum(manifest.samples("train") for manifest in data.manifests)
-    validation = sum(manifest.samples("val") for manifest in data.manifests)
-    total = config.steps or config.epochs * data.steps_per_epoch
     return (
-        f"{folder}: {patches} patches of {data.patch} x {data.patch} to train, {validation} to validate; "
-        f"{total} steps of {config.batch_size}, {data.steps_per_epoch} steps an epoch\n"
+        f"{folder}: {data.samples['train']} patches of {data.patch} x {data.patch} to train, {data.samples['val']} to "
+        f"validate; {data.steps} steps of {config.batch_size}, {data.steps_per_epoch} steps an epoch\n"
         f"{ranks.world_size} ranks on {ranks.device.type}, {torch.get_num_threads()} threads each, "
         f"{precision.name} ({precision.reason})"
     )

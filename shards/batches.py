@@ -242,7 +242,12 @@ class _Source:
 
     def _gather(self, group: _Group, buffer: "_Buffer") -> None:
         rows = buffer.array[: len(group.samples.shard)]
-        self.shard_set.gather(self.split, group.samples.shard, group.samples.record, rows)
+        try:
+            self.shard_set.gather(self.split, group.samples.shard, group.samples.record, rows)
+        except UserError as error:
+            # A damaged record is read by one rank: if it kept silent, nobody would name the file.
+            error.on_this_rank = True
+            raise
 
     def _batches(self, group: _Group, buffer: "_Buffer") -> Iterator[Batch]:
         all_flips = torch.from_numpy(group.samples.flip)

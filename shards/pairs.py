@@ -169,15 +169,24 @@ def _group(name: str, pattern: str) -> str:
     return match[match.lastindex or 0]
 
 
-def _from_csv(path: Path) -> list[Pair]:
-    """Pairs of a CSV file; its paths are relative to its own folder."""
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file under their headings, as spreadsheets write it too (with a byte order mark).
+
+    Raises:
+        UserError: the file can't be read or is no CSV.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            return list(csv.DictReader(file))
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror})") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no CSV file ({error})") from None
+
+
+def _from_csv(path: Path) -> list[Pair]:
+    """Pairs of a CSV file; its paths are relative to its own folder."""
+    rows = csv_rows(path)
     if not rows:
         raise UserError(f"{path}: no rows; it needs a line `image,mask` or `image,mask,split` and one line per pair")
     pairs, problems, seen = [], [], Counter[Path]()

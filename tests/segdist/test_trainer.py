@@ -194,6 +194,30 @@ def test_the_plan_starts_nothing(work: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_plan_refuses_what_the_run_would_refuse(work: Path) -> None:
+    done = run([*train("planned"), "--dry-run", "--model.depth", "6"], work, check=False)
+    assert done.returncode == 2
+    assert "multiples of 64" in done.stderr
+    run(train("held", "--steps", "1"), work)
+    done = run([*train("held", "--steps", "1", "--seed", "1"), "--dry-run"], work, check=False)
+    assert "seed: there 0, now 1" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_damaged_record_is_named_by_the_rank_that_reads_it(work: Path) -> None:
+    """Every shard has a flipped bit in its first header, so each of the two ranks meets one, and each must say so."""
+    folder = tiny_set(work / "data", "hurt")
+    for shard in folder.glob("train-*.tar"):
+        content = bytearray(shard.read_bytes())
+        content[0] ^= 1  # the first header: the file keeps its size
+        shard.write_bytes(content)
+    done = run([*train("hurt", "--steps", "2", ranks=2), "-f", "hurt"], work, check=False)
+    assert done.returncode != 0
+    assert "data/hurt/train-" in done.stderr
+    assert "rank 1" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_profile_is_written_on_demand(work: Path) -> None:
     run(train("profiled", "--steps", "4", "--profile", "2"), work)
     assert "conv" in (work / "runs" / "profiled" / "profile" / "table.txt").read_text()

@@ -167,7 +167,6 @@ def test_strengths_out_of_range_are_refused(settings: dict[str, float]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: augmentation on the device is not tested here")
 def test_a_gpu_gives_what_the_cpu_gives() -> None:
     images, masks, flips = batch()
     augment = Augmenter(ALL, 0)

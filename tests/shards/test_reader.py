@@ -161,7 +161,6 @@ def test_batches_have_the_stored_types(small_set: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NEEDS A GPU: page-locked buffers are not tested here")
 def test_pinned_buffers_hold_the_same_batches(small_set: Path) -> None:
     shard_set = ShardSet(small_set)
     order = SampleOrder(shard_set.sizes("train"), 8, 0)
