@@ -37,7 +37,7 @@ def training_plan(config: TrainConfig) -> str:
         [
             "plan:",
             f"  run folder: {folder}{' (exists, would go on)' if (folder / 'config.json').exists() else ''}",
-            f"  data: {', '.join(map(str, data.folders))}: {data.samples['train']} patches "
+            f"  data: {', '.join(str(item.folder) for item in data.sets)}: {data.samples['train']} patches "
             f"to train, {data.samples['val']} to validate, {data.patch} x {data.patch} x "
             f"{data.channels}, classes {', '.join(info.name for info in data.classes)}",
             f"  steps: {data.steps} of {config.batch_size} samples, {data.steps_per_epoch} an epoch; "

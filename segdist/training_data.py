@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterable
 
 from segdist.train_config import TrainConfig
 from shards.batches import Batch, Order, Samplable, TrainBatches, ValidationBatches
-from shards.manifest import ClassInfo, Manifest
+from shards.manifest import ClassInfo
 from shards.mixing import MixedOrder, MixedSet
 from shards.names import set_folder
 from shards.order import SampleOrder
@@ -19,9 +19,7 @@ class TrainingData:
     """
 
     def __init__(self, config: TrainConfig, rank: int = 0, world_size: int = 1, pin: bool = False) -> None:
-        sets = [ShardSet(set_folder(name)) for name in config.data]
-        self.folders = [item.folder for item in sets]
-        self.manifests: list[Manifest] = [item.manifest for item in sets]
+        self.sets = sets = [ShardSet(set_folder(name)) for name in config.data]
         source: Samplable = sets[0] if len(sets) == 1 else MixedSet(sets)
         whole = source.manifest
         self.classes: tuple[ClassInfo, ...] = whole.classes
@@ -31,7 +29,7 @@ class TrainingData:
         if len(sets) == 1:
             self._order = SampleOrder(sets[0].sizes("train"), config.batch_size, config.seed, flips=config.flips)
         else:
-            weights = config.data_weights or [manifest.samples("train") for manifest in self.manifests]
+            weights = config.data_weights or [item.manifest.samples("train") for item in sets]
             sizes = [item.sizes("train") for item in sets]
             self._order = MixedOrder(
                 sizes, weights, config.batch_size, config.seed, config.epoch_steps, flips=config.flips
@@ -56,7 +54,4 @@ class TrainingData:
 
     def identity(self) -> list[dict[str, str]]:
         """Path and fingerprint of each set, for the run folder."""
-        return [
-            {"path": str(folder), "fingerprint": manifest.fingerprint}
-            for folder, manifest in zip(self.folders, self.manifests, strict=True)
-        ]
+        return [{"path": str(item.folder), "fingerprint": item.manifest.fingerprint} for item in self.sets]

@@ -65,12 +65,12 @@ def train(config: TrainConfig, ranks: Ranks) -> State:
     trackers = open_trackers(
         config.tracking,
         folder,
-        description | {"shard_sets": data_facts(data.manifests)},
+        description | {"shard_sets": data_facts(data.sets)},
         is_main=ranks.is_main,
         job_type="train",
         classes=data.classes,
     )
-    log_contact_sheets(trackers, data.folders)
+    log_contact_sheets(trackers, data.sets)
     reporter = RunReporter(folder, data.classes, config.batch_size, ranks, trackers, config.quiet)
     run = Run(folder, config, data, net, loss, precision, ranks, reporter)
     try:

@@ -3,19 +3,21 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from segdist.tracking.config import TrackingConfig
 from segdist.tracking.trackers import Trackers, open_trackers
-from shards.manifest import Manifest
+
+if TYPE_CHECKING:
+    from shards.reader import ShardSet
 
 WORST = 4
 """Figures of so many images go to the trackers, the worst ones."""
 
 
-def data_facts(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
+def data_facts(sets: Sequence["ShardSet"]) -> list[dict[str, Any]]:
     """Shard sets in a few numbers, for the config that trackers show."""
     return [
         {
@@ -25,22 +27,21 @@ def data_facts(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
             "channels": manifest.channels,
             "dtype": manifest.dtype,
         }
-        for manifest in manifests
+        for manifest in (item.manifest for item in sets)
     ]
 
 
-def log_contact_sheets(trackers: Trackers, folders: Sequence[Path]) -> None:
+def log_contact_sheets(trackers: Trackers, sets: Sequence["ShardSet"]) -> None:
     """Patches with their masks of each shard set, at the start of a run."""
     if not trackers.want_pictures or trackers.last_logged_step >= 0:
         return
     from PIL import Image
 
     from shards.inspect import contact_sheet
-    from shards.reader import ShardSet
 
-    for folder in folders:
-        with Image.open(io.BytesIO(contact_sheet(ShardSet(folder)))) as sheet:
-            trackers.log_figure(f"shard set {folder.name}", np.asarray(sheet.convert("RGB")), step=0)
+    for item in sets:
+        with Image.open(io.BytesIO(contact_sheet(item))) as sheet:
+            trackers.log_figure(f"shard set {item.folder.name}", np.asarray(sheet.convert("RGB")), step=0)
 
 
 def log_scores(
