@@ -1,9 +1,11 @@
 """Checkpoints: whole or absent, checked when read, written beside training."""
 
 import copy
+import lzma
 import re
 import threading
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,18 @@ from shards.files import whole_file
 from shards.terminal import warn
 
 NAME = re.compile(r"step-(\d{8,})\.pt")
+
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What zipfile and torch raise for a damaged file: a flipped bit can make a record look compressed or encrypted."""
 
 
 class CheckpointFolder:
@@ -57,8 +71,12 @@ class CheckpointFolder:
         for path in reversed(self.paths()):
             problem = find_damage(path)
             if problem is None:
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-                return state
+                # The zip's own tables have no checksum: torch may find fault with what looked whole.
+                try:
+                    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                    return state
+                except UNREADABLE as error:
+                    problem = f"{type(error).__name__}: {error}".splitlines()[0]
             warn(f"{path}: damaged checkpoint ({problem}); going back to the one before it")
         return None
 
@@ -97,8 +115,8 @@ def find_damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-        return str(error)
+    except UNREADABLE as error:
+        return str(error) or type(error).__name__
     return None if record is None else f"wrong checksum of {record}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segdist.infer_config import InferConfig
 from shards.errors import UserError
-from shards.images import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image
+from shards.images import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image, split_address
 from shards.manifest import ClassInfo, read_manifest
 from shards.masks import MaskReader, mask_reader_from_recipe, synthetic_masks_config
 from shards.names import set_folder
@@ -94,7 +94,7 @@ def read_headers(images: list[InputImage]) -> list[Header]:
 def _header(image: InputImage) -> Header:
     try:
         with open_image(image.path) as opened:
-            status = os.stat(image.path)
+            status = os.stat(split_address(image.path)[0])
             return Header(
                 opened.height,
                 opened.width,
@@ -130,7 +130,7 @@ def _expand(pattern: str) -> list[tuple[str, str | None]]:
         return _read_csv(path)
     if path.is_dir() and path.suffix.lower() != ZARR_SUFFIX:
         return [(str(file), None) for file in _images_below(path)]
-    if path.exists():
+    if split_address(pattern)[0].exists():
         return [(pattern, None)]
     found = sorted(glob.glob(pattern, recursive=True))
     if not found:
@@ -173,8 +173,14 @@ def _named(paths: list[str]) -> list[str]:
 
     Images that differ in the suffix alone keep it.
     """
-    absolute = [Path(os.path.abspath(path)) for path in paths]
+    absolute = [_named_page(Path(os.path.abspath(path))) for path in paths]
     common = Path(os.path.commonpath([path.parent for path in absolute]))
     names = [path.relative_to(common) for path in absolute]
     uses = Counter(name.with_suffix("") for name in names)
     return [str(name.with_suffix("") if uses[name.with_suffix("")] == 1 else name) for name in names]
+
+
+def _named_page(address: Path) -> Path:
+    """`stack.tif#page=3` as `stack-page3.tif`."""
+    path, page = split_address(address)
+    return path.with_name(f"{path.stem}-page{page}{path.suffix}") if page else path

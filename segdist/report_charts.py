@@ -5,6 +5,7 @@ in their dashes too, so that nobody needs to tell colours apart.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -124,9 +125,9 @@ def make_chart(
 
 def nice_ticks(low: float, high: float, wanted: int = 5, *, inside: bool = False) -> list[float]:
     """Round values (1, 2 or 5 times a power of ten apart) that cover [low, high], or with `inside` lie in it."""
-    if not high > low:
-        return [low] if inside else [low, low + (abs(low) or 1)]
     raw = (high - low) / wanted
+    if not raw > sys.float_info.min:  # one value, or none that a tick could tell from the other
+        return [low] if inside else [low, low + (abs(low) or 1)]
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
     tolerance = 1e-9 * (high - low) / step  # 0.30000000000000004 / 0.1 must not become another tick

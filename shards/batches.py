@@ -22,8 +22,8 @@ from shards.manifest import Manifest
 from shards.order import Int64, Samples, slots_of_rank
 from shards.tar_records import NpyLayout
 
-GROUP = 32
-"""Samples to gather at once, at least one batch."""
+GROUP_BYTES = 4 << 20
+"""Records to gather at once, at least one batch: many small ones for the price of one call, few big ones."""
 
 ORDER_BLOCK = 8192
 """Samples whose order is computed at once."""
@@ -51,7 +51,7 @@ class Order(Protocol):
     def samples(self, epoch: int, steps: range, slots: range) -> Samples: ...
 
 
-@dataclass
+@dataclass(slots=True)
 class Batch:
     """What one rank computes of a step. The tensors are reused: valid until the next batch is asked for."""
 
@@ -64,12 +64,18 @@ class Batch:
     epoch: int
     step: int
     slots: range
-    samples: Samples
-    """Shards, records and flips, each (B,)."""
+    group: Samples
+    """All that was gathered with this batch; `samples` are those of it at `place`."""
+    place: slice
     rows: torch.Tensor
     """(B, stride), uint8: the records that images and masks are views of; contiguous."""
     shard_set: Samplable
     split: str
+
+    @property
+    def samples(self) -> Samples:
+        """Shards, records and flips, each (B,)."""
+        return self.group.row(self.place)
 
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Images and masks on `device`, moved in one piece: without waiting, where the buffers are pinned."""
@@ -79,7 +85,8 @@ class Batch:
 
     def names(self) -> list[str]:
         """Where each sample stands and comes from, for messages."""
-        pairs = zip(self.samples.shard.tolist(), self.samples.record.tolist(), strict=True)
+        samples = self.samples
+        pairs = zip(samples.shard.tolist(), samples.record.tolist(), strict=True)
         return [self.shard_set.name(self.split, shard, record) for shard, record in pairs]
 
 
@@ -198,9 +205,9 @@ class _Source:
 
     def __init__(self, shard_set: Samplable, split: str, batch: int, prefetch: int, workers: int, pin: bool) -> None:
         self.shard_set, self.split, self.workers = shard_set, split, workers
-        self.per_group = max(1, GROUP // batch)
-        self.ahead = -(-prefetch // self.per_group)
-        """Groups that are gathered ahead."""
+        self.per_group = max(1, GROUP_BYTES // (shard_set.layout.stride * batch))
+        self.ahead = max(-(-prefetch // self.per_group), workers) if prefetch else 0
+        """Groups that are gathered ahead, one per thread at least."""
         self._batch, self._pin = batch, pin
         self._free: list[_Buffer] = []
 
@@ -250,19 +257,22 @@ class _Source:
             raise
 
     def _batches(self, group: _Group, buffer: "_Buffer") -> Iterator[Batch]:
-        all_flips = torch.from_numpy(group.samples.flip)
-        for (step, slots, place), (images, masks, rows) in zip(group.parts, buffer.parts, strict=False):
+        all_flips = torch.from_numpy(group.samples.flip).split(self._batch)
+        for (step, slots, place), (images, masks, rows), flips in zip(
+            group.parts, buffer.parts, all_flips, strict=False
+        ):
             count = len(slots)
             if count < self._batch:  # the last validation batch
                 images, masks, rows = images[:count], masks[:count], rows[:count]
             yield Batch(
                 images=images,
                 masks=masks,
-                flips=all_flips[place],
+                flips=flips,
                 epoch=group.epoch,
                 step=step,
                 slots=slots,
-                samples=group.samples.row(place),
+                group=group.samples,
+                place=place,
                 rows=rows,
                 shard_set=self.shard_set,
                 split=self.split,

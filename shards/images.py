@@ -75,13 +75,24 @@ class ImageFile:
         self.close()
 
 
-def open_image(path: str | Path, page: int = 0) -> ImageFile:
-    """Open an image; `page` chooses a page of a multi-page TIFF.
+def page_address(path: Path, page: int) -> Path:
+    """Path and page in one: the path itself for the first page, `stack.tif#page=3` for the fourth."""
+    return path.with_name(f"{path.name}#page={page}") if page else path
+
+
+def split_address(address: str | Path) -> tuple[Path, int]:
+    """What `page_address` was made of."""
+    path, found, page = str(address).rpartition("#page=")
+    return (Path(path), int(page)) if found and page.isdecimal() else (Path(address), 0)
+
+
+def open_image(address: str | Path) -> ImageFile:
+    """Open an image: a path, or the address of a page of a multi-page TIFF (`page_address`).
 
     Raises:
         UserError: missing, damaged or unknown file, or values that are neither 1, 8 nor 16 bit integers.
     """
-    path = Path(path)
+    path, page = split_address(address)
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if path.is_dir():

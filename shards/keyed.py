@@ -46,17 +46,19 @@ def permute(position: ArrayLike, size: ArrayLike, key: ArrayLike) -> UInt64:
     what lands outside `range(size)` walks on along its cycle until it is inside. a and b are next to the square
     root of `size`, so at most one position in b has to walk; nothing is ever stored.
     """
-    position, size, key = np.broadcast_arrays(_as_uint64(position), _as_uint64(size), _as_uint64(key))
-    shape = position.shape
-    size, key = size.ravel(), key.ravel()
+    position, size, key = _as_uint64(position), _as_uint64(size), _as_uint64(key)
     a = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
     b = (size + a - np.uint64(1)) // a
-    result = _feistel(position.ravel(), a, b, key)
+    result = np.asarray(_feistel(position, a, b, key))
     outside = np.flatnonzero(result >= size)
+    if not outside.size:
+        return result
+    size, a, b, key = (np.broadcast_to(each, result.shape).ravel() for each in (size, a, b, key))
+    walking = result.ravel()
     while outside.size:
-        result[outside] = _feistel(result[outside], a[outside], b[outside], key[outside])
-        outside = outside[result[outside] >= size[outside]]
-    return result.reshape(shape)
+        walking[outside] = _feistel(walking[outside], a[outside], b[outside], key[outside])
+        outside = outside[walking[outside] >= size[outside]]
+    return walking.reshape(result.shape)
 
 
 def _feistel(x: UInt64, a: UInt64, b: UInt64, key: UInt64) -> UInt64:

@@ -88,9 +88,9 @@ class MaskReader:
             ClassInfo(entry.name, color) for entry, color in zip(entries, self._display_colors(entries), strict=True)
         )
 
-    def open(self, path: str | Path, page: int = 0) -> "MaskFile":
-        """The mask file, to be read whole or by window. Raises UserError when it can't be read."""
-        return MaskFile(self, Path(path), page)
+    def open(self, address: str | Path) -> "MaskFile":
+        """The mask (as for `open_image`), to be read whole or by window. Raises UserError when it can't be read."""
+        return MaskFile(self, address)
 
     def read(self, path: str | Path) -> Labels:
         """The whole mask as labels (H, W), with IGNORE where pixels count nowhere.
@@ -185,15 +185,16 @@ class MaskReader:
 class MaskFile:
     """An open mask; a context manager. TIFF files are read by window, everything else is decoded once."""
 
-    def __init__(self, reader: MaskReader, path: Path, page: int = 0) -> None:
-        from shards.images import TIFF_SUFFIXES, ImageFile, open_image
+    def __init__(self, reader: MaskReader, address: str | Path) -> None:
+        from shards.images import TIFF_SUFFIXES, ImageFile, open_image, split_address
 
+        path, page = split_address(address)
         self.reader, self.path = reader, path
         self._values: NDArray[Any] | None = None
         self._file: ImageFile | None = None
         # `open_image` looks palettes up; where indices are the labels, Pillow hands them out.
         if path.suffix.lower() in TIFF_SUFFIXES and (reader.by_color or not _has_palette(path, page)):
-            self._file = open_image(path, page)
+            self._file = open_image(address)
             self.height, self.width, channels = self._file.height, self._file.width, self._file.channels
             if not self._file.windowed:
                 self._values = self._file.read(0, self.height)
@@ -296,12 +297,13 @@ def encode_mask(labels: Labels, classes: tuple[ClassInfo, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def mask_size(path: Path, page: int = 0) -> tuple[int, int]:
+def mask_size(address: Path) -> tuple[int, int]:
     """(height, width) of a mask, from its header. Raises UserError when it can't be read."""
-    from shards.images import open_image
+    from shards.images import open_image, split_address
 
+    path, page = split_address(address)
     if page or not _has_palette(path, page):
-        with open_image(path, page) as image:
+        with open_image(address) as image:
             return image.height, image.width
     # `open_image` decodes palette images to see whether they are grey.
     from PIL import Image

@@ -105,7 +105,8 @@ class SampleOrder:
         size = np.minimum(self.window, self.steps_per_epoch - start)
         key = hash64(self.seed, _WINDOW, epoch, slot, window)
         moved = start + permute(step - start, size, key).astype(np.int64)
-        position = (plan.offset + slot * self.steps_per_epoch + moved) % self.pairs
+        position = plan.offset + slot * self.steps_per_epoch + moved
+        position -= self.pairs * (position >= self.pairs)  # both are below `pairs`: no division is needed
         sweep = position // self.patches
         place = position - sweep * self.patches
         # One search for all passes: pass p's cumulative sizes are stored with p·N added.

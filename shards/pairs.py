@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from shards.errors import UserError
-from shards.images import IMAGE_SUFFIXES, TIFF_SUFFIXES, ZARR_SUFFIX
+from shards.images import IMAGE_SUFFIXES, TIFF_SUFFIXES, ZARR_SUFFIX, page_address
 from shards.manifest import SPLITS
 from shards.masks import MasksConfig
 from shards.recipe import ImagesConfig, MakeShardsConfig, SplitConfig
@@ -46,7 +46,8 @@ def file_sources(config: MakeShardsConfig) -> list[Source]:
     sources, counts = [], Counter[str]()
     for pair in pairs:
         for page in range(pair.pages):
-            sources.append(Source(pair.split, counts[pair.split], pair.image, pair.mask, page=page))
+            image, mask = (page_address(path, page) for path in (pair.image, pair.mask))
+            sources.append(Source(pair.split, counts[pair.split], image, mask))
             counts[pair.split] += 1
     if not counts["train"]:
         raise UserError(f"no image is left to train on ({dict(counts)}); check --split.*")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
+from shards.images import split_address
 from shards.manifest import SPLITS
 from shards.masks import MaskReader
 from shards.pairs import file_sources
@@ -94,6 +95,8 @@ def make_plan(config: MakeShardsConfig) -> Plan:
             f"--encoding png: PNG stores grey, or RGB of 8 bit; these images have {channels} channels of {dtype}; "
             "use --encoding npy"
         )
-    files = digest_of_files([(source.split, path) for source in sources for path in (source.image, source.mask)])
+    files = digest_of_files(
+        [(source.split, split_address(path)[0]) for source in sources for path in (source.image, source.mask)]
+    )
     target = Target(config, MaskReader(config.masks).classes, channels, dtype)
     return Plan(config, recipe_of(config, files), tuple(sources), target)

@@ -59,8 +59,8 @@ def common_format(sources: Sequence[Source], channels: int | None) -> tuple[int,
 def read_header(source: Source) -> Header:
     """The headers of one source's files."""
     try:
-        with open_image(source.image, source.page) as image:
-            size = mask_size(source.mask, source.page)
+        with open_image(source.image) as image:
+            size = mask_size(source.mask)
             if size != (image.height, image.width):
                 return Header(problem=sizes_differ(source, (image.height, image.width), size))
             return Header(image.channels, str(image.dtype))

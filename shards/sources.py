@@ -33,16 +33,14 @@ class Source:
     number: int
     """Place in its split's list."""
     image: Path
+    """The file, or the address of a page in it (`shards.images.page_address`); so is `mask`."""
     mask: Path
-    page: int = 0
-    """Of a multi-page TIFF."""
     drawn: int = -1
     """Number of the drawing; -1 for the user's own."""
 
     def pair(self, folder: Path) -> SourcePair:
         """The manifest's entry."""
-        page = f"#page={self.page}" if self.page else ""
-        return SourcePair(_relative(self.image, folder) + page, _relative(self.mask, folder) + page)
+        return SourcePair(_relative(self.image, folder), _relative(self.mask, folder))
 
 
 class ArrayImage:
@@ -116,8 +114,8 @@ def open_source(source: Source, config: MakeShardsConfig, channels: int) -> Iter
         yield _draw_and_write(source, config, channels)
         return
     with ExitStack() as stack:
-        image = stack.enter_context(open_image(source.image, source.page))
-        mask = stack.enter_context(MaskReader(config.masks).open(source.mask, source.page))
+        image = stack.enter_context(open_image(source.image))
+        mask = stack.enter_context(MaskReader(config.masks).open(source.mask))
         sizes = (image.height, image.width), (mask.height, mask.width)
         if sizes[0] != sizes[1]:
             raise UserError(sizes_differ(source, *sizes))

@@ -35,11 +35,16 @@ def tiny_set(root: Path, name: str = "tiny", **settings: Any) -> Path:
 
 def job(name: str, arguments: Sequence[str], ranks: int = 1, torchrun: Sequence[str] = ()) -> list[str]:
     """The command of a job: a plain process, or torchrun for several ranks."""
-    script = [str(ROOT / "jobs" / f"{name}.py"), *arguments]
+    return script(ROOT / "jobs" / f"{name}.py", arguments, ranks, torchrun)
+
+
+def script(path: Path, arguments: Sequence[str], ranks: int = 1, torchrun: Sequence[str] = ()) -> list[str]:
+    """The same for any Python file."""
+    command = [str(path), *arguments]
     if ranks == 1 and not torchrun:
-        return [sys.executable, *script]
+        return [sys.executable, *command]
     launcher = torchrun or ["--standalone", f"--nproc-per-node={ranks}"]
-    return [sys.executable, "-m", "torch.distributed.run", *launcher, *script]
+    return [sys.executable, "-m", "torch.distributed.run", *launcher, *command]
 
 
 def run(command: Sequence[str], cwd: Path, check: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:

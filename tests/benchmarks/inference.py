@@ -1,8 +1,8 @@
 """Tiled inference beside MONAI's sliding_window_inference: time, memory, overhead, scaling over ranks.
 
-    python tests/benchmarks/inference.py            # bars 1 to 4, about 10 minutes on 2 cores
-    python tests/benchmarks/inference.py 1 3        # only some
-    python tests/benchmarks/inference.py gigapixel  # a 32768 x 32768 image, start to end
+    python -m tests.benchmarks.inference            # bars 1 to 4, about 10 minutes on 2 cores
+    python -m tests.benchmarks.inference 1 3        # only some
+    python -m tests.benchmarks.inference gigapixel  # a 32768 x 32768 image, start to end
 
 Every case runs in a process of its own; the peer gets the same network, tiles, overlap and batch, and its input as a
 normalised float tensor that was made before the clock starts. Memory is anonymous memory (RssAnon) beyond that of the
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.benchmarks.bars import Bars
 
 TILE, OVERLAP, BATCH, CLASSES = 96, 0.5, 16, 3
 MEAN, STD = (128.0,), (60.0,)
@@ -251,13 +253,7 @@ def read_result(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     return result
 
 
-def verdict(value: float, limit: float, *, least: bool = False) -> str:
-    """`0.61 (bar ≤ 0.75, met)`."""
-    met = value >= limit if least else value <= limit
-    return f"{value:.3f} (bar {'≥' if least else '≤'} {limit}, {'met' if met else 'MISSED'})"
-
-
-def bars_1_and_3() -> None:
+def bars_1_and_3(bars: Bars) -> None:
     """Time and memory beside MONAI, and time outside the network."""
     cases = (
         ("unet", 2048, 2048, 1, 1.0, 0.25),
@@ -267,20 +263,21 @@ def bars_1_and_3() -> None:
     for net, height, width, repeat, time_bar, memory_bar in cases:
         ours = run_case("ours", net, height, width, repeat)
         peer = run_case("monai", net, height, width, repeat)
-        print(f"{net} {height} x {width}")
+        case = f"{net} {height} x {width}"
+        print(case)
         for name, result in (("segdist", ours), ("MONAI", peer)):
             print(f"  {name:<8} {result['seconds']:8.3f} s  {result['cpu']:8.3f} CPU s  {result['peak']:8.1f} MB extra")
-        print(f"  time ratio   {verdict(ours['seconds'] / peer['seconds'], time_bar)}")
+        bars.at_most(f"{case}, time / MONAI", ours["seconds"] / peer["seconds"], time_bar)
         # Where others use the machine at the same time, this one can be trusted rather.
         print(f"  CPU ratio    {ours['cpu'] / peer['cpu']:.3f}")
         if memory_bar is not None:
-            print(f"  memory ratio {verdict(ours['peak'] / peer['peak'], memory_bar)}")
+            bars.at_most(f"{case}, memory / MONAI", ours["peak"] / peer["peak"], memory_bar)
         if net == "unet" and repeat == 1:
             outside = 1 - ours["inside"] / ours["seconds"]
-            print(f"  bar 3, share of time outside the network: {verdict(outside, 0.02)}")
+            bars.at_most(f"{case}, share of time outside the network", outside, 0.02)
 
 
-def bar_2(shapes: tuple[tuple[int, int], ...] = ((4096, 4096), (16384, 4096), (65536, 4096))) -> None:
+def bar_2(bars: Bars, shapes: tuple[tuple[int, int], ...] = ((4096, 4096), (16384, 4096), (65536, 4096))) -> None:
     """Memory as the height grows, from file to file."""
     peaks = []
     for height, width in shapes:
@@ -291,11 +288,12 @@ def bar_2(shapes: tuple[tuple[int, int], ...] = ((4096, 4096), (16384, 4096), (6
         rate = result["pixels"] / 1e6 / result["seconds"]
         print(f"{height} x {width}: {result['peak']:.1f} MB extra, {result['seconds']:.1f} s, {rate:.2f} Mpx/s")
     if len(peaks) > 1:
-        print(f"  growth over the lowest {verdict(max(peaks) / min(peaks) - 1, 0.10)}")
-    print(f"  largest, MB  {verdict(max(peaks), 150 if len(peaks) > 1 else 1000)}")
+        bars.at_most("memory, growth over the lowest", max(peaks) / min(peaks) - 1, 0.10)
+    largest = "memory, MB" if len(peaks) > 1 else "memory of a gigapixel, MB"
+    bars.at_most(largest, max(peaks), 150 if len(peaks) > 1 else 1000)
 
 
-def bar_4(side: int = 2048) -> None:
+def bar_4(bars: Bars, side: int = 2048) -> None:
     """Two ranks of one thread on one image, beside two independent runs on its halves at the same time."""
     from PIL import Image
 
@@ -308,9 +306,8 @@ def bar_4(side: int = 2048) -> None:
         alone = run_case("one", folder)["seconds"]
         halves, together, seamless = (slower_of_two(folder, mode) for mode in ("halves", "together", "seamless"))
     print(f"one rank {alone:.2f} s; two halves on their own {halves:.2f} s, two ranks on the whole {together:.2f} s")
-    print(
-        f"  two ranks reach {verdict(halves / together, 0.92, least=True)}; one rank over two: {alone / together:.2f}"
-    )
+    bars.at_least("two ranks / two independent runs", halves / together, 0.92)
+    print(f"  one rank over two: {alone / together:.2f}")
     print(f"  without the tile row that is computed on both sides of the seam: {seamless:.2f} s")
 
 
@@ -324,25 +321,27 @@ def slower_of_two(folder: str, mode: str) -> float:
     return max(float(read_result(process)["seconds"]) for process in processes)
 
 
-def main(arguments: list[str]) -> None:
-    """Run what the arguments name."""
+def main(arguments: list[str]) -> int:
+    """Run what the arguments name; the exit code: 1 if a bar is short."""
     if arguments[:1] == ["case"]:
         name, first, *rest = arguments[1:]
         cases = {"ours": case_ours, "monai": case_monai, "file": case_file, "ranks": case_ranks, "one": case_one}
         values = [int(value) if value.isdecimal() else value for value in rest]
         print(json.dumps(cases[name](first, *values)))  # type: ignore[operator]
-        return
+        return 0
+    bars = Bars()
     wanted = arguments or ["1", "2", "4"]
     if {"1", "3"} & set(wanted):
-        bars_1_and_3()
+        bars_1_and_3(bars)
     if "2" in wanted:
-        bar_2()
+        bar_2(bars)
     if "4" in wanted:
-        bar_4()
+        bar_4(bars)
     if "gigapixel" in wanted:
-        bar_2(((32768, 32768),))
+        bar_2(bars, ((32768, 32768),))
+    return bars.finish()
 
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

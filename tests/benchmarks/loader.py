@@ -4,7 +4,7 @@
 
 All deliver batches of 16 grey 96 x 96 pairs in random order, as float32 images and int64 masks (or as the stored
 bytes), in one process unless said otherwise. The contenders take turns, so that a machine that is slow for a while is
-slow for all; the table shows medians, and bars are ratios within a round. Exit code 1 where a bar is missed.
+slow for all; the table shows medians, and bars are ratios within a round. Exit code 1 where one is short.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from shards.recipe import MakeShardsConfig, PatchesConfig, SplitConfig, Syntheti
 from shards.shard_file import ShardWriter, Target
 from shards.sources import ArrayImage
 from shards.synthetic import CLASSES, draw
+from tests.benchmarks.bars import Bars
 
 IMAGES, PER_IMAGE, PATCH, BATCH = 400, 20, 96, 16
 SECONDS = 1.0
@@ -312,25 +313,22 @@ def print_table(contenders: list[Contender]) -> None:
 
 
 def judge(by_name: dict[str, Contender], building: float) -> int:
-    """Print each bar with its figure; 1 if one is missed."""
+    """Print each bar with its figure; 1 if one is short."""
 
     def ratio(one: str, other: str) -> float:
         return statistics.median(a / b for a, b in zip(by_name[one].rates, by_name[other].rates, strict=True))
 
-    reader, limit = "segdist npy", "in-memory gather, reused buffers"
-    bars = [
-        ("times stock webdataset on the same tars", ratio(reader, "webdataset, npy tars"), 20.0),
-        ("of the in-memory gather", ratio(reader, limit), 0.9),
-        ("patches/s built per core", building, 3000.0),
-    ]
+    bars = Bars()
+    reader = "segdist npy"
+    bars.at_least("speed / stock webdataset on the same tars", ratio(reader, "webdataset, npy tars"), 20)
+    bars.at_least("speed / in-memory gather", ratio(reader, "in-memory gather, reused buffers"), 0.9)
     memory = by_name["bytes: in-memory gather"].median
     if memory >= 200_000:
-        bars.append(("bytes, samples/s", by_name["bytes: segdist npy"].median, 100_000.0))
+        bars.at_least("samples/s as bytes", by_name["bytes: segdist npy"].median, 100_000)
     else:
         print(f"bytes: the in-memory gather reaches {memory:,.0f} samples/s here, below 200,000; no bar")
-    for what, figure, bar in bars:
-        print(f"{'reached' if figure >= bar else 'MISSED '}  {figure:>12,.2f}  {what} (bar {bar:,g})")
-    return int(any(figure < bar for _, figure, bar in bars))
+    bars.at_least("patches/s built by one process", building, 3000)
+    return bars.finish()
 
 
 if __name__ == "__main__":

@@ -79,6 +79,21 @@ def test_every_flipped_byte_of_the_tensors_is_found(tmp_path: Path) -> None:
         assert find_damage(path) is not None
 
 
+def test_no_flipped_bit_stops_the_run(tmp_path: Path) -> None:
+    checkpoints = folder(tmp_path)
+    checkpoints.save({"step": torch.tensor([1])}, 1)
+    checkpoints.save({"step": torch.tensor([2])}, 2)
+    last = checkpoints.paths()[-1]
+    content = last.read_bytes()
+    for bit in range(3, 8 * len(content), 29):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        last.write_bytes(flipped)
+        loaded = checkpoints.load_latest()
+        assert loaded is not None
+        assert loaded["step"].item() in (1, 2)
+
+
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert folder(tmp_path).load_latest() is None
 

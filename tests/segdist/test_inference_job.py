@@ -49,6 +49,16 @@ def test_masks_are_what_predict_says(model: Path, images: Path, tmp_path: Path) 
         assert (tmp_path / "out" / "previews" / f"{name}.png").exists()
 
 
+def test_pages_of_a_tiff_are_images(model: Path, tmp_path: Path) -> None:
+    pages = np.random.default_rng(0).integers(0, 256, (3, 40, 50), dtype=np.uint8)
+    stack = tmp_path / "stack.tif"
+    tifffile.imwrite(stack, pages, photometric="minisblack")
+    assert job(model, stack, tmp_path / "out", "--images", str(stack), f"{stack}#page=2") == FINISHED
+    for name, page in (("stack", 0), ("stack-page2", 2)):
+        expected = predict(model, pages[page], device="cpu").argmax(axis=0)
+        assert (labels(tmp_path / "out" / "masks" / f"{name}.png") == expected).all()
+
+
 @pytest.mark.parametrize(
     ("kind", "suffix"),
     [

@@ -13,7 +13,7 @@ import torch
 
 from segdist.model_file import load_model
 from segdist.run_record import read_rows
-from tests.helpers import QUIET, TINY_NET, job, kill_all, processes, run, start, tiny_set, wait_until
+from tests.helpers import QUIET, ROOT, TINY_NET, kill_all, processes, run, script, start, tiny_set, wait_until
 from tests.segdist.test_trainer import metrics
 
 pytestmark = pytest.mark.slow
@@ -26,18 +26,30 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(name: str, *settings: str, ranks: int = 1, torchrun: Sequence[str] = ()) -> list[str]:
+def train(
+    name: str, *settings: str, ranks: int = 1, torchrun: Sequence[str] = (), program: Path = ROOT / "jobs" / "train.py"
+) -> list[str]:
     arguments = ["-f", "tiny", "--name", name, "-b", "16", "--log-every", "2", *TINY_NET, *QUIET, *settings]
-    return job("train", arguments, ranks, torchrun)
+    return script(program, arguments, ranks, torchrun)
 
 
 def weights(folder: Path) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in load_model(folder)[0].parameters()])
 
 
-def test_one_rank_of_16_and_several_of_fewer_learn_the_same(work: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "steps", "rtol", "atol"),
+    [
+        (ROOT / "jobs" / "train.py", 2, 1e-3, 1e-5),
+        (ROOT / "tests" / "segdist" / "train_in_double.py", 8, 1e-6, 1e-9),
+    ],
+    ids=["single", "double"],
+)
+def test_one_rank_of_16_and_several_of_fewer_learn_the_same(
+    work: Path, program: Path, steps: int, rtol: float, atol: float
+) -> None:
     """Also where 16 divides by nothing, and with accumulation: group norm, so equal up to rounding."""
-    settings = ["--steps", "8", "--optim.lr", "0.1", "--loss.name", "cross_entropy+dice"]
+    settings = ["--steps", str(steps), "--optim.lr", "0.1", "--loss.name", "cross_entropy+dice"]
     cases: dict[str, tuple[int, list[str]]] = {
         "r1": (1, []),
         "r1a3": (1, ["--accumulate", "3"]),
@@ -46,11 +58,12 @@ def test_one_rank_of_16_and_several_of_fewer_learn_the_same(work: Path) -> None:
         "r4": (4, []),
     }
     for name, (ranks, more) in cases.items():
-        run(train(name, *settings, *more, ranks=ranks), work)
-    expected, rows = weights(work / "runs" / "r1"), metrics(work / "runs" / "r1")
-    for name in cases:
-        torch.testing.assert_close(weights(work / "runs" / name), expected, rtol=1e-3, atol=1e-5)
-        for row, other in zip(rows, metrics(work / "runs" / name), strict=True):
+        run(train(f"{name}-{steps}", *settings, *more, ranks=ranks, program=program), work)
+    folders = {name: work / "runs" / f"{name}-{steps}" for name in cases}
+    expected, rows = weights(folders["r1"]), metrics(folders["r1"])
+    for folder in folders.values():
+        torch.testing.assert_close(weights(folder), expected, rtol=rtol, atol=atol)
+        for row, other in zip(rows, metrics(folder), strict=True):
             assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segdist.report import write_report
@@ -158,6 +158,7 @@ VALUES = st.floats(-1e9, 1e9)
 
 
 @given(VALUES, VALUES)
+@example(0.0, 5e-324)
 @settings(deadline=None, max_examples=200)
 def test_ticks_cover_the_range_evenly(a: float, b: float) -> None:
     low, high = min(a, b), max(a, b)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards.errors import UserError
-from shards.images import match_channels, open_image
+from shards.images import match_channels, open_image, page_address
 
 RNG = np.random.default_rng(7)
 GREY = RNG.integers(0, 256, (37, 53), dtype=np.uint8)
@@ -141,10 +141,10 @@ def test_lzw_tiff_is_read_without_imagecodecs(tmp_path: Path) -> None:
 
 def test_pages(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.stack([GREY, 255 - GREY]), photometric="minisblack")
-    with open_image(tmp_path / "a.tif", page=1) as image:
+    with open_image(page_address(tmp_path / "a.tif", 1)) as image:
         assert (image.read(0, 37)[..., 0] == 255 - GREY).all()
     with pytest.raises(UserError, match="pages 0 to 1"):
-        open_image(tmp_path / "a.tif", page=2)
+        open_image(page_address(tmp_path / "a.tif", 2))
 
 
 @pytest.mark.parametrize("shape", ["hw", "hwc", "chw", "ome"])
@@ -220,3 +220,12 @@ def test_match_channels() -> None:
 def test_windows_outside_the_image_are_refused(tmp_path: Path) -> None:
     with open_image(save(tmp_path / "a.png", GREY)) as image, pytest.raises(ValueError, match="outside"):
         image.read(0, 38)
+
+
+def test_an_address_names_a_page(tmp_path: Path) -> None:
+    pages = RNG.integers(0, 256, (3, 20, 30), dtype=np.uint8)
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, pages, photometric="minisblack")
+    for page in range(3):
+        with open_image(page_address(path, page)) as image:
+            assert np.array_equal(image.read(0, 20, 0, 30)[..., 0], pages[page])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import shards.batches
 from shards.batches import Batch, TrainBatches, ValidationBatches
 from shards.errors import UserError
 from shards.images import open_image
@@ -110,6 +111,7 @@ def test_leaving_early_ends_the_threads(small_set: Path) -> None:
 
 
 def test_an_error_of_a_thread_reaches_the_consumer(small_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards.batches, "GROUP_BYTES", 1)
     shard_set = ShardSet(small_set)
     calls = []
 
@@ -136,7 +138,9 @@ def test_two_streams_at_once_don_t_share_buffers(small_set: Path) -> None:
         assert np.array_equal(other.images.numpy(), expected[1][step][0])
 
 
-def test_buffers_are_reused(small_set: Path) -> None:
+@pytest.mark.parametrize("group_bytes", [1, 50_000])
+def test_buffers_are_reused(small_set: Path, monkeypatch: pytest.MonkeyPatch, group_bytes: int) -> None:
+    monkeypatch.setattr(shards.batches, "GROUP_BYTES", group_bytes)
     shard_set = ShardSet(small_set)
     batches = TrainBatches(shard_set, SampleOrder(shard_set.sizes("train"), 4, 0), prefetch=2)
     places = {batch.images.data_ptr() for _ in range(2) for batch in batches.batches(0)}

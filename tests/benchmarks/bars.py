@@ -1,0 +1,29 @@
+"""The end of every benchmark: a line a bar, and the exit code."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Bars:
+    """Figures beside their targets, in the order in which they were measured."""
+
+    lines: list[str] = field(default_factory=list)
+    short: int = 0
+
+    def at_least(self, name: str, figure: float, target: float) -> None:
+        """A bar that is met by `figure` >= `target`."""
+        self._add(name, figure, target, "at least", figure >= target)
+
+    def at_most(self, name: str, figure: float, target: float) -> None:
+        """A bar that is met by `figure` <= `target`."""
+        self._add(name, figure, target, "at most", figure <= target)
+
+    def finish(self) -> int:
+        """Print every bar; the exit code: 1 if one is short."""
+        print()
+        print("\n".join(self.lines))
+        return int(self.short > 0)
+
+    def _add(self, name: str, figure: float, target: float, side: str, met: bool) -> None:
+        self.lines.append(f"bar: {name} = {figure:.4g} (target {side} {target:g}) {'met' if met else 'short'}")
+        self.short += not met
