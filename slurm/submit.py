@@ -147,12 +147,15 @@ def read_records(folder: Path) -> list[Record]:
 def _environment(variables: dict[str, str]) -> Iterator[None]:
     """Set `variables`, and hide those of a Slurm job that this process runs in: they must not rule the new job."""
     hidden = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
-    before = dict(os.environ)
+    before = {name: os.environ.get(name) for name in [*hidden, *variables]}
     for name in hidden:
         del os.environ[name]
     os.environ.update(variables)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        # Only these: other threads may be reading the rest.
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -17,8 +17,11 @@ from slurm.task import Task
 MINI_CLUSTER = Path(__file__).parents[2] / "slurm" / "mini_cluster.sh"
 SUBMITTING = threading.Lock()
 """`submit` changes the environment of the process for a moment."""
-PATIENCE = 240.0
-"""Seconds after which a test gives up waiting: far above what any step takes on a busy machine."""
+PATIENCE = 900.0
+"""Seconds after which a test gives up waiting for what may still happen: far above what anything takes on a busy
+machine. What can't happen any more is noticed sooner."""
+LOOK_EVERY = 2.0
+"""Seconds between two looks whether the awaited can still happen."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ def toy(entry: str, folder: Path, *arguments: object, **options: Any) -> Task:
 def profile(**changes: Any) -> Profile:
     """The mini cluster's profile for one rank on one node, with `changes`.
 
-    Nodes 3 and 4 are left to the tests that ask for them, to preempt or to crash.
+    Nodes 3 to 6 are left to the tests that ask for them, to preempt or to crash.
     """
-    where = {} if "nodelist" in changes else {"exclude": "node3,node4"}
+    where = {} if "nodelist" in changes else {"exclude": "node[3-6]"}
     return replace(load_profile("mini", "make-shards"), memory_gb=1.0, **where, **changes)
 
 
@@ -68,28 +71,66 @@ def standing(folder: Path, name: str) -> Standing:
     return {item.record.name: item for item in standings(folder / "slurm")}[name]
 
 
-def wait_until(what: str, condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds."""
+def wait_until(what: str, condition: Callable[[], bool], hopeless: Callable[[], str] = str) -> None:
+    """Wait until `condition` holds.
+
+    Args:
+        hopeless: why it can't come to hold any more, or nothing; see `ended`.
+    """
     deadline = time.monotonic() + PATIENCE
+    next_look = time.monotonic() + LOOK_EVERY
     while not condition():
-        if time.monotonic() > deadline:
+        why = f"{PATIENCE:.0f} s have passed" if time.monotonic() > deadline else ""
+        if time.monotonic() > next_look:
+            why = why or hopeless()
+            next_look = time.monotonic() + LOOK_EVERY
+        if why and not condition():
             queue = subprocess.run(["squeue", "--array"], capture_output=True, text=True, check=False).stdout
-            raise AssertionError(f"waited in vain until {what}\n{queue}")
+            raise AssertionError(f"waited in vain until {what}: {why}\n{queue}")
         time.sleep(0.3)
+
+
+def ended(look: Callable[[], Standing]) -> Callable[[], str]:
+    """For `wait_until`: a job that has ended brings nothing any more.
+
+    Believed when seen three times in a row, because a job that is being requeued may look ended for a moment.
+    """
+    times = 0
+
+    def reason() -> str:
+        nonlocal times
+        now = look()
+        times = 0 if now.alive else times + 1
+        if times < 3:
+            return ""
+        return f"{now.record.name} has ended, {now.state} after {now.starts} starts; {now.reason}"
+
+    return reason
+
+
+def wait_for(
+    what: str, condition: Callable[[Standing], bool], look: Callable[[], Standing], *, or_end: bool = False
+) -> Standing:
+    """Wait until a job that `look` looks at stands as `condition` says; how it stands then.
+
+    Args:
+        or_end: take the job's end for an answer; otherwise it is an error that says how the job ended.
+    """
+    seen: list[Standing] = []
+
+    def holds() -> bool:
+        now = look()
+        if condition(now):
+            seen.append(now)
+        return bool(seen)
+
+    wait_until(what, holds, str if or_end else ended(look))
+    return seen[0]
 
 
 def wait_for_end(folder: Path, name: str) -> Standing:
     """Wait until nothing of a submission waits or runs any more; how it stands then."""
-    ended: list[Standing] = []
-
-    def has_ended() -> bool:
-        now = standing(folder, name)
-        if not now.alive:
-            ended.append(now)
-        return bool(ended)
-
-    wait_until(f"{name} ended", has_ended)
-    return ended[0]
+    return wait_for(f"{name} ended", lambda now: not now.alive, lambda: standing(folder, name), or_end=True)
 
 
 def log(folder: Path) -> str:

@@ -16,7 +16,7 @@ TOOLS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "unshare")
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Four nodes of 16 claimed cores and 4 fake GPUs; Slurm's commands in this process talk to it."""
+    """Six nodes of 16 claimed cores and 4 fake GPUs; Slurm's commands in this process talk to it."""
     search = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     missing = [tool for tool in TOOLS if shutil.which(tool, path=search) is None]
     if missing or os.geteuid() != 0:
@@ -25,7 +25,7 @@ def cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="segdist-slurm-"))
     before = os.environ.get("SLURM_CONF")
     try:
-        subprocess.run([MINI_CLUSTER, "start", folder, "--nodes", "4", "--cpus", "16"], check=True)
+        subprocess.run([MINI_CLUSTER, "start", folder, "--nodes", "6", "--cpus", "16"], check=True)
         os.environ["SLURM_CONF"] = str(folder / "etc" / "slurm.conf")
         yield Cluster(folder)
     finally:

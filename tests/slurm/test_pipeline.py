@@ -13,7 +13,7 @@ from slurm.submit import Order, sbatch_script
 from slurm.task import Task
 from tests.slurm.cluster import SUBMITTING, Cluster, log, profile, standing, toy, wait_for_end, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def link(folder: Path, name: str, *tasks: Task) -> Link:
@@ -40,9 +40,11 @@ def whats(placed: list[Placed]) -> list[str]:
 def test_links_run_one_after_another_and_finished_ones_are_not_done_again(cluster: Cluster, tmp_path: Path) -> None:
     array = link(tmp_path, "array", *(toy("greet", tmp_path, str(number)) for number in range(3)))
     links = array, greeting(tmp_path, "second"), greeting(tmp_path, "third")
+    (tmp_path / "hold").touch()
     first = run_chain(*links)
     assert whats(first) == ["submitted"] * 3
     assert whats(run_chain(*links)) == ["queued already"] * 3
+    (tmp_path / "hold").unlink()
     assert wait_for_end(tmp_path, "third").finished
     assert [item.record.job_id for item in run_chain(*links)] == [item.record.job_id for item in first]
     assert whats(run_chain(*links)) == ["finished already"] * 3

@@ -1,11 +1,13 @@
 """The product on the real Slurm of the fixture: the pipeline to a score, and runs that meet every kind of interruption.
 
 The parts are slow because Slurm is, so all are started at once, in threads, by the first test; each test then waits
-for its part and looks at what it left.
+for its part and looks at what it left. Jobs that shall be interrupted run with a brake (`tests.slurm.braked`), so that
+neither a fast machine finishes them too soon nor a slow one brings a test to its limits.
 """
 
 import filecmp
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,26 +19,30 @@ from typing import Any
 import pytest
 import torch
 
-from slurm.status import Standing, standings
-from tests.slurm.cluster import Cluster, place, toy, wait_until
+from slurm.requeue import state_of
+from slurm.status import ALIVE, Standing, standings
+from tests.slurm.braked import BRAKE, Brake
+from tests.slurm.cluster import Cluster, ended, place, toy, wait_for, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+CHECKOUT = Path(__file__).parents[2]
 
 SET = (
     "--synthetic.train", "16", "--synthetic.test", "4", "--patches.size", "64", "--patches.per-image", "8",
     "--shard-mb", "1",
 )  # fmt: skip
-NETWORK = ("--model.width", "4", "--model.depth", "2")
-STEPS = 300
-"""Long enough for the half minute that Slurm takes to notice a time limit."""
+BRAKED = "tests.slurm.braked:BrakedUNet"
+NETWORK = ("--model.factory", BRAKED, "--model.kwargs", json.dumps({"width": 4, "depth": 2}))
+STEPS = 120
 TRAINING = (
-    "-f", "cells", "--steps", str(STEPS), "--epoch-steps", "100", "-b", "32", *NETWORK,
-    "--checkpoint.every-steps", "10", "--tracking.wandb", "offline",
+    "-f", "cells", "--steps", str(STEPS), "--epoch-steps", "40", "-b", "32", *NETWORK,
+    "--checkpoint.every-steps", "5", "--tracking.wandb", "offline",
 )  # fmt: skip
 PROFILE = """
 partition = "main"
 memory_gb = 3
-exclude = "node3,node4"
+exclude = "node[3-6]"
 [environment]
 OMP_NUM_THREADS = "1"
 [jobs.train]
@@ -45,22 +51,31 @@ tasks_per_node = 2
 [jobs.infer]
 nodes = 2
 """
-FIRST_NODES = PROFILE.replace("tasks_per_node = 2", "tasks_per_node = 1")
-LAST_NODES = """
+CALM = PROFILE.replace("tasks_per_node = 2", "tasks_per_node = 1")
+BATTERED = """
 partition = "main"
 memory_gb = 3
 nodes = 2
-nodelist = "node3,node4"
+nodelist = "NODES"
 [environment]
 OMP_NUM_THREADS = "1"
+SEGDIST_TEST_BRAKE = "battered-brake"
 """
+"""On nodes of its own, which it may lose."""
+GENTLY, HARD = 0.1, 1.0
+"""Seconds of brake on each step: on the way to an interruption, and while it is on its way."""
 PIPELINE = {
     "make_shards": {
         "shard_mb": 1,
         "synthetic": {"train": 16, "test": 4},
         "patches": {"size": 64, "per_image": 8},
     },
-    "train": {"preset": "fast", "steps": 120, "epoch_steps": 60, "model": {"width": 8, "depth": 2}},
+    "train": {
+        "preset": "fast",
+        "steps": 120,
+        "epoch_steps": 60,
+        "model": {"factory": BRAKED, "kwargs": {"width": 8, "depth": 2}},
+    },
     "infer": {"output": {"figures": 1}},
 }
 
@@ -71,34 +86,34 @@ class Workplace:
 
     folder: Path
 
-    def segdist(self, *arguments: str) -> str:
+    def run(self, *words: str | Path, **variables: str) -> str:
         """Run a command as a person would; its output."""
-        words = [sys.executable, "-m", "jobs.cli", *arguments]
-        done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
+        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), **variables}  # the nodes find `tests` in the checkout
+        done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, f"{' '.join(map(str, words))}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    def segdist(self, *arguments: str) -> str:
+        """`segdist …`; its output."""
+        return self.run(sys.executable, "-m", "jobs.cli", *arguments)
 
     def standing(self, run: str, name: str) -> Standing:
         """How a link of a run stands."""
         return {item.record.name: item for item in standings(self.folder / "runs" / run / "slurm")}[name]
 
     def wait_for(self, run: str, name: str, what: str, condition: Callable[[Standing], bool]) -> Standing:
-        """Wait until a link of a run stands as `condition` says; fails at once when it has failed."""
-        seen: list[Standing] = []
-
-        def holds() -> bool:
-            now = self.standing(run, name)
-            assert now.state != "FAILED", f"{run}: {name} failed: {now.reason}"
-            if condition(now):
-                seen.append(now)
-            return bool(seen)
-
-        wait_until(f"{run}: {name} {what}", holds)
-        return seen[0]
+        """Wait until a link of a run stands as `condition` says; an error at once when it has ended otherwise."""
+        return wait_for(f"{run}: {name} {what}", condition, lambda: self.standing(run, name))
 
     def finish(self, run: str, name: str) -> Standing:
         """Wait for the end of a link."""
         return self.wait_for(run, name, "finished", lambda now: now.finished and not now.alive)
+
+    def reach(self, run: str, step: int) -> int:
+        """Wait until a training has a checkpoint of this step, or a later one; its step."""
+        look = ended(lambda: self.standing(run, "train"))
+        wait_until(f"{run}: step {step}", lambda: self.step(run) >= step, look)
+        return self.step(run)
 
     def step(self, run: str) -> int:
         """Step of the newest checkpoint, 0 without any."""
@@ -122,7 +137,6 @@ class Battered:
     """Kind of interruption → starts of the job once it ran again."""
     steps_at: dict[str, int] = field(default_factory=dict)
     """Kind of interruption → step of the newest checkpoint when it came."""
-    end: str = ""
     cancelled: Standing | None = None
 
 
@@ -131,8 +145,9 @@ def workplace(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Wor
     """With the shard set `cells`, built in one process, and the profiles."""
     place = Workplace(tmp_path_factory.mktemp("workplace"))
     (place.folder / "profile.toml").write_text(PROFILE)
-    (place.folder / "first-nodes.toml").write_text(FIRST_NODES)
-    (place.folder / "last-nodes.toml").write_text(LAST_NODES)
+    (place.folder / "calm.toml").write_text(CALM)
+    (place.folder / "battered.toml").write_text(BATTERED.replace("NODES", "node[3-4]"))
+    (place.folder / "crashed.toml").write_text(BATTERED.replace("NODES", "node[5-6]").replace("battered", "crashed"))
     (place.folder / "pipeline.json").write_text(json.dumps(PIPELINE))
     (place.folder / ".venv").symlink_to(Path(sys.prefix))
     (place.folder / "runs" / "logs").mkdir(parents=True)
@@ -142,12 +157,17 @@ def workplace(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Wor
 
 @pytest.fixture(scope="module")
 def parts(cluster: Cluster, workplace: Workplace) -> Iterator[dict[str, Future[Any]]]:
-    """All long parts, at once."""
-    with ThreadPoolExecutor() as pool:
-        yield {
-            function.__name__: pool.submit(function, workplace, cluster)
-            for function in (whole_pipeline, calm_run, battered_run, local_pipeline)
-        }
+    """All long parts, at once; some need the model that another one trains."""
+    first = (whole_pipeline, calm_run, battered_run, local_pipeline, plain_sbatch)
+    second = (crashed_inference, array_inference)
+    with ThreadPoolExecutor(len(first) + len(second)) as pool:
+        started: dict[str, Future[Any]] = {part.__name__: pool.submit(part, workplace, cluster) for part in first}
+
+        def after_the_pipeline(part: Callable[[Workplace, Cluster], Any]) -> Any:
+            started["whole_pipeline"].result()
+            return part(workplace, cluster)
+
+        yield started | {part.__name__: pool.submit(after_the_pipeline, part) for part in second}
 
 
 SUBMIT_WHOLE = (
@@ -173,7 +193,7 @@ def local_pipeline(workplace: Workplace, cluster: Cluster) -> str:
 def calm_run(workplace: Workplace, cluster: Cluster) -> None:
     """A training that nothing happens to, with the shard set copied to the nodes first."""
     workplace.segdist(
-        "submit", "train", "--profile", "first-nodes.toml", "--stage-to", str(workplace.folder / "node-disk"),
+        "submit", "train", "--profile", "calm.toml", "--stage-to", str(workplace.folder / "node-disk"),
         "--", *TRAINING, "--name", "calm",
     )  # fmt: skip
     workplace.finish("calm", "train")
@@ -182,43 +202,119 @@ def calm_run(workplace: Workplace, cluster: Cluster) -> None:
 def battered_run(workplace: Workplace, cluster: Cluster) -> Battered:
     """The same training, on the two nodes that may be preempted and crashed."""
     seen = Battered()
-    submit = ("submit", "train", "--profile", "last-nodes.toml", "--", *TRAINING, "--name", "battered")
-
-    def next_start(kind: str) -> None:
-        starts = len(seen.starts_after) + 1
-        workplace.wait_for("battered", "train", f"runs after {kind}", lambda now: now.starts > starts)
-        seen.starts_after[kind] = workplace.standing("battered", "train").starts
+    brake = Brake(workplace.folder / "battered-brake")
+    submit = ("submit", "train", "--profile", "battered.toml", "--", *TRAINING, "--name", "battered")
 
     def reach(kind: str, step: int) -> None:
-        wait_until(f"step {step}", lambda: workplace.step("battered") >= step)
-        seen.steps_at[kind] = workplace.step("battered")
+        brake.set(GENTLY)
+        seen.steps_at[kind] = workplace.reach("battered", step)
+        brake.set(HARD)
 
+    def next_start(kind: str, starts: int) -> None:
+        now = workplace.wait_for("battered", "train", f"runs after {kind}", lambda now: now.starts >= starts)
+        seen.starts_after[kind] = now.starts
+
+    brake.set(GENTLY)
     workplace.segdist(*submit)
-    reach("preemption", 10)
+    reach("preemption", 5)
     urgent = workplace.folder / "urgent"
     place("greet", toy("greet", urgent), partition="urgent", nodelist="node3", exclusive=True)
-    next_start("preemption")
+    next_start("preemption", 2)
 
-    reach("node crash", seen.steps_at["preemption"] + 20)
+    reach("node crash", seen.steps_at["preemption"] + 5)
     cluster.crash("node4")
-    wait_until("the job waits for the node", lambda: workplace.standing("battered", "train").state == "PENDING")
+    workplace.wait_for("battered", "train", "waits for the node", lambda now: now.state == "PENDING")
     cluster.boot("node4")
-    next_start("node crash")
+    next_start("node crash", 3)
 
-    reach("scancel", seen.steps_at["node crash"] + 20)
+    reach("scancel", seen.steps_at["node crash"] + 5)
     subprocess.run(["scancel", workplace.job("battered", "train")], check=True)
-    seen.cancelled = workplace.wait_for("battered", "train", "cancelled", lambda now: not now.alive)
+    wait_until("the training is cancelled", lambda: not workplace.standing("battered", "train").alive)
+    seen.cancelled = workplace.standing("battered", "train")
 
     workplace.segdist(*submit)
-    reach("time limit", seen.steps_at["scancel"] + 20)
-    # The limit is moved to now; Slurm then does what it does at a limit: the profile's signal first.
+    reach("time limit", seen.steps_at["scancel"] + 5)
+    # The limit is moved to now; within a minute Slurm does what it does at a limit: the profile's signal first.
     job = f"JobId={workplace.job('battered', 'train')}"
     subprocess.run(["scontrol", "update", job, "TimeLimit=2"], check=True)
-    workplace.wait_for("battered", "train", "runs after time limit", lambda now: now.starts == 2)
-    seen.starts_after["time limit"] = 2
+    next_start("time limit", 2)
     subprocess.run(["scontrol", "update", job, "TimeLimit=60"], check=True)
+    brake.release()
     workplace.finish("battered", "train")
     return seen
+
+
+MASKS = ("-m", "runs/whole", "-f", "whole", "--split", "train", "--overlap", "0.75", "--output.figures", "0")
+
+
+def crashed_inference(workplace: Workplace, cluster: Cluster) -> tuple[int, Standing]:
+    """An inference that loses a node, beside one that doesn't; finished images at the crash, and how it stands then."""
+    brake = Brake(workplace.folder / "crashed-brake")
+    brake.set(GENTLY)
+    workplace.segdist("submit", "infer", "--profile", "profile.toml", "--", *MASKS, "--out", "calm-masks")
+    workplace.segdist("submit", "infer", "--profile", "crashed.toml", "--", *MASKS, "--out", "masks")
+    records = workplace.folder / "masks" / "state" / "records"
+    finished = ended(lambda: workplace.standing("whole", "infer-masks"))
+    wait_until("two images are finished", lambda: len(list(records.glob("*.json"))) >= 2, finished)
+    brake.set(HARD)
+    cluster.crash("node6")
+    workplace.wait_for("whole", "infer-masks", "waits for the node", lambda now: now.state == "PENDING")
+    kept = len(list(records.glob("*.json")))
+    brake.release()
+    cluster.boot("node6")
+    workplace.finish("whole", "infer-calm-masks")
+    return kept, workplace.finish("whole", "infer-masks")
+
+
+def array_inference(workplace: Workplace, cluster: Cluster) -> None:
+    """The pipeline's inference once more, as a job array."""
+    workplace.segdist(
+        "submit", "infer", "--profile", "profile.toml", "--tasks", "2",
+        "--", "-m", "runs/whole", "-f", "whole", "--out", "array", "--output.figures", "1",
+    )  # fmt: skip
+    workplace.finish("whole", "infer-array-merge")
+
+
+def plain_sbatch(workplace: Workplace, cluster: Cluster) -> str:
+    """The templates for those who don't want submitit, with a signal to the training; the training's log."""
+    templates = CHECKOUT / "slurm" / "templates"
+    brake = Brake(workplace.folder / "plain-brake")
+    brake.set(GENTLY)
+
+    def sbatch(template: str, *arguments: str, options: tuple[str, ...] = (), after: str = "") -> str:
+        chained = (f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes") if after else ()
+        words = ("sbatch", "--parsable", "--mem=3G", "--exclude=node[3-6]", *chained, *options)
+        script = templates / f"{template}.sbatch"
+        return workplace.run(*words, script, *arguments, **{BRAKE: str(brake.path)}).strip()
+
+    def gone(job: str) -> Callable[[], str]:
+        times = 0
+
+        def reason() -> str:
+            nonlocal times
+            state = state_of(job)
+            times = 0 if state in ALIVE else times + 1
+            logs = sorted((workplace.folder / "runs" / "logs").glob("*.log"))
+            return f"job {job}: {state}\n" + "\n".join(path.read_text() for path in logs) if times >= 3 else ""
+
+        return reason
+
+    shards = sbatch("make_shards", "-f", "plain", *SET, options=("--array=0-1",))
+    finish = sbatch("make_shards", "-f", "plain", *SET, "--finish", after=shards)
+    training = sbatch(
+        "train", "-f", "plain", "--steps", "120", "--epoch-steps", "60", *NETWORK, "--checkpoint.every-steps", "5",
+        "--tracking.wandb", "off", options=("--ntasks-per-node=2",), after=finish,
+    )  # fmt: skip
+    inference = sbatch("infer", "-m", "plain", "-f", "plain", options=("--ntasks-per-node=2",), after=training)
+    log = workplace.folder / "runs" / "logs" / f"segdist-train_{training}.log"
+    wait_until("it trains", lambda: workplace.step("plain") >= 5, gone(training))
+    brake.set(HARD)
+    subprocess.run(["scancel", "--signal=USR2", training], check=True)
+    wait_until("it goes on", lambda: "going on after step" in log.read_text(), gone(training))
+    brake.release()
+    scores = workplace.folder / "runs/plain/predictions/plain/scores.json"
+    wait_until("there are scores", scores.exists, gone(inference))
+    return log.read_text()
 
 
 def last_checkpoint(workplace: Workplace, run: str) -> dict[str, Any]:
@@ -248,10 +344,10 @@ def test_the_pipeline_reaches_a_score_on_two_nodes_of_two_ranks(
     assert "4 ranks on cpu" in workplace.log("whole")
     for words in ("submitted as job", "runs/whole/slurm", "segdist queue whole", "scancel"):
         assert words in said
-    queue = workplace.segdist("queue", "whole")
     links = ["make-shards", "finish-shards", "train", "infer", "report"]
-    assert [line.split()[1] for line in queue.splitlines()[1:]] == links
-    assert queue.count("COMPLETED") == len(links)
+    queue = workplace.segdist("queue", "whole").splitlines()[1:][: len(links)]  # further inferences may follow
+    assert [line.split()[1] for line in queue] == links
+    assert all("COMPLETED" in line for line in queue)
     assert (workplace.folder / "runs/whole/report.html").stat().st_size > 10_000
 
 
@@ -335,36 +431,20 @@ def test_staged_shards_are_read_from_the_node(parts: dict[str, Future[Any]], wor
 
 
 def test_an_inference_comes_back_after_a_node_crash_with_the_same_masks(
-    parts: dict[str, Future[Any]], workplace: Workplace, cluster: Cluster
+    parts: dict[str, Future[Any]], workplace: Workplace
 ) -> None:
-    parts["whole_pipeline"].result()
-    parts["battered_run"].result()  # it needs node 4 as well
-    arguments = ("-m", "runs/whole", "-f", "whole", "--split", "train", "--overlap", "0.875", "--output.figures", "0")
-    workplace.segdist("submit", "infer", "--profile", "profile.toml", "--", *arguments, "--out", "calm-masks")
-    workplace.finish("whole", "infer-calm-masks")
-    workplace.segdist("submit", "infer", "--profile", "last-nodes.toml", "--", *arguments, "--out", "masks")
-    records = workplace.folder / "masks" / "state" / "records"
-    wait_until("two images are finished", lambda: len(list(records.glob("*.json"))) >= 2)
-    cluster.crash("node4")
-    wait_until("the job waits for the node", lambda: workplace.standing("whole", "infer-masks").state == "PENDING")
-    assert len(list(records.glob("*.json"))) < 14  # not all of them
-    cluster.boot("node4")
-    assert workplace.finish("whole", "infer-masks").starts == 2
+    kept, standing = parts["crashed_inference"].result()
+    assert standing.starts == 2
     calm, crashed = (workplace.folder / name / "masks" for name in ("calm-masks", "masks"))
     names = sorted(path.name for path in calm.iterdir())
-    assert len(names) > 10
+    assert 2 <= kept < len(names)
     assert filecmp.cmpfiles(calm, crashed, names, shallow=False) == (names, [], [])
 
 
 def test_an_array_over_images_merges_to_the_same_masks_and_scores(
     parts: dict[str, Future[Any]], workplace: Workplace
 ) -> None:
-    parts["whole_pipeline"].result()
-    workplace.segdist(
-        "submit", "infer", "--profile", "profile.toml", "--tasks", "2",
-        "--", "-m", "runs/whole", "-f", "whole", "--out", "array", "--output.figures", "1",
-    )  # fmt: skip
-    workplace.finish("whole", "infer-array-merge")
+    parts["array_inference"].result()
     whole, array = workplace.folder / "runs/whole/predictions/whole", workplace.folder / "array"
     names = [f"masks/{path.name}" for path in (whole / "masks").iterdir()]
     assert filecmp.cmpfiles(whole, array, names, shallow=False) == (names, [], [])
@@ -372,24 +452,7 @@ def test_an_array_over_images_merges_to_the_same_masks_and_scores(
     assert read[0] == read[1]
 
 
-def test_the_sbatch_templates_work_without_submitit(cluster: Cluster, workplace: Workplace) -> None:
-    templates = Path(__file__).parents[2] / "slurm" / "templates"
-
-    def sbatch(*arguments: str) -> str:
-        words = ["sbatch", "--parsable", "--mem=3G", "--exclude=node3,node4", *arguments]
-        return subprocess.run(words, cwd=workplace.folder, capture_output=True, text=True, check=True).stdout.strip()
-
-    make, train, infer = (str(templates / f"{name}.sbatch") for name in ("make_shards", "train", "infer"))
-    shards = sbatch("--array=0-1", make, "-f", "plain", *SET)
-    finish = sbatch(f"--dependency=afterok:{shards}", make, "-f", "plain", *SET, "--finish")
-    training = sbatch(
-        f"--dependency=afterok:{finish}", "--ntasks-per-node=2", train, "-f", "plain", "--steps", "120",
-        "--epoch-steps", "60", *NETWORK, "--checkpoint.every-steps", "5", "--tracking.wandb", "off",
-    )  # fmt: skip
-    sbatch(f"--dependency=afterok:{training}", "--ntasks-per-node=2", infer, "-m", "plain", "-f", "plain")
-    log = workplace.folder / "runs" / "logs" / f"segdist-train_{training}.log"
-    wait_until("it trains", lambda: workplace.step("plain") >= 5)
-    subprocess.run(["scancel", "--signal=USR2", training], check=True)
-    scores = workplace.folder / "runs/plain/predictions/plain/scores.json"
-    wait_until("there are scores", scores.exists)
-    assert "going on after step" in log.read_text()
+def test_the_sbatch_templates_work_without_submitit(parts: dict[str, Future[Any]]) -> None:
+    log = parts["plain_sbatch"].result()
+    assert "with a checkpoint" in log
+    assert "going on after step" in log

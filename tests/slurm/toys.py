@@ -9,8 +9,10 @@ from pathlib import Path
 
 
 def greet(arguments: Sequence[str]) -> int:
-    """Write this rank's place into `<folder>/<rank>.txt`."""
+    """Write this rank's place into `<folder>/<rank>.txt`, once there is no file `<folder>/hold`."""
     folder = Path(arguments[0])
+    while (folder / "hold").exists():
+        time.sleep(0.1)
     folder.mkdir(parents=True, exist_ok=True)
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     (folder / f"{rank}.txt").write_text(" ".join([*arguments[1:], os.environ.get("CUDA_VISIBLE_DEVICES", "no GPUs")]))
@@ -24,20 +26,20 @@ def fail(arguments: Sequence[str]) -> int:
 
 
 def count(arguments: Sequence[str]) -> int:
-    """Count to `last` in the file `<folder>/steps/<n>`, one step each `pause` s; stop with 75 when told to, then go on.
+    """Count in the file `<folder>/steps/<n>`, a step each 0.3 s, until there is a file `<folder>/enough`.
 
-    A signal is obeyed at the next step, as in training; the count is the checkpoint.
+    Told to stop, it returns 75 at the next step, as training does; the count is the checkpoint from which it goes on.
     """
-    folder, last, pause = Path(arguments[0]), int(arguments[1]), float(arguments[2])
+    folder = Path(arguments[0])
     told = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda received, frame: told.append(received))
     steps = folder / "steps"
     steps.mkdir(parents=True, exist_ok=True)
     done = max((int(path.name) for path in steps.iterdir()), default=0)
-    print(f"starting at {done}", flush=True)
-    while done < last:
-        time.sleep(pause)
+    print(f"counting from {done}", flush=True)
+    while not (folder / "enough").exists():
+        time.sleep(0.3)
         if told:
             (steps / str(done)).touch()
             return 75
@@ -49,7 +51,7 @@ def count(arguments: Sequence[str]) -> int:
 
 def plod(arguments: Sequence[str]) -> int:
     """Work without handlers of its own."""
-    print("start", flush=True)
+    print("plodding", flush=True)
     for _ in range(1000):
         time.sleep(1)
     return 0
@@ -69,6 +71,10 @@ def lose_peers_by_code_once(arguments: Sequence[str]) -> int:
 
 def one_rank_fails(arguments: Sequence[str]) -> int:
     """Rank 1 has a bug; the other ranks see only that it is gone."""
+    failing = Path(arguments[0]) / "failing"
     if os.environ["SLURM_PROCID"] == "1":
+        failing.touch()
         raise ValueError("the bug")
+    while not failing.exists():
+        time.sleep(0.1)
     raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
