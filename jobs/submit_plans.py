@@ -8,7 +8,7 @@ from typing import Any
 from jobs.command_line import parse
 from jobs.train import find_preset
 from segdist.infer_config import InferConfig
-from segdist.train_config import TrainConfig
+from segdist.train_config import TrainConfig, run_folder
 from shards import names
 from shards.errors import UserError
 from shards.files import write_json
@@ -95,8 +95,6 @@ def shard_links(planner: Planner, arguments: list[str], folder: Path | None = No
 
 def train_links(planner: Planner, arguments: list[str]) -> list[Link]:
     """train."""
-    from segdist.training_job import run_folder
-
     preset, values = find_preset(arguments)
     config = parse(TrainConfig, arguments, "train", "", preset=preset, preset_values=values).job
     run = run_folder(config)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from jobs.command_line import option_value, parse, print_config
 from jobs.exit_codes import FINISHED, STOPPED, run_job
-from segdist.train_config import TrainConfig
+from segdist.train_config import TrainConfig, run_folder
 from shards.config import read_file
 from shards.errors import UserError
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     # Heavy imports come after the command line: --help must not wait for torch.
     from segdist.distributed import ranks
     from segdist.report import refresh_report
-    from segdist.training_job import run_folder, train
+    from segdist.training_job import train
 
     if command.dry_run:
         from segdist.plan import training_plan

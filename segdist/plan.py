@@ -6,10 +6,10 @@ from torch import nn
 from segdist.distributed import resolve_environment
 from segdist.losses import Loss, class_weights
 from segdist.run_folder import check_same_run, describe_run
-from segdist.train_config import TrainConfig
+from segdist.train_config import TrainConfig, run_folder
 from segdist.trainer import build_net
 from segdist.training_data import TrainingData
-from segdist.training_job import resolve, run_folder
+from segdist.training_job import resolve
 from shards.order import slots_of_rank
 
 

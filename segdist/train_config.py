@@ -1,12 +1,14 @@
 """Everything that a training run can be told, as one frozen dataclass. The defaults are the method as published."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from segdist.models import ModelConfig
 from segdist.tracking.config import TrackingConfig
+from shards import names
 from shards.augment_config import AugmentConfig
 from shards.errors import UserError
 
@@ -169,3 +171,8 @@ class TrainConfig:
             raise UserError("--optim.nesterov goes with --optim.optimizer sgd")
         if self.sync_batch_norm and self.model.norm != "batch":
             raise UserError(f"--sync-batch-norm goes with --model.norm batch, not {self.model.norm}")
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """The folder that `--name NAME` means: runs/NAME, or NAME itself where it is a path."""
+    return names.run_folder(config.name or Path(config.data[0]).name)

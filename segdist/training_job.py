@@ -13,19 +13,13 @@ from segdist.run_folder import check_same_run, describe_run, write_description
 from segdist.run_reporter import RunReporter
 from segdist.tracking import open_trackers
 from segdist.tracking.job_log import data_facts, log_contact_sheets
-from segdist.train_config import TrainConfig
+from segdist.train_config import TrainConfig, run_folder
 from segdist.trainer import Run, State, prepare_net
 from segdist.training_data import TrainingData
-from shards import names
 from shards.terminal import say
 
 GPU_WIDTH, CPU_WIDTH = 64, 16
 """Base width of the U-Net where the config leaves it open: the original's on a GPU, a smaller one on a CPU."""
-
-
-def run_folder(config: TrainConfig) -> Path:
-    """The folder that `--name NAME` means: runs/NAME, or NAME itself where it is a path."""
-    return names.run_folder(config.name or Path(config.data[0]).name)
 
 
 def resolve(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Precision]:

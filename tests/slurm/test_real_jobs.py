@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from slurm.requeue import state_of
 from slurm.status import ALIVE, Standing, standings
@@ -51,6 +52,7 @@ tasks_per_node = 2
 [jobs.infer]
 nodes = 2
 """
+TORCHRUN = PROFILE.replace("tasks_per_node = 2", 'tasks_per_node = 2\nlauncher = "torchrun"')
 CALM = PROFILE.replace("tasks_per_node = 2", "tasks_per_node = 1")
 BATTERED = """
 partition = "main"
@@ -145,6 +147,7 @@ def workplace(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Wor
     """With the shard set `cells`, built in one process, and the profiles."""
     place = Workplace(tmp_path_factory.mktemp("workplace"))
     (place.folder / "profile.toml").write_text(PROFILE)
+    (place.folder / "torchrun.toml").write_text(TORCHRUN)
     (place.folder / "calm.toml").write_text(CALM)
     (place.folder / "battered.toml").write_text(BATTERED.replace("NODES", "node[3-4]"))
     (place.folder / "crashed.toml").write_text(BATTERED.replace("NODES", "node[5-6]").replace("battered", "crashed"))
@@ -158,7 +161,7 @@ def workplace(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Wor
 @pytest.fixture(scope="module")
 def parts(cluster: Cluster, workplace: Workplace) -> Iterator[dict[str, Future[Any]]]:
     """All long parts, at once; some need the model that another one trains."""
-    first = (whole_pipeline, calm_run, battered_run, local_pipeline, plain_sbatch)
+    first = (whole_pipeline, other_pipeline, calm_run, battered_run, local_pipeline, plain_sbatch)
     second = (crashed_inference, array_inference)
     with ThreadPoolExecutor(len(first) + len(second)) as pool:
         started: dict[str, Future[Any]] = {part.__name__: pool.submit(part, workplace, cluster) for part in first}
@@ -181,6 +184,15 @@ def whole_pipeline(workplace: Workplace, cluster: Cluster) -> str:
     said = workplace.segdist(*SUBMIT_WHOLE)
     workplace.finish("whole", "report")
     return said
+
+
+def other_pipeline(workplace: Workplace, cluster: Cluster) -> None:
+    """The same under another name beside it: training through torchrun, inference in an array."""
+    workplace.segdist(
+        "submit", "pipeline", "--config", "pipeline.json", "--profile", "torchrun.toml", "--name", "other",
+        "--infer-tasks", "2",
+    )  # fmt: skip
+    workplace.finish("other", "report")
 
 
 def local_pipeline(workplace: Workplace, cluster: Cluster) -> str:
@@ -360,6 +372,23 @@ def test_an_array_of_shard_builders_gives_the_bytes_of_one_process(
     assert names == sorted(path.name for path in many.glob("*.*") if path.is_file())
     assert len([name for name in names if name.endswith(".tar")]) > 1
     assert filecmp.cmpfiles(one, many, names, shallow=False) == (names, [], [])
+
+
+def test_two_pipelines_at_once_do_not_meet_and_torchrun_gives_the_bits_of_srun(
+    parts: dict[str, Future[Any]], workplace: Workplace
+) -> None:
+    parts["whole_pipeline"].result()
+    parts["other_pipeline"].result()
+    runs = [workplace.folder / "runs" / name for name in ("whole", "other")]
+    one, other = (load_file(run / "last.safetensors") for run in runs)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(weights, other[name]) for name, weights in one.items())
+    masks = [run / "predictions" / run.name / "masks" for run in runs]
+    names = sorted(path.name for path in masks[0].iterdir())
+    assert filecmp.cmpfiles(*masks, names, shallow=False) == (names, [], [])
+    script = (runs[1] / "slurm" / f"{workplace.job('other', 'train')}_submission.sh").read_text()
+    assert "--ntasks-per-node=1" in script
+    assert "4 ranks on cpu" in workplace.log("other")
 
 
 def test_a_pipeline_that_is_submitted_again_reuses_what_is_finished(
