@@ -111,11 +111,9 @@ class Workplace:
         """Wait for the end of a link."""
         return self.wait_for(run, name, "finished", lambda now: now.finished and not now.alive)
 
-    def reach(self, run: str, step: int) -> int:
-        """Wait until a training has a checkpoint of this step, or a later one; its step."""
-        look = ended(lambda: self.standing(run, "train"))
-        wait_until(f"{run}: step {step}", lambda: self.step(run) >= step, look)
-        return self.step(run)
+    def reach(self, run: str, step: int) -> None:
+        """Wait until a training has a checkpoint of this step, or a later one."""
+        wait_until(f"{run}: step {step}", lambda: self.step(run) >= step, ended(lambda: self.standing(run, "train")))
 
     def step(self, run: str) -> int:
         """Step of the newest checkpoint, 0 without any."""
@@ -137,8 +135,6 @@ class Battered:
 
     starts_after: dict[str, int] = field(default_factory=dict)
     """Kind of interruption → starts of the job once it ran again."""
-    steps_at: dict[str, int] = field(default_factory=dict)
-    """Kind of interruption → step of the newest checkpoint when it came."""
     cancelled: Standing | None = None
 
 
@@ -217,9 +213,10 @@ def battered_run(workplace: Workplace, cluster: Cluster) -> Battered:
     brake = Brake(workplace.folder / "battered-brake")
     submit = ("submit", "train", "--profile", "battered.toml", "--", *TRAINING, "--name", "battered")
 
-    def reach(kind: str, step: int) -> None:
+    def let_it_train() -> None:
+        """Until it has a checkpoint of the current start, and holds nearly still."""
         brake.set(GENTLY)
-        seen.steps_at[kind] = workplace.reach("battered", step)
+        workplace.reach("battered", workplace.step("battered") + 5)
         brake.set(HARD)
 
     def next_start(kind: str, starts: int) -> None:
@@ -228,24 +225,24 @@ def battered_run(workplace: Workplace, cluster: Cluster) -> Battered:
 
     brake.set(GENTLY)
     workplace.segdist(*submit)
-    reach("preemption", 5)
+    let_it_train()
     urgent = workplace.folder / "urgent"
     place("greet", toy("greet", urgent), partition="urgent", nodelist="node3", exclusive=True)
     next_start("preemption", 2)
 
-    reach("node crash", seen.steps_at["preemption"] + 5)
+    let_it_train()
     cluster.crash("node4")
     workplace.wait_for("battered", "train", "waits for the node", lambda now: now.state == "PENDING")
     cluster.boot("node4")
     next_start("node crash", 3)
 
-    reach("scancel", seen.steps_at["node crash"] + 5)
+    let_it_train()
     subprocess.run(["scancel", workplace.job("battered", "train")], check=True)
     wait_until("the training is cancelled", lambda: not workplace.standing("battered", "train").alive)
     seen.cancelled = workplace.standing("battered", "train")
 
     workplace.segdist(*submit)
-    reach("time limit", seen.steps_at["scancel"] + 5)
+    let_it_train()
     # The limit is moved to now; within a minute Slurm does what it does at a limit: the profile's signal first.
     job = f"JobId={workplace.job('battered', 'train')}"
     subprocess.run(["scontrol", "update", job, "TimeLimit=2"], check=True)
