@@ -8,10 +8,11 @@ B samples in the batch (those of this rank), C channels, P patch side.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -53,35 +54,47 @@ class Order(Protocol):
 
 @dataclass(slots=True)
 class Batch:
-    """What one rank computes of a step. The tensors are reused: valid until the next batch is asked for."""
+    """What one rank computes of a step. It is reused, tensors and all: valid until the next batch is asked for."""
 
     images: torch.Tensor
     """(B, C, P, P), stored dtype; a view with gaps between the samples."""
     masks: torch.Tensor
     """(B, P, P), uint8; likewise."""
-    flips: torch.Tensor
-    """(B,), uint8: bit 0 mirrors left and right, bit 1 up and down. Not yet applied (`shards.augment`)."""
-    epoch: int
-    step: int
-    slots: range
-    group: Samples
-    """All that was gathered with this batch; `samples` are those of it at `place`."""
-    place: slice
     rows: torch.Tensor
     """(B, stride), uint8: the records that images and masks are views of; contiguous."""
+    flips: torch.Tensor
+    """(B,), uint8: bit 0 mirrors left and right, bit 1 up and down. Not yet applied (`shards.augment`)."""
+    place: slice
+    """Where the batch stands in what was gathered with it."""
     shard_set: Samplable
     split: str
+    group: Samples
+    """All that was gathered with this batch; `samples` are those of it at `place`."""
+    copies: list[Any]
+    """Events of copies to a device that may still be under way; the buffer waits for them before it is filled again."""
+    epoch: int = 0
+    step: int = 0
+    slots: range = range(0)
 
     @property
     def samples(self) -> Samples:
         """Shards, records and flips, each (B,)."""
         return self.group.row(self.place)
 
+    def first(self, count: int) -> "Batch":
+        """The first `count` samples, as a batch of its own."""
+        images, masks, rows, flips = (tensor[:count] for tensor in (self.images, self.masks, self.rows, self.flips))
+        place = slice(self.place.start, self.place.start + count)
+        return replace(self, images=images, masks=masks, rows=rows, flips=flips, place=place)
+
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Images and masks on `device`, moved in one piece: without waiting, where the buffers are pinned."""
         if device.type == "cpu":
             return self.images, self.masks
-        return views(self.rows.to(device, non_blocking=True), self.shard_set.layout)
+        rows = self.rows.to(device, non_blocking=True)
+        if self.rows.is_pinned():
+            self.copies.append(torch.cuda.current_stream(device).record_event())
+        return views(rows, self.shard_set.layout)
 
     def names(self) -> list[str]:
         """Where each sample stands and comes from, for messages."""
@@ -133,12 +146,11 @@ class TrainBatches:
         for start in range(first_step, last, per_block):
             block_steps = range(start, min(start + per_block, last))
             block = self.order.samples(epoch, block_steps, self.slots)
+            samples = Samples(block.shard.ravel(), block.record.ravel(), block.flip.ravel())
             for first in range(0, len(block_steps), per_group):
                 steps = block_steps[first : first + per_group]
-                rows = slice(first, first + per_group)
-                samples = Samples(block.shard[rows].ravel(), block.record[rows].ravel(), block.flip[rows].ravel())
-                parts = [(step, self.slots, slice(k * size, (k + 1) * size)) for k, step in enumerate(steps)]
-                yield _Group(epoch, samples, parts)
+                rows = slice(first * size, (first + len(steps)) * size)
+                yield _Group(epoch, samples.row(rows), steps, repeat(self.slots, len(steps)))
 
 
 class ValidationBatches:
@@ -179,25 +191,22 @@ class ValidationBatches:
     def _groups(self) -> Iterator["_Group"]:
         numbers = self._numbers()
         for first in range(0, len(numbers), self._source.per_group):
-            parts, positions, at = [], [], 0
-            for number in numbers[first : first + self._source.per_group]:
-                slots = range(number * self.batch_size, min((number + 1) * self.batch_size, self.samples))
-                parts.append((number, slots, slice(at, at + len(slots))))
-                positions.append(np.arange(slots.start, slots.stop))
-                at += len(slots)
-            position = np.concatenate(positions)
+            steps = numbers[first : first + self._source.per_group]
+            slots = [range(k * self.batch_size, min((k + 1) * self.batch_size, self.samples)) for k in steps]
+            position = np.concatenate([np.arange(part.start, part.stop) for part in slots])
             shard = np.searchsorted(self.ends, position, side="right")
             record = position - np.concatenate([[0], self.ends])[shard]
-            yield _Group(0, Samples(shard, record, np.zeros(at, np.uint8)), parts)
+            yield _Group(0, Samples(shard, record, np.zeros(len(position), np.uint8)), steps, slots)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Group:
-    """Batches that are gathered at once: their samples in a row, and (step, slots, place in the row) of each."""
+    """Batches that are gathered at once: their samples in a row, the step and the slots of each."""
 
     epoch: int
     samples: Samples
-    parts: list[tuple[int, range, slice]]
+    steps: range
+    slots: Iterable[range]
 
 
 class _Source:
@@ -248,45 +257,45 @@ class _Source:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _gather(self, group: _Group, buffer: "_Buffer") -> None:
-        rows = buffer.array[: len(group.samples.shard)]
+        # The device may be many steps behind, and still read what the buffer held.
+        while buffer.copies:
+            buffer.copies.pop(0).synchronize()
+        count = len(group.samples.shard)
+        buffer.flips[:count] = group.samples.flip
         try:
-            self.shard_set.gather(self.split, group.samples.shard, group.samples.record, rows)
+            self.shard_set.gather(self.split, group.samples.shard, group.samples.record, buffer.rows[:count])
         except UserError as error:
             # A damaged record is read by one rank: if it kept silent, nobody would name the file.
             error.on_this_rank = True
             raise
 
     def _batches(self, group: _Group, buffer: "_Buffer") -> Iterator[Batch]:
-        all_flips = torch.from_numpy(group.samples.flip).split(self._batch)
-        for (step, slots, place), (images, masks, rows), flips in zip(
-            group.parts, buffer.parts, all_flips, strict=False
-        ):
-            count = len(slots)
-            if count < self._batch:  # the last validation batch
-                images, masks, rows = images[:count], masks[:count], rows[:count]
-            yield Batch(
-                images=images,
-                masks=masks,
-                flips=flips,
-                epoch=group.epoch,
-                step=step,
-                slots=slots,
-                group=group.samples,
-                place=place,
-                rows=rows,
-                shard_set=self.shard_set,
-                split=self.split,
-            )
+        epoch, samples, full = group.epoch, group.samples, self._batch
+        for batch, step, slots in zip(buffer.batches, group.steps, group.slots, strict=False):
+            if len(slots) < full:  # the last validation batch
+                batch = batch.first(len(slots))
+            batch.epoch, batch.step, batch.slots, batch.group = epoch, step, slots, samples
+            yield batch
 
     def _new_buffer(self) -> "_Buffer":
-        return _Buffer(self.per_group, self._batch, self.shard_set.layout, self._pin)
+        return _Buffer(self.per_group, self._batch, self.shard_set, self.split, self._pin)
 
 
 class _Buffer:
-    """Room for a group's records. All views of it are made once: making them takes longer than filling them."""
+    """Room for a group's records and its batches, made once: making a batch takes longer than filling it."""
 
-    def __init__(self, batches: int, batch: int, layout: NpyLayout, pin: bool) -> None:
-        rows = torch.zeros(batches * batch, layout.stride, dtype=torch.uint8, pin_memory=pin)
-        self.array: NDArray[np.uint8] = rows.numpy()
-        self.parts = [(*views(part, layout), part) for part in rows.split(batch)]
-        """Images, masks and records of each batch."""
+    def __init__(self, batches: int, size: int, shard_set: Samplable, split: str, pin: bool) -> None:
+        layout = shard_set.layout
+        rows = torch.zeros(batches * size, layout.stride, dtype=torch.uint8, pin_memory=pin)
+        flips = torch.zeros(batches * size, dtype=torch.uint8)  # few bytes: not pinned, so copied at once
+        self.rows: NDArray[np.uint8] = rows.numpy()
+        self.flips: NDArray[np.uint8] = flips.numpy()
+        none = Samples(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint8))
+        self.copies: list[Any] = []
+        self.batches = []
+        for first in range(0, batches * size, size):
+            place = slice(first, first + size)
+            images, masks = views(rows[place], layout)
+            self.batches.append(
+                Batch(images, masks, rows[place], flips[place], place, shard_set, split, none, self.copies)
+            )

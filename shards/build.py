@@ -30,6 +30,7 @@ from shards.masks import unknown_message
 from shards.plan import NOTES, Plan, make_plan
 from shards.recipe import MakeShardsConfig, differences
 from shards.shard_file import ShardNote, Unit, build_shard
+from shards.source_check import changed_sources
 from shards.sources import Source, UnknownLabels
 from shards.terminal import Progress, say
 
@@ -76,7 +77,9 @@ def _finished(plan: Plan) -> bool:
     """A manifest of this recipe is there. Raises UserError where the folder holds another recipe."""
     folder = plan.config.folder
     if (folder / MANIFEST).exists():
-        _refuse_other_recipe(plan, read_manifest(folder).recipe, "a shard set")
+        manifest = read_manifest(folder)
+        _refuse_other_recipe(plan, manifest.recipe, "a shard set")
+        _refuse_changed_sources(plan, manifest)
         return True
     note = folder / NOTES / RECIPE
     if note.exists():
@@ -89,6 +92,20 @@ def _refuse_other_recipe(plan: Plan, found: dict[str, Any], what: str) -> None:
         raise UserError(
             f"{plan.config.folder} holds {what} of another recipe (there → now):\n  " + "\n  ".join(lines[:20]) + "\n"
             "choose another --name, or throw it away with --overwrite"
+        )
+
+
+def _refuse_changed_sources(plan: Plan, manifest: Manifest) -> None:
+    """Files that were changed in place, without a change of name or size."""
+    contents = [manifest.sources[source.split][source.number].content for source in plan.sources]
+    finished = (plan.config.folder / MANIFEST).stat().st_mtime_ns
+    if changed := changed_sources(plan.sources, contents, finished, plan.config, plan.target.channels):
+        shown = [f"{source.image} or its mask {source.mask}" for source in changed]
+        raise UserError(
+            f"{plan.config.folder} was cut from other pixels or labels than these files hold now:\n  "
+            + "\n  ".join(shown[:10])
+            + ("\n  …" if len(shown) > 10 else "")
+            + "\nbuild the set again with --overwrite, or choose another --name to keep the old one as well"
         )
 
 
@@ -140,23 +157,28 @@ def _build_units(plan: Plan, units: Iterable[Unit], quiet: bool) -> None:
 
 
 def _is_whole(plan: Plan, unit: Unit) -> bool:
-    """The unit's note is there (or the whole set's manifest) and its tar has the size that the note says."""
+    """The unit's note is there (or the whole set's manifest), its tar has the size that the note says, and its sources
+    are still those that it was cut from."""
     if (plan.config.folder / MANIFEST).exists():
         return True
-    note = _read_note(plan.note_path(unit))
-    if note is None:
+    note, written = _read_note(plan.note_path(unit))
+    if note is None or len(note.contents) != len(unit.sources):
         return False
     if unit.split == "test":
-        return all(source.drawn < 0 or source.image.exists() for source in unit.sources)
-    tar = plan.config.folder / f"{unit.name}.tar"
-    return tar.exists() and tar.stat().st_size == note.bytes and tar.with_suffix(".index.npy").exists()
+        whole = all(source.drawn < 0 or source.image.exists() for source in unit.sources)
+    else:
+        tar = plan.config.folder / f"{unit.name}.tar"
+        whole = tar.exists() and tar.stat().st_size == note.bytes and tar.with_suffix(".index.npy").exists()
+    return whole and not changed_sources(unit.sources, note.contents, written, plan.config, plan.target.channels)
 
 
-def _read_note(path: Path) -> ShardNote | None:
+def _read_note(path: Path) -> tuple[ShardNote | None, int]:
+    """A shard's note, and when it was written (nanoseconds)."""
     try:
-        return from_dict(ShardNote, json.loads(path.read_text()), str(path))
+        with path.open() as file:
+            return from_dict(ShardNote, json.load(file), str(path)), os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
-        return None
+        return None, 0
 
 
 def _run(plan: Plan, units: list[Unit]) -> Iterator[tuple[Unit, UnknownLabels | None]]:
@@ -219,7 +241,7 @@ def _die_with_parent() -> None:
 def _finish(plan: Plan) -> Manifest:
     """Write the manifest from the notes, then remove them."""
     config = plan.config
-    notes = {unit: _read_note(plan.note_path(unit)) if _is_whole(plan, unit) else None for unit in plan.units}
+    notes = {unit: _read_note(plan.note_path(unit))[0] if _is_whole(plan, unit) else None for unit in plan.units}
     # Another builder may have been faster. It removes the notes after the manifest is there, so look in this order.
     if _finished(plan):
         shutil.rmtree(config.folder / NOTES, ignore_errors=True)
@@ -289,7 +311,12 @@ def _manifest(plan: Plan, notes: list[tuple[Unit, ShardNote]]) -> Manifest:
         pixels=tuple(sum(column) for column in zip(*(note.pixels for note in train), strict=True)),
         ignored_pixels=sum(note.ignored for note in train),
         sources={
-            split: tuple(source.pair(config.folder) for source in plan.sources if source.split == split)
+            split: tuple(
+                source.pair(config.folder, content)
+                for unit, note in notes
+                if unit.split == split
+                for source, content in zip(unit.sources, note.contents, strict=True)
+            )
             for split in SPLITS
         },
     )

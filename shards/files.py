@@ -32,6 +32,16 @@ def write_json(path: Path, value: Any) -> None:
         file.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes of a file and when it was last changed, in nanoseconds; of a folder (a Zarr image) over all in it."""
+    status = path.stat()
+    if not path.is_dir():
+        return status.st_size, status.st_mtime_ns
+    inside = [item.stat() for item in path.rglob("*") if item.is_file()]
+    newest = max([status.st_mtime_ns, *(item.st_mtime_ns for item in inside)])
+    return sum(item.st_size for item in inside), newest
+
+
 def _fsync_folder(folder: Path) -> None:
     """Make a rename in `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)

@@ -154,9 +154,11 @@ class PillowImage(ImageFile):
             if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
                 self.width, self.height = self.height, self.width
             mode = image.mode
-        self.dtype = np.dtype(np.uint16 if mode.startswith("I;16") else np.uint8)
-        _refuse_lossy_png(path)
-        if mode in ("1", "L", "LA", "La") or mode.startswith("I;16"):
+        self._deep_png = _deep_png_kind(path)
+        self.dtype = np.dtype(np.uint16 if mode.startswith("I;16") or self._deep_png else np.uint8)
+        if self._deep_png:
+            self.channels = 1 if self._deep_png == _GREY_ALPHA else 3
+        elif mode in ("1", "L", "LA", "La") or mode.startswith("I;16"):
             self.channels = 1
         elif mode in ("P", "PA"):
             self.channels = self._decoded().shape[2]
@@ -172,6 +174,8 @@ class PillowImage(ImageFile):
         return self._decoded()[top:bottom, left:right]
 
     def _decoded(self) -> np.ndarray:
+        if self._pixels is None and self._deep_png:
+            self._pixels = _read_deep_png(self.path)[..., : self.channels]
         if self._pixels is None:
             with Image.open(self.path) as image:
                 upright = ImageOps.exif_transpose(image)
@@ -222,14 +226,31 @@ def damage_reported(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: damaged, or no image that can be read ({error})") from error
 
 
-def _refuse_lossy_png(path: Path) -> None:
-    """Pillow reads 16-bit RGB(A) and grey+alpha PNG files as 8 bit, without a word."""
+_RGB, _GREY_ALPHA, _RGBA = 2, 4, 6  # PNG colour types
+
+
+def _deep_png_kind(path: Path) -> int:
+    """The colour type of a 16-bit PNG with several channels, which Pillow would halve without a word; else 0."""
     with path.open("rb") as file:
         head = file.read(26)
-    if head.startswith(b"\x89PNG") and len(head) == 26:
-        depth, colour_type = head[24], head[25]
-        if depth == 16 and colour_type != 0:
-            raise UserError(
-                f"{path}: a 16-bit PNG with colour or transparency would lose half its bits; save it as TIFF, or as "
-                "8-bit PNG"
-            )
+    is_deep = head.startswith(b"\x89PNG") and len(head) == 26 and head[24] == 16
+    return head[25] if is_deep and head[25] in (_RGB, _GREY_ALPHA, _RGBA) else 0
+
+
+def _read_deep_png(path: Path) -> np.ndarray:
+    """All pixels of a 16-bit PNG with several channels, upright: (H, W, C) uint16, alpha last.
+
+    Pillow unpacks either half of each value; which one is the name of the raw mode.
+    """
+    kind = _deep_png_kind(path)
+    if kind == _GREY_ALPHA:  # opened as RGBA, whose four bytes are the two halves of two values
+        halves = _unpacked(path, "RGBA")
+        return halves[..., ::2] * np.uint16(256) + halves[..., 1::2]
+    mode = "RGB" if kind == _RGB else "RGBA"
+    return _unpacked(path, f"{mode};16B") * np.uint16(256) + _unpacked(path, f"{mode};16L")
+
+
+def _unpacked(path: Path, raw_mode: str) -> np.ndarray:
+    with Image.open(path) as image:
+        image.tile = [image.tile[0]._replace(args=raw_mode)]
+        return np.asarray(ImageOps.exif_transpose(image), np.uint16)

@@ -34,6 +34,8 @@ class SourcePair:
 
     image: str
     mask: str | None
+    content: str = ""
+    """Digest of the pixels and labels that were read; empty for drawn images."""
 
 
 @dataclass(frozen=True)

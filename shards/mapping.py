@@ -52,10 +52,11 @@ class MappedShards:
         self.rows: Bytes = self._bytes.reshape(-1, stride)
         """Every record, (rows, stride). Only rows of shards that `require` has seen may be touched."""
         self._mapped = np.zeros(len(sizes), bool)
+        self._left = len(sizes)
 
     def require(self, shards: NDArray[np.int64]) -> None:
         """See to it that the records of `shards` can be read."""
-        if not self._mapped[shards].all():
+        if self._left and not self._mapped[shards].all():
             for number in np.unique(shards[~self._mapped[shards]]).tolist():
                 self.content(number)
 
@@ -73,6 +74,7 @@ class MappedShards:
             finally:
                 os.close(handle)  # a mapping needs no open file
             self._mapped[number] = True
+            self._left = int(np.count_nonzero(~self._mapped))
         return self._bytes[start : start + size]
 
 

@@ -143,6 +143,8 @@ class MaskReader:
     def _labels_of_colors(self, values: NDArray[Any]) -> tuple[Labels, Counter[str]]:
         if values.shape[2] == 1:
             values = np.repeat(values, 3, axis=2)
+        if values.dtype == np.uint16:
+            values = values >> 8  # colours are said in 8 bit
         packed = (values[..., 0].astype(np.int32) << 16) | (values[..., 1].astype(np.int32) << 8) | values[..., 2]
         # One look-up per colour that occurs, not per pixel: a mask has few.
         found, place, counts = np.unique(packed, return_inverse=True, return_counts=True)
@@ -327,8 +329,14 @@ def _decode(path: Path, page: int, as_colors: bool) -> NDArray[Any]:
     """Pixel values (H, W, 1 or 3) of an image file; a palette image gives its indices, or its colours on demand."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    from shards.images import open_image
+
     try:
         with Image.open(path) as file:
+            if file.format == "PNG" and file.mode in ("RGB", "RGBA"):
+                with open_image(path) as opened:  # 16-bit values in several channels, too
+                    return opened.read(0, opened.height)
+
             file.seek(page)
             # Upright, as the image is read.
             image = ImageOps.exif_transpose(file)

@@ -23,6 +23,8 @@ class LabelledImage(Protocol):
     width: int
     digest: str
     """Identity of its pixels, to find copies; empty where there can't be any."""
+    content: str
+    """Identity of its pixels and labels, to notice changes; likewise."""
 
     def read_image(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
         """Pixels (h, w, C)."""

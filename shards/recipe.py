@@ -11,6 +11,7 @@ import tyro
 
 from shards.config import to_dict
 from shards.errors import UserError
+from shards.files import size_and_time
 from shards.masks import MasksConfig, synthetic_masks_config
 from shards.synthetic import CLASSES
 
@@ -200,10 +201,13 @@ def recipe_of(config: MakeShardsConfig, source_files: str) -> dict[str, Any]:
 
 
 def digest_of_files(files: list[tuple[str, Path]]) -> str:
-    """A fingerprint of (split, file) pairs by names and sizes: cheap, and a changed collection changes it."""
+    """A fingerprint of (split, file) pairs by names and sizes: cheap, and a changed collection changes it.
+
+    What changes without changing in size is found by `shards.source_check.changed_sources`.
+    """
     digest = hashlib.sha256()
     for split, path in files:
-        digest.update(json.dumps([split, path.name, path.stat().st_size]).encode())
+        digest.update(json.dumps([split, path.name, size_and_time(path)[0]]).encode())
     return digest.hexdigest()
 
 

@@ -57,6 +57,8 @@ class ShardNote:
     ignored: int = 0
     digests: tuple[str, ...] = ()
     """Of the pixels of each source image; empty for drawn ones."""
+    contents: tuple[str, ...] = ()
+    """Of the pixels and labels of each."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,13 @@ def build_shard(unit: Unit, target: Target, note_path: Path) -> None:
         UnknownLabels: a mask with values in no class.
     """
     folder = target.config.folder
-    digests = []
+    digests, contents = [], []
     if unit.split == "test":
         for source in unit.sources:
             with open_source(source, target.config, target.channels) as image:  # drawn and written, or checked
                 digests.append(image.digest)
-        write_note(note_path, ShardNote(unit.name, digests=tuple(digests)))
+                contents.append(image.content)
+        write_note(note_path, ShardNote(unit.name, digests=tuple(digests), contents=tuple(contents)))
         return
     with whole_file(folder / f"{unit.name}.tar") as file:
         writer = ShardWriter(file, unit.number, target)
@@ -104,11 +107,13 @@ def build_shard(unit: Unit, target: Target, note_path: Path) -> None:
                 for patches in cut_patches(image, target.config.patches, random):
                     writer.add(patches, source.number)
                 digests.append(image.digest)
+                contents.append(image.content)
         writer.finish()
     index = writer.index()
     with whole_file(folder / f"{unit.name}.index.npy") as file:
         file.write(index)
-    write_note(note_path, replace(writer.note(unit.name, index), digests=tuple(digests)))
+    note = writer.note(unit.name, index)
+    write_note(note_path, replace(note, digests=tuple(digests), contents=tuple(contents)))
 
 
 class ShardWriter:

@@ -1,4 +1,4 @@
-"""What all sources must have in common, found from the files' headers before anything is built."""
+"""What all sources must have in common, found from their headers before anything is built; and which have changed."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import UserError
-from shards.images import open_image
+from shards.files import size_and_time
+from shards.images import open_image, split_address
 from shards.masks import mask_size
-from shards.sources import Source, sizes_differ
+from shards.recipe import MakeShardsConfig
+from shards.sources import Source, UnknownLabels, open_source, sizes_differ
 
 THREADS = 8
 SHOWN = 10
@@ -66,6 +68,33 @@ def read_header(source: Source) -> Header:
             return Header(image.channels, str(image.dtype))
     except UserError as error:
         return Header(problem=str(error))
+
+
+def changed_sources(
+    sources: Sequence[Source], contents: Sequence[str], since: int, config: MakeShardsConfig, channels: int
+) -> list[Source]:
+    """Those that hold other pixels or labels than the digests `contents` tell.
+
+    Files that were last written before `since` (nanoseconds) are taken for unchanged, as `make` does it; so as a rule
+    this costs a look at the times. The others are read.
+    """
+    known = [pair for pair in zip(sources, contents, strict=True) if pair[1]]
+    with ThreadPoolExecutor(THREADS) as pool:
+        times = list(pool.map(_written, [source for source, _ in known]))
+    newer = [pair for pair, written in zip(known, times, strict=True) if written > since]
+    return [source for source, content in newer if _content(source, config, channels) != content]
+
+
+def _written(source: Source) -> int:
+    return max(size_and_time(split_address(address)[0])[1] for address in (source.image, source.mask))
+
+
+def _content(source: Source, config: MakeShardsConfig, channels: int) -> str:
+    try:
+        with open_source(source, config, channels) as image:
+            return image.content
+    except (UserError, UnknownLabels):
+        return "unreadable"  # so it has changed; building again says how
 
 
 def _groups(files: dict[str, list[Path]]) -> str:

@@ -22,6 +22,8 @@ from shards.recipe import MakeShardsConfig, SyntheticConfig
 from shards.synthetic import CLASSES, draw
 from shards.tar_records import encode_png
 
+DIGEST_BYTES = 16
+
 _SPLIT_DRAW = 2  # what a draw is for; 0 and 1 draw images, 3 positions
 
 
@@ -38,15 +40,15 @@ class Source:
     drawn: int = -1
     """Number of the drawing; -1 for the user's own."""
 
-    def pair(self, folder: Path) -> SourcePair:
+    def pair(self, folder: Path, content: str) -> SourcePair:
         """The manifest's entry."""
-        return SourcePair(_relative(self.image, folder), _relative(self.mask, folder))
+        return SourcePair(_relative(self.image, folder), _relative(self.mask, folder), content)
 
 
 class ArrayImage:
     """A labelled image in memory."""
 
-    digest = ""
+    digest = content = ""
 
     def __init__(self, image: NDArray[Any], mask: NDArray[np.uint8]) -> None:
         """`image` (H, W, C), `mask` (H, W)."""
@@ -69,14 +71,22 @@ class FileImage:
         self.height, self.width = image.height, image.width
         self._labels: NDArray[np.uint8] | None = None
         unknown: Counter[str] = Counter()
+        seen = hashlib.blake2b(digest_size=DIGEST_BYTES)
         if mask.windowed:
             for top, bottom in bands(self.height, self.width):
-                unknown += mask.read_counted(top, bottom)[1]
+                labels, found = mask.read_counted(top, bottom)
+                unknown += found
+                seen.update(np.ascontiguousarray(labels).data)
         else:
             self._labels, unknown = mask.read_counted(0, self.height)
+            seen.update(np.ascontiguousarray(self._labels).data)
         if unknown:
             raise UnknownLabels(mask.path, unknown)
         self.digest = self._pixel_digest()
+        """Of what is seen: copies of the image in other files or formats have the same."""
+        seen.update(self.digest.encode())
+        self.content = seen.hexdigest()
+        """Of labels and pixels."""
 
     def read_image(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
         return match_channels(self._image.read(top, bottom, left, right), self._channels, self._image.path)
@@ -87,8 +97,7 @@ class FileImage:
         return self._mask.read(top, bottom, left, right)
 
     def _pixel_digest(self) -> str:
-        """Identity of what is seen, so that copies of an image in other files or formats are recognised."""
-        digest = hashlib.blake2b(f"{self.height} {self.width}".encode(), digest_size=16)
+        digest = hashlib.blake2b(f"{self.height} {self.width}".encode(), digest_size=DIGEST_BYTES)
         for top, bottom in bands(self.height, self.width):
             digest.update(np.ascontiguousarray(self.read_image(top, bottom, 0, self.width)).data)
         return digest.hexdigest()

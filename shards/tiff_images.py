@@ -1,8 +1,8 @@
 """TIFF files by window: strips, tiles, BigTIFF; never the whole image in memory where the file allows it.
 
 tifffile finds and decodes the segments (strips or tiles); which segments a window needs, and what is kept between two
-windows, is decided here. Compressions that tifffile can't decode without `imagecodecs` (LZW, JPEG) are decoded whole by
-Pillow where Pillow can. Shape letters: H W pixels, C channels.
+windows, is decided here. LZW and JPEG, which tifffile leaves to `imagecodecs`, are decoded by `shards.tiff_segments`;
+rarer compressions whole by Pillow, where Pillow can. Shape letters: H W pixels, C channels.
 """
 
 import os
@@ -14,6 +14,7 @@ import tifffile
 
 from shards.errors import UserError
 from shards.images import ImageFile, PillowImage, unsupported_values
+from shards.tiff_segments import decodable, decode_segment
 
 ALPHA = (1, 2)
 """ExtraSamples values for associated and unassociated alpha."""
@@ -73,6 +74,7 @@ class TiffImage(ImageFile):
         )
         self._segment_rows = self._page.tilelength if self._page.is_tiled else min(self._page.rowsperstrip, self.height)
         self.windowed = self._direct or self._segment_rows < self.height
+        self._through_pillow = False
         self._kept: dict[int, np.ndarray] = {}
         self._check_size()
 
@@ -101,7 +103,8 @@ class TiffImage(ImageFile):
             if page.predictor != 1:
                 tifffile.TIFF.UNPREDICTORS[page.predictor]
         except KeyError as error:
-            return str(error).strip("\"'")
+            self._through_pillow = decodable(page)
+            return None if self._through_pillow else str(error).strip("\"'")
         return None
 
     def close(self) -> None:
@@ -194,7 +197,16 @@ class TiffImage(ImageFile):
             samples = 1 if self._page.planarconfig == 2 else self._samples
             return np.zeros((self._segment_rows, columns, samples), self.dtype)
         handle.seek(self._page.dataoffsets[index])
-        segment, _, _ = self._page.decode(handle.read(count), index)
+        content = handle.read(count)
+        if self._through_pillow:
+            return self._decode_through_pillow(content, index)
+        segment, _, _ = self._page.decode(content, index)
         if segment is None:
             raise UserError(f"{self.path}: damaged: segment {index} can't be decoded")
         return np.asarray(segment[0])
+
+    def _decode_through_pillow(self, content: bytes, index: int) -> np.ndarray:
+        if self._page.is_tiled:
+            return decode_segment(self._page, content, self._segment_rows, self._page.tilewidth)
+        _, y, _ = self._place(index)
+        return decode_segment(self._page, content, min(self._segment_rows, self.height - y), self.width)

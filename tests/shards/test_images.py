@@ -1,5 +1,7 @@
 """Every format and layout is read as the pixels that went in, whole and by window; damage is named."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -197,13 +199,39 @@ def test_float_values_are_refused_with_the_way_out(tmp_path: Path) -> None:
         open_image(tmp_path / "a.tif")
 
 
-def test_16_bit_colour_png_is_refused_rather_than_halved(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", RGB)
-    content = bytearray(path.read_bytes())
-    content[24] = 16
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"half its bits|damaged"):
-        open_image(path)
+def png_of_16_bit(array: np.ndarray) -> bytes:
+    """A PNG of uint16 (H, W, C), its rows under all five filters in turn."""
+    height, width, channels = array.shape
+    kind, size = {2: 4, 3: 2, 4: 6}[channels], 2 * channels
+    above, rows = [0] * (width * size), b""
+    for number, row in enumerate(array.astype(">u2")):
+        plain = list(row.tobytes())
+        left, corner = [0] * size + plain[:-size], [0] * size + above[:-size]
+        filters = {
+            0: lambda a, b, c: 0,
+            1: lambda a, b, c: a,
+            2: lambda a, b, c: b,
+            3: lambda a, b, c: (a + b) // 2,
+            4: lambda a, b, c: min((a, b, c), key=lambda value: abs(a + b - c - value)),
+        }
+        guess = filters[number % 5]
+        rows += bytes([number % 5])
+        rows += bytes((x - guess(a, b, c)) % 256 for x, a, b, c in zip(plain, left, above, corner, strict=True))
+        above = plain
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_16_bit_png_with_colour_or_alpha_keeps_its_bits(tmp_path: Path, channels: int) -> None:
+    array = RNG.integers(0, 65536, (37, 53, channels), dtype=np.uint16)
+    (tmp_path / "a.png").write_bytes(png_of_16_bit(array))
+    assert (whole(tmp_path / "a.png") == array[..., : 1 if channels == 2 else 3]).all()
 
 
 def test_match_channels() -> None:

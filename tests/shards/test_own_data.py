@@ -1,5 +1,6 @@
 """Shard sets from a user's own files: every kind of file, and refusals that name the files and the way out."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from shards.batches import TrainBatches
 from shards.build import make_shards
 from shards.errors import UserError
 from shards.images import match_channels, open_image
-from shards.manifest import Manifest
+from shards.manifest import Manifest, read_manifest
 from shards.masks import MasksConfig
 from shards.order import SampleOrder
 from shards.plan import make_plan
 from shards.reader import ShardSet
-from shards.recipe import ImagesConfig, MakeShardsConfig, PatchesConfig, SplitConfig
+from shards.recipe import ImagesConfig, MakeShardsConfig, PatchesConfig, SplitConfig, digest_of_files
 
 SIZE = 16
 
@@ -356,6 +357,59 @@ def test_changed_files_are_another_recipe(tmp_path: Path) -> None:
     build(tmp_path)
     add(tmp_path, "new.png", noise(99), labels())
     assert "source_files" in refused(tmp_path)
+
+
+def change_in_place(path: Path) -> None:
+    """Another picture in a file of the same size: one pixel of a BMP, which stores pixels as they are."""
+    size = path.stat().st_size
+    with Image.open(path) as image:
+        pixels = np.asarray(image).copy()
+    pixels[0, 0] ^= 255
+    Image.fromarray(pixels).save(path)
+    assert path.stat().st_size == size
+
+
+def bmp_images(folder: Path) -> None:
+    for number in range(3):
+        add(folder, f"{number}.bmp", noise(number), labels(), f"{number}.bmp")
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_files_changed_in_place_are_noticed_and_named(tmp_path: Path, kind: str) -> None:
+    bmp_images(tmp_path)
+    build(tmp_path)
+    change_in_place(tmp_path / kind / "1.bmp")
+    message = refused(tmp_path)
+    assert f"{kind}/1.bmp" in message
+    assert f"{kind}/2.bmp" not in message
+    assert "--overwrite" in message
+    build(tmp_path, overwrite=True)
+    assert build(tmp_path) == read_manifest(tmp_path / "data" / "own")
+
+
+def test_files_that_were_only_touched_are_the_same(tmp_path: Path) -> None:
+    bmp_images(tmp_path)
+    manifest = build(tmp_path)
+    later = (tmp_path / "data" / "own" / "manifest.json").stat().st_mtime + 100
+    os.utime(tmp_path / "masks" / "1.bmp", (later, later))
+    assert build(tmp_path) == manifest
+
+
+def test_a_shard_whose_sources_changed_before_the_set_was_finished_is_built_again(tmp_path: Path) -> None:
+    bmp_images(tmp_path)
+    make_shards(config(tmp_path, task="0/1"), quiet=True)
+    change_in_place(tmp_path / "images" / "1.bmp")
+    manifest = build(tmp_path)
+    assert_patches_are_windows(tmp_path)
+    assert build(tmp_path, name="anew").fingerprint == manifest.fingerprint
+
+
+def test_a_zarr_image_is_known_by_the_size_of_all_its_files(tmp_path: Path) -> None:
+    (tmp_path / "a.zarr" / "c").mkdir(parents=True)
+    (tmp_path / "a.zarr" / "c" / "0").write_bytes(bytes(10))
+    before = digest_of_files([("train", tmp_path / "a.zarr")])
+    (tmp_path / "a.zarr" / "c" / "0").write_bytes(bytes(11))
+    assert digest_of_files([("train", tmp_path / "a.zarr")]) != before
 
 
 def test_the_plan_of_own_data_says_what_is_there(tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
 """Batches from a shard set."""
 
 import threading
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import shards.batches
 from shards.batches import Batch, TrainBatches, ValidationBatches
 from shards.errors import UserError
 from shards.images import open_image
+from shards.manifest import Manifest, ShardInfo, read_manifest
 from shards.order import SampleOrder
 from shards.reader import ShardSet
+from shards.tar_records import NpyLayout
 
 
 def copies(batches: object) -> list[tuple[np.ndarray, np.ndarray, list[int], int]]:
@@ -100,6 +106,89 @@ def test_validation_shows_every_patch_once_in_batches_that_don_t_depend_on_the_r
     assert all(len(item[0]) == batch for item in whole[:-1])
 
 
+class NumberedSet:
+    """A set in memory, each of whose records holds its own shard and record number; no file is read."""
+
+    def __init__(self, sizes: list[int], manifest: Manifest) -> None:
+        self._sizes = {"train": sizes, "val": sizes}
+        self.layout = NpyLayout(8, 1, "uint8")
+        self.manifest = replace(
+            manifest,
+            shards=tuple(
+                ShardInfo(f"val-{number:05}.tar", "val", size, 0, "", "") for number, size in enumerate(sizes)
+            ),
+        )
+
+    def sizes(self, split: str) -> list[int]:
+        return self._sizes[split]
+
+    def gather(self, split: str, shard: np.ndarray, record: np.ndarray, rows: np.ndarray) -> None:
+        self.layout.images(rows)[:, 0, 0, 0] = shard
+        self.layout.images(rows)[:, 0, 0, 1] = record
+        self.layout.masks(rows)[:, 0, 0] = record
+
+    def name(self, split: str, shard: int, record: int) -> str:
+        return f"{split} {shard} {record}"
+
+
+def delivered(batches: Iterable[Batch]) -> list[list[tuple[int, ...]]]:
+    """Per batch: step, and per slot (shard, record, flip) as they came out of the buffers."""
+    found = []
+    for batch in batches:
+        assert torch.equal(batch.images[:, 0, 0, 1], batch.masks[:, 0, 0])
+        pixels = batch.images[:, 0, 0, :2].tolist()
+        found.append([(batch.step,), *((*pair, flip) for pair, flip in zip(pixels, batch.flips.tolist(), strict=True))])
+    return found
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(0, 50), min_size=1, max_size=10).filter(lambda sizes: sum(sizes) >= 10),
+    batch=st.integers(1, 40),
+    seed=st.integers(0, 10**6),
+    world=st.sampled_from([1, 2, 3, 4, 8, 16]),
+    loading=st.sampled_from([(0, 1), (1, 1), (5, 1), (2, 3), (9, 3)]),
+    group_bytes=st.sampled_from([1, 5_000, 100_000]),
+    first=st.integers(0, 200),
+)
+def test_the_global_batches_are_the_same_for_any_ranks_and_loading_workers(
+    small_set: Path,
+    sizes: list[int],
+    batch: int,
+    seed: int,
+    world: int,
+    loading: tuple[int, int],
+    group_bytes: int,
+    first: int,
+) -> None:
+    shard_set = NumberedSet(sizes, read_manifest(small_set))
+    order = SampleOrder(sizes, max(batch, world), seed)
+    first %= order.steps_per_epoch
+    steps = range(first, order.steps_per_epoch)
+    whole = order.samples(2, steps, range(order.global_batch))
+    options = {"prefetch": loading[0], "workers": loading[1]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards.batches, "GROUP_BYTES", group_bytes)
+        ranks = [
+            delivered(TrainBatches(shard_set, order, rank, world, **options).batches(2, first)) for rank in range(world)
+        ]
+        validation = [
+            part
+            for rank in range(world)
+            for part in delivered(ValidationBatches(shard_set, batch, rank, world, **options))
+        ]
+    assert {len(batches) for batches in ranks} == {len(steps)}
+    for place, step in enumerate(steps):
+        assert {batches[place][0] for batches in ranks} == {(step,)}
+        found = [sample for batches in ranks for sample in batches[place][1:]]
+        assert found == list(zip(whole.shard[place], whole.record[place], whole.flip[place], strict=True))
+    everything = [(shard, record, 0) for shard, size in enumerate(sizes) for record in range(size)]
+    validation.sort(key=lambda part: part[0])
+    assert [part[0] for part in validation] == [(number,) for number in range(-(-len(everything) // batch))]
+    assert [sample for part in validation for sample in part[1:]] == everything
+    assert all(len(part) == batch + 1 for part in validation[:-1])
+
+
 def test_leaving_early_ends_the_threads(small_set: Path) -> None:
     shard_set = ShardSet(small_set)
     batches = TrainBatches(shard_set, SampleOrder(shard_set.sizes("train"), 4, 0), prefetch=3, workers=2)
@@ -162,6 +251,30 @@ def test_batches_have_the_stored_types(small_set: Path) -> None:
     assert batch.images.shape == (4, 1, 32, 32)
     assert batch.rows.is_contiguous()
     assert batch.masks.dtype == batch.flips.dtype == torch.uint8
+
+
+class Copy:
+    """Stands for the event of a copy to a slow device: it reads the buffer when somebody waits for it."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.rows, self.expected, self.waited = batch.rows, batch.rows.clone(), False
+
+    def synchronize(self) -> None:
+        assert torch.equal(self.rows, self.expected)
+        self.waited = True
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_buffer_is_not_filled_again_while_the_device_still_reads_it(
+    small_set: Path, monkeypatch: pytest.MonkeyPatch, prefetch: int
+) -> None:
+    monkeypatch.setattr(shards.batches, "GROUP_BYTES", 50_000)
+    shard_set = ShardSet(small_set)
+    copies = []
+    for batch in TrainBatches(shard_set, SampleOrder(shard_set.sizes("train"), 4, 0), prefetch=prefetch).batches(0):
+        copies.append(Copy(batch))
+        batch.copies.append(copies[-1])
+    assert sum(copy.waited for copy in copies) > len(copies) / 2
 
 
 @pytest.mark.gpu
