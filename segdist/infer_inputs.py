@@ -9,11 +9,11 @@ from pathlib import Path
 
 from segdist.infer_config import InferConfig
 from shards.errors import UserError
-from shards.images import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image, split_address
+from shards.images import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image, page_address, split_address
 from shards.manifest import ClassInfo, read_manifest
 from shards.masks import MaskReader, mask_reader_from_recipe, synthetic_masks_config
 from shards.names import set_folder
-from shards.pairs import csv_rows
+from shards.pairs import MaskFolder, csv_rows
 
 HEADER_THREADS = 16
 """Headers are read by so many threads at once: on network file systems each costs a round trip."""
@@ -70,13 +70,14 @@ def find_inputs(config: InferConfig, classes: tuple[ClassInfo, ...]) -> Inputs:
     for pattern in config.images:
         images += _expand(pattern)
     # The same file may be named twice, by a folder and by a glob.
-    images = list({os.path.abspath(path): (path, mask) for path, mask in images}.values())
+    images = list({os.path.abspath(found[0]): found for found in images}.values())
     if not images:
         raise UserError(f"--images {' '.join(config.images)}: no images found (looked for {' '.join(IMAGE_SUFFIXES)})")
-    named = _named([path for path, _ in images])
+    named = _named([path for path, _, _ in images])
+    masks_of = [mask for _, mask, _ in images]
     if config.masks.folder is not None:
-        images = [(path, str(_mask_of(path, config.masks.folder, config.masks.name))) for path, _ in images]
-    found = [InputImage(name, path, mask) for name, (path, mask) in zip(named, images, strict=True)]
+        masks_of = _masks_of(images, config.masks.folder, config.masks.name)
+    found = [InputImage(name, path, mask) for name, (path, _, _), mask in zip(named, images, masks_of, strict=True)]
     masks = None
     if any(image.mask for image in found):
         masks = MaskReader(config.masks if config.masks.classes else synthetic_masks_config(classes))
@@ -123,15 +124,19 @@ def _of_shard_set(config: InferConfig) -> Inputs:
     return Inputs(label, images, mask_reader_from_recipe(manifest.recipe))
 
 
-def _expand(pattern: str) -> list[tuple[str, str | None]]:
-    """(image, mask) for what one argument names."""
+Named = tuple[str, str | None, Path]
+"""An image, its mask where a CSV file names one, and its path in the folder that the user named."""
+
+
+def _expand(pattern: str) -> list[Named]:
+    """The images that one argument names."""
     path = Path(pattern)
     if path.suffix.lower() == ".csv" and path.is_file():
         return _read_csv(path)
     if path.is_dir() and path.suffix.lower() != ZARR_SUFFIX:
-        return [(str(file), None) for file in _images_below(path)]
+        return [(str(file), None, file.relative_to(path)) for file in _images_below(path)]
     if split_address(pattern)[0].exists():
-        return [(pattern, None)]
+        return [(pattern, None, Path(path.name))]
     found = sorted(glob.glob(pattern, recursive=True))
     if not found:
         raise UserError(f"--images {pattern}: no such file or folder, and as a pattern it matches nothing")
@@ -149,23 +154,38 @@ def _images_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _read_csv(path: Path) -> list[tuple[str, str | None]]:
+def _read_csv(path: Path) -> list[Named]:
     """Rows of a CSV file with a column `image` and optionally `mask`; paths are relative to the file."""
     rows = csv_rows(path)
     if not rows or "image" not in rows[0]:
         raise UserError(f"{path}: needs a header line with a column `image` (and optionally `mask`), and rows below it")
     return [
-        (str(path.parent / row["image"]), str(path.parent / row["mask"]) if row.get("mask") else None) for row in rows
+        (
+            str(path.parent / row["image"]),
+            str(path.parent / row["mask"]) if row.get("mask") else None,
+            Path(row["image"]),
+        )
+        for row in rows
     ]
 
 
-def _mask_of(image: str, folder: Path, pattern: str) -> Path:
-    name = pattern.replace("{stem}", Path(image).stem)
-    for suffix in IMAGE_SUFFIXES:
-        for candidate in (folder / f"{name}{suffix}", folder / f"{name}{suffix.upper()}"):
-            if candidate.exists():
-                return candidate
-    raise UserError(f"{image}: no mask {folder / name} with an image's suffix; see --masks.name")
+def _masks_of(images: list[Named], folder: Path, name: str) -> list[str | None]:
+    """The mask of each image by the rule of `make-shards`; a page of an image has the same page of the mask."""
+    if not folder.is_dir():
+        raise UserError(f"--masks.folder {folder}: no such folder")
+    in_folder = MaskFolder(folder, name, below=any(len(place.parts) > 1 for _, _, place in images))
+    masks: list[str | None] = []
+    without = []
+    for image, _, place in images:
+        own_place, page = split_address(place)
+        found = in_folder.masks_of(own_place)
+        if len(found) == 1:
+            masks.append(str(page_address(found[0], page)))
+        else:
+            without.append((Path(image), found))
+    if without:
+        raise UserError(in_folder.no_mask_message(without))
+    return masks
 
 
 def _named(paths: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ B samples in the batch (those of this rank), C channels, P patch side.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -209,6 +209,9 @@ class _Group:
     slots: Iterable[range]
 
 
+Filled = tuple[_Group, "_Buffer"]
+
+
 class _Source:
     """Turns groups into batches, through a ring of buffers."""
 
@@ -226,18 +229,26 @@ class _Source:
         The stream takes its buffers for itself alone, and gives them back for the next stream.
         """
         free = deque(self._free.pop() if self._free else self._new_buffer() for _ in range(self.ahead + 1))
-        buffers = list(free)
+        buffers, size = list(free), self._batch
+        gathered = self._gathered_ahead(groups, free) if self.ahead else self._gathered_at_once(groups, free[0])
         try:
-            yield from self._stream_ahead(groups, free) if self.ahead else self._stream_at_once(groups, free[0])
+            for group, buffer in gathered:
+                epoch, samples = group.epoch, group.samples
+                for batch, step, slots in zip(buffer.batches, group.steps, group.slots, strict=False):
+                    if len(slots) < size:  # the last validation batch
+                        batch = batch.first(len(slots))
+                    batch.epoch, batch.step, batch.slots, batch.group = epoch, step, slots, samples
+                    yield batch
         finally:
+            gathered.close()
             self._free += buffers
 
-    def _stream_at_once(self, groups: Iterator[_Group], buffer: "_Buffer") -> Iterator[Batch]:
+    def _gathered_at_once(self, groups: Iterator[_Group], buffer: "_Buffer") -> Generator[Filled, None, None]:
         for group in groups:
             self._gather(group, buffer)
-            yield from self._batches(group, buffer)
+            yield group, buffer
 
-    def _stream_ahead(self, groups: Iterator[_Group], free: "deque[_Buffer]") -> Iterator[Batch]:
+    def _gathered_ahead(self, groups: Iterator[_Group], free: "deque[_Buffer]") -> Generator[Filled, None, None]:
         running: deque[tuple[Future[None], _Group, _Buffer]] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="shards")
         try:
@@ -250,7 +261,7 @@ class _Source:
                     return
                 future, group, buffer = running.popleft()
                 future.result()
-                yield from self._batches(group, buffer)
+                yield group, buffer
                 free.append(buffer)
         finally:
             # Also when the consumer leaves early or fails: no thread may write into the buffers afterwards.
@@ -268,14 +279,6 @@ class _Source:
             # A damaged record is read by one rank: if it kept silent, nobody would name the file.
             error.on_this_rank = True
             raise
-
-    def _batches(self, group: _Group, buffer: "_Buffer") -> Iterator[Batch]:
-        epoch, samples, full = group.epoch, group.samples, self._batch
-        for batch, step, slots in zip(buffer.batches, group.steps, group.slots, strict=False):
-            if len(slots) < full:  # the last validation batch
-                batch = batch.first(len(slots))
-            batch.epoch, batch.step, batch.slots, batch.group = epoch, step, slots, samples
-            yield batch
 
     def _new_buffer(self) -> "_Buffer":
         return _Buffer(self.per_group, self._batch, self.shard_set, self.split, self._pin)

@@ -1,7 +1,6 @@
 """What a person wants to know of a shard set: figures, and a contact sheet of patches with their masks."""
 
 import io
-import json
 from typing import Any
 
 import numpy as np
@@ -37,8 +36,20 @@ def summary(shard_set: ShardSet) -> str:
     if manifest.ignored_pixels:
         total = manifest.ignored_pixels + sum(manifest.pixels)
         lines.append(f"  ignored   {manifest.ignored_pixels / total:.2%} of the pixels")
-    lines += ["  recipe    " + json.dumps(manifest.recipe)]
+    lines += ["  recipe (what isn't shown is empty):", *_recipe_lines(manifest.recipe)]
     return "\n".join(lines)
+
+
+def _recipe_lines(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """A line per setting that says something, by the name it has on the command line."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += _recipe_lines(value, f"{prefix}{key}.")
+        elif value not in (None, "", []):
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+            lines.append(f"    {(prefix + key).replace('_', '-')} = {shown}")
+    return lines
 
 
 def contact_sheet(shard_set: ShardSet, split: str = "train", seed: int = 0) -> bytes:

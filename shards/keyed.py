@@ -92,4 +92,5 @@ def _finalize(state: Any) -> Any:
 
 
 def _as_uint64(values: ArrayLike) -> UInt64:
-    return np.asarray(values).astype(np.uint64)
+    array = np.asarray(values)
+    return array.view(np.uint64) if array.dtype == np.int64 else array.astype(np.uint64)

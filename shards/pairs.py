@@ -3,7 +3,7 @@
 import csv
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -215,14 +215,10 @@ def _from_folders(images: ImagesConfig, masks: MasksConfig) -> list[Pair]:
         if not path.is_dir():
             raise UserError(f"{flag} {path}: no such folder")
     files = [path for path in sorted(folder.glob(images.pattern)) if _is_image(path)]
-    by_stem: dict[Path, list[Path]] = defaultdict(list)
-    for path in sorted(mask_folder.glob("**/*" if "/" in images.pattern else "*")):
-        if _is_image(path) and path.suffix.lower() != ZARR_SUFFIX:
-            by_stem[path.relative_to(mask_folder).with_name(path.stem)].append(path)
+    found_in = MaskFolder(mask_folder, masks.name, below="/" in images.pattern)
 
     def masks_of(image: Path) -> list[Path]:
-        wanted = image.relative_to(folder).with_name(masks.name.format(stem=image.stem))
-        return [path for path in by_stem.get(wanted, []) if path != image]
+        return [path for path in found_in.masks_of(image.relative_to(folder)) if path != image]
 
     if masks.folder is None or masks.folder.resolve() == folder.resolve():
         # Masks between the images: what is some image's mask is no image.
@@ -241,32 +237,50 @@ def _from_folders(images: ImagesConfig, masks: MasksConfig) -> list[Pair]:
         else:
             without.append((image, found))
     if without:
-        raise UserError(_no_mask_message(without, mask_folder, masks, list(by_stem)))
+        raise UserError(found_in.no_mask_message(without))
     return pairs
 
 
-def _no_mask_message(
-    without: list[tuple[Path, list[Path]]], mask_folder: Path, masks: MasksConfig, stems: Iterable[Path]
-) -> str:
-    lines = []
-    for image, found in without[:SHOWN]:
-        wanted = masks.name.format(stem=image.stem)
-        lines.append(
-            f"{image}: {len(found)} masks, {', '.join(path.name for path in found)}"
-            if found
-            else f"{image}: no {wanted}.* in {mask_folder}"
+class MaskFolder:
+    """The masks in a folder, found by the names of their images: that of `a/b.png` is `a/<name>.*`."""
+
+    def __init__(self, folder: Path, name: str, below: bool) -> None:
+        """`name` holds {stem}, the image's name without suffix. `below`: look in the folders inside as well."""
+        self.folder, self.name = folder, name
+        self._by_stem: dict[Path, list[Path]] = defaultdict(list)
+        for path in sorted(folder.glob("**/*" if below else "*")):
+            if _is_image(path) and path.suffix.lower() != ZARR_SUFFIX:
+                self._by_stem[path.relative_to(folder).with_name(path.stem)].append(path)
+
+    def masks_of(self, image: Path) -> list[Path]:
+        """All files that may be the mask of `image`, a path relative to the images' folder. One is right."""
+        return self._by_stem.get(image.with_name(self._wanted(image)), [])
+
+    def no_mask_message(self, without: Sequence[tuple[Path, list[Path]]]) -> str:
+        """What to tell of images that have none, or several; with a guess at how the masks are called."""
+        lines = []
+        for image, found in without[:SHOWN]:
+            lines.append(
+                f"{image}: {len(found)} masks, {', '.join(path.name for path in found)}"
+                if found
+                else f"{image}: no {self._wanted(image)}.* in {self.folder}"
+            )
+        more = f"\n  … and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
+        return (
+            f"{len(without)} images without exactly one mask:\n  " + "\n  ".join(lines) + more + "\n"
+            f"say how masks are called with --masks.name (now {self.name!r}) and where they are with --masks.folder"
+            + self._guess(without[0][0].stem)
         )
-    first = without[0][0].stem
-    near = [stem.name for stem in stems if stem.name.startswith(first) and stem.name != first]
-    hint = "; or take these images away"
-    if near:
-        guess = near[0].replace(first, "{stem}", 1)
-        hint = f"; there is {near[0]}: perhaps --masks.name '{guess}'" + hint
-    more = f"\n  … and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
-    return (
-        f"{len(without)} images without exactly one mask:\n  " + "\n  ".join(lines) + more + "\n"
-        f"say how masks are called with --masks.name (now {masks.name!r}) and where they are with --masks.folder{hint}"
-    )
+
+    def _wanted(self, image: Path) -> str:
+        return self.name.replace("{stem}", image.stem)
+
+    def _guess(self, stem: str) -> str:
+        hint = "; or take these images away"
+        near = [path.name for path in self._by_stem if path.name.startswith(stem) and path.name != stem]
+        if not near:
+            return hint
+        return f"; there is {near[0]}: perhaps --masks.name '{near[0].replace(stem, '{stem}', 1)}'{hint}"
 
 
 def _refuse_same_names(files: list[Path], folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Building: the same bytes however the work is shared, and never a half set taken for a whole one."""
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from shards.manifest import IGNORE, read_manifest
 from shards.plan import make_plan
 from shards.reader import ShardSet
 from shards.recipe import PatchesConfig, SplitConfig, SyntheticConfig
+from shards.verify import verify
 from tests.shards.conftest import contents, small_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,26 +60,29 @@ def test_finishing_names_what_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
 def test_killed_at_any_moment_and_started_again_it_finishes_with_the_same_bytes(
-    small_set: Path, tmp_path: Path
+    small_set: Path, tmp_path: Path, processes: str
 ) -> None:
-    kills = 0
-    for delay in (0.1, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5):
-        process = subprocess.Popen(command(tmp_path, "--processes", "1"), stderr=subprocess.DEVNULL)
+    folder, kills = tmp_path / "synthetic", 0
+    moments = np.random.default_rng().uniform(0, 0.25, 6)
+    print("killed after", moments)
+    for moment in moments:
+        process = subprocess.Popen(command(tmp_path, "--processes", processes), stderr=subprocess.DEVNULL)
         # From the moment the folder appears: until then the process only starts.
-        while not (tmp_path / "synthetic").exists() and process.poll() is None:
+        while not folder.exists() and process.poll() is None:
             time.sleep(0.002)
-        time.sleep(delay / 10)
+        time.sleep(moment)
         process.kill()
         kills += process.wait() != 0
-        folder = tmp_path / "synthetic"
         if not (folder / "manifest.json").exists():
             with pytest.raises(UserError):
                 ShardSet(folder)
     subprocess.run(command(tmp_path), check=True, stdout=subprocess.DEVNULL)
     assert kills
-    found = {name: content for name, content in contents(tmp_path / "synthetic").items() if not name.endswith(".tmp")}
+    found = {name: content for name, content in contents(folder).items() if not name.endswith(".tmp")}
     assert found == contents(small_set)
+    assert verify(folder, quiet=True) == []
 
 
 def test_what_is_whole_is_kept_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +210,25 @@ def test_a_full_disk_keeps_what_is_finished_and_says_so(
     assert contents(config.folder).items() >= whole.items()
     make_shards(config, quiet=True)
     assert contents(config.folder) == contents(small_set)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_disk_that_takes_no_more_ends_the_command_with_a_message(
+    small_set: Path, tmp_path: Path, processes: str
+) -> None:
+    def limit() -> None:  # no file may grow beyond 30 kB: what a quota does
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+
+    arguments = command(tmp_path, "--processes", processes)
+    done = subprocess.run(arguments, check=False, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 2
+    assert "can't be written: File too large; what is finished stays" in done.stderr
+    assert "Traceback" not in done.stderr
+    with pytest.raises(UserError, match="unfinished"):
+        ShardSet(tmp_path / "synthetic")
+    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+    assert contents(tmp_path / "synthetic") == contents(small_set)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ def test_the_summary_tells_counts_classes_and_recipe(small_set: Path) -> None:
     assert f"train     {manifest.samples('train')} patches in 8 shards" in text
     assert "test      2 source images" in text
     assert "line       #e69f00" in text
-    assert '"per_image": 6' in text
+    assert "    patches.per-image = 6\n" in text
+    assert "masks.classes = background line ellipse" in text
     assert f"{manifest.pixels[0] / sum(manifest.pixels):7.2%} of pixels" in text
 
 
