@@ -20,18 +20,8 @@ from shards.files import write_json
 
 MAY_CHANGE = {
     *("name", "data", "epochs", "steps", "init_from"),
-    *("accumulate", "device", "threads"),
-    *(
-        "data_check",
-        "log_every",
-        "validate_every",
-        "max_bad_steps",
-        "check",
-        "profile",
-        "quiet",
-        "checkpoint",
-        "tracking",
-    ),
+    *("accumulate", "device", "threads", "data_check"),
+    *("log_every", "validate_every", "max_bad_steps", "check", "profile", "quiet", "checkpoint", "tracking"),
 }
 """Settings that may differ when a run is continued: they don't change what is learned (but for `epochs` and `steps`,
 which extend it). The data is compared by its fingerprint, the precision by what was chosen."""
