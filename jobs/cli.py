@@ -1,5 +1,6 @@
 """The `segdist` command: `segdist JOB …` calls the `main` of the module that does the job."""
 
+import difflib
 import importlib
 import sys
 
@@ -45,7 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if arguments else 2
     name, *rest = arguments
     if name not in JOBS:
-        print(f"error: unknown job {name!r}; choose from {', '.join(JOBS)}", file=sys.stderr)
+        near = difflib.get_close_matches(name, JOBS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(JOBS)}"
+        print(f"error: unknown job {name!r}; {hint}", file=sys.stderr)
         return 2
     # Imported only now: `segdist --help` must not wait for torch.
     job = importlib.import_module(JOBS[name][0])

@@ -2,13 +2,17 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import tyro
 
 from shards.config import from_dict, merge, read_file, to_dict
 from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from segdist.distributed import RankEnvironment
 
 Config = TypeVar("Config")
 
@@ -65,6 +69,17 @@ def parse(
     if check is not None:
         check()
     return Command(parsed.job, parsed.dry_run)
+
+
+def launch_command(job: str, arguments: Sequence[str], environment: "RankEnvironment") -> list[str]:
+    """The command that starts a job again on as many ranks, whatever launcher started it this time."""
+    ranks, local = environment.world_size, environment.local_world_size
+    if ranks == 1:
+        return ["segdist", job, *arguments]
+    where = ["--standalone"]
+    if ranks > local:
+        where = [f"--nnodes={-(-ranks // local)}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29500"]
+    return ["torchrun", *where, f"--nproc-per-node={local}", f"jobs/{job}.py", *arguments]
 
 
 def print_config(config: Any) -> None:

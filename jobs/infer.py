@@ -14,6 +14,7 @@ row that was reached. The result has the same bits for any number of ranks (fp32
 """
 
 import sys
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     from segdist.infer_report import inference_plan, summary_text
     from segdist.infer_setup import prepare
     from segdist.inference_job import infer
+    from segdist.run_record import note_inference
+    from segdist.tracking import check_trackers
 
     config = command.job
+    check_trackers(config.tracking)  # and not when hours of work are done
     with ranks(config.device, config.threads, PATIENCE) as these:
         if command.dry_run:
             setup = prepare(config, these)
@@ -45,9 +49,19 @@ def main(argv: list[str] | None = None) -> int:
                 print_config(config)
                 print(inference_plan(setup, these.world_size))
             return FINISHED
+        began = time.monotonic()
         result = infer(config, these)
         if these.is_main:
             print(summary_text(result), flush=True)
+            if result.reused < result.images and not config.task:  # tasks of an array would write into one file
+                note_inference(
+                    result.folder,
+                    seconds=round(time.monotonic() - began, 1),
+                    images=result.images,
+                    reused=result.reused,
+                    ranks=these.world_size,
+                    device=str(these.device),
+                )
             _tell(config, result)
     return INCOMPLETE if result.failures else FINISHED
 
@@ -55,8 +69,8 @@ def main(argv: list[str] | None = None) -> int:
 def _tell(config: InferConfig, result: "Result") -> None:
     """Scores to the trackers, and the report of the run that the predictions belong to, or of themselves."""
     from segdist.report import refresh_report
-    from segdist.run_record import run_of
-    from segdist.tracking.job_log import log_scores
+    from segdist.run_record import read_run, run_of
+    from segdist.tracking.job_log import beside, log_scores
     from shards.config import to_dict
 
     run = run_of(result.folder)
@@ -64,7 +78,8 @@ def _tell(config: InferConfig, result: "Result") -> None:
         return  # a part of an array has no scores yet; images without truth outside of a run have nothing to report
     if result.scores is not None and result.reused < result.images:
         description = {"config": to_dict(config)}
-        log_scores(config.tracking, result.folder, description, result.scores, run.resolve().name)
+        tracking = beside(config.tracking, read_run(run).config.get("tracking", {}))
+        log_scores(tracking, result.folder, description, result.scores, run.resolve().name)
     refresh_report(run, quiet=config.quiet)
 
 

@@ -8,30 +8,56 @@ Running it again finishes what is missing. It needs no ranks: `--processes` says
 """
 
 import sys
+from dataclasses import dataclass, field, fields
 
 from jobs.command_line import parse, print_config
 from jobs.exit_codes import FINISHED, run_job
+from segdist.tracking.config import TrackingConfig
 from shards.build import make_shards
 from shards.plan import make_plan
 from shards.recipe import MakeShardsConfig
 from shards.terminal import say
 
 
+@dataclass(frozen=True)
+class MakeShardsJob(MakeShardsConfig):
+    """Settings of `segdist make-shards`: those of the shard set, and of its tracking."""
+
+    tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(wandb="off"))
+    """Training logs what it learns from; a run of the set's own is for pipelines."""
+
+    @property
+    def shard_set(self) -> MakeShardsConfig:
+        """The settings of the set alone."""
+        return MakeShardsConfig(**{item.name: getattr(self, item.name) for item in fields(MakeShardsConfig)})
+
+
 def main(argv: list[str] | None = None) -> int:
     """Build the set, or with `--dry-run` show what would be built; returns the exit code."""
     description = "Draw or read labelled images, cut patches, write a shard set."
-    command = parse(MakeShardsConfig, argv, "make-shards", description)
-    config = command.job
+    command = parse(MakeShardsJob, argv, "make-shards", description)
+    config = command.job.shard_set
     if command.dry_run:
-        print_config(config)
+        print_config(command.job)
         print("plan:", *make_plan(config).describe(), sep="\n  ")
         return FINISHED
+    tracking = command.job.tracking
+    wanted = bool(tracking.names) and tracking.wandb != "off" and not config.task
+    if wanted:
+        from segdist.tracking import check_trackers
+
+        check_trackers(tracking)
+    new = config.overwrite or not (config.folder / "manifest.json").exists()
     manifest = make_shards(config)
     if manifest is None:
         say(f"{config.folder}: task {config.task} is done; when all are, run the same command with --finish")
     else:
         samples = ", ".join(f"{manifest.samples(split)} {split}" for split in ("train", "val"))
         say(f"{config.folder}: {samples} patches, {len(manifest.sources['test'])} test images")
+        if wanted and new:
+            from segdist.tracking.job_log import log_shard_set
+
+            log_shard_set(tracking, config.folder)
     return FINISHED
 
 

@@ -6,7 +6,8 @@
 Each job runs as it would by hand, and its command is shown first. What is finished already is used again: after an
 interruption the same command goes on. `--fresh` throws the shard set and the run of that name away first.
 
-The config file's tables [make_shards], [train] and [infer] hold the settings of the three jobs.
+The config file's tables [make_shards], [train] and [infer] hold the settings of the three jobs, [tracking] those of
+the trackers of all three.
 """
 
 import os
@@ -44,6 +45,22 @@ class PipelineConfig:
     """Settings of `segdist train`, and `preset`."""
     infer: JsonTable = field(default_factory=dict)
     """Settings of `segdist infer`."""
+    tracking: JsonTable = field(default_factory=dict)
+    """Settings of all three jobs' trackers, where a job's own table has none (`{"wandb": "off"}`)."""
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """The settings of each job."""
+        return tracked(self.tracking, {"make_shards": self.make_shards, "train": self.train, "infer": self.infer})
+
+
+def tracked(tracking: dict[str, Any], tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The jobs' tables with the pipeline's tracking; in W&B the three runs stand in the group of its name."""
+    filled = {}
+    for job, table in tables.items():
+        # By itself make-shards tracks nothing.
+        merged = ({"wandb": "auto"} if job == "make_shards" else {}) | tracking | table.get("tracking", {})
+        filled[job] = table | ({"tracking": merged} if merged else {})
+    return filled
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,12 +77,13 @@ def main(argv: list[str] | None = None) -> int:
     threads = max(1, len(os.sched_getaffinity(0)) // config.processes)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.processes}"]
-    train = dict(config.train)
+    tables = config.tables()
+    train = tables["train"]
     preset = ["--preset", train.pop("preset")] if "preset" in train else []
     steps: list[tuple[list[str], dict[str, Any], list[str]]] = [
-        ([sys.executable], config.make_shards, ["-f", config.name]),
+        ([sys.executable], tables["make_shards"], ["-f", config.name]),
         (torchrun, train, ["-f", config.name, "--name", config.name, *preset]),
-        (torchrun, config.infer, ["-m", config.name, "-f", config.name]),
+        (torchrun, tables["infer"], ["-m", config.name, "-f", config.name]),
     ]
     for number, ((launcher, settings, arguments), job) in enumerate(
         zip(steps, ("make_shards", "train", "infer"), strict=True), start=1

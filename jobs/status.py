@@ -11,6 +11,7 @@ for runs on other machines that share the file system.
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console, Group, RenderableType
     from rich.live import Live
 
-    from segdist.run_record import RUNS, find_run, read_run
+    from segdist.run_record import CONFIG, RUNS, SCORES, RunRecord, find_run, read_run
     from segdist.status import overview, status
     from shards.errors import UserError
 
@@ -48,8 +49,14 @@ def main(argv: list[str] | None = None) -> int:
     if not folders:
         raise UserError(f"there are no runs below {RUNS}; start one with `segdist train`, or name a folder")
 
+    def read(folder: Path) -> RunRecord:
+        # The run of a job that is still in the queue is a folder with its submission and nothing else.
+        if config.follow and not (folder / CONFIG).exists() and not any(folder.glob(f"**/{SCORES}")):
+            return RunRecord(folder)
+        return read_run(folder)
+
     def look() -> tuple[RenderableType, bool]:
-        records = [read_run(folder) for folder in folders]
+        records = [read(folder) for folder in folders]
         ended = all(record.state() in ("finished", "failed") for record in records)
         return (Group(*map(status, records)) if config.runs else overview(records)), ended
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 from jobs.command_line import parse
 from jobs.exit_codes import FINISHED, run_job
+from jobs.pipeline import tracked
 from jobs.submit_plans import Planner, infer_links, pipeline_links, shard_links, train_links
 from segdist.models import JsonTable
 from shards.errors import UserError
@@ -71,6 +72,8 @@ class SubmitPipelineConfig:
     """Settings of `segdist train`, and `preset`."""
     infer: JsonTable = field(default_factory=dict)
     """Settings of `segdist infer`."""
+    tracking: JsonTable = field(default_factory=dict)
+    """Settings of all three jobs' trackers, where a job's own table has none (`{"wandb": "off"}`)."""
 
     def check_values(self) -> None:
         """Raises UserError for values that can't work."""
@@ -112,9 +115,8 @@ def _submit_pipeline(own: list[str], job_arguments: list[str]) -> int:
     command = parse(SubmitPipelineConfig, own, "submit pipeline", __doc__ or "")
     config = command.job
     planner = Planner(config.profile, config.cluster, config.shard_tasks, config.stage_to)
-    links = pipeline_links(
-        planner, config.name, config.make_shards, config.train, config.infer, infer_tasks=config.infer_tasks
-    )
+    tables = tracked(config.tracking, {"make_shards": config.make_shards, "train": config.train, "infer": config.infer})
+    links = pipeline_links(planner, config.name, **tables, infer_tasks=config.infer_tasks)
     return _place(links, config.cluster, command.dry_run)
 
 

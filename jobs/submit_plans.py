@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command_line import parse
+from jobs.make_shards import MakeShardsJob
 from jobs.train import find_preset
 from segdist.infer_config import InferConfig
 from segdist.train_config import TrainConfig, run_folder
 from shards import names
 from shards.errors import UserError
 from shards.files import write_json
-from shards.recipe import MakeShardsConfig
 from slurm.code_version import current_version
 from slurm.pipeline import Link
 from slurm.profiles import load_profile
@@ -76,7 +76,7 @@ class Planner:
 
 def shard_links(planner: Planner, arguments: list[str], folder: Path | None = None) -> list[Link]:
     """make-shards, in one job; or an array and a job that writes the manifest."""
-    config = parse(MakeShardsConfig, arguments, "make-shards", "").job
+    config = parse(MakeShardsJob, arguments, "make-shards", "").job
     if config.task or config.finish:
         raise UserError("--task and --finish are set by --tasks; leave them out")
     logs = folder or names.RUNS / config.name

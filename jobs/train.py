@@ -17,7 +17,7 @@ import os
 import sys
 from pathlib import Path
 
-from jobs.command_line import option_value, parse, print_config
+from jobs.command_line import launch_command, option_value, parse, print_config
 from jobs.exit_codes import FINISHED, STOPPED, run_job
 from segdist.train_config import TrainConfig, run_folder
 from shards.config import read_file
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         print(training_plan(command.job))
         return FINISHED
     with ranks(command.job.device, command.job.threads) as these:
-        state = train(command.job, these)
+        state = train(command.job, these, launch_command("train", arguments, these.environment))
         if these.is_main:
             refresh_report(run_folder(command.job), quiet=command.job.quiet)
     if state == "stopped" and not _torchrun_would_restart():

@@ -57,7 +57,12 @@ def draw_figure(
     height, width = prediction.shape
     panel_width = 2.4
     panel_height = min(max(panel_width * height / width, 1.0), 6.0)
-    figure = Figure(figsize=(panel_width * columns + 0.9, (panel_height + 0.4) * rows + 0.8), dpi=100)
+    width_in = panel_width * columns + 0.9
+    # Names beside each other as far as they fit; below each other they need room.
+    longest = max(len(info.name) for info in classes)
+    legend_columns = max(1, min(len(classes), int(width_in / (0.7 + 0.085 * longest))))
+    legend_height = 0.15 + 0.2 * -(-len(classes) // legend_columns)
+    figure = Figure(figsize=(width_in, (panel_height + 0.4) * rows + 0.45 + legend_height), dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     shown = None
@@ -73,10 +78,12 @@ def draw_figure(
             axis.imshow(picture, interpolation="nearest")
     figure.suptitle(title, fontsize=11)
     handles = [Patch(facecolor=_unit(info.color), edgecolor="grey", label=info.name) for info in classes]
-    figure.legend(handles=handles, loc="lower center", ncols=min(len(classes), 8), fontsize=9, frameon=False)
+    figure.legend(handles=handles, loc="lower center", ncols=legend_columns, fontsize=9, frameon=False)
     # Margins in inches: matplotlib's own layouts draw everything twice to find them.
     across, down = figure.get_size_inches()
-    figure.subplots_adjust(0.1 / across, 0.5 / down, 1 - 0.8 / across, 1 - 0.65 / down, wspace=0.06, hspace=0.15)
+    figure.subplots_adjust(
+        0.1 / across, (legend_height + 0.15) / down, 1 - 0.8 / across, 1 - 0.65 / down, wspace=0.06, hspace=0.15
+    )
     if shown is not None:
         figure.colorbar(shown, cax=figure.add_axes((1 - 0.65 / across, 0.2, 0.15 / across, 0.6)))
     with whole_file(path) as file:

@@ -119,14 +119,14 @@ class Learner:
         self._good_steps.zero_()
         return figures
 
-    def share_buffers(self) -> None:
-        """Give all ranks the norm buffers of rank 0, which is the only one whose buffers count.
+    def share_buffers(self, net: nn.Module) -> None:
+        """Give all ranks rank 0's norm buffers of `net`, this learner's network or its average: only those count.
 
         Training uses the statistics of each batch; the running ones are read by validation alone, so there is no
         need to send them at every step, as DDP would.
         """
         if self.ranks.world_size > 1:
-            for buffer in self.best_net.buffers():
+            for buffer in net.buffers():
                 dist.broadcast(buffer, src=0)
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from torch import nn
 from segdist.distributed import resolve_environment
 from segdist.losses import Loss, class_weights
 from segdist.run_folder import check_same_run, describe_run
+from segdist.tracking import check_trackers
 from segdist.train_config import TrainConfig, run_folder
 from segdist.trainer import build_net
 from segdist.training_data import TrainingData
@@ -20,6 +21,7 @@ def training_plan(config: TrainConfig) -> str:
         UserError: whatever would stop the run at its start.
     """
     cuda = config.device != "cpu" and torch.cuda.is_available()
+    check_trackers(config.tracking)
     config, precision = resolve(config, torch.device("cuda" if cuda else "cpu"))
     environment = resolve_environment()
     data = TrainingData(config, environment.rank, environment.world_size)

@@ -40,6 +40,10 @@ def write_report(folders: Sequence[Path], out: Path | None = None, figures: int 
     runs = [read_run(folder) for folder in folders]
     comparing = len(runs) > 1
     target = out or (folders[0].resolve().parent / COMPARISON if comparing else folders[0] / REPORT)
+    if target.is_dir():
+        raise UserError(
+            f"--out {target}: is a folder; name a file in it, such as {target / (COMPARISON if comparing else REPORT)}"
+        )
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     html = environment.get_template("report.html.j2").render(
         title=" · ".join(_names(runs)),
@@ -76,10 +80,12 @@ def _page(run: RunRecord, most_figures: int) -> dict[str, Any]:
         "headline": data.headline(run),
         "charts": data.learning_curves(run),
         "class_table": data.class_table(run),
+        "validated": run.best is not None,
         "matrices": data.matrices(run),
         "predictions": [_predictions(run, item, most_figures) for item in run.predictions],
         "data_sets": data.data_sets(run),
         "timings": [(name, seconds, seconds / total) for name, seconds in timings],
+        "inference": [_start_of_inference(item, start) for item in run.predictions for start in item.starts],
         "events": [_event(event) for event in run.events],
         "settings": data.settings(run.config),
         "command": shlex.join(description.get("command", [])),
@@ -94,7 +100,7 @@ def _page(run: RunRecord, most_figures: int) -> dict[str, Any]:
         ("confusion", "Confusion", page["matrices"]),
         *((f"images{number}", f"Images: {item['label']}", True) for number, item in enumerate(page["predictions"], 1)),
         ("data", "Data", page["data_sets"]),
-        ("time", "Time", page["timings"] or page["events"]),
+        ("time", "Time", page["timings"] or page["events"] or page["inference"]),
         ("again", "To do it again", page["settings"]),
     ]
     return page
@@ -112,9 +118,17 @@ def _predictions(run: RunRecord, item: Predictions, most_figures: int) -> dict[s
     }
 
 
+def _start_of_inference(item: Predictions, start: dict[str, Any]) -> tuple[str, str, str, str, str]:
+    images = f"{start['images'] - start['reused']:,}"
+    return _when(start), item.folder.resolve().name, images, clock(start["seconds"]), data.where(start)
+
+
+def _when(event: dict[str, Any]) -> str:
+    return datetime.fromtimestamp(event["time"], UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
 def _event(event: dict[str, Any]) -> tuple[str, str, int, str]:
-    when = datetime.fromtimestamp(event["time"], UTC).strftime("%Y-%m-%d %H:%M:%S")
-    where = f"{event['ranks']} ranks, {event['device']}" if "ranks" in event else ""
+    when, where = _when(event), data.where(event)
     what = f"{event['skipped']} steps skipped so far" if event["what"] == "skipped_steps" else event["what"]
     return when, what, event["step"], where
 

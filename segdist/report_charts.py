@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 64.0, 24.0, 12.0, 50.0
+LEFT, RIGHT, TOP, BOTTOM = 78.0, 26.0, 14.0, 56.0
 """Margins for the axes' texts; units of the SVG's view box."""
 STYLES = 6
-"""Line styles of the style sheet; more lines begin again."""
+"""Colours and dashes of the style sheet: 36 lines that differ in one or the other."""
 MOST_POINTS = 400
 """Points of a line beyond which neighbours are averaged: two per unit of the width show no more."""
 LOG_FROM = 50.0
@@ -42,7 +42,8 @@ class Line:
 
     label: str
     path: str
-    style: int
+    color: int
+    dash: int
     last: str
     single: tuple[float, float] | None
     """The only point of a series that has one, which a path doesn't show."""
@@ -106,7 +107,8 @@ def make_chart(
             Line(
                 label=line.label,
                 path=_path(placed),
-                style=number % STYLES,
+                color=number % STYLES,
+                dash=(number + number // STYLES) % STYLES,
                 last="" if last is None else short(last),
                 single=there[0] if len(there) == 1 else None,
             )

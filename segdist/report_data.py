@@ -57,7 +57,7 @@ def headline(run: RunRecord) -> list[tuple[str, str, str]]:
     tiles: list[tuple[str, str, str]] = []
     if run.predictions:
         scores = run.predictions[0].scores
-        remark = f"{len(scores['images'])} test images"
+        remark = f"{len(scores['images'])} test image{'s' * (len(scores['images']) != 1)}"
         tiles.append(("mean IoU over images", number(scores["mean_iou_over_images"]), remark))
         tiles.append(("mean IoU over all pixels", number(scores["mean_iou_pixels"]), "the same images"))
     if best := run.best:
@@ -79,9 +79,15 @@ def learning_curves(run: RunRecord) -> list[Chart]:
     per_class = [
         Series(name, [(row["step"], row["iou"][index]) for row in run.val]) for index, name in enumerate(run.classes)
     ]
+    scores = [_curve("mean IoU", run.val, "mean_iou")]
+    if any("mean_iou_without_ema" in row for row in run.val):
+        scores = [
+            _curve("averaged weights (EMA)", run.val, "mean_iou"),
+            _curve("latest weights", run.val, "mean_iou_without_ema"),
+        ]
     losses = [_curve("training", run.train, "loss"), _curve("validation", run.val, "loss")]
     charts = [
-        make_chart("mean IoU on the validation patches", [_curve("mean IoU", run.val, "mean_iou")], marks=marks),
+        make_chart("mean IoU on the validation patches", scores, marks=marks),
         make_chart("IoU per class", per_class, marks=marks),
         make_chart("loss", losses, marks=marks, log=True),
         make_chart("learning rate", [_curve("learning rate", run.train, "lr")], marks=marks),
@@ -205,6 +211,12 @@ def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
+def where(event: dict[str, Any]) -> str:
+    """Ranks and device of an event, where it has them: `2 ranks, cpu`."""
+    ranks = event.get("ranks")
+    return "" if ranks is None else f"{ranks} rank{'s' * (ranks > 1)}, {event['device']}"
+
+
 def number(value: float | None) -> str:
     """A score with four digits; a dash where there is none."""
     return "–" if value is None else f"{value:.4f}"
@@ -232,7 +244,11 @@ def _data_set(path: str, manifest: Manifest) -> DataSet:
     facts = [
         ("patches", ", ".join(f"{manifest.samples(split):,} {split}" for split in splits if manifest.samples(split))),
         ("source images", ", ".join(f"{len(manifest.sources.get(split, ())):,} {split}" for split in splits)),
-        ("patch", f"{manifest.patch} x {manifest.patch}, {manifest.channels} channels, {manifest.dtype}"),
+        (
+            "patch",
+            f"{manifest.patch} x {manifest.patch}, {manifest.channels} channel{'s' * (manifest.channels > 1)}, "
+            f"{manifest.dtype}",
+        ),
         ("mean ± standard deviation", _mean_and_deviation(manifest)),
         ("fingerprint", manifest.fingerprint[:16]),
     ]
@@ -250,7 +266,7 @@ def _mean_and_deviation(manifest: Manifest) -> str:
 
 def _device(run: RunRecord) -> str:
     starts = [event for event in run.events if "ranks" in event]
-    return f"{starts[-1]['ranks']} ranks, {starts[-1]['device']}" if starts else ""
+    return where(starts[-1]) if starts else ""
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

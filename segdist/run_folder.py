@@ -4,8 +4,8 @@ import json
 import math
 import os
 import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,19 @@ def append_event(folder: Path, what: str, step: int, **values: Any) -> None:
         file.write(json.dumps({"what": what, "step": step, **values, "time": round(time.time(), 3)}) + "\n")
 
 
-def describe_run(config: TrainConfig, data: list[dict[str, str]], precision: str) -> dict[str, Any]:
-    """What stands in `config.json`: the config, what the data was, what "auto" became, code and library versions."""
+def describe_run(
+    config: TrainConfig, data: list[dict[str, str]], precision: str, command: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What stands in `config.json`: the config, what the data was, what "auto" became, code and library versions.
+
+    Args:
+        command: what does the same again; empty where no command started the run.
+    """
     return {
         "config": to_dict(config),
         "data": data,
         "precision": precision,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": list(command),
         "code": code_version(),
         "versions": {name: version(name) for name in ("torch", "numpy", "webdataset")},
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

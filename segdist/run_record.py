@@ -11,7 +11,7 @@ from shards.errors import UserError
 from shards.names import RUNS, run_folder
 
 CONFIG, METRICS, EVENTS, SUMMARY = "config.json", "metrics.jsonl", "events.jsonl", "summary.json"
-SCORES = "scores.json"
+SCORES, TIMES = "scores.json", "times.jsonl"
 
 SILENT_AFTER = 120.0
 """Seconds without a sign of life after which a run that has not ended is called silent (or 10 usual intervals)."""
@@ -117,6 +117,14 @@ class Predictions:
 
     folder: Path
     scores: dict[str, Any]
+    starts: list[Row] = field(default_factory=list)
+    """Starts of the job that segmented something: `time`, `seconds`, `images`, `reused`, `ranks`, `device`."""
+
+
+def note_inference(folder: Path, **values: Any) -> None:
+    """Add a start of an inference job to the `times.jsonl` of its predictions; see `Predictions.starts`."""
+    with (folder / TIMES).open("a") as file:
+        file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
 
 
 def find_run(name: str) -> Path:
@@ -144,7 +152,10 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         UserError: the folder holds neither; a file in it is damaged.
     """
-    predictions = [Predictions(path.parent, _read_json(path)) for path in sorted(folder.glob(f"**/{SCORES}"))]
+    predictions = [
+        Predictions(path.parent, _read_json(path), read_rows(path.parent / TIMES))
+        for path in sorted(folder.glob(f"**/{SCORES}"))
+    ]
     if not (folder / CONFIG).is_file() and not predictions:
         raise UserError(f"{folder}: no run (there is no {CONFIG}) and no scored predictions (no {SCORES}) in it")
     rows = read_rows(folder / METRICS)

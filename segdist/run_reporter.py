@@ -3,7 +3,7 @@
 import math
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ class RunReporter:
 
     Args:
         classes: of the shard set.
+        start_trackers: called with the W&B run of the checkpoint that is resumed, when there is something to do.
         quiet: no progress and no line per epoch.
     """
 
@@ -51,11 +52,12 @@ class RunReporter:
         classes: tuple[ClassInfo, ...],
         batch_size: int,
         ranks: Ranks,
-        trackers: Trackers,
+        start_trackers: Callable[[str | None], Trackers],
         quiet: bool = False,
     ) -> None:
         self.folder, self.classes, self.batch_size = folder, classes, batch_size
-        self.ranks, self.trackers = ranks, trackers
+        self.ranks, self._start_trackers = ranks, start_trackers
+        self.trackers = Trackers({})
         self.quiet = quiet or not ranks.is_main
         self._metrics = MetricsLog(folder / METRICS) if ranks.is_main else None
         self._progress = Progress("training", total=0, unit="steps", quiet=True)
@@ -64,20 +66,28 @@ class RunReporter:
         self._mean_iou: float | None = None
         self._skipped = 0
         self._steps = 0
+        self._nothing_to_do = False
 
-    def started(self, step: int, steps: int, metrics_position: int, resumed: bool) -> None:
-        """A start of the run at `step` of `steps`; rows of steps that will be done again are forgotten."""
-        self._steps = steps
+    def started(self, step: int, steps: int, metrics_position: int, checkpoint: dict[str, Any] | None) -> None:
+        """A start of the run at `step` of `steps`; rows of steps that will be done again are forgotten.
+
+        Args:
+            checkpoint: what the run goes on from; None at its very start.
+        """
+        self._steps, self._nothing_to_do = steps, step >= steps
         if self._metrics is None:
             return
         self._metrics.cut_back(metrics_position)
-        what = "resumed" if resumed else "started"
-        append_event(self.folder, what, step, steps=steps, ranks=self.ranks.world_size, device=str(self.ranks.device))
-        if resumed and not self.quiet:
-            if step < steps:
-                say(f"{self.folder}: going on after step {step} of {steps}")
-            else:
+        if self._nothing_to_do:
+            # No event and no tracker: looking whether a run is finished is no part of its history.
+            if not self.quiet:
                 say(f"{self.folder}: finished already, after {step} steps; a larger --steps or --epochs extends it")
+            return
+        what = "started" if checkpoint is None else "resumed"
+        append_event(self.folder, what, step, steps=steps, ranks=self.ranks.world_size, device=str(self.ranks.device))
+        if checkpoint is not None and not self.quiet:
+            say(f"{self.folder}: going on after step {step} of {steps}")
+        self.trackers = self._start_trackers(None if checkpoint is None else checkpoint["trackers"]["run_id"])
 
     @contextmanager
     def progress(self, step: int, steps: int) -> Iterator[None]:
@@ -133,14 +143,27 @@ class RunReporter:
             append_event(self.folder, "skipped_steps", step, skipped=figures.skipped)
             warn(f"step {step}: {figures.skipped} steps so far had NaN or infinite gradients and were skipped")
 
-    def validated(self, step: int, epoch: int, result: ValidationResult | None) -> None:
-        """A row of scores, pictures for the trackers, a line for the person."""
+    def validated(
+        self, step: int, epoch: int, result: ValidationResult | None, latest: ValidationResult | None = None
+    ) -> None:
+        """A row of scores, pictures for the trackers, a line for the person.
+
+        Args:
+            result: of the network that is kept; None where there is nothing to validate on.
+            latest: of the latest weights, where the network that is kept is their moving average.
+        """
         if self._metrics is None:
             return
         if result is not None:
             self._mean_iou = result.mean_iou
-            self._metrics.append("val", step, epoch=epoch, **result.row())
+            more = {} if latest is None else {"loss_without_ema": latest.loss, "mean_iou_without_ema": latest.mean_iou}
+            self._metrics.append("val", step, epoch=epoch, **result.row(), **more)
+            self.trackers.log({f"val/{name}": value for name, value in more.items()}, step)
             self._track(step, result)
+        self.epoch_ended(step, epoch)
+
+    def epoch_ended(self, step: int, epoch: int) -> None:
+        """A line for the person, with the latest scores."""
         if not self.quiet:
             say(self._epoch_line(step, epoch))
         self._epoch = _Pace()
@@ -155,6 +178,8 @@ class RunReporter:
 
     def finished(self, state: State, **summary: Any) -> None:
         """The end of this start: "finished", "stopped" or "failed"."""
+        if self._nothing_to_do and state == "finished":
+            return
         if self._metrics is not None:
             append_event(self.folder, state, summary["step"])
             write_summary(self.folder, state=state, skipped_steps=self._skipped, **summary)

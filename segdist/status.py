@@ -66,7 +66,13 @@ def overview(runs: Sequence[RunRecord], now: float | None = None) -> Table:
 
 
 def status(run: RunRecord, now: float | None = None) -> RenderableType:
-    """A run on about fifteen lines."""
+    """A run on about fifteen lines; predictions outside of a run on one."""
+    scored = [
+        Text(f"{item.folder}: mean IoU over images {_number(item.scores['mean_iou_over_images'])}")
+        for item in run.predictions
+    ]
+    if scored and not run.description:
+        return Group(*scored)
     head = Text.assemble((str(run.folder), "bold"), "  ", _state_text(run, now))
     left = remaining_seconds(run)
     facts = [f"step {run.step}/{run.steps or '?'}"]
@@ -83,11 +89,7 @@ def status(run: RunRecord, now: float | None = None) -> RenderableType:
         parts += [Text(), _curves(run)]
     if run.val:
         parts += [Text(), _classes(run)]
-    parts += [
-        Text(f"{item.folder}: mean IoU over images {_number(item.scores['mean_iou_over_images'])}")
-        for item in run.predictions
-    ]
-    return Group(*parts)
+    return Group(*parts, *scored)
 
 
 def _curves(run: RunRecord) -> Table:

@@ -178,6 +178,8 @@ class Run:
                         stop_for_bad_gradients(self.folder, batch, figures.skipped_in_a_row, self.ranks)
                 if at.step % (config.validate_every or self.steps_per_epoch) == 0 or last:
                     self._validate(epoch)
+                elif at.step % self.steps_per_epoch == 0:
+                    self.reporter.epoch_ended(at.step, epoch)
                 stopping, overdue = self.stop.agreed(save=self._checkpoint_is_overdue())
                 if stopping or overdue or last or self._checkpoint_is_due():
                     self._save()
@@ -191,7 +193,7 @@ class Run:
         if state is not None:
             self.learner.load_state_dict(state["learner"])
             self.counters = Counters(**state["counters"])
-        self.reporter.started(self.counters.step, self.steps, self.counters.metrics_position, state is not None)
+        self.reporter.started(self.counters.step, self.steps, self.counters.metrics_position, state)
 
     def _rehearse(self) -> None:
         """Two training batches, a validation batch and a checkpoint; then everything is put back.
@@ -208,7 +210,7 @@ class Run:
             for number, batch in enumerate(islice(batches, 2)):
                 self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)
         self.learner.figures()
-        self._score(batches=1)
+        self._score(self.learner.best_net, batches=1)
         state = self._state()
         if self.ranks.is_main:
             self.checkpoints.try_out(state)
@@ -216,7 +218,8 @@ class Run:
 
     def _validate(self, epoch: int) -> None:
         """Score the validation patches and keep the model. Collective."""
-        result = self._score()
+        result = self._score(self.learner.best_net)
+        latest = None if self.learner.average is None else self._score(self.learner.net)
         if not self.ranks.is_main:
             return
         at = self.counters
@@ -226,14 +229,14 @@ class Run:
         if score is None or score > at.best_mean_iou:
             save_model(self.folder / BEST, state, self._card(epoch, score))
             at.best_mean_iou, at.best_epoch, at.best_step = score if score is not None else -1.0, epoch, at.step
-        self.reporter.validated(at.step, epoch, result)
+        self.reporter.validated(at.step, epoch, result, latest)
 
-    def _score(self, batches: int | None = None) -> ValidationResult | None:
-        self.learner.share_buffers()
+    def _score(self, net: torch.nn.Module, batches: int | None = None) -> ValidationResult | None:
+        self.learner.share_buffers(net)
         if self.data.validation is None:
             return None
         return validate(
-            self.learner.best_net,
+            net,
             islice(self.data.validation, batches),
             self.preprocess,
             self.loss,

@@ -1,5 +1,6 @@
 """A training run from config to summary: what `segdist train` does on every rank."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from segdist.models import UNET
 from segdist.precision import Precision, choose_precision
 from segdist.run_folder import check_same_run, describe_run, write_description
 from segdist.run_reporter import RunReporter
-from segdist.tracking import open_trackers
+from segdist.tracking import Trackers, check_trackers, open_trackers
 from segdist.tracking.job_log import data_facts, log_contact_sheets
 from segdist.train_config import TrainConfig, run_folder
 from segdist.trainer import Run, State, prepare_net
@@ -30,8 +31,11 @@ def resolve(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Pre
     return config, choose_precision(config.precision, device)
 
 
-def train(config: TrainConfig, ranks: Ranks) -> State:
+def train(config: TrainConfig, ranks: Ranks, command: Sequence[str] = ()) -> State:
     """Train, or go on training, in the config's run folder. Collective.
+
+    Args:
+        command: what a person would type to do the same again; for the run's description.
 
     Returns:
         "finished", or "stopped" when a signal asked for it; the same config goes on from there.
@@ -42,12 +46,13 @@ def train(config: TrainConfig, ranks: Ranks) -> State:
     config, precision = resolve(config, ranks.device)
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
+    check_trackers(config.tracking)
     data = TrainingData(config, ranks.rank, ranks.world_size, pin=ranks.device.type == "cuda")
     # All that may be refused comes before the run folder is made.
     net = prepare_net(config, data, ranks)
     loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(ranks.device))
     folder = run_folder(config)
-    description = describe_run(config, data.identity(), precision.name)
+    description = describe_run(config, data.identity(), precision.name, command)
     check_same_run(folder, description)
     ranks.barrier()  # nobody writes before all have looked
     if ranks.is_main:
@@ -56,16 +61,21 @@ def train(config: TrainConfig, ranks: Ranks) -> State:
         if not config.quiet:
             say(_headline(config, folder, data, precision, ranks))
     ranks.barrier()
-    trackers = open_trackers(
-        config.tracking,
-        folder,
-        description | {"shard_sets": data_facts(data.sets)},
-        is_main=ranks.is_main,
-        job_type="train",
-        classes=data.classes,
-    )
-    log_contact_sheets(trackers, data.sets)
-    reporter = RunReporter(folder, data.classes, config.batch_size, ranks, trackers, config.quiet)
+
+    def start_trackers(run_id: str | None) -> Trackers:
+        trackers = open_trackers(
+            config.tracking,
+            folder,
+            description | {"shard_sets": data_facts(data.sets)},
+            run_id=run_id,
+            is_main=ranks.is_main,
+            job_type="train",
+            classes=data.classes,
+        )
+        log_contact_sheets(trackers, data.sets)
+        return trackers
+
+    reporter = RunReporter(folder, data.classes, config.batch_size, ranks, start_trackers, config.quiet)
     run = Run(folder, config, data, net, loss, precision, ranks, reporter)
     try:
         state = run.train()

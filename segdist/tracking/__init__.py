@@ -5,6 +5,6 @@ So nothing here may slow a step, fail a run, or wait for a network for more than
 """
 
 from segdist.tracking.config import TrackingConfig
-from segdist.tracking.trackers import Tracker, Trackers, open_trackers
+from segdist.tracking.trackers import Tracker, Trackers, check_trackers, open_trackers
 
-__all__ = ["Tracker", "Trackers", "TrackingConfig", "open_trackers"]
+__all__ = ["Tracker", "Trackers", "TrackingConfig", "check_trackers", "open_trackers"]

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,42 @@ def log_contact_sheets(trackers: Trackers, sets: Sequence["ShardSet"]) -> None:
     for item in sets:
         with Image.open(io.BytesIO(contact_sheet(item))) as sheet:
             trackers.log_figure(f"shard set {item.folder.name}", np.asarray(sheet.convert("RGB")), step=0)
+
+
+def log_shard_set(config: TrackingConfig, folder: Path) -> None:
+    """A shard set that was just made, as a run of its own: recipe, counts, a sheet of patches.
+
+    Args:
+        folder: of the set; the trackers' files go below it.
+    """
+    from segdist.run_folder import code_version
+    from shards.reader import ShardSet
+
+    made = ShardSet(folder)
+    description = {"recipe": made.manifest.recipe, "shard_sets": data_facts([made]), "code": code_version()}
+    trackers = open_trackers(config, folder, description, job_type="make-shards", classes=made.manifest.classes)
+    samples = {f"shards/{split}_patches": made.manifest.samples(split) for split in ("train", "val", "test")}
+    trackers.log(samples, trackers.last_logged_step + 1)
+    log_contact_sheets(trackers, [made])
+    trackers.finish("finished")
+
+
+def beside(config: TrackingConfig, trained: dict[str, Any]) -> TrackingConfig:
+    """The tracking of an inference job: what it leaves open is as in the training, in the same project and group.
+
+    What the training kept to itself stays in the house: no pictures, no tracking or only offline.
+
+    Args:
+        trained: the section `tracking` of the training's config; empty where there was no training here.
+    """
+    if not trained:
+        return config
+    kept = {name: getattr(config, name) or trained[name] for name in ("project", "entity", "group")}
+    if config.wandb == "auto" and trained["wandb"] in ("off", "offline"):
+        kept["wandb"] = trained["wandb"]
+    if trained["images"] == "none":
+        kept["images"] = "none"
+    return replace(config, tags=config.tags or tuple(trained["tags"]), **kept)
 
 
 def log_scores(

@@ -23,13 +23,7 @@ class TensorBoardTracker:
     """
 
     def __init__(self, folder: Path, classes: Sequence[ClassInfo]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "--trackers tensorboard: the package is missing; pip install -e '.[tensorboard]', or leave it out"
-            ) from None
-        self._writer_class = SummaryWriter
+        self._writer_class = event_writer()
         self._folder = folder
         self._colors = np.zeros((256, 3), np.uint8)
         for index, info in enumerate(classes):
@@ -82,3 +76,18 @@ class TensorBoardTracker:
         if self._open is None:
             self._open = self._writer_class(str(self._folder), purge_step=step, flush_secs=2)
         return self._open
+
+
+def event_writer() -> Any:
+    """The class that writes event files.
+
+    Raises:
+        UserError: TensorBoard isn't installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "--trackers tensorboard: the package is missing; pip install -e '.[tensorboard]', or leave it out"
+        ) from None
+    return SummaryWriter

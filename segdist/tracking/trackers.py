@@ -123,6 +123,24 @@ class Trackers:
                     warn(f"{name}: {what} failed ({type(error).__name__}: {reason}); the run goes on")
 
 
+def check_trackers(config: TrackingConfig) -> None:
+    """Refuse before anything is read or written, and on every rank, what `open_trackers` would refuse on rank 0.
+
+    Raises:
+        UserError: see `open_trackers`.
+    """
+    config.check()
+    if "tensorboard" in config.names:
+        from segdist.tracking.tensorboard_tracker import event_writer
+
+        event_writer()
+    if "wandb" in config.names and config.wandb == "online":
+        from segdist.tracking.wandb_mode import require_key
+        from segdist.tracking.wandb_run import server_address
+
+        require_key(server_address())
+
+
 def open_trackers(
     config: TrackingConfig,
     run_folder: Path,

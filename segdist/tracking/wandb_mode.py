@@ -35,13 +35,22 @@ def choose_mode(config: TrackingConfig, base_url: str, environ: Mapping[str, str
         return wanted, ""
     if not has_key(base_url, environ):
         if wanted == "online":
-            raise UserError(
-                f"--wandb online: no W&B key for {base_url}; "
-                "set WANDB_API_KEY, run `wandb login`, or use --wandb offline"
-            )
+            require_key(base_url, environ)
         return "offline", "no W&B key"
     problem = probe(base_url, config.start_timeout)
     return ("offline", problem) if problem else ("online", "")
+
+
+def require_key(base_url: str, environ: Mapping[str, str] = os.environ) -> None:
+    """For `--wandb online`.
+
+    Raises:
+        UserError: there is no key for this server.
+    """
+    if not has_key(base_url, environ):
+        raise UserError(
+            f"--wandb online: no W&B key for {base_url}; set WANDB_API_KEY, run `wandb login`, or use --wandb offline"
+        )
 
 
 def has_key(base_url: str, environ: Mapping[str, str] = os.environ) -> bool:

@@ -173,6 +173,16 @@ def prepare_wandb() -> str:
     return wandb.setup(wandb.Settings(silent=True)).settings.base_url
 
 
+def server_address() -> str:
+    """The server that W&B would talk to, without starting anything of W&B's: every rank may ask."""
+    import wandb
+
+    settings = wandb.Settings(silent=True)
+    settings.update_from_system_settings()
+    settings.update_from_env_vars(dict(os.environ))
+    return settings.base_url
+
+
 def wandb_settings(start_timeout: float, finish_timeout: float) -> Any:
     """W&B's settings for a run that nobody watches at the terminal; times in seconds."""
     import wandb

@@ -131,3 +131,27 @@ def test_torchrun_takes_none_of_our_flags_for_its_own(script: str) -> None:
     assert "--name" in flags or "--model" in flags
     for flag in flags:
         assert parser.parse_args(["--standalone", f"jobs/{script}.py", flag, "x"]).training_script_args == [flag, "x"]
+
+
+def test_the_command_to_do_it_again_names_a_launcher_for_as_many_ranks() -> None:
+    from jobs.command_line import launch_command
+    from segdist.distributed import RankEnvironment
+
+    def command(**ranks: int) -> str:
+        return " ".join(launch_command("train", ["-f", "cells"], RankEnvironment(launcher="slurm", **ranks)))
+
+    assert command() == "segdist train -f cells"
+    assert command(world_size=2, local_world_size=2) == (
+        "torchrun --standalone --nproc-per-node=2 jobs/train.py -f cells"
+    )
+    assert command(world_size=16, local_world_size=8) == (
+        "torchrun --nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 --nproc-per-node=8 jobs/train.py -f cells"
+    )
+
+
+def test_every_exit_code_is_documented() -> None:
+    from jobs import exit_codes
+
+    page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+    codes = {value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)}
+    assert codes | {130} == {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}

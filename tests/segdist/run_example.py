@@ -110,4 +110,6 @@ def write_predictions(
         "images": scored,
     }
     (folder / "scores.json").write_text(json.dumps(scores))
+    start = {"time": BEGAN + 300, "seconds": 12.5, "images": len(images), "reused": 0, "ranks": 2, "device": "cpu"}
+    (folder / "times.jsonl").write_text(json.dumps(start) + "\n")
     return folder

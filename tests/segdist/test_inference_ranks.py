@@ -68,10 +68,14 @@ def arguments(folder: Path, out: str, *more: str) -> list[str]:
 def results(folder: Path, out: str) -> dict[str, str]:
     """Checksums of what stands under its name; temporary files of killed jobs have a dot in front.
 
-    Without the report, which tells of times.
+    Without the report and what it knows of times.
     """
     found = checksums(folder / out).items()
-    return {name: checksum for name, checksum in found if not name.startswith("report") and "/." not in f"/{name}"}
+    return {
+        name: checksum
+        for name, checksum in found
+        if not name.startswith(("report", "times")) and "/." not in f"/{name}"
+    }
 
 
 @pytest.mark.slow

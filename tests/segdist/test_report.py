@@ -4,17 +4,20 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from segdist.report import write_report
+from segdist.report import TEMPLATES, write_report
 from segdist.report_charts import HEIGHT, MOST_POINTS, WIDTH, Series, make_chart, nice_ticks, short, thinned
 from shards.errors import UserError
 from tests.segdist.run_example import write_predictions, write_run
 
+CSS = (TEMPLATES / "report.html.j2").read_text()
 HOSTILE = "<script>alert('x')</script>&\"'"
 VOID = {"meta", "img", "br", "line", "path", "circle", "link", "input"}
 
@@ -60,10 +63,27 @@ def test_everything_that_was_promised_is_there(run: Path) -> None:
     page = report_of(run)
     ids = {attributes.get("id") for _, attributes in page.tags}
     assert {"curves", "classes", "confusion", "images1", "data", "time", "again"} <= ids
-    for text in ("0.9012", "taken up again once", "2 steps skipped", "segdist train -f cells", "optim.lr", "nucleus"):
+    for text in (
+        "0.9012",
+        "taken up again once",
+        "2 steps skipped",
+        "segdist train -f cells",
+        "optim.lr",
+        "nucleus",
+        "2 ranks, cpu",
+        "0:12",
+    ):
         assert text in page.text
     assert sum(tag == "img" for tag, _ in page.tags) == 3
     assert sum(attributes.get("class") == "chart" for _, attributes in page.tags) == 6
+
+
+def test_averaged_and_latest_weights_are_two_curves(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    changed = [row | ({"mean_iou_without_ema": 0.5} if row["kind"] == "val" else {}) for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    assert "averaged weights (EMA)" in report_of(folder).text
 
 
 def test_worst_images_come_first(run: Path) -> None:
@@ -154,6 +174,25 @@ def test_the_same_run_twice_is_refused(run: Path) -> None:
         write_report([run, run / ".." / "alpha"])
 
 
+def test_a_folder_is_no_file_to_write_to(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder; name a file in it, such as .*report\.html"):
+        write_report([run], out=tmp_path)
+
+
+def test_scores_that_nobody_took_have_no_column(tmp_path: Path) -> None:
+    assert "test IoU" not in report_of(write_run(tmp_path / "untested")).text
+    assert "validation IoU" not in report_of(write_predictions(tmp_path / "out", ["a"])).text
+
+
+def test_a_run_that_was_started_from_python_has_no_command(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    description = json.loads((folder / "config.json").read_text()) | {"command": []}
+    (folder / "config.json").write_text(json.dumps(description))
+    page = report_of(folder)
+    assert "Started from Python" in page.text
+    assert "pre" not in {tag for tag, _ in page.tags}
+
+
 VALUES = st.floats(-1e9, 1e9)
 
 
@@ -181,6 +220,12 @@ def test_lines_stay_inside_the_chart(values: list[float | None], log: bool) -> N
     numbers = [float(text) for text in re.findall(r"-?[\d.]+", chart.lines[0].path)]
     assert all(0 <= x <= WIDTH for x in numbers[::2])
     assert all(0 <= y <= HEIGHT for y in numbers[1::2])
+
+
+def test_no_two_of_many_lines_look_the_same() -> None:
+    chart = make_chart("x", [Series(str(number), [(0, number), (1, number)]) for number in range(30)])
+    assert chart is not None
+    assert len({(line.color, line.dash) for line in chart.lines}) == 30
 
 
 def test_line_has_a_gap_where_there_is_no_number() -> None:
@@ -219,3 +264,32 @@ def test_long_series_are_thinned_without_losing_their_mean() -> None:
 )
 def test_numbers_on_axes_are_short(value: float, text: str) -> None:
     assert short(value) == text
+
+
+SIGHT = {
+    "usual": np.eye(3),
+    # Machado, Oliveira and Fernandes 2009, severity 1; on linear RGB.
+    "protan": np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]),
+    "deutan": np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]),
+    "tritan": np.array([[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]]),
+}
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def lab(color: str, sight: str) -> np.ndarray:
+    """CIE L*a*b* of `#rrggbb` as somebody with this sight sees it."""
+    rgb = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    x, y, z = TO_XYZ @ (SIGHT[sight] @ linear).clip(0, 1) / (0.9505, 1.0, 1.089)
+    fx, fy, fz = (np.cbrt(v) if v > 0.008856 else 7.787 * v + 16 / 116 for v in (x, y, z))
+    return np.array([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_lines_have_colours_that_everybody_can_tell_apart(sight: str) -> None:
+    """Their dashes differ as well, for print and for the closest pairs."""
+    themes = re.findall(r"--s0: (#\w{6}); --s1: (#\w{6}); --s2: (#\w{6}); --s3: (#\w{6}); --s4: (#\w{6});", CSS)
+    assert len(themes) == 3
+    for colors in themes:
+        apart = [np.linalg.norm(lab(a, sight) - lab(b, sight)) for a, b in combinations(colors, 2)]
+        assert min(apart) > 10, (colors, apart)

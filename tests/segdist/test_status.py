@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,22 @@ def test_without_a_name_all_runs_are_shown(
     text = capsys.readouterr().out
     assert "alpha" in text
     assert "failed" in text
+
+
+def test_predictions_outside_of_a_run_are_one_line(tmp_path: Path) -> None:
+    folder = write_predictions(tmp_path / "out", ["a"])
+    assert text_of(status(read_run(folder)), width=300).splitlines() == [f"{folder}: mean IoU over images 0.8800"]
+
+
+def test_follow_waits_for_a_run_that_has_not_begun(tmp_path: Path) -> None:
+    folder = tmp_path / "alpha"
+    folder.mkdir()
+    command = [sys.executable, "-m", "jobs.status", str(folder), "--follow", "--every", "0.1"]
+    environ = {**os.environ, "COLUMNS": "200"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+        time.sleep(1)
+        assert process.poll() is None
+        write_run(folder)
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    assert "finished" in said

@@ -124,6 +124,22 @@ def test_images_none_lets_no_picture_of_the_data_through() -> None:
     assert recorder.calls == ["log", "log_confusion", "log_table", "flush", "finish"]
 
 
+def test_inference_stands_beside_its_training_and_gives_away_no_more() -> None:
+    from segdist.tracking.job_log import beside
+    from shards.config import to_dict
+
+    trained = to_dict(TrackingConfig(wandb="offline", project="cells", group="first", tags=("a",), images="none"))
+    assert beside(TrackingConfig(), trained) == TrackingConfig(
+        wandb="offline", project="cells", group="first", tags=("a",), images="none"
+    )
+    told = TrackingConfig(wandb="online", project="other", tags=("b",))
+    assert beside(told, trained) == TrackingConfig(
+        wandb="online", project="other", group="first", tags=("b",), images="none"
+    )
+    assert beside(told, {}) == told
+    assert beside(TrackingConfig(), to_dict(TrackingConfig(wandb="online"))).wandb == "auto"
+
+
 def test_trackers_are_named_with_commas() -> None:
     assert TrackingConfig(trackers="wandb, tensorboard").names == ("wandb", "tensorboard")
     assert TrackingConfig(trackers="none").names == ()

@@ -294,6 +294,24 @@ def test_model_files_are_artifacts_where_that_is_asked_for(tmp_path: Path) -> No
     assert "a-name--with--anything-" in records
 
 
+def test_tables_and_models_reach_the_server(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").write_bytes(b"weights")
+    with wandb_server() as server:
+        job = Job(tmp_path, server.url, artifacts=True)
+        job.do("log 1 2")
+        job.do("table 3")
+        job.do(f"artifact {tmp_path / 'best.safetensors'}")
+        job.do("finish finished")
+        assert job.end() == ""
+        table, model = server.artifacts
+        assert (table.type, model.type) == ("run_table", "model")
+        assert table.committed
+        assert model.committed
+        (content,) = (file for name, file in table.files.items() if name.endswith(".table.json"))
+        assert json.loads(content)["data"] == [["a.png", 0.5]]
+        assert model.files["best.safetensors"] == b"weights"
+
+
 LOG_SCORES = """
 import json, pathlib, sys
 from segdist.tracking import TrackingConfig

@@ -1,7 +1,7 @@
 """The part of W&B's server that the client of wandb 0.31 uses, on 127.0.0.1, for tests.
 
-Login, run upsert, resume, file stream and uploads. Rows are kept as the server would keep them: a row whose line
-offset has been seen is not taken twice. Standard library only.
+Login, run upsert, resume, file stream, uploads, artifacts, and sweeps of one trial. Rows are kept as the server would
+keep them: a row whose line offset has been seen is not taken twice. Standard library only.
 """
 
 import json
@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 ENTITY = "tester"
+SWEEP = "sweep001"
 
 
 @dataclass
@@ -32,6 +33,16 @@ class StoredRun:
     upserts: int = 0
 
 
+@dataclass
+class StoredArtifact:
+    """What the server knows of one artifact."""
+
+    name: str
+    type: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    committed: bool = False
+
+
 class WandbServer(ThreadingHTTPServer):
     """Serves until `stop`; `hang` makes every later request wait, as a server does whose database has stopped."""
 
@@ -40,6 +51,9 @@ class WandbServer(ThreadingHTTPServer):
     def __init__(self, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.runs: dict[str, StoredRun] = {}
+        self.artifacts: list[StoredArtifact] = []
+        self.sweep = ""
+        self.trial: dict[str, Any] = {}
         self.requests: list[str] = []
         self.hang = False
         self.refuse_key = False
@@ -81,6 +95,10 @@ class WandbServer(ThreadingHTTPServer):
                 base = f"{self.url}/upload/{variables['run']}"
                 files = [{"name": name, "uploadUrl": f"{base}/{name}"} for name in variables["files"]]
                 return {"createRunFiles": {"runID": "id", "uploadHeaders": [], "files": files}}
+            case "UpsertSweep" | "SweepWithRuns" | "CreateAgent" | "Heartbeat":
+                return self._sweep(operation, variables)
+            case _ if "Artifact" in operation:
+                return self._artifact(operation, variables)
             case _:
                 return {}
 
@@ -96,6 +114,61 @@ class WandbServer(ThreadingHTTPServer):
                 run.summary = json.loads(content["content"][-1])
         if body.get("complete"):
             run.exit_code = body.get("exitcode")
+
+    def _artifact(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Artifacts, which tables are too: named, given files and a manifest to upload, and committed."""
+        match operation:
+            case "ArtifactType":
+                return {"project": {"artifact": None}}
+            case "CreateArtifact":
+                wanted = variables["input"]
+                artifact = StoredArtifact(wanted["artifactCollectionName"], wanted["artifactTypeName"])
+                self.artifacts.append(artifact)
+                sequence = {"latestArtifact": None}
+                new = {"id": str(len(self.artifacts) - 1), "state": "PENDING", "artifactSequence": sequence}
+                return {"createArtifact": {"artifact": new}}
+            case "CreateArtifactManifest":
+                where = self._artifact_url(variables["artifactID"], "manifest")
+                manifest = {"id": variables["artifactID"], "file": where}
+                return {"createArtifactManifest": {"artifactManifest": manifest}}
+            case "UpdateArtifactManifest":
+                where = self._artifact_url(variables["artifactManifestID"], "manifest")
+                manifest = {"id": variables["artifactManifestID"], "file": where}
+                return {"updateArtifactManifest": {"artifactManifest": manifest}}
+            case "CreateArtifactFiles":
+                files = variables["input"]["artifactFiles"]
+                nodes = [
+                    self._artifact_url(item["artifactID"], item["name"])
+                    | {"storagePath": item["name"], "uploadMultipartUrls": None, "artifact": {"id": item["artifactID"]}}
+                    for item in files
+                ]
+                return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+            case "CommitArtifact":
+                self.artifacts[int(variables["artifactID"])].committed = True
+                return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": ""}}}
+            case _:
+                return {}
+
+    def _artifact_url(self, number: str, file: str) -> dict[str, Any]:
+        return {"uploadUrl": f"{self.url}/artifact/{number}/{file}", "uploadHeaders": []}
+
+    def _sweep(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """A sweep of one trial: an agent is told to start `trial`, and to end when it runs nothing any more."""
+        match operation:
+            case "UpsertSweep":
+                self.sweep = variables["config"]
+                project = {"id": "p1", "name": variables["projectName"], "entity": {"id": "e1", "name": ENTITY}}
+                return {"upsertSweep": {"sweep": {"name": SWEEP, "project": project}, "configValidationWarnings": []}}
+            case "SweepWithRuns":
+                sweep = {"id": "s1", "name": SWEEP, "config": self.sweep, "runs": {"edges": []}}
+                return {"project": {"sweep": sweep}}
+            case "CreateAgent":
+                return {"createAgent": {"agent": {"id": "agent1"}}}
+            case _:
+                running = json.loads(variables["runState"])
+                commands = [self.trial] if self.trial else [] if running else [{"type": "exit"}]
+                self.trial = {}
+                return {"agentHeartbeat": {"agent": {"id": "agent1"}, "commands": json.dumps(commands)}}
 
     def _resume_status(self, name: str) -> dict[str, Any] | None:
         run = self.runs.get(name)
@@ -162,7 +235,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         _, _, name, file = self.path.split("?")[0].split("/", 3)
-        self.server.runs[name].files[file] = self._body()
+        content = self._body()
+        with self.server.lock:
+            if self.path.startswith("/artifact/"):
+                self.server.artifacts[int(name)].files[file] = content
+            else:
+                self.server.runs[name].files[file] = content
         self._answer({})
 
     def _body(self) -> bytes:

@@ -1,0 +1,140 @@
+# %% [markdown]
+# # From nothing to a prediction
+#
+# A handful of labelled images, patches, a small network, a prediction with a score: the whole method, with the
+# calls of Python that the commands make. Cells begin with `# %%`: VS Code, PyCharm and Spyder run them one by
+# one, Jupyter after `jupytext --to notebook`; as a script,
+#
+#     python docs/examples/zero_to_prediction.py
+#
+# takes about a minute on two cores. Everything is written below `zero/` in the current folder. A cell that is run
+# again keeps what is finished.
+
+# %%
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+DESK = Path("zero").absolute()
+STEPS = 120
+DESK.mkdir(exist_ok=True)
+os.chdir(DESK)  # shard sets go to data/, runs to runs/, as with the commands
+
+# %% [markdown]
+# ## Labelled images
+#
+# Your own would be two folders: images, and masks of the same names whose values are the classes. Here bright discs
+# and dark rings on a noisy ground are drawn, ten images to learn from and one to try the result on.
+
+
+# %%
+def draw(seed: int, side: int = 160) -> tuple[np.ndarray, np.ndarray]:
+    """An image (side, side), uint8, and its mask: 0 background, 1 disc, 2 ring."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:side, :side]
+    image, mask = np.full((side, side), 110.0), np.zeros((side, side), np.uint8)
+    for number in range(8):
+        row, column, radius = *generator.uniform(0, side, 2), generator.uniform(8, 18)
+        distance = np.hypot(rows - row, columns - column)
+        label = 1 + number % 2
+        inside = distance < radius if label == 1 else np.abs(distance - radius) < 3
+        image[inside], mask[inside] = (180, 1) if label == 1 else (50, 2)
+    return (image + generator.normal(0, 25, image.shape)).clip(0, 255).astype(np.uint8), mask
+
+
+for seed in range(11):
+    image, mask = draw(seed)
+    part = "try" if seed == 10 else "learn"
+    for kind, array in (("images", image), ("masks", mask)):
+        folder = DESK / part / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(folder / f"{seed:02}.png")
+
+# %% [markdown]
+# ## Patches
+#
+# `segdist make-shards -f discs --images.folder learn/images --masks.folder learn/masks …` in Python. Splits are by
+# image; `--masks.classes` names the classes in the order of the masks' values.
+
+# %%
+from shards.build import make_shards
+from shards.inspect import contact_sheet
+from shards.reader import ShardSet
+from shards.recipe import ImagesConfig, MakeShardsConfig, MasksConfig, PatchesConfig
+
+make_shards(
+    MakeShardsConfig(
+        name="discs",
+        processes=1,  # more would each run this script again: it has no `if __name__ == "__main__"`
+        images=ImagesConfig(folder=DESK / "learn" / "images"),
+        masks=MasksConfig(folder=DESK / "learn" / "masks", classes=("background", "disc", "ring")),
+        patches=PatchesConfig(size=64, per_image=12),
+    )
+)
+sheet = DESK / "patches.png"
+sheet.write_bytes(contact_sheet(ShardSet("data/discs")))
+print(f"patches and their masks: {sheet}")
+
+# %% [markdown]
+# ## Learning
+#
+# `segdist train -f discs …`. The run folder `runs/discs` holds everything; run again, this cell finds the run
+# finished, and with more `STEPS` it goes on.
+
+# %%
+from segdist.distributed import ranks
+from segdist.models import ModelConfig
+from segdist.optim import OptimConfig
+from segdist.tracking import TrackingConfig
+from segdist.train_config import TrainConfig
+from segdist.training_job import train
+
+config = TrainConfig(
+    data=("discs",),
+    steps=STEPS,
+    batch_size=8,
+    validate_every=40,
+    log_every=10,
+    model=ModelConfig(width=8, depth=3),
+    optim=OptimConfig(optimizer="adamw", lr=5e-3, schedule="onecycle"),
+    tracking=TrackingConfig(wandb="off"),
+)
+with ranks() as these:  # one process here; torchrun and Slurm give more
+    train(config, these)
+
+# %% [markdown]
+# ## A prediction
+#
+# Of an image of any size: it is covered by tiles that overlap by half, whose probabilities are averaged.
+
+# %%
+import segdist
+
+image = np.asarray(Image.open("try/images/10.png"))
+truth = np.asarray(Image.open("try/masks/10.png"))
+probabilities = segdist.predict("runs/discs", image)  # float32 (classes, height, width), sums to 1
+prediction = probabilities.argmax(axis=0).astype(np.uint8)
+
+# %% [markdown]
+# ## How good it is, and what it looks like
+
+# %%
+import torch
+
+from segdist.figures import draw_figure
+from segdist.metrics import confusion_matrix, iou_per_class, mean_iou
+from segdist.report import write_report
+
+classes = ShardSet("data/discs").manifest.classes
+confusion = confusion_matrix(torch.from_numpy(truth), torch.from_numpy(prediction), len(classes))
+for info, iou in zip(classes, iou_per_class(confusion).tolist(), strict=True):
+    print(f"IoU {info.name:<10} {iou:.4f}")
+print(f"mean IoU       {mean_iou(confusion):.4f}")
+
+figure = DESK / "prediction.png"
+title = f"mean IoU {mean_iou(confusion):.4f}"
+draw_figure(figure, title, image[..., None], truth, prediction, probabilities, classes)
+print(f"original, truth, prediction, errors, probabilities: {figure}")
+print(f"the run on one page, for a browser: {write_report([Path('runs/discs')]).absolute()}")

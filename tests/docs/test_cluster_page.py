@@ -1,0 +1,46 @@
+"""The commands of docs/cluster.md that need a Slurm, on the one-machine cluster that the page itself starts."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.desk import Desk
+from tests.docs.pages import commands
+from tests.helpers import ROOT
+from tests.slurm.conftest import TOOLS
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """A desk whose mini cluster is a folder of its own, and is stopped in any case."""
+    search = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    missing = [tool for tool in TOOLS if shutil.which(tool, path=search) is None]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"NO SLURM HERE: needs root and Debian's Slurm packages (missing: {', '.join(missing) or 'root'})")
+    cluster = tempfile.mkdtemp(prefix="segdist-docs-")  # a Unix socket's path must be short
+    desk = Desk(tmp_path / "desk", {"SEGDIST_CLUSTER": cluster})
+    try:
+        yield desk
+    finally:
+        desk.run("slurm/mini_cluster.sh stop")
+        shutil.rmtree(cluster, ignore_errors=True)
+
+
+def test_pipeline_on_the_mini_cluster_is_submitted_and_watched_as_the_page_shows(desk: Desk) -> None:
+    shown = [command.text for command in commands(ROOT / "docs" / "cluster.md")]
+    start = shown.index('eval "$(slurm/mini_cluster.sh start)"')
+    watching = shown.index("segdist queue demo")
+    queue, follow, tail = shown[watching : watching + 3]
+    assert (follow.split()[1], tail.split()[0]) == ("status", "tail")
+    began, submitted, queue_again, crash, boot, stop = shown[start:]
+    assert queue == queue_again
+    script = [began, submitted, queue, follow, f"timeout 1 {tail} || [[ $? == 124 ]]", queue, crash, boot, stop]
+    said = desk.run("\n".join(script))
+    assert "runs/demo  finished" in said
+    assert (desk.folder / "runs" / "demo" / "best.safetensors").is_file()
