@@ -33,7 +33,7 @@ SVG = """<svg viewBox="0 0 {terminal_width} {terminal_height}" xmlns="http://www
 {styles}</style>
 <defs>{lines}</defs>
 <rect width="100%" height="100%" rx="8" fill="#0c0c0c"/>
-<g class="{unique_id}-matrix">{backgrounds}{matrix}</g>
+<g class="{unique_id}-matrix" transform="translate(14 0)">{backgrounds}{matrix}</g>
 </svg>
 """
 WIDE, PHONE = (1280, 1500), (500, 1500)
@@ -54,7 +54,7 @@ def result(run: Path, target: Path) -> None:
 def status_in_a_terminal(run: Path, target: Path) -> None:
     """`segdist status RUN`, as SVG."""
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, highlight=False)
-    console.print(status(read_run(run)))
+    console.print("", status(read_run(run)), "", sep="\n")  # the terminal's margin
     with whole_file(target) as file:
         file.write(console.export_svg(code_format=SVG, theme=MONOKAI, font_aspect_ratio=0.602).encode())
 

@@ -15,13 +15,17 @@ from segdist.distributed import Ranks
 from segdist.learner import StepFigures
 from segdist.model_file import BEST
 from segdist.run_folder import MetricsLog, append_event, write_summary
-from segdist.run_record import METRICS
+from segdist.run_record import METRICS, read_rows
 from segdist.tracking import Trackers
 from segdist.tracking.trackers import State
 from segdist.validation import ValidationResult
 from shards.batches import Batch
 from shards.manifest import ClassInfo
 from shards.terminal import Progress, clock, say, warn
+
+WITHOUT_EMA = ("loss_without_ema", "mean_iou_without_ema")
+NOT_TRACKED = {"kind", "step", "epoch", "time", "skipped"}
+"""What a row of training figures has beside them."""
 
 
 @dataclass
@@ -88,6 +92,8 @@ class RunReporter:
         if checkpoint is not None and not self.quiet:
             say(f"{self.folder}: going on after step {step} of {steps}")
         self.trackers = self._start_trackers(None if checkpoint is None else checkpoint["trackers"]["run_id"])
+        # What a killed process had not brought to safety, or all of it where nobody tracked the run before.
+        self.trackers.catch_up([(row["step"], self._tracked(row)) for row in read_rows(self.folder / METRICS)])
 
     @contextmanager
     def progress(self, step: int, steps: int) -> Iterator[None]:
@@ -137,7 +143,7 @@ class RunReporter:
         if figures.loss_scale != 1:
             row["loss_scale"] = figures.loss_scale
         self._metrics.append("train", step, epoch=epoch, **row, skipped=figures.skipped)
-        self.trackers.log({f"train/{name}": value for name, value in row.items()} | {"epoch": epoch}, step)
+        self.trackers.log(self._tracked({"kind": "train", "epoch": epoch, **row}), step)
         if figures.skipped > self._skipped:
             self._skipped = figures.skipped
             append_event(self.folder, "skipped_steps", step, skipped=figures.skipped)
@@ -156,10 +162,11 @@ class RunReporter:
             return
         if result is not None:
             self._mean_iou = result.mean_iou
-            more = {} if latest is None else {"loss_without_ema": latest.loss, "mean_iou_without_ema": latest.mean_iou}
-            self._metrics.append("val", step, epoch=epoch, **result.row(), **more)
-            self.trackers.log({f"val/{name}": value for name, value in more.items()}, step)
-            self._track(step, result)
+            more = {} if latest is None else dict(zip(WITHOUT_EMA, (latest.loss, latest.mean_iou), strict=True))
+            row = result.row() | more
+            self._metrics.append("val", step, epoch=epoch, **row)
+            self.trackers.log(self._tracked({"kind": "val", **row}), step)
+            self._show(step, result)
         self.epoch_ended(step, epoch)
 
     def epoch_ended(self, step: int, epoch: int) -> None:
@@ -188,13 +195,20 @@ class RunReporter:
             self.trackers.log_artifact(self.folder / BEST, f"{self.folder.resolve().name}-best")
         self.trackers.finish(state)
 
-    def _track(self, step: int, result: ValidationResult) -> None:
-        names = [info.name for info in self.classes]
-        row = result.row()
-        values = {f"val/{name}": row[name] for name in ("loss", "mean_iou", "pixel_accuracy")}
+    def _tracked(self, row: dict[str, Any]) -> dict[str, float]:
+        """The figures of a row of `metrics.jsonl` under the names that trackers show."""
+        if row["kind"] == "train":
+            known = {name: value for name, value in row.items() if name not in NOT_TRACKED and value is not None}
+            return {f"train/{name}": value for name, value in known.items()} | {"epoch": row["epoch"]}
+        known = {name: row.get(name) for name in ("loss", "mean_iou", "pixel_accuracy", *WITHOUT_EMA)}
+        values = {f"val/{name}": value for name, value in known.items()}
         for score in ("iou", "dice"):
-            values |= {f"val/{score}/{name}": value for name, value in zip(names, row[score], strict=True)}
-        self.trackers.log(values, step)
+            per_class = zip(self.classes, row[score], strict=True)
+            values |= {f"val/{score}/{info.name}": value for info, value in per_class}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _show(self, step: int, result: ValidationResult) -> None:
+        names = [info.name for info in self.classes]
         self.trackers.log_confusion(result.confusion.numpy(), names, step)
         for number, example in enumerate(result.examples):
             self.trackers.log_prediction(

@@ -86,9 +86,8 @@ print(f"patches and their masks: {sheet}")
 # %%
 from segdist.distributed import ranks
 from segdist.models import ModelConfig
-from segdist.optim import OptimConfig
 from segdist.tracking import TrackingConfig
-from segdist.train_config import TrainConfig
+from segdist.train_config import OptimConfig, TrainConfig
 from segdist.training_job import train
 
 config = TrainConfig(
@@ -97,8 +96,8 @@ config = TrainConfig(
     batch_size=8,
     validate_every=40,
     log_every=10,
-    model=ModelConfig(width=8, depth=3),
-    optim=OptimConfig(optimizer="adamw", lr=5e-3, schedule="onecycle"),
+    model=ModelConfig(width=16, depth=3),
+    optim=OptimConfig(optimizer="adamw", lr=3e-3, schedule="onecycle"),
     tracking=TrackingConfig(wandb="off"),
 )
 with ranks() as these:  # one process here; torchrun and Slurm give more
@@ -112,8 +111,8 @@ with ranks() as these:  # one process here; torchrun and Slurm give more
 # %%
 import segdist
 
-image = np.asarray(Image.open("try/images/10.png"))
-truth = np.asarray(Image.open("try/masks/10.png"))
+image = np.array(Image.open("try/images/10.png"))
+truth = np.array(Image.open("try/masks/10.png"))
 probabilities = segdist.predict("runs/discs", image)  # float32 (classes, height, width), sums to 1
 prediction = probabilities.argmax(axis=0).astype(np.uint8)
 

@@ -35,6 +35,9 @@ class TensorBoardTracker:
         for name, value in values.items():
             self._writer(step).add_scalar(name, value, step)
 
+    def catch_up(self, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
+        """Nothing: `flush` wrote the rows before the checkpoint was, and rows written anew would hide the pictures."""
+
     def log_prediction(
         self, name: str, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray, step: int
     ) -> None:

@@ -22,6 +22,9 @@ class Tracker(Protocol):
     def log(self, values: dict[str, float], step: int) -> None:
         """Scalars of one optimizer step; names are `group/name`, as `train/loss`."""
 
+    def catch_up(self, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
+        """Rows of earlier starts, by step, of which the tracker may miss some: those that it has are left out."""
+
     def log_prediction(
         self, name: str, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray, step: int
     ) -> None:
@@ -80,6 +83,10 @@ class Trackers:
     def log(self, values: dict[str, float], step: int) -> None:
         """Scalars of one optimizer step; several calls with the same step make one row."""
         self._each("log", lambda tracker: tracker.log(values, step))
+
+    def catch_up(self, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
+        """Give the trackers the rows of earlier starts that they miss; before the first `log`."""
+        self._each("catch_up", lambda tracker: tracker.catch_up(rows))
 
     def log_prediction(
         self, name: str, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray, step: int

@@ -46,6 +46,12 @@ class WandbTracker:
             self._row_step = step
         self._row |= values
 
+    def catch_up(self, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
+        """Rows that were lost with the process before: W&B's file is a second behind."""
+        for step, values in rows:
+            self.log(values, step)
+        self.flush()
+
     def log_prediction(
         self, name: str, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray, step: int
     ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from segdist.run_record import read_rows
+from segdist.tracking.wandb_pieces import rows_in
 from tests.helpers import TINY_NET, job, kill_all, run, start, tiny_set, wait_until
 from tests.segdist.wandb_server import wandb_server
 
@@ -53,10 +54,21 @@ def test_a_killed_training_goes_on_in_the_same_run_with_every_row_once(work: Pat
         run(train("killed", *settings), work, **home)
         (tracked,) = server.runs.values()
     rows = read_rows(folder / "metrics.jsonl")
-    assert [row["trainer/step"] for row in tracked.history] == sorted({row["step"] for row in rows})
+    assert [row["trainer/step"] for row in tracked.history] == [0, *sorted({row["step"] for row in rows})]
     scores = {row["trainer/step"]: row["val/mean_iou"] for row in tracked.history if "val/mean_iou" in row}
     assert scores == {row["step"]: row["mean_iou"] for row in rows if row["kind"] == "val"}
     assert any(name.startswith("media/images/mask/") for name in tracked.files)
+
+
+def test_tracking_that_begins_late_has_the_whole_run(work: Path) -> None:
+    folder = work / "runs" / "late"
+    run(train("late", "--steps", "4", "--wandb", "off"), work)
+    run(train("late", "--steps", "8", "--wandb", "offline"), work)
+    (piece,) = (folder / "wandb").glob("offline-run-*")
+    assert [row.step for row in rows_in(piece)] == [
+        0,
+        *sorted({row["step"] for row in read_rows(folder / "metrics.jsonl")}),
+    ]
 
 
 def test_a_finished_run_that_is_started_again_starts_no_tracker_and_no_chapter(work: Path) -> None:

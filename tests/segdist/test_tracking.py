@@ -42,7 +42,7 @@ class Recorder:
             if self._failure:
                 raise self._failure
 
-        if name.startswith("log") or name in ("flush", "finish"):
+        if name.startswith("log") or name in ("catch_up", "flush", "finish"):
             return call
         raise AttributeError(name)
 
