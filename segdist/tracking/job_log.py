@@ -57,7 +57,7 @@ def log_shard_set(config: TrackingConfig, folder: Path) -> None:
     made = ShardSet(folder)
     description = {"recipe": made.manifest.recipe, "shard_sets": data_facts([made]), "code": code_version()}
     trackers = open_trackers(config, folder, description, job_type="make-shards", classes=made.manifest.classes)
-    samples = {f"shards/{split}_patches": made.manifest.samples(split) for split in ("train", "val", "test")}
+    samples = {f"shards/{split}_patches": float(made.manifest.samples(split)) for split in ("train", "val")}
     trackers.log(samples, trackers.last_logged_step + 1)
     log_contact_sheets(trackers, [made])
     trackers.finish("finished")
