@@ -11,12 +11,16 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 from rich.text import Text
 
 FIRST_LINE, MOST_BETWEEN = 10.0, 300.0
 """Seconds until the first progress line where the output is no terminal; the pause doubles up to the second figure."""
+
+BAR_WIDTH = 16
+"""Characters."""
 
 _warned: set[str] = set()
 
@@ -72,13 +76,13 @@ class Progress:
         if not self.quiet and sys.stderr.isatty():
             self._bar = RichProgress(
                 TextColumn("{task.description}", style="bold"),
-                BarColumn(bar_width=None),
+                BarColumn(bar_width=BAR_WIDTH),
                 MofNCompleteColumn() if isinstance(self.total, int) else TextColumn("{task.percentage:>3.0f} %"),
                 TextColumn("{task.fields[rate]}", style="cyan"),
-                TimeElapsedColumn(),
-                TextColumn("<", style="dim"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}", style="dim"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("left", style="dim"),
+                # One line in any terminal: the note gets the room that is left, and is cut where it needs more.
+                TextColumn("{task.fields[note]}", style="dim", table_column=Column(no_wrap=True, ratio=1)),
                 console=Console(stderr=True),
                 # Lines said meanwhile stand above the bar, but a redirected standard output stays what it is.
                 redirect_stdout=sys.stdout.isatty(),
@@ -122,7 +126,7 @@ class Progress:
 
     def _rate_text(self, now: float) -> str:
         rate = self._rate(now)
-        return f"{rate:.3g} {self.unit}/s" if rate > 0 else ""
+        return f"{rate:,.0f} {self.unit}/s" if rate >= 100 else f"{rate:.3g} {self.unit}/s" if rate > 0 else ""
 
 
 def clock(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ with Progress("cutting", total=3, unit="images") as progress:
 """
 
 
-def run_in_terminal(script: str, stdout_too: bool = True) -> tuple[str, str]:
+def run_in_terminal(script: str, stdout_too: bool = True, width: int = 120) -> tuple[str, str]:
     """What a terminal gets to see, and what a redirected standard output holds."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -29,7 +30,7 @@ def run_in_terminal(script: str, stdout_too: bool = True) -> tuple[str, str]:
         stdin=slave,
         stdout=slave if stdout_too else subprocess.PIPE,
         stderr=slave,
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"},
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": str(width)},
     )
     os.close(slave)
     seen = b""
@@ -108,6 +109,20 @@ def test_terminal_shows_a_bar_with_rate_and_lines_above_it() -> None:
     assert "a.png" in seen
     assert seen.count("a line") == 3
     assert seen.count("a warning") == 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 110])
+def test_the_bar_is_one_line_in_any_terminal(width: int) -> None:
+    script = """
+from shards.terminal import Progress
+with Progress("training", total=600, unit="steps") as progress:
+    progress.advance(150, note="epoch 12, loss 0.5436, mIoU 0.6485, and whatever else there is to be said of it")
+"""
+    seen, _ = run_in_terminal(script, width=width)
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen).replace("\r", "\n").strip().splitlines()[-1].rstrip()
+    assert last.startswith("training")
+    assert len(last) <= width
+    assert last.endswith("…")
 
 
 def test_redirected_standard_output_holds_the_said_lines_and_nothing_else() -> None:
