@@ -18,6 +18,7 @@ from typing import Any
 from shards.errors import UserError
 from shards.files import whole_file
 from shards.manifest import MANIFEST, Manifest, parse_manifest, write_manifest
+from shards.terminal import Progress
 
 PART = 8 << 20
 """Bytes asked for at once: what a dropped connection costs at most."""
@@ -104,6 +105,22 @@ class RemoteSet:
                 problem = f"{type(error).__name__}: {error}"
             time.sleep(PAUSE * 2**attempt)
         raise UserError(f"{url}: can't be fetched after {ATTEMPTS} attempts ({problem}); check the network and the URL")
+
+
+def fetched_whole(url: str, cache: Path | None = None) -> Path:
+    """The cache folder of the set behind `url`, with all its files fetched and checked.
+
+    Raises:
+        UserError: a file can't be had, or arrives damaged.
+    """
+    remote = RemoteSet(url, cache)
+    shards = remote.manifest.shards
+    with Progress(f"fetching {url}", total=sum(shard.bytes for shard in shards) / 1e6, unit="MB") as progress:
+        for shard in shards:
+            remote.fetch(shard.file, shard.sha256, shard.bytes)
+            remote.fetch(shard.index_file, shard.index_sha256)
+            progress.advance(shard.bytes / 1e6)
+    return remote.folder
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.cli import main
 from shards import remote
 from shards.batches import TrainBatches
 from shards.errors import UserError
@@ -179,6 +180,21 @@ def test_ranks_that_start_together_fetch_each_file_once(server: Server, tmp_path
     assert all(result == results[0] for result in results)
     tars = [path for path in server.requests if path.endswith(".tar")]
     assert len(tars) == len(set(tars))
+
+
+def test_a_set_behind_a_url_can_be_inspected_and_verified(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SEGDIST_CACHE", str(tmp_path / "cache"))
+    server.drop_every = 3
+    assert main(["shards", "inspect", server.url, "--out", str(tmp_path / "sheet.png")]) == 0
+    assert "patches in 8 shards" in capsys.readouterr().out
+    assert (tmp_path / "sheet.png").exists()
+    assert main(["shards", "verify", server.url]) == 0
+    shutil.rmtree(tmp_path / "cache")
+    server.spoil = "val-00000.tar"
+    assert main(["shards", "verify", server.url]) == 2
+    assert "val-00000.tar: arrives damaged" in capsys.readouterr().err
 
 
 def test_other_protocols_go_through_fsspec(small_set: Path, tmp_path: Path, fresh_set: Callable[..., Path]) -> None:
