@@ -53,7 +53,7 @@ def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | 
     folder = config.folder
     if config.overwrite:
         _remove_set(folder)
-    if _finished(plan):
+    if _finished(plan, quiet):
         manifest = read_manifest(folder)
         if not quiet:
             say(f"{folder}: finished already, with this recipe")
@@ -63,7 +63,7 @@ def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | 
         if not config.finish:
             task, tasks = config.task_share()
             _build_units(plan, plan.units[task::tasks], quiet)
-        return None if config.task else _finish(plan)
+        return None if config.task else _finish(plan, quiet)
     except UnwritableShard:
         raise
     except UserError:
@@ -73,13 +73,13 @@ def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | 
         raise
 
 
-def _finished(plan: Plan) -> bool:
+def _finished(plan: Plan, quiet: bool) -> bool:
     """A manifest of this recipe is there. Raises UserError where the folder holds another recipe."""
     folder = plan.config.folder
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         _refuse_other_recipe(plan, manifest.recipe, "a shard set")
-        _refuse_changed_sources(plan, manifest)
+        _refuse_changed_sources(plan, manifest, quiet)
         return True
     note = folder / NOTES / RECIPE
     if note.exists():
@@ -95,11 +95,11 @@ def _refuse_other_recipe(plan: Plan, found: dict[str, Any], what: str) -> None:
         )
 
 
-def _refuse_changed_sources(plan: Plan, manifest: Manifest) -> None:
+def _refuse_changed_sources(plan: Plan, manifest: Manifest, quiet: bool) -> None:
     """Files that were changed in place, without a change of name or size."""
     contents = [manifest.sources[source.split][source.number].content for source in plan.sources]
     finished = (plan.config.folder / MANIFEST).stat().st_mtime_ns
-    if changed := changed_sources(plan.sources, contents, finished, plan.config, plan.target.channels):
+    if changed := changed_sources(plan.sources, contents, finished, plan.config, plan.target.channels, quiet=quiet):
         shown = [f"{source.image} or its mask {source.mask}" for source in changed]
         raise UserError(
             f"{plan.config.folder} was cut from other pixels or labels than these files hold now:\n  "
@@ -238,12 +238,12 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _finish(plan: Plan) -> Manifest:
+def _finish(plan: Plan, quiet: bool) -> Manifest:
     """Write the manifest from the notes, then remove them."""
     config = plan.config
     notes = {unit: _read_note(plan.note_path(unit))[0] if _is_whole(plan, unit) else None for unit in plan.units}
     # Another builder may have been faster. It removes the notes after the manifest is there, so look in this order.
-    if _finished(plan):
+    if _finished(plan, quiet):
         shutil.rmtree(config.folder / NOTES, ignore_errors=True)
         return read_manifest(config.folder)
     if missing := [unit.name for unit, note in notes.items() if note is None]:

@@ -12,6 +12,7 @@ from shards.images import open_image, split_address
 from shards.masks import mask_size
 from shards.recipe import MakeShardsConfig
 from shards.sources import Source, UnknownLabels, open_source, sizes_differ
+from shards.terminal import Progress
 
 THREADS = 8
 SHOWN = 10
@@ -71,7 +72,13 @@ def read_header(source: Source) -> Header:
 
 
 def changed_sources(
-    sources: Sequence[Source], contents: Sequence[str], since: int, config: MakeShardsConfig, channels: int
+    sources: Sequence[Source],
+    contents: Sequence[str],
+    since: int,
+    config: MakeShardsConfig,
+    channels: int,
+    *,
+    quiet: bool = True,
 ) -> list[Source]:
     """Those that hold other pixels or labels than the digests `contents` tell.
 
@@ -82,7 +89,14 @@ def changed_sources(
     with ThreadPoolExecutor(THREADS) as pool:
         times = list(pool.map(_written, [source for source, _ in known]))
     newer = [pair for pair, written in zip(known, times, strict=True) if written > since]
-    return [source for source, content in newer if _content(source, config, channels) != content]
+    changed = []
+    label = f"comparing what is newer than {config.folder}"
+    with Progress(label, total=len(newer), unit="images", quiet=quiet or not newer) as progress:
+        for source, content in newer:
+            if _content(source, config, channels) != content:
+                changed.append(source)
+            progress.advance()
+    return changed
 
 
 def _written(source: Source) -> int:
