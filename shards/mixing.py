@@ -115,9 +115,11 @@ class MixedSet:
     def gather(self, split: str, shard: Int64, record: Int64, rows: NDArray[np.uint8]) -> None:
         """As `ShardSet.gather`."""
         number, own_shard = self._locate(split, shard)
-        for place, item in enumerate(number.tolist()):
-            one = slice(place, place + 1)
-            self.sets[item].gather(split, own_shard[one], record[one], rows[one])
+        for item in np.unique(number).tolist():
+            places = np.flatnonzero(number == item)
+            part = np.empty((len(places), rows.shape[1]), np.uint8)
+            self.sets[item].gather(split, own_shard[places], record[places], part)
+            rows[places] = part
 
     def name(self, split: str, shard: int, record: int) -> str:
         """As `ShardSet.name`."""
