@@ -18,6 +18,7 @@ from shards.masks import (
     synthetic_masks_config,
 )
 from shards.synthetic import CLASSES
+from tests.shards.test_images import png_of_16_bit
 
 LABELS = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
 
@@ -90,6 +91,17 @@ def test_16_bit_masks_and_big_ones_by_window(tmp_path: Path) -> None:
     with reader("low=0-2999", "high=3000-6000").open(tmp_path / "m.tif") as mask:
         assert mask.windowed
         assert np.array_equal(mask.read(140, 160, 3, 9), (values >= 3000)[140:160, 3:9])
+
+
+def test_16_bit_masks_with_alpha_or_colours_keep_their_values(tmp_path: Path) -> None:
+    grey_and_alpha = np.dstack([LABELS.astype(np.uint16) * 300, np.full_like(LABELS, 9, np.uint16)])
+    (tmp_path / "la.png").write_bytes(png_of_16_bit(grey_and_alpha))
+    assert np.array_equal(reader("a=0", "b=300", "c=600").read(tmp_path / "la.png"), LABELS)
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 16, 255]], np.uint16)[LABELS] * np.uint16(257)
+    (tmp_path / "rgb.png").write_bytes(png_of_16_bit(colours))
+    tifffile.imwrite(tmp_path / "rgb.tif", colours, photometric="rgb")
+    for name in ("rgb.png", "rgb.tif"):
+        assert np.array_equal(reader("a=#000000", "b=#ff0000", "c=#0010ff").read(tmp_path / name), LABELS)
 
 
 def test_ignored_values_and_colours(tmp_path: Path) -> None:
