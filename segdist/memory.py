@@ -1,34 +1,96 @@
-"""From "out of memory" to the settings that would fit."""
+"""From "out of memory" to the settings that fit."""
 
-from collections.abc import Iterator
+import copy
+import gc
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
+from segdist.losses import Loss
+from segdist.precision import Precision
 from segdist.train_config import TrainConfig
 from shards.errors import UserError
 
 
 @contextmanager
-def explain_out_of_memory(config: TrainConfig, patch: int, world_size: int = 1) -> Iterator[None]:
-    """Turn the allocator's error into one that names the settings to change.
+def explain_out_of_memory(
+    config: TrainConfig, patch: int, world_size: int, try_out: Callable[[int], None]
+) -> Iterator[None]:
+    """Turn the allocator's error into one that names settings that fit.
+
+    Args:
+        try_out: computes a step on so many patches; see `training_attempt`.
 
     Raises:
         UserError: the context ran out of memory.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        local = -(-config.batch_size // world_size)
-        micro = -(-local // config.accumulate)
-        if micro > 1:
-            way_out = (
-                f"--accumulate {config.accumulate * 2} computes {-(-micro // 2)} samples at a time with the same result"
-            )
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        # The frames on the way hold the step's tensors, and room is needed to find out what fits.
+        traceback.clear_frames(error.__traceback__)
+    local = -(-config.batch_size // world_size)
+    micro = -(-local // config.accumulate)
+    fitting = largest_that_fits(try_out, micro)
+    if fitting:
+        parts = -(-local // fitting)
+        way_out = f"--accumulate {parts} fits: {-(-local // parts)} patches at a time, the same global batch"
+    else:
+        way_out = "not even one fits: use smaller patches, a lower --model.width, or --precision bf16"
+    problem = UserError(
+        f"out of memory with {micro} patches of {patch} x {patch} at a time (--batch-size {config.batch_size} over "
+        f"{world_size} ranks, --accumulate {config.accumulate}); {way_out}. torch said: {said}"
+    )
+    problem.on_this_rank = True
+    raise problem from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch says that there is no memory left: on GPUs by its own class, on CPUs in words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def largest_that_fits(try_out: Callable[[int], None], below: int) -> int:
+    """The largest of `below`/2, `below`/4 … 1 patches (rounded up) that `try_out` gets through; 0 if none."""
+    count = below
+    while count > 1:
+        count = -(-count // 2)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            try_out(count)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)
         else:
-            way_out = "one sample is too much: use smaller patches, a lower --model.width, or --precision bf16"
-        raise UserError(
-            f"out of memory with {micro} patches of {patch} x {patch} at a time "
-            f"(--batch-size {config.batch_size} over {world_size} ranks, --accumulate {config.accumulate}): {way_out}. "
-            f"torch said: {str(error).splitlines()[0]}"
-        ) from None
+            return count
+    return 0
+
+
+def training_attempt(
+    net: nn.Module, loss: Loss, precision: Precision, channels: int, patch: int
+) -> Callable[[int], None]:
+    """A function that computes loss and gradients of so many made-up patches, on a copy of `net`.
+
+    The copy has no part in DDP: one rank may try alone, and the weights and gradients of the run stay as they are.
+    """
+
+    def attempt(count: int) -> None:
+        weight = next(net.parameters())
+        alone = copy.deepcopy(net)
+        images = torch.zeros(count, channels, patch, patch, device=weight.device)
+        truth = torch.zeros(count, patch, patch, dtype=torch.uint8, device=weight.device)
+        with precision.autocast(weight.device):
+            logits = alone(images)
+        loss.sums(logits, truth).sum().backward()
+
+    return attempt

@@ -19,7 +19,7 @@ from segdist.checkpoint import CheckpointFolder, copy_to_cpu
 from segdist.distributed import Ranks
 from segdist.learner import Learner
 from segdist.losses import Loss
-from segdist.memory import explain_out_of_memory
+from segdist.memory import explain_out_of_memory, training_attempt
 from segdist.model_file import BEST, LAST, ModelCard, load_model, save_model
 from segdist.models import build_model, stride_multiple
 from segdist.optim import learning_rate
@@ -203,9 +203,10 @@ class Run:
         gradients in the same order as one that was not.
         """
         before = copy_to_cpu(self.learner.state_dict())
+        attempt = training_attempt(self.learner.net, self.loss, self.precision, self.data.channels, self.data.patch)
         with (
             closing(self.data.batches(0)) as batches,
-            explain_out_of_memory(self.config, self.data.patch, self.ranks.world_size),
+            explain_out_of_memory(self.config, self.data.patch, self.ranks.world_size, attempt),
         ):
             for number, batch in enumerate(islice(batches, 2)):
                 self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)

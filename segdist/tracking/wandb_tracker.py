@@ -126,7 +126,13 @@ def open_wandb(
     Raises:
         UserError: `--wandb online` without a key.
     """
-    server = prepare_wandb()
+    if config.wandb == "off":  # then W&B is not even imported
+        return None
+    try:
+        server = prepare_wandb()
+    except Exception as error:
+        warn(f"W&B can't be started ({first_line(error)}); going on without it")
+        return None
     mode, reason = choose_mode(config, server)
     if mode == "off":
         return None

@@ -1,0 +1,262 @@
+"""The trainer beside a bare loop: overhead, two ranks, time to a good model, memory.
+
+    python -m tests.benchmarks.train                  # all, about 35 minutes on 2 cores
+    python -m tests.benchmarks.train overhead ranks   # only some of: overhead ranks accuracy paper size
+
+The bare loop is forward, backward and optimizer step on one batch that lies ready, with the same network, batch and
+threads; nothing is read, reported, checked or saved. `overhead` and `ranks` compare rates in turns and quote the median
+of the ratios. `accuracy` counts the whole of `segdist train` as a person waits for it, from the start of the process
+to its end, against the time of a number of bare steps in torch's own memory layout, measured before and after it.
+"""
+
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.bars import Bars
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WIDTH, BATCH, PATCH, CLASSES = 16, 16, 96, 3
+WARM_UP = 8
+"""Steps before the clock starts."""
+SEEDS = (101, 102, 103)
+QUIET = ("--quiet", "--device", "cpu", "--model.width", str(WIDTH), "--tracking.wandb", "offline")
+
+
+# ---- cases: run in a process of their own, print one JSON line
+
+
+def case_bare(threads: int, batch: int, steps: int, layout: str, folder: str = "", others: int = 0) -> dict[str, Any]:
+    """Seconds per step of the bare loop. With a folder it waits there until `others` more loops are ready, too."""
+    import torch
+    from torch.nn import functional
+
+    from segdist.unet import UNet
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    net = UNet(1, CLASSES, width=WIDTH).to(memory_format=memory_format)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+    images = torch.randn(batch, 1, PATCH, PATCH).contiguous(memory_format=memory_format)
+    truth = torch.randint(0, CLASSES, (batch, PATCH, PATCH))
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad(set_to_none=True)
+            functional.cross_entropy(net(images), truth).backward()
+            optimizer.step()
+
+    run(WARM_UP)
+    if folder:
+        (Path(folder) / f"{os.getpid()}.ready").touch()
+        while len(list(Path(folder).glob("*.ready"))) <= others:
+            time.sleep(0.01)
+    start = time.perf_counter()
+    run(steps)
+    return {"seconds": (time.perf_counter() - start) / steps}
+
+
+def case_job(*arguments: str) -> dict[str, Any]:
+    """`segdist train`: seconds per step once it is under way, and the highest memory of this rank in MB."""
+    from jobs.train import main
+    from segdist.run_reporter import RunReporter
+
+    moments: list[float] = []
+    stepped = RunReporter.stepped
+
+    def noted(self: RunReporter, epoch: int) -> None:
+        stepped(self, epoch)
+        moments.append(time.perf_counter())
+
+    RunReporter.stepped = noted  # type: ignore[method-assign]
+    if main(list(arguments)):
+        raise SystemExit("the training did not finish")
+    seconds = (moments[-1] - moments[WARM_UP - 1]) / (len(moments) - WARM_UP)
+    return {"seconds": seconds, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
+
+
+# ---- the parent: starts cases, prints tables
+
+
+def start(*values: object, cwd: Path = ROOT, ranks: int = 1) -> subprocess.Popen[str]:
+    """A case in a process of its own, or in `ranks` processes under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launcher, "-m", "tests.benchmarks.train", "case", *map(str, values)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+
+
+def result(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a case printed, once it has ended."""
+    output, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"a case failed with exit code {process.returncode}\n{output}\n{errors}")
+    found: dict[str, Any] = json.loads(next(line for line in output.splitlines() if line.startswith('{"seconds"')))
+    return found
+
+
+def bare(threads: int, batch: int = BATCH, steps: int = 40, layout: str = "channels_last") -> float:
+    """Seconds per step of one bare loop."""
+    return float(result(start("bare", threads, batch, steps, layout))["seconds"])
+
+
+def two_bare(batch: int, steps: int = 40) -> float:
+    """Samples/s of two bare loops of one thread that run at the same time, together."""
+    with tempfile.TemporaryDirectory() as folder:
+        loops = [start("bare", 1, batch, steps, "channels_last", folder, 1) for _ in range(2)]
+        return sum(batch / float(result(loop)["seconds"]) for loop in loops)
+
+
+def segdist(folder: Path, *arguments: str) -> float:
+    """Run a command as a person would; wall seconds of the process."""
+    began = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return time.monotonic() - began
+
+
+def make_set(folder: Path, name: str, seed: int = 0, test: int = 1, patch: int = PATCH, train: int = 100) -> None:
+    """The synthetic images of the method as a shard set."""
+    counts = ("--synthetic.train", str(train), "--synthetic.test", str(test), "--seed", str(seed))
+    segdist(folder, "make-shards", "-f", name, *counts, "--patches.size", str(patch))
+
+
+def overhead(folder: Path, bars: Bars, rounds: int = 5, steps: int = 60) -> None:
+    """The job's rate beside the bare loop's: reading, flips, figures, W&B (offline) and checkpoints included."""
+    make_set(folder, "bench")
+    ratios = []
+    for number in range(rounds):
+        loop = bare(2, steps=steps)
+        # A checkpoint and three rows of figures fall into the measured steps.
+        job = result(
+            start("job", "-f", "bench", "-n", f"overhead{number}", "--steps", WARM_UP + steps, "--threads", 2,
+                  "--checkpoint.every-steps", 30, *QUIET, cwd=folder)
+        )["seconds"]  # fmt: skip
+        ratios.append(loop / job)
+        print(f"  bare {BATCH / loop:6.1f} samples/s   job {BATCH / job:6.1f} samples/s   ratio {ratios[-1]:.3f}")
+    bars.at_least("job's speed / bare loop", statistics.median(ratios), 0.97)
+
+
+def two_ranks(folder: Path, bars: Bars, rounds: int = 3, steps: int = 40) -> None:
+    """Two ranks of one thread beside two independent loops of one thread."""
+    make_set(folder, "bench")
+    ratios, raw = [], []
+    for number in range(rounds):
+        loops = two_bare(BATCH // 2, steps)
+        options = ("-f", "bench", "--steps", WARM_UP + steps, "--threads", 1, *QUIET)
+        both = BATCH / result(start("job", *options, "-n", f"two{number}", cwd=folder, ranks=2))["seconds"]
+        one = BATCH / result(start("job", *options, "-n", f"one{number}", cwd=folder))["seconds"]
+        ratios.append(both / loops)
+        raw.append(both / one)
+        print(
+            f"  two bare loops {loops:6.1f} samples/s   two ranks {both:6.1f}   one rank {one:6.1f}   "
+            f"ratio {ratios[-1]:.3f}, to one rank {raw[-1]:.2f}"
+        )
+    print(f"  two ranks / one rank: {statistics.median(raw):.2f}")
+    bars.at_least("two ranks' speed / two independent loops", statistics.median(ratios), 0.9)
+
+
+def train_and_score(folder: Path, data: str, name: str, *recipe: str) -> tuple[float, float]:
+    """Seconds of the training, and the mean over the test images of mean IoU, on full images."""
+    seconds = segdist(folder, "train", "-f", data, "-n", name, "--threads", "2", *recipe, *QUIET)
+    segdist(folder, "infer", "-m", name, "-f", data, "--quiet", "--output.figures", "0", "--tracking.wandb", "off")
+    scores = json.loads((folder / "runs" / name / "predictions" / data / "scores.json").read_text())
+    return seconds, float(scores["mean_iou_over_images"])
+
+
+def accuracy(folder: Path, bars: Bars) -> None:
+    """The recipe `fast` on fresh seeds: its score, and its time in reference steps."""
+    rows = []
+    print("  seed   seconds   reference steps   mean IoU over 50 test images")
+    for seed in SEEDS:
+        data = f"seed{seed}"
+        make_set(folder, data, seed, test=50)
+        before = bare(2, layout="contiguous")
+        seconds, score = train_and_score(folder, data, data, "--preset", "fast", "--seed", str(seed))
+        reference = (before + bare(2, layout="contiguous")) / 2
+        rows.append((seconds / reference, score))
+        print(f"  {seed:4}   {seconds:7.1f}   {seconds / reference:15.0f}   {score:.4f}")
+    cost, score = (statistics.median(column) for column in zip(*rows, strict=True))
+    bars.at_most("recipe fast, time / reference step", cost, 450)
+    bars.at_least("recipe fast, mean IoU within 450 reference steps", score, 0.97)
+    bars.at_least("recipe fast, mean IoU within 2000 reference steps", score, 0.98)
+
+
+def paper(folder: Path) -> None:
+    """The published recipe at the steps of `fast` and at three times as many, and where that leads."""
+    data = f"seed{SEEDS[0]}"
+    make_set(folder, data, SEEDS[0], test=50)
+    errors = {}
+    for steps in (500, 1500):
+        seconds, score = train_and_score(folder, data, f"paper{steps}", "--preset", "paper", "--steps", str(steps))
+        errors[steps] = 1 - score
+        print(f"  paper, {steps} steps: {seconds:.1f} s, mean IoU {score:.4f}")
+    # The error falls about as a power of the number of steps.
+    power = math.log(errors[500] / errors[1500]) / math.log(3)
+    for steps in (5000, 40000):
+        print(f"  paper, {steps} steps, extrapolated: {1 - errors[1500] * (1500 / steps) ** power:.4f}")
+
+
+def size(folder: Path) -> None:
+    """Time and memory of a step as width, patch and batch grow."""
+    make_set(folder, "bench")
+    print("  width  patch  batch   ms/step   peak MB")
+    cases = [(width, PATCH, BATCH) for width in (8, 16, 32)]
+    cases += [(WIDTH, patch, BATCH) for patch in (64, 128, 192)]
+    cases += [(WIDTH, PATCH, batch) for batch in (4, 8, 32)]
+    for width, patch, batch in cases:
+        data = "bench" if patch == PATCH else f"bench{patch}"
+        if patch != PATCH:
+            make_set(folder, data, patch=patch, train=20)
+        name = f"size-{width}-{patch}-{batch}"
+        found = result(
+            start("job", "-f", data, "-n", name, "-b", batch, "--steps", WARM_UP + 8, "--threads", 2, *QUIET,
+                  "--model.width", width, cwd=folder)
+        )  # fmt: skip
+        print(f"  {width:5}  {patch:5}  {batch:5}  {found['seconds'] * 1e3:8.0f}  {found['memory']:8.0f}")
+
+
+def main(arguments: list[str]) -> int:
+    """Run what the arguments name; the exit code: 1 if a bar is short."""
+    if arguments[:1] == ["case"]:
+        name, *rest = arguments[1:]
+        if name == "job":
+            line = json.dumps(case_job(*rest))
+        else:
+            line = json.dumps(case_bare(*(int(value) if value.isdecimal() else value for value in rest)))  # type: ignore[arg-type]
+        print(line)
+        return 0
+    parts: dict[str, Any] = {"overhead": overhead, "ranks": two_ranks, "accuracy": accuracy}
+    tables: dict[str, Any] = {"paper": paper, "size": size}
+    unknown = set(arguments) - set(parts) - set(tables)
+    if unknown:
+        print(f"error: {', '.join(sorted(unknown))}: choose from {', '.join([*parts, *tables])}", file=sys.stderr)
+        return 2
+    bars = Bars()
+    for name in arguments or [*parts, *tables]:
+        print(name)
+        with tempfile.TemporaryDirectory() as folder:
+            if name in parts:
+                parts[name](Path(folder), bars)
+            else:
+                tables[name](Path(folder))
+    return bars.finish()
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.exit(main(sys.argv[1:]))
