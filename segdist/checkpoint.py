@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from shards.errors import UserError
 from shards.files import whole_file
 from shards.terminal import warn
 
@@ -85,11 +86,20 @@ class CheckpointFolder:
         found = [path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name)]
         return sorted(found, key=checkpoint_step)
 
+    def last_step(self) -> int:
+        """Step of the newest checkpoint, 0 without any."""
+        return max(map(checkpoint_step, self.paths()), default=0)
+
     def try_out(self, state: dict[str, Any]) -> None:
         """Write `state` and delete it again: finds out now what would else fail after the first epoch."""
         path = self.folder / "rehearsal.pt"
-        with whole_file(path) as file:
-            torch.save(state, file)
+        try:
+            with whole_file(path) as file:
+                torch.save(state, file)
+        except (OSError, RuntimeError) as error:  # torch wraps some write errors into a RuntimeError
+            raise UserError(
+                f"no checkpoint can be written to {self.folder} ({error}): make room there, or choose another --name"
+            ) from None
         path.unlink()
 
     def _write(self, state: dict[str, Any], step: int) -> None:

@@ -17,6 +17,7 @@ from segdist.train_config import TrainConfig
 from shards.config import to_dict
 from shards.errors import UserError
 from shards.files import write_json
+from shards.terminal import warn
 
 MAY_CHANGE = {
     *("name", "data", "epochs", "steps", "init_from"),
@@ -28,20 +29,27 @@ which extend it). The data is compared by its fingerprint, the precision by what
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line. Only rank 0 has one that writes."""
+    """`metrics.jsonl`: one JSON object a line. Only rank 0 has one that writes.
+
+    Rows that a full disk refuses wait in memory and are written with the next ones.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
 
     def append(self, kind: str, step: int, **values: Any) -> None:
         """Add a row; NaN and infinity become null, for they are no JSON."""
         row = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
-        self._file.write((json.dumps(_without_nan(row)) + "\n").encode())
-        self._file.flush()
+        self._waiting += (json.dumps(_without_nan(row)) + "\n").encode()
+        self._write()
 
-    def position(self) -> int:
-        """Length in bytes of what is safely on disk; what a checkpoint remembers."""
+    def position(self) -> int | None:
+        """Length in bytes of what is safely on disk; what a checkpoint remembers. None while rows wait for room."""
+        self._write()
+        if self._waiting:
+            return None
         os.fsync(self._file.fileno())
         return self._file.tell()
 
@@ -52,7 +60,15 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the file."""
+        self._write()
         self._file.close()
+
+    def _write(self) -> None:
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            warn(f"{self.path}: {error.strerror}; the rows wait in memory")
 
 
 def append_event(folder: Path, what: str, step: int, **values: Any) -> None:
@@ -60,8 +76,11 @@ def append_event(folder: Path, what: str, step: int, **values: Any) -> None:
 
     Unlike the metrics, which tell of the learning and are cut back on resume, events are never taken back.
     """
-    with (folder / EVENTS).open("a") as file:
-        file.write(json.dumps({"what": what, "step": step, **values, "time": round(time.time(), 3)}) + "\n")
+    try:
+        with (folder / EVENTS).open("a") as file:
+            file.write(json.dumps({"what": what, "step": step, **values, "time": round(time.time(), 3)}) + "\n")
+    except OSError as error:
+        warn(f"{folder / EVENTS}: {error.strerror}; the event {what!r} is not noted")
 
 
 def describe_run(
@@ -108,7 +127,10 @@ def write_description(folder: Path, description: dict[str, Any]) -> None:
 
 def write_summary(folder: Path, **values: Any) -> None:
     """Write `summary.json`, which says how the run stands."""
-    write_json(folder / SUMMARY, _without_nan(values))
+    try:
+        write_json(folder / SUMMARY, _without_nan(values))
+    except OSError as error:
+        warn(f"{folder / SUMMARY}: {error.strerror}; it is not up to date")
 
 
 def code_version() -> str:

@@ -175,8 +175,8 @@ class RunReporter:
             say(self._epoch_line(step, epoch))
         self._epoch = _Pace()
 
-    def position(self) -> int:
-        """Length of the metrics file; for the checkpoint."""
+    def position(self) -> int | None:
+        """Length of the metrics file; for the checkpoint. None where rows still wait for room on the disk."""
         return self._metrics.position() if self._metrics is not None else 0
 
     def tracker_state(self) -> dict[str, Any]:

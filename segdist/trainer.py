@@ -36,6 +36,7 @@ from shards.augment import Augmenter
 from shards.errors import UserError
 from shards.keyed import hash64
 from shards.names import run_folder
+from shards.terminal import warn
 
 State = Literal["finished", "stopped"]
 
@@ -142,7 +143,13 @@ class Run:
             if self.config.check:
                 self._rehearse()
             with self.reporter.progress(self.counters.step, self.steps), closing(self.checkpoints):
-                return self._loop()
+                state = self._loop()
+        if state == "finished" and self.ranks.is_main and self.checkpoints.last_step() != self.counters.step:
+            raise UserError(
+                f"{self.folder}: step {self.counters.step} is done, but the disk took no checkpoint after step "
+                f"{self.checkpoints.last_step()}; make room, and the same command goes on from there"
+            )
+        return state
 
     def summary(self) -> dict[str, Any]:
         """How the run stands, for `summary.json`."""
@@ -225,12 +232,19 @@ class Run:
             return
         at = self.counters
         score = None if result is None else result.mean_iou
-        state = self.learner.best_net.state_dict()
-        save_model(self.folder / LAST, state, self._card(epoch, score))
-        if score is None or score > at.best_mean_iou:
-            save_model(self.folder / BEST, state, self._card(epoch, score))
+        self._keep(LAST, epoch, score)
+        if (score is None or score > at.best_mean_iou) and self._keep(BEST, epoch, score):
             at.best_mean_iou, at.best_epoch, at.best_step = score if score is not None else -1.0, epoch, at.step
         self.reporter.validated(at.step, epoch, result, latest)
+
+    def _keep(self, name: str, epoch: int, score: float | None) -> bool:
+        """Write the model file `name`; False where the disk refuses it, which is no reason to stop."""
+        try:
+            save_model(self.folder / name, self.learner.best_net.state_dict(), self._card(epoch, score))
+        except OSError as error:
+            warn(f"{self.folder / name} of step {self.counters.step} could not be written: {error.strerror}")
+            return False
+        return True
 
     def _score(self, net: torch.nn.Module, batches: int | None = None) -> ValidationResult | None:
         self.learner.share_buffers(net)
@@ -260,9 +274,11 @@ class Run:
         now = time.monotonic()
         self.counters.seconds += now - self._started
         self._started = self._checkpointed = now
-        self.counters.metrics_position = self.reporter.position()
+        position = self.reporter.position()
+        self.counters.metrics_position = position or 0
         state = self._state()
-        if self.ranks.is_main:
+        # Without its rows of figures a checkpoint would leave a gap in the history.
+        if self.ranks.is_main and position is not None:
             self.checkpoints.save(state, self.counters.step)
 
     def _state(self) -> dict[str, Any]:

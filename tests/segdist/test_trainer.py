@@ -1,7 +1,10 @@
 """The training job as a process: its run folder, resuming, extending, stopping, refusing."""
 
 import json
+import resource
 import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ import torch
 
 from segdist.model_file import load_model
 from segdist.run_record import read_rows
-from tests.helpers import QUIET, TINY_NET, job, run, start, tiny_set, wait_until
+from segdist.stop import SECOND_INTERRUPT_AFTER
+from tests.helpers import QUIET, TINY_NET, environment, job, run, start, tiny_set, wait_until
 from tests.segdist.test_learner import same
 
 TIMINGS = {"time", "samples_per_s", "data_wait", "memory_mb"}
@@ -127,6 +131,74 @@ def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on_bit_by_bit(work: P
     run(train(name, "--steps", "120"), work)
     assert_same_run(folder, work / "runs" / "whole")
     assert [row["what"] for row in read_rows(folder / "events.jsonl")] == ["started", "stopped", "resumed", "finished"]
+
+
+FULL = [*("--steps", "150", "--checkpoint.every-steps", "5", "--validate-every", "10")]
+
+
+def refuse_writes(process: "subprocess.Popen[str]", refuse: bool) -> None:
+    """Whether the kernel refuses every byte behind the first hundred of a file, as a full disk would."""
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100 if refuse else -1, -1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lifted", [True, False])
+def test_a_full_disk_stops_no_run_and_costs_nothing(work: Path, lifted: bool) -> None:
+    if not (work / "runs" / "roomy").exists():
+        run(train("roomy", *FULL), work)
+    name = f"full-{lifted}"
+    folder = work / "runs" / name
+    # What it says goes through a pipe, which has no size.
+    with subprocess.Popen(
+        train(name, *FULL), cwd=work, env=environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        wait_until(lambda: list((folder / "checkpoints").glob("step-*.pt")))
+        refuse_writes(process, True)
+        said = ""
+        while "last.safetensors of step" not in said:
+            said += next(process.stderr)
+        if lifted:
+            refuse_writes(process, False)
+        said += process.stderr.read()
+    if lifted:
+        assert process.returncode == 0, said
+    else:
+        assert process.returncode == 2, said
+        assert "step 150 is done, but the disk took no checkpoint after step" in said
+        run(train(name, *FULL), work)
+    for problem in ("the rows wait in memory", "the run goes on with the ones before"):
+        assert problem in said
+    assert_same_run(folder, work / "runs" / "roomy")
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_does_not_wait_for_the_step(work: Path) -> None:
+    log = work / "twice.log"
+    slow = ["--model.factory", "tests.segdist.test_trainer:slow_net", "--model.stride-multiple", "1", "--no-check"]
+    process = start(train("twice", "--steps", "50", *slow), work, log)
+    wait_until((work / "runs" / "twice" / "in-a-step").exists)
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: "Ctrl-C again" in log.read_text())
+    time.sleep(SECOND_INTERRUPT_AFTER + 0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(SlowNet.SECONDS / 2) == 130, log.read_text()
+
+
+class SlowNet(torch.nn.Conv2d):
+    """Takes minutes for a step, and leaves a sign when it is in one."""
+
+    SECONDS = 120
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        Path("runs/twice/in-a-step").touch()
+        time.sleep(self.SECONDS)
+        return super().forward(images)
+
+
+def slow_net(in_channels: int, classes: int) -> torch.nn.Module:
+    return SlowNet(in_channels, classes, 1)
 
 
 @pytest.mark.slow
