@@ -86,6 +86,8 @@ def prepare_net(config: TrainConfig, data: TrainingData, ranks: Ranks) -> torch.
         take_over(load_model(run_folder(config.init_from)), net, data.classes, speak=ranks.is_main)
     if config.sync_batch_norm and ranks.device.type == "cuda":
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    elif config.sync_batch_norm and ranks.is_main:
+        warn("--sync-batch-norm works on GPUs only: here every rank normalises by its own part of the batch")
     net = net.to(ranks.device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this one
