@@ -68,7 +68,7 @@ class MetricsLog:
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
-            warn(f"{self.path}: {error.strerror}; the rows wait in memory")
+            warn(f"{self.path}: {error.strerror}; its rows, and with them all checkpoints, wait for room")
 
 
 def append_event(folder: Path, what: str, step: int, **values: Any) -> None:

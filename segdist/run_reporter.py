@@ -191,9 +191,23 @@ class RunReporter:
             append_event(self.folder, state, summary["step"])
             write_summary(self.folder, state=state, skipped_steps=self._skipped, **summary)
             self._metrics.close()
+            if not self.quiet:
+                self._say_where_it_stands(state, summary)
         if state == "finished" and (self.folder / BEST).is_file():
             self.trackers.log_artifact(self.folder / BEST, f"{self.folder.resolve().name}-best")
         self.trackers.finish(state)
+
+    def _say_where_it_stands(self, state: State, summary: dict[str, Any]) -> None:
+        """How this start ended, the best epoch, and where everything is."""
+        say(f"{self.folder}: {state} after step {summary['step']} of {summary['steps']}, {clock(summary['seconds'])}")
+        if summary["best_mean_iou"] is not None and (self.folder / BEST).is_file():
+            say(
+                f"  best: mean IoU {summary['best_mean_iou']:.4f} on the validation patches, "
+                f"epoch {summary['best_epoch'] + 1}, step {summary['best_step']}: {self.folder / BEST}"
+            )
+        say(f"  figures: {self.folder / METRICS}, checkpoints: {self.folder / 'checkpoints'}")
+        if state == "stopped":
+            say("  the same command goes on from here")
 
     def _tracked(self, row: dict[str, Any]) -> dict[str, float]:
         """The figures of a row of `metrics.jsonl` under the names that trackers show."""
