@@ -12,6 +12,7 @@ from PIL import Image
 
 from segdist.model_file import ModelCard, save_model
 from segdist.models import ModelConfig, build_model
+from segdist.run_record import TIMES
 from shards.manifest import ClassInfo
 
 CLASSES = (ClassInfo("ground", (0, 0, 0)), ClassInfo("line", (230, 159, 0)), ClassInfo("spot", (86, 180, 233)))
@@ -48,11 +49,11 @@ def write_truth(folder: Path, shapes: dict[str, tuple[int, int]] | None = None) 
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every result file; not the state, which holds times."""
+    """SHA-256 of every result file; not the state and the times, which are those of each start."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "state" not in path.relative_to(folder).parts
+        if path.is_file() and not {"state", TIMES} & set(path.relative_to(folder).parts)
     }
 
 
