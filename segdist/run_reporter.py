@@ -15,7 +15,7 @@ from segdist.distributed import Ranks
 from segdist.learner import StepFigures
 from segdist.model_file import BEST
 from segdist.run_folder import MetricsLog, append_event, write_summary
-from segdist.run_record import METRICS, read_rows
+from segdist.run_record import EVENTS, METRICS, read_rows
 from segdist.tracking import Trackers
 from segdist.tracking.trackers import State
 from segdist.validation import ValidationResult
@@ -78,18 +78,21 @@ class RunReporter:
         Args:
             checkpoint: what the run goes on from; None at its very start.
         """
-        self._steps, self._nothing_to_do = steps, step >= steps
+        self._steps = steps
         if self._metrics is None:
             return
         self._metrics.cut_back(metrics_position)
-        if self._nothing_to_do:
-            # No event and no tracker: looking whether a run is finished is no part of its history.
+        if step >= steps:
             if not self.quiet:
                 say(f"{self.folder}: finished already, after {step} steps; a larger --steps or --epochs extends it")
-            return
+            # Looking whether a run is finished is no part of its history: no event and no tracker. But one that was
+            # killed after its last checkpoint has still to be brought to its end.
+            self._nothing_to_do = [event["what"] for event in read_rows(self.folder / EVENTS)[-1:]] == ["finished"]
+            if self._nothing_to_do:
+                return
         what = "started" if checkpoint is None else "resumed"
         append_event(self.folder, what, step, steps=steps, ranks=self.ranks.world_size, device=str(self.ranks.device))
-        if checkpoint is not None and not self.quiet:
+        if checkpoint is not None and step < steps and not self.quiet:
             say(f"{self.folder}: going on after step {step} of {steps}")
         self.trackers = self._start_trackers(None if checkpoint is None else checkpoint["trackers"]["run_id"])
         # What a killed process had not brought to safety, or all of it where nobody tracked the run before.

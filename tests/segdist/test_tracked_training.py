@@ -80,6 +80,10 @@ def test_a_finished_run_that_is_started_again_starts_no_tracker_and_no_chapter(w
     assert "W&B" not in said
     assert run_ids(folder) == pieces
     assert read_rows(folder / "events.jsonl") == events
+    # Killed after its last checkpoint, before it said that it was finished.
+    (folder / "events.jsonl").write_text(json.dumps(events[0]) + "\n")
+    run(train("twice", "--steps", "3", "--wandb", "off"), work)
+    assert [event["what"] for event in read_rows(folder / "events.jsonl")] == ["started", "resumed", "finished"]
 
 
 def test_online_without_a_key_is_refused_before_anything_is_done(work: Path, tmp_path: Path) -> None:
