@@ -18,10 +18,10 @@ from typing import Literal
 from jobs.command_line import parse
 from jobs.exit_codes import FINISHED, run_job
 from jobs.pipeline import tracked
-from jobs.submit_plans import Planner, infer_links, pipeline_links, shard_links, train_links
+from jobs.submit_plans import Planner, infer_links, missing_inputs, pipeline_links, shard_links, train_links
 from segdist.models import JsonTable
 from shards.errors import UserError
-from shards.terminal import say
+from shards.terminal import say, warn
 from slurm.errors import SubmitError
 from slurm.pipeline import Link, submit_chain
 from slurm.submit import sbatch_script
@@ -104,7 +104,10 @@ def _submit_single(job: str, own: list[str], job_arguments: list[str]) -> int:
     command = parse(SubmitConfig, own, f"submit {job}", __doc__ or "")
     config = command.job
     planner = Planner(config.profile, config.cluster, config.tasks, config.stage_to)
-    return _place(SINGLE[job](planner, job_arguments), config.cluster, command.dry_run)
+    links = SINGLE[job](planner, job_arguments)
+    for missing in missing_inputs(job, job_arguments):
+        warn(f"{missing} is not there: the job fails unless it is when it starts")
+    return _place(links, config.cluster, command.dry_run)
 
 
 def _submit_pipeline(own: list[str], job_arguments: list[str]) -> int:
@@ -136,7 +139,9 @@ def _place(links: list[Link], cluster: Literal["slurm", "local", "debug"], dry_r
         waiting = [item.record.job_id for item in placed if item.what != "finished already"]
         say(f"watch   segdist queue {folder.parent.name}")
         if waiting:
-            say(f"        tail -F {folder}/{placed[-1].record.job_id}_0_log.out")
+            # Of a pipeline the training's: it takes longest.
+            told = next((item for item in placed if item.link.order.name == "train"), placed[-1])
+            say(f"        tail -F {folder}/{told.record.job_id}_0_log.out")
             say(f"cancel  scancel {' '.join(waiting)}")
     return FINISHED
 

@@ -132,6 +132,30 @@ def infer_links(planner: Planner, arguments: list[str], product: Path | None = N
     ]
 
 
+def missing_inputs(job: str, arguments: list[str]) -> list[str]:
+    """Folders, sets and models among a job's inputs that are not there: better said now than hours later, in its log.
+
+    Returns:
+        The options, each with what it names: `--data data/cells`.
+    """
+    sets: tuple[str, ...] = ()
+    missing = []
+    if job == "make-shards":
+        recipe = parse(MakeShardsConfig, arguments, "make-shards", "").job
+        folders = {"--images.folder": recipe.images.folder, "--masks.folder": recipe.masks.folder}
+        missing += [f"{flag} {folder}" for flag, folder in folders.items() if folder and not Path(folder).exists()]
+    elif job == "train":
+        preset, values = find_preset(arguments)
+        sets = parse(TrainConfig, arguments, "train", "", preset=preset, preset_values=values).job.data
+    elif job == "infer":
+        config = parse(InferConfig, arguments, "infer", "").job
+        sets = (config.data,) if config.data else ()
+        model = names.run_folder(config.model)
+        missing += [] if model.exists() else [f"--model {model}"]
+    paths = [path for name in sets if isinstance(path := names.set_folder(name), Path)]  # the others are URLs
+    return missing + [f"--data {path}" for path in paths if not (path / "manifest.json").exists()]
+
+
 def pipeline_links(
     planner: Planner,
     name: str,

@@ -157,7 +157,10 @@ def read_run(folder: Path) -> RunRecord:
         for path in sorted(folder.glob(f"**/{SCORES}"))
     ]
     if not (folder / CONFIG).is_file() and not predictions:
-        raise UserError(f"{folder}: no run (there is no {CONFIG}) and no scored predictions (no {SCORES}) in it")
+        queued = f"; `segdist queue {folder.name}` says what became of its jobs" if (folder / "slurm").is_dir() else ""
+        raise UserError(
+            f"{folder}: no run (there is no {CONFIG}) and no scored predictions (no {SCORES}) in it{queued}"
+        )
     rows = read_rows(folder / METRICS)
     return RunRecord(
         folder=folder,

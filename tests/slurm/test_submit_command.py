@@ -108,3 +108,18 @@ def test_an_empty_queue_says_so_and_an_unknown_run_is_named(capsys: pytest.Captu
     assert "nothing was submitted from this folder" in capsys.readouterr().out
     with pytest.raises(UserError, match="cells: nothing was submitted for a run of that name"):
         show_queue.main(["cells"])
+
+
+def test_inputs_that_are_not_there_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    (Path("data") / "here").mkdir(parents=True)
+    Path("data/here/manifest.json").touch()
+    submit.main(["train", "--profile", "mini", "--dry-run", "--", "-f", "here", "there", "--epoch-steps", "5"])
+    submit.main(["infer", "--profile", "mini", "--dry-run", "--", "-m", "nowhere", "-f", "s3://bucket/set"])
+    submit.main(
+        ["make-shards", "--profile", "mini", "--dry-run", "--", "--images.folder", "x", "--masks.folder", "data"]
+    )
+    warned = capsys.readouterr().err
+    assert "--images.folder x is not there" in warned
+    assert "--data data/there is not there" in warned
+    assert "--model runs/nowhere is not there" in warned
+    assert warned.count("is not there") == 3

@@ -100,7 +100,11 @@ def three_starts_without_progress_end_the_job_with_the_reason(cluster: Cluster, 
         wait_for_start(folder, start)
         wait_for_steps(folder, 1)
         subprocess.run(["scancel", "--signal=USR2", record.job_id], check=True)
-    end = wait_for_end(folder, "count")
+    wait_until(
+        "it is given up or started again", lambda: not (now := standing(folder, "count")).alive or now.starts > 3
+    )
+    end = standing(folder, "count")
+    subprocess.run(["scancel", record.job_id], check=True)
     assert (end.state, end.starts) == ("FAILED", 3)
     assert "no progress in 3 starts" in end.reason
 
