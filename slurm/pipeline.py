@@ -86,7 +86,13 @@ def _run_here(order: Order, cluster: Cluster, say: Say) -> Record:
     record, (job,) = submit(order, cluster)
     # In this process, the job would not find out that it is one: submitit tells only `results()`, which ends in pdb.
     with environment_variables(**({"SUBMITIT_DEBUG_JOB_ID": job.job_id} if cluster == "debug" else {})):
-        error = job.exception()
+        try:
+            error = job.exception()
+        except KeyboardInterrupt:
+            # Its processes are the job's own, and would go on unseen if only this one was told.
+            job.cancel(check=False)
+            say(f"{order.name}: told to stop; the same command goes on from what is saved")
+            raise
     if error is not None:
         reason = Ledger.read(ledger_path(order.folder, record.job_id)).reason or str(error)
         raise SubmitError(

@@ -1,6 +1,8 @@
 """Chains of jobs on the real Slurm of the fixture, and the same chains without Slurm; the jobs only greet or fail."""
 
+import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -137,6 +139,30 @@ def test_without_slurm_a_failed_link_stops_the_chain_with_its_reason(tmp_path: P
     with pytest.raises(SubmitError, match="first failed: exit code 2: error: the masks are missing"):
         run_chain(failing, greeting(tmp_path, "second"), cluster="local")
     assert not (tmp_path / "0.txt").exists()
+
+
+def test_without_slurm_an_interrupted_link_does_not_go_on_in_the_background(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from tests.slurm.cluster import toy; "
+        "from tests.slurm.test_pipeline import link, run_chain; folder = Path(sys.argv[1]); "
+        "run_chain(link(folder, 'count', toy('count', folder)), cluster='local')"
+    )
+    words = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(words, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL) as chain:
+        wait_until("it counts", (tmp_path / "steps" / "2").exists)
+        chain.send_signal(signal.SIGINT)  # to this process alone: a terminal's Ctrl-C reaches all of them
+
+    def counts_on() -> str:
+        return "it counts on" if (tmp_path / "steps" / "60").exists() else ""
+
+    gone = str(tmp_path)
+    wait_until("it is gone", lambda: not any(gone in line for line in running_commands()), counts_on)
+
+
+def running_commands() -> list[str]:
+    """The command line of each process."""
+    listed = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True)
+    return listed.stdout.splitlines()
 
 
 def test_debug_runs_the_job_in_this_process(tmp_path: Path) -> None:
