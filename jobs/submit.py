@@ -11,6 +11,7 @@ submits nothing. `--cluster local` runs the same on this machine without Slurm. 
 
 import os
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from jobs.pipeline import tracked
 from jobs.submit_plans import Planner, infer_links, missing_inputs, pipeline_links, shard_links, train_links
 from segdist.models import JsonTable
 from shards.errors import UserError
+from shards.names import RUNS
 from shards.terminal import say, warn
 from slurm.errors import SubmitError
 from slurm.pipeline import Link, submit_chain
@@ -119,8 +121,10 @@ def _submit_pipeline(own: list[str], job_arguments: list[str]) -> int:
     config = command.job
     planner = Planner(config.profile, config.cluster, config.shard_tasks, config.stage_to)
     tables = tracked(config.tracking, {"make_shards": config.make_shards, "train": config.train, "infer": config.infer})
-    links = pipeline_links(planner, config.name, **tables, infer_tasks=config.infer_tasks)
-    return _place(links, config.cluster, command.dry_run)
+    with tempfile.TemporaryDirectory() as draft:
+        settings = Path(draft) if command.dry_run else RUNS / config.name / "pipeline"
+        links = pipeline_links(planner, config.name, **tables, infer_tasks=config.infer_tasks, settings=settings)
+        return _place(links, config.cluster, command.dry_run)
 
 
 def _place(links: list[Link], cluster: Literal["slurm", "local", "debug"], dry_run: bool) -> int:

@@ -1,11 +1,12 @@
 """From a job's own options to what is submitted: commands, log folder, and the files that show progress and success."""
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.command_line import parse
+from jobs.command_line import option_value, parse
 from jobs.make_shards import MakeShardsJob
 from jobs.train import find_preset
 from segdist.infer_config import InferConfig
@@ -67,7 +68,7 @@ class Planner:
             )
             for command in commands
         )
-        return Link(Order(name, tasks, profile, logs), str(product))
+        return Link(Order(name, tasks, profile, logs, settings=_fingerprint(commands)), str(product))
 
     def array(self, count: int) -> int:
         """Array tasks: off Slurm one process does all of them, which gives the same bytes."""
@@ -163,8 +164,14 @@ def pipeline_links(
     train: dict[str, Any],
     infer: dict[str, Any],
     infer_tasks: int,
+    settings: Path,
 ) -> list[Link]:
-    """make-shards → train → infer → report on a set and a run of one name; the settings as tables of their configs."""
+    """make-shards → train → infer → report on a set and a run of one name.
+
+    Args:
+        make_shards, train, infer: settings of the three jobs, as tables of their configs.
+        settings: folder for files through which the jobs get them.
+    """
     run = names.RUNS / name
     if Path(name).name != name:
         raise UserError(f"--name {name}: one folder name, no path")
@@ -172,20 +179,34 @@ def pipeline_links(
     preset = ["--preset", train.pop("preset")] if "preset" in train else []
     scores = run / "predictions" / name / "scores.json"
     return [
-        *shard_links(planner, [*_settings(run, "make_shards", make_shards), "-f", name], run),
-        *train_links(planner, [*_settings(run, "train", train), *preset, "-f", name, "--name", name]),
+        *shard_links(planner, [*_settings(settings, "make_shards", make_shards), "-f", name], run),
+        *train_links(planner, [*_settings(settings, "train", train), *preset, "-f", name, "--name", name]),
         *infer_links(
-            replace(planner, tasks=infer_tasks), [*_settings(run, "infer", infer), "-m", str(run), "-f", name], scores
+            replace(planner, tasks=infer_tasks),
+            [*_settings(settings, "infer", infer), "-m", str(run), "-f", name],
+            scores,
         ),
         planner.link("report", "report", [[str(run)]], run, run / "report.html", (f"{run}/report.html",)),
     ]
 
 
-def _settings(run: Path, job: str, settings: dict[str, Any]) -> list[str]:
-    """The options that hand a job its table, through a file in the run folder."""
+def _settings(folder: Path, job: str, settings: dict[str, Any]) -> list[str]:
+    """The options that hand a job its table, through a file that no later submission changes."""
     if not settings:
         return []
-    file = run / "pipeline" / f"{job}.json"
-    if not file.exists() or json.loads(file.read_text()) != settings:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    file = folder / f"{job}-{digest}.json"
+    if not file.exists():
         write_json(file, settings)
     return ["--config", str(file)]
+
+
+def _fingerprint(commands: list[list[str]]) -> str:
+    """Of the contents of the files that commands name: a changed `--config` is another job, under the same command."""
+    digest = hashlib.sha256()
+    for command in commands:
+        for option in ("--config", "--preset"):
+            file = Path(option_value(command, option) or "")
+            if file.is_file():
+                digest.update(file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]

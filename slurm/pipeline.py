@@ -37,8 +37,8 @@ class Placed:
 def submit_chain(links: Sequence[Link], cluster: Cluster, say: Say) -> list[Placed]:
     """Submit `links` so that each waits for the one before; off Slurm run them here, one after another.
 
-    A link is kept as it is when it was submitted before with the same arguments, all links before it are kept too, and
-    it is finished (with its product in place) or still waits or runs.
+    A link is kept as it is when it was submitted before with the same arguments and settings, all links before it are
+    kept too, and it is finished (with its product in place) or still waits or runs.
 
     Raises:
         SubmitError: a link of an earlier submission is in the way; off Slurm also: a link failed.
@@ -70,7 +70,10 @@ def submit_chain(links: Sequence[Link], cluster: Cluster, say: Say) -> list[Plac
 
 
 def _keep(link: Link, before: Standing | None, cluster: Cluster) -> str | None:
-    if before is None or before.record.arguments != [list(task.arguments) for task in link.order.tasks]:
+    if before is None:
+        return None
+    commands = [list(task.arguments) for task in link.order.tasks]
+    if (before.record.arguments, before.record.settings) != (commands, link.order.settings):
         return None
     if before.finished and Path(link.product).exists():
         return "finished already"

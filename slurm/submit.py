@@ -43,6 +43,8 @@ class Record:
     """Ids of the jobs that must succeed first."""
     code: str
     time: float
+    settings: str = ""
+    """Fingerprint of the files that the commands read their settings from."""
 
     @property
     def task_ids(self) -> list[str]:
@@ -61,6 +63,8 @@ class Order:
     """For logs, pickles and records; shared between the nodes."""
     after: tuple[str, ...] = ()
     """Ids of jobs that must succeed first. If one fails, this is cancelled."""
+    settings: str = ""
+    """Fingerprint of the files that the commands read their settings from; another one makes another job."""
 
     def parameters(self) -> dict[str, Any]:
         """For submitit's AutoExecutor."""
@@ -116,6 +120,7 @@ def submit(order: Order, cluster: Cluster) -> tuple[Record, list[submitit.Job[st
         after=list(order.after),
         code=str(order.tasks[0].code),
         time=round(time.time(), 3),
+        settings=order.settings,
     )
     with (order.folder / RECORDS).open("a") as file:
         file.write(json.dumps(asdict(record)) + "\n")

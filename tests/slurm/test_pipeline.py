@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,8 @@ def test_without_slurm_the_links_run_here_one_after_another(kind: str, tmp_path:
     assert whats(run_chain(*links, cluster=kind)) == ["submitted", "submitted"]
     assert (tmp_path / "1.txt").exists()
     assert whats(run_chain(*links, cluster=kind)) == ["finished already"] * 2
+    changed = replace(links[1], order=replace(links[1].order, settings="others"))
+    assert whats(run_chain(links[0], changed, cluster=kind)) == ["finished already", "submitted"]
 
 
 def test_without_slurm_a_failed_link_stops_the_chain_with_its_reason(tmp_path: Path) -> None:

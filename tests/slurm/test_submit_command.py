@@ -57,16 +57,33 @@ def test_staging_names_set_and_run_so_that_the_copy_changes_neither() -> None:
 
 
 def test_the_pipeline_hands_each_job_its_table_through_the_run_folder() -> None:
-    links = pipeline_links(MINI, "demo", {"seed": 3}, {"preset": "fast", "epochs": 2}, {}, infer_tasks=1)
+    folder = Path("runs/demo/pipeline")
+    train = {"preset": "fast", "epochs": 2}
+    links = pipeline_links(MINI, "demo", {"seed": 3}, train, {}, infer_tasks=1, settings=folder)
+    shards_file, train_file = sorted(folder.iterdir())
     assert [link.order.name for link in links] == ["make-shards", "train", "infer", "report"]
-    assert json.loads(Path("runs/demo/pipeline/train.json").read_text()) == {"epochs": 2}
+    assert json.loads(train_file.read_text()) == {"epochs": 2}
     assert commands(links) == [
-        [("make-shards", "--config", "runs/demo/pipeline/make_shards.json", "-f", "demo")],
-        [("train", "--config", "runs/demo/pipeline/train.json", "--preset", "fast", "-f", "demo", "--name", "demo")],
+        [("make-shards", "--config", str(shards_file), "-f", "demo")],
+        [("train", "--config", str(train_file), "--preset", "fast", "-f", "demo", "--name", "demo")],
         [("infer", "-m", "runs/demo", "-f", "demo")],
         [("report", "runs/demo")],
     ]
     assert {link.order.folder for link in links} == {Path("runs/demo/slurm").absolute()}
+
+
+def test_other_settings_make_another_job_and_leave_the_queued_ones_theirs() -> None:
+    folder = Path("runs/demo/pipeline")
+    for epochs in (2, 3):
+        pipeline_links(MINI, "demo", {}, {"epochs": epochs}, {}, infer_tasks=1, settings=folder)
+    assert sorted(json.loads(file.read_text())["epochs"] for file in folder.iterdir()) == [2, 3]
+    config = Path("mine.toml")
+    seen = set()
+    for text in ("epochs = 2", "epochs = 3", "epochs = 2"):
+        config.write_text(text)
+        (link,) = train_links(MINI, ["-f", "cells", "--config", str(config)])
+        seen.add(link.order.settings)
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize(
@@ -100,7 +117,8 @@ def test_the_dry_run_prints_a_script_for_each_link_and_submits_nothing(capsys: p
     assert "##### finish-shards, after make-shards" in printed
     assert "#SBATCH --array=0-2%3" in printed
     assert "#SBATCH --partition=cpu" in printed
-    assert not Path("runs/cells/slurm").exists()
+    assert submit.main(["pipeline", "--profile", "mini", "--dry-run", "--train", '{"epochs": 2}']) == 0
+    assert not Path("runs").exists()
 
 
 def test_an_empty_queue_says_so_and_an_unknown_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
