@@ -42,11 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         say("nothing was submitted from this folder; `segdist submit --help`")
         return FINISHED
     widths = [max(len(row[column]) for row in [HEADINGS, *rows]) for column in range(len(HEADINGS))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [HEADINGS, *rows]
-    ]
-    say("\n".join(lines))  # at once: whoever reads it through a pipe may stop after the first line
+    for row in [HEADINGS, *rows]:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return FINISHED
 
 

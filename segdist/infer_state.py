@@ -68,7 +68,7 @@ class OutputFolder:
             raise UserError(
                 f"{self.folder} holds predictions that were made with other settings:\n"
                 + "\n".join(differences)
-                + "\nGive another --out, or --overwrite to discard them."
+                + "\n  Give another --out, or --overwrite to discard them."
             )
 
     def begin(self, settings: dict[str, Any]) -> None:

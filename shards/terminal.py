@@ -4,6 +4,7 @@ Results and lines for the record go to standard output (`say`); what is only abo
 and errors, goes to standard error. Colours appear in terminals only, and not where NO_COLOR is set.
 """
 
+import os
 import sys
 import time
 import traceback
@@ -26,8 +27,11 @@ _warned: set[str] = set()
 
 
 def say(message: str) -> None:
-    """One line for the person or the log, at once."""
-    print(message, flush=True)
+    """One line for the person or the log, at once; where nobody reads any more (`| head`), the work goes on."""
+    try:
+        print(message, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def warn(message: str) -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -134,3 +135,17 @@ def test_redirected_standard_output_holds_the_said_lines_and_nothing_else() -> N
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_a_job_whose_output_nobody_reads_any_more_goes_on(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from shards.terminal import say\n"
+        "for number in range(10_000):\n    say('line')\n"
+        "Path(sys.argv[1]).touch()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "end")], stdout=subprocess.PIPE) as job:
+        assert job.stdout is not None
+        job.stdout.readline()
+        job.stdout.close()
+    assert job.returncode == 0
+    assert (tmp_path / "end").exists()
