@@ -170,6 +170,31 @@ def a_job_of_a_higher_partition_preempts_and_the_job_comes_back(cluster: Cluster
 
 
 @scenario
+def a_requeue_by_somebody_else_goes_on_from_the_checkpoint(cluster: Cluster, folder: Path) -> None:
+    record = place("count", counting(folder), tasks_per_node=2)
+    wait_for_steps(folder, 3)
+    subprocess.run(["scontrol", "requeue", record.job_id], check=True)
+    wait_for_start(folder, 2)
+    wait_for_steps(folder, 1)
+    end = let_it_end(folder)
+    assert (end.state, end.starts) == ("COMPLETED", 2)
+    starts = re.findall(r"counting from (\d+)", (folder / "slurm" / f"{record.job_id}_0_log.out").read_text())
+    assert int(starts[1]) >= 3
+
+
+@scenario
+def one_task_of_an_array_comes_back_without_the_others(cluster: Cluster, folder: Path) -> None:
+    record = place("count", counting(folder), counting(folder))
+    over = ended(lambda: standing(folder, "count"))
+    wait_until("both tasks count", lambda: log(folder).count("counting from") == 2, over)
+    subprocess.run(["scancel", "--signal=USR2", f"{record.job_id}_1"], check=True)
+    wait_for_start(folder, 2)
+    end = let_it_end(folder)
+    assert end.state == "2 COMPLETED"
+    assert [len(ledger.starts) for ledger in end.ledgers] == [1, 2]
+
+
+@scenario
 def a_job_without_handlers_of_its_own_is_requeued_and_cancelled_as_well(cluster: Cluster, folder: Path) -> None:
     record = place("plain", toy("plod", folder))
     over = ended(lambda: standing(folder, "plain"))
