@@ -109,12 +109,15 @@ def ended(look: Callable[[], Standing]) -> Callable[[], str]:
 
 
 def wait_for(
-    what: str, condition: Callable[[Standing], bool], look: Callable[[], Standing], *, or_end: bool = False
+    what: str,
+    condition: Callable[[Standing], bool],
+    look: Callable[[], Standing],
+    hopeless: Callable[[], str] | None = None,
 ) -> Standing:
     """Wait until a job that `look` looks at stands as `condition` says; how it stands then.
 
     Args:
-        or_end: take the job's end for an answer; otherwise it is an error that says how the job ended.
+        hopeless: as for `wait_until`; by default, that the job has ended.
     """
     seen: list[Standing] = []
 
@@ -124,13 +127,22 @@ def wait_for(
             seen.append(now)
         return bool(seen)
 
-    wait_until(what, holds, str if or_end else ended(look))
+    wait_until(what, holds, hopeless or ended(look))
     return seen[0]
 
 
-def wait_for_end(folder: Path, name: str) -> Standing:
-    """Wait until nothing of a submission waits or runs any more; how it stands then."""
-    return wait_for(f"{name} ended", lambda now: not now.alive, lambda: standing(folder, name), or_end=True)
+def wait_for_end(folder: Path, name: str, starts: int = 1) -> Standing:
+    """Wait until nothing of a submission waits or runs any more; how it stands then.
+
+    Args:
+        starts: how often the job is to be started; once more is an error.
+    """
+
+    def too_many() -> str:
+        now = standing(folder, name)
+        return f"start {now.starts}, on {now.states[0].nodes}" if now.starts > starts else ""
+
+    return wait_for(f"{name} ended", lambda now: not now.alive, lambda: standing(folder, name), too_many)
 
 
 def log(folder: Path) -> str:
