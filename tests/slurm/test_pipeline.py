@@ -146,6 +146,8 @@ def test_without_slurm_a_failed_link_stops_the_chain_with_its_reason(tmp_path: P
 
 def test_without_slurm_an_interrupted_link_does_not_go_on_in_the_background(tmp_path: Path) -> None:
     script = (
+        # A test run that was started in the background ignores Ctrl-C, and so would this.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys; from pathlib import Path; from tests.slurm.cluster import toy; "
         "from tests.slurm.test_pipeline import link, run_chain; folder = Path(sys.argv[1]); "
         "run_chain(link(folder, 'count', toy('count', folder)), cluster='local')"
