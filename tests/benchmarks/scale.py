@@ -42,7 +42,9 @@ def simulated_manifest(patches: int, images: int) -> Manifest:
         )
         for number, first in enumerate(range(0, patches, records))
     )
-    sources = tuple(SourcePair(f"images/{number:08}.tif", f"masks/{number:08}.png") for number in range(images))
+    sources = tuple(
+        SourcePair(f"images/{number:08}.tif", f"masks/{number:08}.png", f"{number:032x}") for number in range(images)
+    )
     return Manifest(
         format_version=1,
         recipe={},
@@ -126,6 +128,7 @@ def measure_ranks(count: int) -> str:
 
 
 def _rank(rank: int, count: int, store: str, results: "multiprocessing.SimpleQueue[tuple[float, float, int]]") -> None:
+    before = count_sockets()
     started = time.perf_counter()
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
     flag = torch.zeros(1, dtype=torch.int32)
@@ -135,11 +138,16 @@ def _rank(rank: int, count: int, store: str, results: "multiprocessing.SimpleQue
     for _ in range(20):
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     reduce = (time.perf_counter() - started) / 20
-    sockets = sum(os.path.realpath(f"/proc/self/fd/{item}").startswith("/proc") for item in os.listdir("/proc/self/fd"))
+    sockets = count_sockets() - before
     dist.barrier()
     if rank == 0:
         results.put((setup, reduce, sockets))
     dist.destroy_process_group()
+
+
+def count_sockets() -> int:
+    """Open sockets of this process."""
+    return sum(os.readlink(item).startswith("socket:") for item in Path("/proc/self/fd").iterdir() if item.is_symlink())
 
 
 def main() -> None:
