@@ -142,7 +142,7 @@ def missing_inputs(job: str, arguments: list[str]) -> list[str]:
     sets: tuple[str, ...] = ()
     missing = []
     if job == "make-shards":
-        recipe = parse(MakeShardsConfig, arguments, "make-shards", "").job
+        recipe = parse(MakeShardsJob, arguments, "make-shards", "").job
         folders = {"--images.folder": recipe.images.folder, "--masks.folder": recipe.masks.folder}
         missing += [f"{flag} {folder}" for flag, folder in folders.items() if folder and not Path(folder).exists()]
     elif job == "train":
