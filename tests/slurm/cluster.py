@@ -10,7 +10,7 @@ from typing import Any
 
 from slurm.code_version import current_version
 from slurm.profiles import Profile, load_profile
-from slurm.status import Standing, standings
+from slurm.status import ALIVE, Standing, standings
 from slurm.submit import Order, Record, submit
 from slurm.task import Task
 
@@ -91,7 +91,7 @@ def wait_until(what: str, condition: Callable[[], bool], hopeless: Callable[[], 
 
 
 def ended(look: Callable[[], Standing]) -> Callable[[], str]:
-    """For `wait_until`: a job that has ended brings nothing any more.
+    """For `wait_until`: a job that has ended, or a task of an array, brings nothing any more.
 
     Believed when seen three times in a row, because a job that is being requeued may look ended for a moment.
     """
@@ -100,7 +100,7 @@ def ended(look: Callable[[], Standing]) -> Callable[[], str]:
     def reason() -> str:
         nonlocal times
         now = look()
-        times = 0 if now.alive else times + 1
+        times = 0 if all(state.state in ALIVE for state in now.states) else times + 1
         if times < 3:
             return ""
         return f"{now.record.name} has ended, {now.state} after {now.starts} starts; {now.reason}"
