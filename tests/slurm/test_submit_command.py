@@ -38,7 +38,8 @@ def test_off_slurm_an_array_becomes_one_process() -> None:
 
 def test_inference_over_an_array_ends_with_the_merge_by_a_single_rank() -> None:
     links = infer_links(Planner("mini", "slurm", tasks=2), ["-m", "cells", "-f", "cells"])
-    assert commands(links)[1] == [("infer", "-m", "cells", "-f", "cells")]
+    plain = ("infer", "-m", "cells", "-f", "cells")
+    assert commands(links) == [[(*plain, "--task", "0/2"), (*plain, "--task", "1/2")], [plain]]
     assert [(link.order.profile.nodes, link.order.profile.ranks_per_node) for link in links] == [(1, 1), (1, 1)]
 
 
