@@ -74,8 +74,8 @@ class InferConfig:
     """Autocast type of the network; probabilities are always summed in fp32."""
     threads: int = 0
     """CPU threads per rank; 0: the node's cores shared between its ranks."""
-    channels_last: bool = False
-    """Run the network in NHWC order (faster with reduced precision on GPUs)."""
+    channels_last: bool = True
+    """Run the network in NHWC order: a third faster on CPUs, faster with reduced precision on GPUs."""
     compile: bool = False
     """torch.compile the network."""
     task: str = ""

@@ -40,6 +40,8 @@ class TileNetwork:
         stride_multiple: tile sides that the network takes; others are padded by reflection and cropped again.
         precision: autocast of the network; the softmax is always taken in float32.
         flips: average the probabilities over the four flips of each tile.
+        channels_last: keep weights and tiles in NHWC order, which convolutions are faster in; changes the order of
+            the weights of `model` in place, not their values.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class TileNetwork:
         stride_multiple: int = 1,
         precision: Precision | None = None,
         flips: bool = False,
-        channels_last: bool = False,
+        channels_last: bool = True,
     ) -> None:
         self.device = torch.device(device)
         self.channels_last = channels_last

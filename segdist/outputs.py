@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from segdist.palette_png import write_palette_png
 from shards.files import whole_file, write_json
 from shards.manifest import ClassInfo
 from shards.zarr_images import import_zarr
@@ -157,13 +158,9 @@ def blocks(rows: Rows, size: int = ROWS_AT_ONCE) -> Iterator[np.ndarray]:
 
 
 def write_mask_png(path: Path, mask: Rows, classes: Sequence[ClassInfo]) -> None:
-    """A palette PNG in the classes' colours; the whole mask is in memory for a moment."""
-    from PIL import Image
-
-    picture = Image.fromarray(np.concatenate(list(blocks(mask))))
-    picture.putpalette([part for info in classes for part in info.color])
+    """A palette PNG in the classes' colours, written band by band."""
     with whole_file(path) as file:
-        picture.save(file, "PNG")
+        write_palette_png(file, mask.shape, blocks(mask), (info.color for info in classes))
 
 
 def write_grey_png(path: Path, layer: Rows) -> None:

@@ -29,6 +29,7 @@ class Predictor:
         tile: tile side; default the side of the training patches.
         overlap: share of the tile side that neighbouring tiles have in common.
         device: "auto", "cpu" or "cuda".
+        channels_last: run the network in NHWC order, which is faster; the last bits differ from NCHW.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Predictor:
         batch_size: int = BATCH,
         device: str = "auto",
         precision: Choice = "auto",
+        channels_last: bool = True,
         classes: int = 0,
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
@@ -68,6 +70,7 @@ class Predictor:
             stride_multiple=stride_multiple,
             precision=choose_precision(precision, torch.device(device)),
             flips=flips,
+            channels_last=channels_last,
         )
         self.tile, self.overlap, self.borders, self.batch_size = tile, overlap, borders, batch_size
         self.window = blending_window(blending, tile)
@@ -82,13 +85,21 @@ class Predictor:
             result[:, rows.top : rows.bottom] = weights.mean(rows).cpu().numpy()
         return result
 
-    def labels(self, image: np.ndarray | str | Path) -> np.ndarray:
-        """The most probable class of each pixel, uint8 (H, W)."""
+    def labels(self, image: np.ndarray | str | Path, out: np.ndarray | None = None) -> np.ndarray:
+        """The most probable class of each pixel, uint8 (H, W).
+
+        Args:
+            image: as for `probabilities`.
+            out: where the labels go, uint8 (H, W); a `numpy.memmap` takes masks that no memory holds.
+        """
         pixels = self._pixels(image)
-        result = np.empty(pixels.shape[:2], np.uint8)
+        if out is None:
+            out = np.empty(pixels.shape[:2], np.uint8)
+        elif out.dtype != np.uint8 or out.shape != pixels.shape[:2]:
+            raise UserError(f"out is {out.dtype} {out.shape}: the labels of this image are uint8 {pixels.shape[:2]}")
         for rows in self._rows(pixels, self._grid(pixels)):
-            result[rows.top : rows.bottom] = labels_of(rows.sums).cpu().numpy()
-        return result
+            out[rows.top : rows.bottom] = labels_of(rows.sums).cpu().numpy()
+        return out
 
     def _pixels(self, image: np.ndarray | str | Path) -> np.ndarray:
         """The image as uint8 or uint16 (H, W, C) with the network's channels."""

@@ -5,9 +5,12 @@
     python -m tests.benchmarks.inference gigapixel  # a 32768 x 32768 image, start to end
 
 Every case runs in a process of its own; the peer gets the same network, tiles, overlap and batch, and its input as a
-normalised float tensor that was made before the clock starts. Memory is anonymous memory (RssAnon) beyond that of the
-process just before inference, sampled from outside; in bar 1 the network has run on one batch before, for what torch
-sets up at the first call belongs to neither. MONAI is needed for bar 1 (`pip install --no-deps monai`).
+normalised float tensor that was made before the clock starts. What makes the network itself fast is given to both: its
+weights in NHWC order, and malloc keeping freed blocks. "MONAI as it comes" goes without; it is shown but no bar.
+
+Memory is anonymous memory (RssAnon) beyond that of the process just before inference, sampled from outside. In bar 1
+the network has run on some batches before, for its own memory belongs to neither, and both write into a mask that is
+there already. MONAI is needed for bar 1 (`pip install --no-deps monai`).
 """
 
 import json
@@ -26,6 +29,7 @@ from tests.benchmarks.bars import Bars
 
 TILE, OVERLAP, BATCH, CLASSES = 96, 0.5, 16, 3
 MEAN, STD = (128.0,), (60.0,)
+WARM_UP = 5
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -47,11 +51,12 @@ def build(name: str) -> Any:
 
 
 def warm_up(model: Any) -> None:
-    """One batch through the network."""
+    """Batches through the network, until malloc has what it needs."""
     import torch
 
     with torch.inference_mode():
-        model(torch.zeros(BATCH, 1, TILE, TILE))
+        for _ in range(WARM_UP):
+            torch.softmax(model(torch.zeros(BATCH, 1, TILE, TILE)), 1)
 
 
 # ---- cases: run in a process of their own, print one JSON line
@@ -60,8 +65,11 @@ def warm_up(model: Any) -> None:
 def case_ours(net: str, height: int, width: int, repeat: int) -> dict[str, Any]:
     """Image in memory to mask in memory with segdist; also the time inside the network."""
     from segdist import Predictor
+    from segdist.allocator import keep_freed_memory
 
+    keep_freed_memory()
     model, image = build(net), picture(height, width)
+    mask = np.full((height, width), 255, np.uint8)
     inside = [0.0]
     forward = model.forward
 
@@ -83,26 +91,32 @@ def case_ours(net: str, height: int, width: int, repeat: int) -> dict[str, Any]:
     predictor = Predictor(model, device="cpu", stride_multiple=1, **options)
     warm_up(model)
     inside[0] = 0.0
-    result = measured(lambda: predictor.labels(image), repeat)
+    result = measured(lambda: predictor.labels(image, out=mask), repeat)
     return result | {"inside": inside[0] / repeat}
 
 
-def case_monai(net: str, height: int, width: int, repeat: int) -> dict[str, Any]:
+def case_monai(net: str, height: int, width: int, repeat: int, prepared: int = 1) -> dict[str, Any]:
     """The same with MONAI: sliding_window_inference of the probabilities, then argmax."""
     import torch
     from monai.inferers import sliding_window_inference
 
+    from segdist.allocator import keep_freed_memory
+
     model = build(net)
+    mask = np.full((height, width), 255, np.uint8)
+    if prepared:
+        keep_freed_memory()
+        model.to(memory_format=torch.channels_last)
     pixels = (torch.from_numpy(picture(height, width)).float() - MEAN[0]) / STD[0]
     pixels = pixels[None, None]
     warm_up(model)
 
-    def run() -> Any:
+    def run() -> None:
         with torch.inference_mode():
             probabilities = sliding_window_inference(
                 pixels, (TILE, TILE), BATCH, lambda tiles: torch.softmax(model(tiles), 1), OVERLAP, mode="constant"
             )
-            return probabilities.argmax(dim=1)[0].to(torch.uint8).numpy()  # type: ignore[union-attr]
+            torch.from_numpy(mask).copy_(probabilities.argmax(dim=1)[0])  # type: ignore[union-attr]
 
     return measured(run, repeat)
 
@@ -270,6 +284,9 @@ def bars_1_and_3(bars: Bars) -> None:
         bars.at_most(f"{case}, time / MONAI", ours["seconds"] / peer["seconds"], time_bar)
         # Where others use the machine at the same time, this one can be trusted rather.
         print(f"  CPU ratio    {ours['cpu'] / peer['cpu']:.3f}")
+        if net == "unet":
+            plain = run_case("monai", net, height, width, repeat, 0)
+            print(f"  MONAI as it comes {plain['seconds']:.3f} s, ratio {ours['seconds'] / plain['seconds']:.3f}")
         if memory_bar is not None:
             bars.at_most(f"{case}, memory / MONAI", ours["peak"] / peer["peak"], memory_bar)
         if net == "unet" and repeat == 1:
@@ -293,7 +310,7 @@ def bar_2(bars: Bars, shapes: tuple[tuple[int, int], ...] = ((4096, 4096), (1638
     bars.at_most(largest, max(peaks), 150 if len(peaks) > 1 else 1000)
 
 
-def bar_4(bars: Bars, side: int = 2048) -> None:
+def bar_4(bars: Bars, side: int = 4096) -> None:
     """Two ranks of one thread on one image, beside two independent runs on its halves at the same time."""
     from PIL import Image
 

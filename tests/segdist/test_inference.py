@@ -1,6 +1,7 @@
 """Stitching: what goes in as tiles comes out as the image, with the same bits whoever computes it."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,17 @@ def test_any_range_of_tile_rows_gives_the_bits_of_the_whole(unet: TileNetwork, d
             assert torch.equal(part_labels, labels[top:bottom])
 
 
+@pytest.mark.parametrize("cut", [2, 3])
+def test_a_range_of_tile_rows_of_the_default_network_gives_the_bits_of_the_whole(
+    default_unet: TileNetwork, cut: int
+) -> None:
+    image = image_of(301, 207)
+    grid = make_grid(301, 207, 96, 0.5, 16)  # 6 x 4 tiles: the second batch is filled up
+    means, _ = stitched(default_unet, image, grid)
+    upper, lower = (stitched(default_unet, image, grid, "mean", rows)[0] for rows in (range(cut), range(cut, 6)))
+    assert torch.equal(torch.cat([upper, lower], dim=1), means)
+
+
 @given(st.data())
 @settings(deadline=None, max_examples=25)
 def test_a_region_has_the_bits_of_the_whole(unet: TileNetwork, data: st.DataObject) -> None:
@@ -166,15 +178,24 @@ def test_a_region_has_the_bits_of_the_whole(unet: TileNetwork, data: st.DataObje
     assert torch.equal(part, whole[:, top:bottom, left:right])
 
 
-def test_threads_dont_change_the_bits(unet: TileNetwork) -> None:
+@pytest.fixture(scope="module")
+def default_unet() -> TileNetwork:
+    """The network and the tile side that training chooses: the kernels depend on their shapes."""
+    torch.manual_seed(1)
+    return TileNetwork(UNet(1, 3).eval(), 3, (120.0,), (40.0,), stride_multiple=16)
+
+
+@pytest.mark.parametrize(("net", "tile"), [("unet", 32), ("default_unet", 96)])
+def test_threads_dont_change_the_bits(net: str, tile: int, request: pytest.FixtureRequest) -> None:
+    network: TileNetwork = request.getfixturevalue(net)
     image = image_of(131, 203)
-    grid = make_grid(131, 203, 32, 0.5, 16)
+    grid = make_grid(131, 203, tile, 0.5, 16)
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            results.append(stitched(unet, image, grid)[0])
+            results.append(stitched(network, image, grid)[0])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
@@ -238,6 +259,19 @@ def test_predict_takes_arrays_and_a_network_of_ones_own() -> None:
     assert result.shape == (2, 33, 21)
     assert np.allclose(result[0], image[..., 0] / 255, atol=1e-6)
     assert (Predictor(Identity(), **options).labels(image) == (image[..., 0] < 127.5)).all()
+
+
+def test_labels_go_where_they_are_wanted(tmp_path: Path) -> None:
+    image = image_of(33, 21)
+    predictor = Predictor(
+        Identity(), classes=2, tile=TILE, mean=(0.0,), std=(255.0,), device="cpu", precision="fp32", overlap=0.5
+    )
+    out = np.memmap(tmp_path / "mask", np.uint8, "w+", shape=(33, 21))
+    assert predictor.labels(image, out=out) is out
+    assert (out == predictor.labels(image)).all()
+    for wrong in (np.zeros((33, 20), np.uint8), np.zeros((33, 21), np.int64)):
+        with pytest.raises(UserError, match=r"uint8 \(33, 21\)"):
+            predictor.labels(image, out=wrong)
 
 
 def test_predict_refuses_what_it_cant_use() -> None:
