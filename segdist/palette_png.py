@@ -1,7 +1,8 @@
 """A palette PNG written band by band: a mask of any height without holding it.
 
-The usual libraries take a whole picture. What they add, a choice of filters, doesn't help class numbers: the format's
-own recommendation for palette images is no filter.
+The usual libraries take a whole picture. Each row is stored as its difference to the row above (the filter "up"),
+which leaves runs of zeros where classes go on: looking for runs alone then compresses real masks as well as looking for
+any repetition, in a fifth of the time.
 """
 
 import struct
@@ -13,6 +14,7 @@ import numpy as np
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PALETTE_TYPE = 3
+UP = 2
 
 
 def write_palette_png(
@@ -29,11 +31,15 @@ def write_palette_png(
     file.write(SIGNATURE)
     _chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, PALETTE_TYPE, 0, 0, 0))
     _chunk(file, b"PLTE", bytes(part for color in colors for part in color))
-    deflate = zlib.compressobj()
+    deflate = zlib.compressobj(strategy=zlib.Z_RLE)
+    above = np.zeros(width, np.uint8)
     for band in bands:
-        lines = np.zeros((len(band), width + 1), np.uint8)  # each line begins with its filter: 0, none
-        lines[:, 1:] = band
+        lines = np.empty((len(band), width + 1), np.uint8)
+        lines[:, 0] = UP
+        lines[0, 1:] = band[0] - above
+        np.subtract(band[1:], band[:-1], out=lines[1:, 1:])
         _chunk(file, b"IDAT", deflate.compress(lines.data))
+        above = band[-1]
     _chunk(file, b"IDAT", deflate.flush())
     _chunk(file, b"IEND", b"")
 
