@@ -30,6 +30,10 @@ NOT_A_NUMBER = 255
 """Label of pixels for which the network returned NaN; no class has it."""
 
 
+class NetworkError(UserError):
+    """The network can't be run as it was asked for; no other image would fare better."""
+
+
 class TileNetwork:
     """A network as the tiler sees it: normalised tiles in, class probabilities out.
 
@@ -101,12 +105,20 @@ class TileNetwork:
             with self.precision.autocast(self.device):
                 logits: torch.Tensor = self.model(tiles)
         except torch.OutOfMemoryError:
-            raise UserError(
+            raise NetworkError(
                 f"the GPU's memory doesn't hold {len(tiles)} tiles of {side} x {side} pixels; use a smaller "
                 "--batch-size or --tile"
             ) from None
+        except RuntimeError as error:
+            # torch.compile compiles at the first call; its errors have no public base class.
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise NetworkError(
+                f"--compile failed: {reason}; leave it away, or install what is missing (on a CPU a C++ compiler)"
+            ) from error
         if logits.shape != (len(tiles), self.classes, *tiles.shape[-2:]):
-            raise UserError(
+            raise NetworkError(
                 f"the network returned logits of shape {tuple(logits.shape)} for tiles of {tuple(tiles.shape)}; "
                 f"it must return one map for each of the {self.classes} classes, of the tiles' size"
             )

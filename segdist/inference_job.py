@@ -22,7 +22,7 @@ from segdist.infer_config import InferConfig
 from segdist.infer_plan import Stretch, assign, remaining
 from segdist.infer_setup import Setup, prepare
 from segdist.infer_state import OutputFolder, result_settings, source_of
-from segdist.inference import NOT_A_NUMBER, FinishedRows, TileNetwork, Weights, finished_rows
+from segdist.inference import NOT_A_NUMBER, FinishedRows, NetworkError, TileNetwork, Weights, finished_rows
 from segdist.layers import MASK, Layers
 from segdist.model_file import load_model
 from segdist.outputs import MemoryRows, Part, PartRows, PartWriter, Rows
@@ -33,8 +33,10 @@ from shards.files import write_json
 from shards.images import match_channels, open_image
 from shards.terminal import Progress, warn
 
-MEMORY_LIMIT = 64 * 2**20
-"""Bytes of all layers up to which an image that is whole on one rank is kept in memory instead of part files."""
+MEMORY_LIMIT = 16 * 2**20
+"""Bytes of all layers up to which an image that is whole on one rank is kept in memory instead of part files.
+
+When a job dies, such an image is lost: with masks alone 4096 x 4096 pixels, a minute of two cores."""
 
 
 @dataclass
@@ -310,11 +312,11 @@ class Job:
 
     @contextmanager
     def _failures_noted(self, index: int) -> Iterator[None]:
-        """Turn what is wrong with one image into an entry of the failure list; with `strict` it is raised."""
+        """Turn what is wrong with one image into an entry of the failure list; `strict` raises it."""
         try:
             yield
         except UserError as error:
-            if self.config.strict:
+            if self.config.strict or isinstance(error, NetworkError):
                 error.on_this_rank = True
                 raise
             path = self.setup.inputs.images[index].path

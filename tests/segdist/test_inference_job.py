@@ -229,6 +229,26 @@ def test_strict_stops_at_a_damaged_image(
     assert "odd.png" in capsys.readouterr().err
 
 
+def test_a_network_that_cant_run_stops_the_job_instead_of_failing_every_image(
+    model: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class NoCompiler(RuntimeError):
+        __module__ = "torch._inductor.exc"
+
+    class Compiled(torch.nn.Module):
+        def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+            raise NoCompiler("no working C++ compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", lambda model: Compiled())
+    assert job(model, images, tmp_path / "out", "--compile") == USAGE
+    assert "--compile failed: no working C++ compiler; leave it away" in capsys.readouterr().err
+    assert not (tmp_path / "out/failures.json").exists()
+
+
 def test_a_mask_of_another_size_is_a_failure_of_its_image(model: Path, images: Path, tmp_path: Path) -> None:
     write_truth(tmp_path / "truth", {"odd": (60, 83)})
     options = ["--masks.folder", str(tmp_path / "truth")]
