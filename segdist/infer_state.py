@@ -5,6 +5,7 @@ state/records/NAME.json    one per finished image: what it was made from, its fi
 state/parts/NAME.parts/    rows of an image that is at work
 """
 
+import glob
 import hashlib
 import json
 import shutil
@@ -99,9 +100,12 @@ class OutputFolder:
         return record
 
     def write_record(self, image: InputImage, record: dict[str, Any]) -> None:
-        """Note that an image is finished, and drop its parts."""
+        """Note that an image is finished, and drop its parts and what killed jobs left of its files."""
         write_json(self._record_file(image), record)
         shutil.rmtree(self.parts_folder(image), ignore_errors=True)
+        for file in (self._record_file(image), *(self.folder / name for name in record["files"].values())):
+            for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.tmp"):
+                leftover.unlink(missing_ok=True)
 
     def parts(self, image: InputImage, header: Header, layers: list[str]) -> list[Part]:
         """The rows of an unfinished image that are done; parts from another file or with other layers are dropped."""

@@ -191,6 +191,15 @@ def test_a_changed_image_or_a_lost_output_is_done_again(model: Path, images: Pat
     assert labels(tmp_path / "out/masks/odd.png").shape == (50, 50)
 
 
+def test_what_a_killed_job_left_of_a_file_is_removed(model: Path, images: Path, tmp_path: Path) -> None:
+    left = [tmp_path / "out/masks" / name for name in (".odd.png.0123abcd.tmp", ".other.png.0123abcd.tmp")]
+    left[0].parent.mkdir(parents=True)
+    for file in left:
+        file.write_bytes(b"half")
+    assert job(model, images, tmp_path / "out") == FINISHED
+    assert [file.exists() for file in left] == [False, True]  # the other may belong to a job that is at work
+
+
 def test_other_settings_in_the_same_folder_are_refused_by_name(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

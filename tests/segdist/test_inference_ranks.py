@@ -117,6 +117,7 @@ def test_the_same_bytes_after_kills_at_random_moments_and_with_changing_ranks(fo
         assert results(folder, "killed").items() <= reference.items()  # what stands under its name is whole
     assert run(arguments(folder, "killed"), 2) == 0
     assert results(folder, "killed") == reference
+    assert not list((folder / "killed/masks").glob(".*"))
 
 
 @pytest.mark.slow
