@@ -33,10 +33,10 @@ from shards.files import write_json
 from shards.images import match_channels, open_image
 from shards.terminal import Progress, warn
 
-MEMORY_LIMIT = 16 * 2**20
+MEMORY_LIMIT = 8 * 2**20
 """Bytes of all layers up to which an image that is whole on one rank is kept in memory instead of part files.
 
-When a job dies, such an image is lost: with masks alone 4096 x 4096 pixels, a minute of two cores."""
+When a job dies, such an image is lost: with masks alone 2900 x 2900 pixels, half a minute of two cores."""
 
 
 @dataclass
