@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from segdist.allocator import keep_freed_memory
 from shards.errors import UserError
 
 STORE_KEY = "segdist/port"
@@ -156,6 +157,8 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
     torch.set_num_threads(threads or default_threads(environment))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    else:
+        keep_freed_memory()
     if environment.world_size > 1:
         os.environ["MASTER_ADDR"] = environment.master_addr
         os.environ["MASTER_PORT"] = str(environment.master_port)

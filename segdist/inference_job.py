@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from segdist.allocator import keep_freed_memory
 from segdist.distributed import Ranks
 from segdist.evaluation import confusion_of_image, image_scores, summarise
 from segdist.image_files import write_layers, write_pictures
@@ -60,8 +59,6 @@ def infer(config: InferConfig, ranks: Ranks) -> Result:
     Raises:
         UserError: see `prepare`; the output folder holds other results; with `strict`, a damaged image.
     """
-    if ranks.device.type == "cpu":
-        keep_freed_memory()
     setup = prepare(config, ranks)
     output = OutputFolder(setup.folder)
     settings = result_settings(config, setup.model_file, setup.tile, setup.precision.name, ranks.device)
