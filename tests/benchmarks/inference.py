@@ -29,7 +29,7 @@ from tests.benchmarks.bars import Bars
 
 TILE, OVERLAP, BATCH, CLASSES = 96, 0.5, 16, 3
 MEAN, STD = (128.0,), (60.0,)
-WARM_UP = 5
+WARM_UP = 20
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
