@@ -347,6 +347,30 @@ def test_parts_go_on_after_an_exception_in_the_middle(
     assert not list((tmp_path / "parts/state/parts").rglob("*.raw"))
 
 
+def test_rows_of_an_image_that_has_changed_since_are_computed_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segdist import inference_job, outputs
+
+    images = write_images(tmp_path / "images", {"tall": (117, 41)})
+    monkeypatch.setattr(inference_job, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(outputs, "SAFE_INTERVAL", 0.0)
+    original = outputs.PartWriter.append
+
+    def stop_at_the_fifth(self: outputs.PartWriter, tile_row: int, *rest: object) -> None:
+        original(self, tile_row, *rest)  # type: ignore[arg-type]
+        if tile_row == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(outputs.PartWriter, "append", stop_at_the_fifth)
+        assert job(model, images, tmp_path / "out") == 130
+    Image.fromarray(np.asarray(Image.open(images / "tall.png"))[::-1].copy()).save(images / "tall.png")
+    assert job(model, images, tmp_path / "out") == FINISHED
+    expected = predict(model, images / "tall.png", device="cpu").argmax(axis=0)
+    assert (labels(tmp_path / "out/masks/tall.png") == expected).all()
+
+
 @pytest.mark.gpu
 def test_a_job_on_a_gpu_reads_ahead_and_writes_every_row(model: Path, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", {"tall": (331, 47)})
