@@ -5,8 +5,9 @@
 
 The bare loop is forward, backward and optimizer step on one batch that lies ready, with the same network, batch and
 threads; nothing is read, reported, checked or saved. `overhead` and `ranks` compare rates in turns and quote the median
-of the ratios. `accuracy` counts the whole of `segdist train` as a person waits for it, from the start of the process
-to its end, against the time of a number of bare steps in torch's own memory layout, measured before and after it.
+of the ratios; there the bare loop has the job's memory layout and malloc settings, too. `accuracy` counts the whole of
+`segdist train` as a person waits for it, from the start of the process to its end, against the time of a number of bare
+steps as torch does them by itself, measured before and after it.
 """
 
 import json
@@ -34,16 +35,23 @@ QUIET = ("--quiet", "--device", "cpu", "--model.width", str(WIDTH), "--tracking.
 # ---- cases: run in a process of their own, print one JSON line
 
 
-def case_bare(threads: int, batch: int, steps: int, layout: str, folder: str = "", others: int = 0) -> dict[str, Any]:
-    """Seconds per step of the bare loop. With a folder it waits there until `others` more loops are ready, too."""
+def case_bare(threads: int, batch: int, steps: int, how: str, folder: str = "", others: int = 0) -> dict[str, Any]:
+    """Seconds per step of the bare loop, `how` "as the job" or "plain".
+
+    With a folder it waits there until `others` more loops are ready, too.
+    """
     import torch
     from torch.nn import functional
 
+    from segdist.allocator import keep_freed_memory
     from segdist.unet import UNet
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    memory_format = torch.contiguous_format
+    if how == "as the job":
+        keep_freed_memory()
+        memory_format = torch.channels_last
     net = UNet(1, CLASSES, width=WIDTH).to(memory_format=memory_format)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
     images = torch.randn(batch, 1, PATCH, PATCH).contiguous(memory_format=memory_format)
@@ -104,15 +112,15 @@ def result(process: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
-def bare(threads: int, batch: int = BATCH, steps: int = 40, layout: str = "channels_last") -> float:
+def bare(threads: int, batch: int = BATCH, steps: int = 40, how: str = "as the job") -> float:
     """Seconds per step of one bare loop."""
-    return float(result(start("bare", threads, batch, steps, layout))["seconds"])
+    return float(result(start("bare", threads, batch, steps, how))["seconds"])
 
 
 def two_bare(batch: int, steps: int = 40) -> float:
     """Samples/s of two bare loops of one thread that run at the same time, together."""
     with tempfile.TemporaryDirectory() as folder:
-        loops = [start("bare", 1, batch, steps, "channels_last", folder, 1) for _ in range(2)]
+        loops = [start("bare", 1, batch, steps, "as the job", folder, 1) for _ in range(2)]
         return sum(batch / float(result(loop)["seconds"]) for loop in loops)
 
 
@@ -185,9 +193,9 @@ def accuracy(folder: Path, bars: Bars) -> None:
     for seed in SEEDS:
         data = f"seed{seed}"
         make_set(folder, data, seed, test=50)
-        before = bare(2, layout="contiguous")
+        before = bare(2, how="plain")
         seconds, score = train_and_score(folder, data, data, "--preset", "fast", "--seed", str(seed))
-        reference = (before + bare(2, layout="contiguous")) / 2
+        reference = (before + bare(2, how="plain")) / 2
         rows.append((seconds / reference, score))
         print(f"  {seed:4}   {seconds:7.1f}   {seconds / reference:15.0f}   {score:.4f}")
     cost, score = (statistics.median(column) for column in zip(*rows, strict=True))
