@@ -196,9 +196,16 @@ class RunReporter:
             self._metrics.close()
             if not self.quiet:
                 self._say_where_it_stands(state, summary)
-        if state == "finished" and (self.folder / BEST).is_file():
-            self.trackers.log_artifact(self.folder / BEST, f"{self.folder.resolve().name}-best")
+        if state == "finished":
+            self._log_artifacts()
         self.trackers.finish(state)
+
+    def _log_artifacts(self) -> None:
+        """Offer the trackers the best model, and the last checkpoint, from which the run can be extended elsewhere."""
+        checkpoint = max((self.folder / "checkpoints").glob("step-*.pt"), default=None)
+        for path, what in ((self.folder / BEST, "best"), (checkpoint, "checkpoint")):
+            if path is not None and path.is_file():
+                self.trackers.log_artifact(path, f"{self.folder.resolve().name}-{what}")
 
     def _say_where_it_stands(self, state: State, summary: dict[str, Any]) -> None:
         """How this start ended, the best epoch, and where everything is."""

@@ -31,7 +31,7 @@ class TrackingConfig:
     images: Annotated[Literal["some", "none"], tyro.conf.arg(aliases=["--wandb-images"])] = "some"
     """none: no pixel of an image, mask or figure goes to any tracker (for data that must not leave the building)."""
     artifacts: bool = False
-    """Send the best model as a W&B artifact at the end."""
+    """Send the best model and the last checkpoint as W&B artifacts at the end."""
     start_timeout: float = 5.0
     """Seconds that the W&B server has to answer at the start, before the run goes offline."""
     finish_timeout: float = 20.0

@@ -42,6 +42,16 @@ def test_the_checkpoint_knows_the_run_where_w_and_b_s_files_are_lost(work: Path)
     assert run_ids(folder) == [before]
 
 
+def test_model_and_last_checkpoint_are_artifacts_where_that_is_asked_for(work: Path) -> None:
+    for name, options in (("kept", ["--tracking.artifacts"]), ("not-kept", [])):
+        run(train(name, "--steps", "3", "--wandb", "offline", *options), work)
+        (piece,) = (work / "runs" / name / "wandb").glob("offline-run-*")
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(piece)]
+        records = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for artifact in (f"{name}-best", f"{name}-checkpoint"):
+            assert (artifact in records) == bool(options)
+
+
 def test_a_killed_training_goes_on_in_the_same_run_with_every_row_once(work: Path) -> None:
     folder = work / "runs" / "killed"
     with wandb_server() as server:
