@@ -165,6 +165,9 @@ def prepare_wandb() -> str:
     import wandb
 
     logging.getLogger("wandb").setLevel(logging.ERROR)
+    # W&B's background service of the process that started this one (a notebook, a test) would end, and write its files
+    # to their ends, with that process.
+    os.environ.pop("WANDB_SERVICE", None)
     with suppress(ImportError):
         # Reports on the use of W&B's client, for which it waits up to 10 s at exit if the server doesn't take them.
         from wandb.analytics.opentelemetry.opentelemetry_proxy import disable
