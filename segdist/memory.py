@@ -14,6 +14,9 @@ from segdist.precision import Precision
 from segdist.train_config import TrainConfig
 from shards.errors import UserError
 
+CPU_WORDS = ("can't allocate memory", "could not create a primitive", "could not create a memory")
+"""What torch's allocator and oneDNN say on a CPU; oneDNN's words are the same when its scratch memory is refused."""
+
 
 @contextmanager
 def explain_out_of_memory(
@@ -54,7 +57,7 @@ def explain_out_of_memory(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch says that there is no memory left: on GPUs by its own class, on CPUs in words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in CPU_WORDS)
 
 
 def largest_that_fits(try_out: Callable[[int], None], below: int) -> int:
