@@ -1,6 +1,5 @@
 """The commands of docs/cluster.md that need a Slurm, on the one-machine cluster that the page itself starts."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ import pytest
 from tests.docs.desk import Desk
 from tests.docs.pages import commands
 from tests.helpers import ROOT
-from tests.slurm.conftest import TOOLS
+from tests.slurm.cluster import skip_without_slurm
 
 pytestmark = pytest.mark.slow
 
@@ -19,10 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
     """A desk whose mini cluster is a folder of its own, and is stopped in any case."""
-    search = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    missing = [tool for tool in TOOLS if shutil.which(tool, path=search) is None]
-    if missing or os.geteuid() != 0:
-        pytest.skip(f"NO SLURM HERE: needs root and Debian's Slurm packages (missing: {', '.join(missing) or 'root'})")
+    skip_without_slurm()
     cluster = tempfile.mkdtemp(prefix="segdist-docs-")  # a Unix socket's path must be short
     desk = Desk(tmp_path / "desk", {"SEGDIST_CLUSTER": cluster})
     try:

@@ -13,17 +13,10 @@ import torch
 
 from segdist.model_file import load_model
 from segdist.run_record import read_rows
-from tests.helpers import QUIET, ROOT, TINY_NET, kill_all, processes, run, script, start, tiny_set, wait_until
+from tests.helpers import QUIET, ROOT, TINY_NET, kill_all, processes, run, script, start, wait_until
 from tests.segdist.test_trainer import metrics
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    tiny_set(folder / "data")
-    return folder
 
 
 def train(

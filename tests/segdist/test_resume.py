@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segdist.run_record import read_rows
-from tests.helpers import QUIET, TINY_NET, job, kill_all, run, start, tiny_set, wait_until
+from tests.helpers import QUIET, TINY_NET, job, kill_all, run, start, wait_until
 from tests.segdist.test_trainer import assert_same_run, metrics
 
 pytestmark = pytest.mark.slow
@@ -18,13 +18,6 @@ SETTINGS = [
     *("-f", "tiny", "-b", "12", "--steps", str(STEPS), "--log-every", "7", "--validate-every", "20"),
     *("--checkpoint.every-steps", "3", "--optim.optimizer", "adamw", "--optim.ema-decay", "0.9"),
 ]
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resume")
-    tiny_set(folder / "data")
-    return folder
 
 
 def train(name: str, ranks: int, settings: Sequence[str] = (), norm: str = "batch") -> list[str]:

@@ -10,18 +10,10 @@ import pytest
 
 from segdist.run_record import read_rows
 from segdist.tracking.wandb_pieces import rows_in
-from tests.helpers import TINY_NET, job, kill_all, run, start, tiny_set, wait_until
+from tests.helpers import TINY_NET, job, kill_all, run, start, wait_until
 from tests.segdist.wandb_server import wandb_server
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with the shard set data/tiny."""
-    folder = tmp_path_factory.mktemp("tracked")
-    tiny_set(folder / "data")
-    return folder
 
 
 def train(name: str, *arguments: str) -> list[str]:

@@ -20,14 +20,6 @@ from tests.segdist.test_learner import same
 TIMINGS = {"time", "samples_per_s", "data_wait", "memory_mb"}
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with the shard set data/tiny."""
-    folder = tmp_path_factory.mktemp("train")
-    tiny_set(folder / "data")
-    return folder
-
-
 def train(name: str, *arguments: str, ranks: int = 1) -> list[str]:
     settings = ["-f", "tiny", "--name", name, "-b", "8", "--log-every", "5", *TINY_NET, *QUIET]
     return job("train", [*settings, *arguments], ranks)

@@ -1,5 +1,7 @@
 """What the cluster tests say to Slurm, and the jobs that they submit."""
 
+import os
+import shutil
 import subprocess
 import threading
 import time
@@ -7,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from slurm.code_version import current_version
 from slurm.profiles import Profile, load_profile
@@ -22,6 +26,16 @@ PATIENCE = 900.0
 machine. What can't happen any more is noticed sooner."""
 LOOK_EVERY = 2.0
 """Seconds between two looks whether the awaited can still happen."""
+
+TOOLS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "unshare")
+
+
+def skip_without_slurm() -> None:
+    """Skip a test where the mini cluster can't be started, loudly."""
+    search = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    missing = [tool for tool in TOOLS if shutil.which(tool, path=search) is None]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"NO SLURM HERE: needs root and Debian's Slurm packages (missing: {', '.join(missing) or 'root'})")
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import MINI_CLUSTER, Cluster
-
-TOOLS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "unshare")
+from tests.slurm.cluster import MINI_CLUSTER, Cluster, skip_without_slurm
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Six nodes of 16 claimed cores and 4 fake GPUs; Slurm's commands in this process talk to it."""
-    search = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    missing = [tool for tool in TOOLS if shutil.which(tool, path=search) is None]
-    if missing or os.geteuid() != 0:
-        pytest.skip(f"NO SLURM HERE: needs root and Debian's Slurm packages (missing: {', '.join(missing) or 'root'})")
+    skip_without_slurm()
     # Not pytest's tmp_path: a Unix socket's path must be short.
     folder = Path(tempfile.mkdtemp(prefix="segdist-slurm-"))
     before = os.environ.get("SLURM_CONF")

@@ -1,0 +1,15 @@
+"""What the tests of jobs in processes share."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import tiny_set
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the shard set data/tiny, one for each module."""
+    folder = tmp_path_factory.mktemp("work")
+    tiny_set(folder / "data")
+    return folder
