@@ -13,18 +13,18 @@ the trackers of all three.
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.command_line import parse, print_config
-from jobs.exit_codes import FINISHED, run_job
+from jobs.exit_codes import FINISHED, STOPPED, run_job
 from segdist.models import JsonTable
 from shards.files import write_json
 from shards.names import DATA, RUNS
 from shards.terminal import say
+from slurm.torchrun import run_here
 
 JOBS = Path(__file__).resolve().parent
 
@@ -73,21 +73,17 @@ def main(argv: list[str] | None = None) -> int:
     elif config.fresh:
         for folder in (run, data):
             shutil.rmtree(folder, ignore_errors=True)
-    # torchrun would set one thread a rank, and say so in three lines.
-    threads = max(1, len(os.sched_getaffinity(0)) // config.processes)
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.processes}"]
+    # A rank started by an agent would otherwise take all cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // config.processes)))
     tables = config.tables()
     train = tables["train"]
     preset = ["--preset", train.pop("preset")] if "preset" in train else []
-    steps: list[tuple[list[str], dict[str, Any], list[str]]] = [
-        ([sys.executable], tables["make_shards"], ["-f", config.name]),
-        (torchrun, train, ["-f", config.name, "--name", config.name, *preset]),
-        (torchrun, tables["infer"], ["-m", config.name, "-f", config.name]),
+    steps: list[tuple[str, int, dict[str, Any], list[str]]] = [
+        ("make_shards", 1, tables["make_shards"], ["-f", config.name]),
+        ("train", config.processes, train, ["-f", config.name, "--name", config.name, *preset]),
+        ("infer", config.processes, tables["infer"], ["-m", config.name, "-f", config.name]),
     ]
-    for number, ((launcher, settings, arguments), job) in enumerate(
-        zip(steps, ("make_shards", "train", "infer"), strict=True), start=1
-    ):
+    for number, (job, ranks, settings, arguments) in enumerate(steps, start=1):
         if command.dry_run and job != "make_shards" and not (data / "manifest.json").exists():
             say(f"{job}: can be planned when the shards are made")
             continue
@@ -98,19 +94,15 @@ def main(argv: list[str] | None = None) -> int:
             arguments = ["--config", str(file), *arguments]
         if command.dry_run:
             arguments.append("--dry-run")
-        words = [*launcher, str(JOBS / f"{job}.py"), *arguments]
-        say(f"\n[{number}/3] {shlex.join(_short(words))}")
-        code = subprocess.run(words, check=False, env=environment).returncode
+        words = [str(JOBS / f"{job}.py"), *arguments]
+        launcher = f"torchrun --standalone --nproc-per-node={ranks}" if ranks > 1 else "python"
+        say(f"\n[{number}/3] {launcher} {shlex.join(words)}")
+        code = run_here([sys.executable, *words], ranks)
+        if code == STOPPED:
+            say("stopped; the same command goes on from there")
         if code:
             return code
     return FINISHED
-
-
-def _short(words: list[str]) -> list[str]:
-    """The command as a person would type it."""
-    if "torch.distributed.run" in words:
-        return ["torchrun", *words[3:]]
-    return ["python", *words[1:]]
 
 
 if __name__ == "__main__":

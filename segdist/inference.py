@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from segdist.compiling import explain_compiler_errors
 from segdist.precision import Precision
 from segdist.tiling import Piece, TileGrid
 from shards.errors import UserError
@@ -102,21 +103,13 @@ class TileNetwork:
         if self.channels_last:
             tiles = tiles.contiguous(memory_format=torch.channels_last)
         try:
-            with self.precision.autocast(self.device):
+            with explain_compiler_errors(NetworkError), self.precision.autocast(self.device):
                 logits: torch.Tensor = self.model(tiles)
         except torch.OutOfMemoryError:
             raise NetworkError(
                 f"the GPU's memory doesn't hold {len(tiles)} tiles of {side} x {side} pixels; use a smaller "
                 "--batch-size or --tile"
             ) from None
-        except RuntimeError as error:
-            # torch.compile compiles at the first call; its errors have no public base class.
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            reason = str(error).strip().splitlines()[0]
-            raise NetworkError(
-                f"--compile failed: {reason}; leave it away, or install what is missing (on a CPU a C++ compiler)"
-            ) from error
         if logits.shape != (len(tiles), self.classes, *tiles.shape[-2:]):
             raise NetworkError(
                 f"the network returned logits of shape {tuple(logits.shape)} for tiles of {tuple(tiles.shape)}; "

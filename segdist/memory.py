@@ -20,12 +20,14 @@ CPU_WORDS = ("can't allocate memory", "could not create a primitive", "could not
 
 @contextmanager
 def explain_out_of_memory(
-    config: TrainConfig, patch: int, world_size: int, try_out: Callable[[int], None]
+    config: TrainConfig, patch: int, multiple: int, world_size: int, try_out: Callable[[int, int], None]
 ) -> Iterator[None]:
     """Turn the allocator's error into one that names settings that fit.
 
     Args:
-        try_out: computes a step on so many patches; see `training_attempt`.
+        patch: side of the patches.
+        multiple: what the side must be a multiple of.
+        try_out: computes a step on so many patches of such a side; see `training_attempt`.
 
     Raises:
         UserError: the context ran out of memory.
@@ -41,12 +43,19 @@ def explain_out_of_memory(
         traceback.clear_frames(error.__traceback__)
     local = -(-config.batch_size // world_size)
     micro = -(-local // config.accumulate)
-    fitting = largest_that_fits(try_out, micro)
+    fitting = largest_that_fits(lambda count: try_out(count, patch), micro)
+    # Where not even one patch fits, smaller ones may.
+    side = patch if fitting else multiple * largest_that_fits(lambda n: try_out(1, n * multiple), patch // multiple)
     if fitting:
         parts = -(-local // fitting)
         way_out = f"--accumulate {parts} fits: {-(-local // parts)} patches at a time, the same global batch"
+    elif side:
+        way_out = (
+            f"not even one fits, but one of {side} x {side} does: make a set with --patches.size {side}, and train "
+            f"with --accumulate {local}, or use a lower --model.width"
+        )
     else:
-        way_out = "not even one fits: use smaller patches, a lower --model.width, or --precision bf16"
+        way_out = "not even one of the smallest patches fits: use a lower --model.width, or --precision bf16"
     problem = UserError(
         f"out of memory with {micro} patches of {patch} x {patch} at a time (--batch-size {config.batch_size} over "
         f"{world_size} ranks, --accumulate {config.accumulate}); {way_out}. torch said: {said}"
@@ -61,7 +70,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def largest_that_fits(try_out: Callable[[int], None], below: int) -> int:
-    """The largest of `below`/2, `below`/4 … 1 patches (rounded up) that `try_out` gets through; 0 if none."""
+    """The largest of `below`/2, `below`/4 … 1 (rounded up) that `try_out` gets through; 0 if none."""
     count = below
     while count > 1:
         count = -(-count // 2)
@@ -79,15 +88,13 @@ def largest_that_fits(try_out: Callable[[int], None], below: int) -> int:
     return 0
 
 
-def training_attempt(
-    net: nn.Module, loss: Loss, precision: Precision, channels: int, patch: int
-) -> Callable[[int], None]:
-    """A function that computes loss and gradients of so many made-up patches, on a copy of `net`.
+def training_attempt(net: nn.Module, loss: Loss, precision: Precision, channels: int) -> Callable[[int, int], None]:
+    """A function that computes loss and gradients of so many made-up patches of such a side, on a copy of `net`.
 
     The copy has no part in DDP: one rank may try alone, and the weights and gradients of the run stay as they are.
     """
 
-    def attempt(count: int) -> None:
+    def attempt(count: int, patch: int) -> None:
         weight = next(net.parameters())
         alone = copy.deepcopy(net)
         images = torch.zeros(count, channels, patch, patch, device=weight.device)

@@ -16,6 +16,7 @@ import torch
 
 from segdist.bad_batch import stop_for_bad_gradients
 from segdist.checkpoint import CheckpointFolder, copy_to_cpu
+from segdist.compiling import explain_compiler_errors
 from segdist.distributed import Ranks
 from segdist.learner import Learner
 from segdist.losses import Loss
@@ -136,12 +137,12 @@ class Run:
         """Train to the end or to a request to stop. Collective.
 
         Raises:
-            UserError: too many bad gradients in a row; the batch doesn't fit into memory.
+            UserError: too many bad gradients in a row; the batch doesn't fit into memory; torch.compile fails.
         """
         self._resume()
         if self.counters.step >= self.steps:
             return "finished"
-        with self.stop.listening():
+        with self.stop.listening(), explain_compiler_errors():
             if self.config.check:
                 self._rehearse()
             with self.reporter.progress(self.counters.step, self.steps), closing(self.checkpoints):
@@ -212,10 +213,12 @@ class Run:
         gradients in the same order as one that was not.
         """
         before = copy_to_cpu(self.learner.state_dict())
-        attempt = training_attempt(self.learner.net, self.loss, self.precision, self.data.channels, self.data.patch)
+        net, patch = self.learner.net, self.data.patch
+        multiple = stride_multiple(self.config.model, net)
+        attempt = training_attempt(net, self.loss, self.precision, self.data.channels)
         with (
             closing(self.data.batches(0)) as batches,
-            explain_out_of_memory(self.config, self.data.patch, self.ranks.world_size, attempt),
+            explain_out_of_memory(self.config, patch, multiple, self.ranks.world_size, attempt),
         ):
             for number, batch in enumerate(islice(batches, 2)):
                 self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)

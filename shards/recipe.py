@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from os.path import abspath
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,8 @@ from shards.files import size_and_time
 from shards.masks import MasksConfig, synthetic_masks_config
 from shards.synthetic import CLASSES
 
+PATHS = ("folder", "csv", "train_list", "validation_list", "test_list")
+"""Settings of a recipe that are paths."""
 RECIPE_VERSION = 1
 """Goes up when the same settings give other bytes."""
 
@@ -212,12 +215,12 @@ def digest_of_files(files: list[tuple[str, Path]]) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Lines `key: old → new` for all that differs between two recipes."""
+    """Lines `key: old → new` for all that differs between two recipes; a path may be written in several ways."""
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             yield from differences(before, after, f"{prefix}{key}.")
-        elif before != after:
+        elif before != after and not (key in PATHS and before and after and abspath(before) == abspath(after)):
             yield f"{prefix}{key}: {before!r} → {after!r}"
 
 

@@ -1,12 +1,23 @@
-"""One torchrun on each node, which starts the node's ranks as its own processes.
+"""torchrun's agent in this process: it starts the ranks of this machine as its own processes and watches them.
 
-Serves where a site allows one task per node only, or where ranks that die shall be started again without a way
-through the queue (`[environment] SEGDIST_MAX_RESTARTS = "3"` in the profile). Otherwise one Slurm task per rank is
-better: it stops in tenths of a second and starts some seconds sooner.
+On a cluster this serves where a site allows one task per node only, or where ranks that die shall be started again
+without a way through the queue (`[environment] SEGDIST_MAX_RESTARTS = "3"` in the profile). Otherwise one Slurm task
+per rank is better: it stops in tenths of a second and starts some seconds sooner.
+
+In this process, because torchrun's command line only prints what became of each rank, and ends every stop with a
+traceback.
 """
 
+import logging
 import os
+import signal
 import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from submitit import JobEnvironment
 
@@ -20,33 +31,94 @@ def run_torchrun(
 
     Returns the job's exit code: STOPPED when a rank returned it or when this process was told to stop.
     """
-    # In this process, so that the verdict on each rank is at hand; torchrun's command line only prints it.
+    module, _, function = entry.partition(":")
+    call = f"import sys, importlib; sys.exit(importlib.import_module({module!r}).{function}(sys.argv[1:]))"
+    settings = {
+        "min_nodes": job.num_nodes,
+        "max_nodes": job.num_nodes,
+        "nproc_per_node": ranks_per_node,
+        "run_id": job.job_id,
+        "rdzv_backend": "static",
+        "rdzv_endpoint": f"{job.hostnames[0]}:{port}",
+        "rdzv_configs": {"rank": job.node, "timeout": 900},
+        "max_restarts": int(os.environ.get("SEGDIST_MAX_RESTARTS", "0")),
+        "monitor_interval": 0.5,
+    }
+    return _run(settings, [sys.executable, "-u", "-c", call, *arguments], lambda: comeback.told_to_stop)
+
+
+def run_here(command: Sequence[str], ranks: int) -> int:
+    """Run `command` on so many ranks of this machine, as `torchrun --standalone` does, and wait for the end.
+
+    SIGINT and SIGTERM are handed on to the ranks, which have half a minute to end; a second signal ends them at once.
+
+    Returns the exit code of the rank that failed first, STOPPED after a signal, else 0.
+    """
+    settings = {
+        "min_nodes": 1,
+        "max_nodes": 1,
+        "nproc_per_node": ranks,
+        "run_id": uuid.uuid4().hex,
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": "localhost:0",
+        "max_restarts": 0,
+        "signals_to_handle": "SIGQUIT",  # the others are handled here
+    }
+    # The agent announces each signal that it hands on. What became of the job is for the job to say.
+    import torch.distributed.elastic.agent.server.api  # noqa: F401 - makes the loggers
+
+    for name in ("agent.server.api", "multiprocessing.api"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
+    with _signals_handed_on():
+        return _run(settings, command, lambda: False)
+
+
+def _run(settings: dict[str, Any], command: Sequence[str], told_to_stop: Callable[[], bool]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    module, _, function = entry.partition(":")
-    call = f"import sys, importlib; sys.exit(importlib.import_module({module!r}).{function}(sys.argv[1:]))"
-    config = LaunchConfig(
-        min_nodes=job.num_nodes,
-        max_nodes=job.num_nodes,
-        nproc_per_node=ranks_per_node,
-        run_id=job.job_id,
-        rdzv_backend="static",
-        rdzv_endpoint=f"{job.hostnames[0]}:{port}",
-        rdzv_configs={"rank": job.node, "timeout": 900},
-        max_restarts=int(os.environ.get("SEGDIST_MAX_RESTARTS", "0")),
-        monitor_interval=0.5,
-    )
     try:
-        elastic_launch(config, sys.executable)("-u", "-c", call, *arguments)
+        elastic_launch(LaunchConfig(**settings), command[0])(*command[1:])
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         # A rank that dies of the signal before it has set its handler has nothing to save yet.
-        if comeback.told_to_stop or STOPPED in codes:
+        if told_to_stop() or STOPPED in codes:
             return STOPPED
         return next((code for code in codes if code > 0), 1)
-    except SignalException:  # SIGTERM reached the agent
+    except SignalException:  # a signal reached the agent
         return STOPPED
     # Where torchrun may restart workers, a stopped job returns 0, so that it is left alone.
-    return STOPPED if comeback.told_to_stop else 0
+    return STOPPED if told_to_stop() else 0
+
+
+@contextmanager
+def _signals_handed_on() -> Iterator[None]:
+    """The first signal ends the agent in its own way, which hands it on to the ranks; a second one ends all at once."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    seen: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if seen:
+            for child in _children():
+                with suppress(ProcessLookupError):
+                    os.killpg(child, signal.SIGKILL)  # each rank leads a group, with processes of its own in it
+            os._exit(128 + number)
+        seen.append(number)
+        raise SignalException(f"signal {number}", sigval=signal.Signals(number))
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _children() -> list[int]:
+    """Processes that this one's main thread has started and that have not ended; empty where Linux doesn't tell."""
+    try:
+        return [int(word) for word in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    except OSError:
+        return []

@@ -19,14 +19,17 @@ TINY_NET = ["--model.width", "4", "--model.depth", "2", "--model.norm", "group"]
 QUIET = ["--wandb", "off", "--quiet"]
 
 
-def tiny_set(root: Path, name: str = "tiny", **settings: Any) -> Path:
-    """A synthetic shard set of 32 x 32 patches, built in about a second; returns its folder."""
+SMALL_PATCHES = PatchesConfig(size=32, per_image=6)
+
+
+def tiny_set(root: Path, name: str = "tiny", patches: PatchesConfig = SMALL_PATCHES, **settings: Any) -> Path:
+    """A synthetic shard set of small patches, built in about a second; returns its folder."""
     config = MakeShardsConfig(
         name=name,
         root=root,
         processes=1,
         synthetic=SyntheticConfig(train=10, test=3, width=70, height=90),
-        patches=PatchesConfig(size=32, per_image=6),
+        patches=patches,
         **settings,
     )
     make_shards(config, quiet=True)

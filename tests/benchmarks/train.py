@@ -22,48 +22,29 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.bare_loop import BATCH, PATCH, WARM_UP, WIDTH, bare_loop
 from tests.benchmarks.bars import Bars
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WIDTH, BATCH, PATCH, CLASSES = 16, 16, 96, 3
-WARM_UP = 8
-"""Steps before the clock starts."""
+AS_THE_JOB = {"channels_last": True, "keep_freed": True}
+"""The bare loop with the job's memory layout and malloc settings; without, it is torch by itself."""
 SEEDS = (101, 102, 103)
+FAST_STEPS = 600
+"""Those of the preset `fast`."""
+PAPER_STEPS = 50_000
+"""Those of 100 epochs as published: 100 images, 20 patches each, 4 flips, 16 in a batch."""
 QUIET = ("--quiet", "--device", "cpu", "--model.width", str(WIDTH), "--tracking.wandb", "offline")
 
 
 # ---- cases: run in a process of their own, print one JSON line
 
 
-def case_bare(threads: int, batch: int, steps: int, how: str, folder: str = "", others: int = 0) -> dict[str, Any]:
-    """Seconds per step of the bare loop, `how` "as the job" or "plain".
+def case_bare(threads: int, batch: int, steps: int, options: str, folder: str = "", others: int = 0) -> dict[str, Any]:
+    """Seconds per step of the bare loop, with the `options` of `bare_loop` as JSON.
 
     With a folder it waits there until `others` more loops are ready, too.
     """
-    import torch
-    from torch.nn import functional
-
-    from segdist.allocator import keep_freed_memory
-    from segdist.unet import UNet
-
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    memory_format = torch.contiguous_format
-    if how == "as the job":
-        keep_freed_memory()
-        memory_format = torch.channels_last
-    net = UNet(1, CLASSES, width=WIDTH).to(memory_format=memory_format)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
-    images = torch.randn(batch, 1, PATCH, PATCH).contiguous(memory_format=memory_format)
-    truth = torch.randint(0, CLASSES, (batch, PATCH, PATCH))
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            optimizer.zero_grad(set_to_none=True)
-            functional.cross_entropy(net(images), truth).backward()
-            optimizer.step()
-
-    run(WARM_UP)
+    run = bare_loop(threads, batch, **json.loads(options))
     if folder:
         (Path(folder) / f"{os.getpid()}.ready").touch()
         while len(list(Path(folder).glob("*.ready"))) <= others:
@@ -95,12 +76,14 @@ def case_job(*arguments: str) -> dict[str, Any]:
 # ---- the parent: starts cases, prints tables
 
 
-def start(*values: object, cwd: Path = ROOT, ranks: int = 1) -> subprocess.Popen[str]:
+def start(
+    *values: object, cwd: Path = ROOT, ranks: int = 1, environ: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """A case in a process of its own, or in `ranks` processes under torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *launcher, "-m", "tests.benchmarks.train", "case", *map(str, values)]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})}
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings)
 
 
 def result(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -112,15 +95,15 @@ def result(process: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
-def bare(threads: int, batch: int = BATCH, steps: int = 40, how: str = "as the job") -> float:
-    """Seconds per step of one bare loop."""
-    return float(result(start("bare", threads, batch, steps, how))["seconds"])
+def bare(steps: int, options: dict[str, Any], environ: dict[str, str] | None = None) -> float:
+    """Seconds per step of one bare loop of two threads; `options`: those of `bare_loop`."""
+    return float(result(start("bare", 2, BATCH, steps, json.dumps(options), environ=environ))["seconds"])
 
 
 def two_bare(batch: int, steps: int = 40) -> float:
     """Samples/s of two bare loops of one thread that run at the same time, together."""
     with tempfile.TemporaryDirectory() as folder:
-        loops = [start("bare", 1, batch, steps, "as the job", folder, 1) for _ in range(2)]
+        loops = [start("bare", 1, batch, steps, json.dumps(AS_THE_JOB), folder, 1) for _ in range(2)]
         return sum(batch / float(result(loop)["seconds"]) for loop in loops)
 
 
@@ -137,10 +120,9 @@ def segdist(folder: Path, *arguments: str) -> float:
     return time.monotonic() - began
 
 
-def make_set(folder: Path, name: str, seed: int = 0, test: int = 1, patch: int = PATCH, train: int = 100) -> None:
-    """The synthetic images of the method as a shard set."""
-    counts = ("--synthetic.train", str(train), "--synthetic.test", str(test), "--seed", str(seed))
-    segdist(folder, "make-shards", "-f", name, *counts, "--patches.size", str(patch))
+def make_set(folder: Path, name: str, *options: str, seed: int = 0, test: int = 1) -> None:
+    """The synthetic images of the method as a shard set; `options`: further ones of `segdist make-shards`."""
+    segdist(folder, "make-shards", "-f", name, "--synthetic.test", str(test), "--seed", str(seed), *options)
 
 
 def overhead(folder: Path, bars: Bars, rounds: int = 5, steps: int = 60) -> None:
@@ -148,7 +130,7 @@ def overhead(folder: Path, bars: Bars, rounds: int = 5, steps: int = 60) -> None
     make_set(folder, "bench")
     ratios = []
     for number in range(rounds):
-        loop = bare(2, steps=steps)
+        loop = bare(steps, AS_THE_JOB)
         # A checkpoint and three rows of figures fall into the measured steps.
         job = result(
             start("job", "-f", "bench", "-n", f"overhead{number}", "--steps", WARM_UP + steps, "--threads", 2,
@@ -180,18 +162,17 @@ def two_ranks(folder: Path, bars: Bars, rounds: int = 3, steps: int = 40) -> Non
 
 def train_and_score(folder: Path, data: str, name: str, *recipe: str) -> tuple[float, float]:
     """Seconds of the training, and the mean over the test images of mean IoU, on full images."""
-    seconds = segdist(folder, "train", "-f", data, "-n", name, "--threads", "2", *recipe, *QUIET)
+    seconds = segdist(folder, "train", "-f", data, "-n", name, "--threads", "2", *QUIET, *recipe)
     segdist(folder, "infer", "-m", name, "-f", data, "--quiet", "--output.figures", "0", "--tracking.wandb", "off")
     scores = json.loads((folder / "runs" / name / "predictions" / data / "scores.json").read_text())
     return seconds, float(scores["mean_iou_over_images"])
 
 
-def long_recipe() -> tuple[str, ...]:
-    """`fast` with more steps, in bf16 where the processor has matrix instructions for it (AMX): twice as fast there."""
+def quick_precision() -> tuple[str, str]:
+    """bf16 where the processor has matrix instructions for it (AMX): twice as fast there, and no worse."""
     import torch
 
-    quick = bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    return ("--preset", "fast", "--steps", "1600", "--precision", "bf16" if quick else "fp32")
+    return "--precision", "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
 
 
 def accuracy(folder: Path, bars: Bars) -> None:
@@ -201,7 +182,7 @@ def accuracy(folder: Path, bars: Bars) -> None:
 
 def longer(folder: Path, bars: Bars) -> None:
     """The recipe `fast` with more steps."""
-    time_to(0.98, 2000, long_recipe(), folder, bars)
+    time_to(0.98, 2000, ("--preset", "fast", "--steps", "1600", *quick_precision()), folder, bars)
 
 
 def time_to(target: float, budget: int, recipe: tuple[str, ...], folder: Path, bars: Bars) -> None:
@@ -211,10 +192,10 @@ def time_to(target: float, budget: int, recipe: tuple[str, ...], folder: Path, b
     print("  seed   reference s/step   seconds   reference steps   mean IoU over 50 test images")
     for seed in SEEDS:
         data = f"seed{seed}"
-        make_set(folder, data, seed, test=50)
-        before = bare(2, steps=25, how="plain")
+        make_set(folder, data, seed=seed, test=50)
+        before = bare(25, {})
         seconds, score = train_and_score(folder, data, data, *recipe, "--seed", str(seed))
-        reference = (before + bare(2, steps=25, how="plain")) / 2
+        reference = (before + bare(25, {})) / 2
         rows.append((seconds / reference, score))
         print(f"  {seed:4}   {reference:16.3f}   {seconds:7.1f}   {seconds / reference:15.0f}   {score:.4f}")
     cost, score = (statistics.median(column) for column in zip(*rows, strict=True))
@@ -223,18 +204,26 @@ def time_to(target: float, budget: int, recipe: tuple[str, ...], folder: Path, b
 
 
 def paper(folder: Path) -> None:
-    """The published recipe after 500 steps and after three times as many, and where that leads."""
+    """The published recipe beside `fast` at equal steps, after three times as many, and where that leads."""
     data = f"seed{SEEDS[0]}"
-    make_set(folder, data, SEEDS[0], test=50)
+    make_set(folder, data, seed=SEEDS[0], test=50)
     errors = {}
-    for steps in (500, 1500):
-        seconds, score = train_and_score(folder, data, f"paper{steps}", "--preset", "paper", "--steps", str(steps))
-        errors[steps] = 1 - score
-        print(f"  paper, {steps} steps: {seconds:.1f} s, mean IoU {score:.4f}")
+    print("  recipe   steps   seconds   mean IoU over 50 test images")
+    for preset, steps in (("fast", FAST_STEPS), ("paper", FAST_STEPS), ("paper", 3 * FAST_STEPS)):
+        recipe = ("--preset", preset, "--steps", str(steps))
+        seconds, score = train_and_score(folder, data, f"{preset}{steps}", *recipe)
+        errors[preset, steps] = 1 - score
+        print(f"  {preset:6}   {steps:5}   {seconds:7.1f}   {score:.4f}")
     # The error falls about as a power of the number of steps.
-    power = math.log(errors[500] / errors[1500]) / math.log(3)
-    for steps in (5000, 40000):
-        print(f"  paper, {steps} steps, extrapolated: {1 - errors[1500] * (1500 / steps) ** power:.4f}")
+    first, last = errors["paper", FAST_STEPS], errors["paper", 3 * FAST_STEPS]
+    power = math.log(first / last) / math.log(3)
+    if power <= 0:
+        print("  paper: three times the steps are not better, so there is nothing to extrapolate")
+        return
+    equal = 3 * FAST_STEPS * (last / errors["fast", FAST_STEPS]) ** (1 / power)
+    print(f"  paper, extrapolated: as good as fast after {equal:.0f} steps")
+    published = 1 - last * (PAPER_STEPS / (3 * FAST_STEPS)) ** -power
+    print(f"  paper, extrapolated to its {PAPER_STEPS} steps (100 epochs): {published:.4f}")
 
 
 def size(folder: Path) -> None:
@@ -247,7 +236,7 @@ def size(folder: Path) -> None:
     for width, patch, batch in cases:
         data = "bench" if patch == PATCH else f"bench{patch}"
         if patch != PATCH:
-            make_set(folder, data, patch=patch, train=20)
+            make_set(folder, data, "--patches.size", str(patch), "--synthetic.train", "20")
         name = f"size-{width}-{patch}-{batch}"
         found = result(
             start("job", "-f", data, "-n", name, "-b", batch, "--steps", WARM_UP + 8, "--threads", 2, *QUIET,

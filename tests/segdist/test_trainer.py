@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -281,6 +282,29 @@ def test_a_damaged_record_is_named_by_the_rank_that_reads_it(work: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="NO g++ HERE: torch.compile needs it on a CPU and was not run")
+def test_a_compiled_network_learns_the_same_and_goes_on_bit_by_bit(work: Path) -> None:
+    runs, log = work / "runs", work / "compiled.log"
+    run(train("eager", "--steps", "120"), work)
+    run(train("compiled", "--steps", "120", "--compile"), work)
+    losses = [[row["loss"] for row in metrics(runs / name)[:3]] for name in ("eager", "compiled")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    process = start(train("compiled-stopped", "--steps", "120", "--compile"), work, log)
+    wait_until(lambda: (runs / "compiled-stopped" / "metrics.jsonl").exists() and metrics(runs / "compiled-stopped"))
+    process.terminate()
+    assert process.wait(60) == 75, log.read_text()
+    run(train("compiled-stopped", "--steps", "120", "--compile"), work)
+    assert_same_run(runs / "compiled-stopped", runs / "compiled")
+
+
+def test_without_a_compiler_the_way_out_is_named(work: Path) -> None:
+    run_without = run(train("no-compiler", "--steps", "2", "--compile"), work, check=False, CXX="/no/such/compiler")
+    assert run_without.returncode == 2, run_without.stderr
+    assert "--compile failed" in run_without.stderr
+    assert "Traceback" not in run_without.stderr
+
+
 def test_a_profile_is_written_on_demand(work: Path) -> None:
     run(train("profiled", "--steps", "4", "--profile", "2"), work)
     assert "conv" in (work / "runs" / "profiled" / "profile" / "table.txt").read_text()

@@ -352,6 +352,19 @@ def test_background_alone_is_refused_in_the_end(tmp_path: Path) -> None:
     assert "no patch was kept" in refused(tmp_path, patches=PatchesConfig(size=SIZE, per_image=5))
 
 
+def test_paths_may_be_written_in_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        add(tmp_path, f"{number}.png", noise(number), labels())
+    make_shards(config(tmp_path), quiet=True)
+    monkeypatch.chdir(tmp_path)
+    relative = config(tmp_path, images=ImagesConfig(folder=Path("images")))
+    make_shards(relative, quiet=True)
+    (tmp_path / "masks").rename(tmp_path / "others")
+    elsewhere = replace(relative, masks=replace(relative.masks, folder=Path("others")))
+    with pytest.raises(UserError, match=r"masks\.folder: .* → 'others'"):
+        make_shards(elsewhere, quiet=True)
+
+
 def test_changed_files_are_another_recipe(tmp_path: Path) -> None:
     some_images(tmp_path)
     build(tmp_path)

@@ -1,0 +1,72 @@
+"""`segdist pipeline`: interrupted at any of its jobs it leaves nothing running, and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.exit_codes import STOPPED, USAGE
+from tests.helpers import environment, job, processes, run, start, wait_until
+
+CHAIN = {
+    "name": "chain",
+    "processes": 2,
+    "make_shards": {"synthetic": {"train": 6, "test": 2}, "patches": {"size": 32, "per_image": 4}},
+    "train": {"steps": 400, "batch_size": 4, "model": {"width": 4, "depth": 2}, "log_every": 1},
+    "tracking": {"wandb": "off"},
+}
+
+
+def write_chain(folder: Path, **train: object) -> list[str]:
+    """The command of the chain, its settings in `folder`."""
+    (folder / "chain.json").write_text(json.dumps(CHAIN | {"train": CHAIN["train"] | train}))  # type: ignore[operator]
+    return job("pipeline", ["--config", "chain.json"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_pipeline_stops_its_ranks_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
+    command, log = write_chain(tmp_path), tmp_path / "log"
+    process = start(command, tmp_path, log)
+    metrics = tmp_path / "runs" / "chain" / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+    process.send_signal(number)  # to this process alone
+    assert process.wait(60) == STOPPED, log.read_text()
+    said = log.read_text()
+    assert "stopped; the same command goes on from there" in said
+    assert "Traceback" not in said
+    assert not list(processes("chain", tmp_path))
+    summary = json.loads((tmp_path / "runs" / "chain" / "summary.json").read_text())
+    assert summary["state"] == "stopped"
+    assert 0 < summary["step"] < 400
+    assert "mean IoU over images" in run(command, tmp_path).stdout
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_does_not_wait_for_ranks_that_hang(tmp_path: Path) -> None:
+    process = start(write_chain(tmp_path), tmp_path, tmp_path / "log")
+    metrics = tmp_path / "runs" / "chain" / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+    ranks = [number for number, _ in processes("chain", tmp_path)]
+    assert len(ranks) == 2
+    for rank in ranks:
+        os.kill(rank, signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(15) == 128 + signal.SIGINT  # the agent alone would wait for half a minute
+    wait_until(lambda: not list(processes("chain", tmp_path)), 15)
+
+
+def test_a_job_that_fails_ends_the_pipeline_with_its_message_and_code(tmp_path: Path) -> None:
+    command = write_chain(tmp_path, epohcs=3)
+    failed = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert failed.returncode == USAGE, failed.stderr
+    assert "unknown key epohcs; did you mean epochs?" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "[3/3]" not in failed.stdout
