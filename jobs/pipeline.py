@@ -10,7 +10,6 @@ The config file's tables [make_shards], [train] and [infer] hold the settings of
 the trackers of all three.
 """
 
-import os
 import shlex
 import shutil
 import sys
@@ -73,8 +72,6 @@ def main(argv: list[str] | None = None) -> int:
     elif config.fresh:
         for folder in (run, data):
             shutil.rmtree(folder, ignore_errors=True)
-    # A rank started by an agent would otherwise take all cores.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // config.processes)))
     tables = config.tables()
     train = tables["train"]
     preset = ["--preset", train.pop("preset")] if "preset" in train else []

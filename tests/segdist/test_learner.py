@@ -1,7 +1,7 @@
 """One optimizer step: global normalisation, accumulation, bad gradients that leave no trace, averaged weights."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from segdist.checkpoint import copy_to_cpu
 from segdist.distributed import RankEnvironment, Ranks
 from segdist.learner import Learner, MicroBatch
 from segdist.losses import Loss
-from segdist.precision import choose_precision
+from segdist.precision import Precision
 from segdist.train_config import LossConfig, OptimConfig, TrainConfig
 from segdist.unet import UNet
 from shards.manifest import IGNORE
@@ -18,12 +18,18 @@ from shards.manifest import IGNORE
 CPU = torch.device("cpu")
 
 
-def learner(optim: OptimConfig | None = None, norm: str = "group", loss: str = "cross_entropy") -> Learner:
+def learner(
+    optim: OptimConfig | None = None,
+    norm: str = "group",
+    loss: str = "cross_entropy",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+) -> Learner:
     torch.manual_seed(0)
     config = replace(TrainConfig(), optim=optim or OptimConfig(), loss=LossConfig(name=loss))
     net = UNet(1, 3, width=4, depth=2, norm=norm)
-    precision = choose_precision("fp32", CPU)
-    return Learner(net, config, Loss(config.loss, torch.ones(3)), precision, Ranks(RankEnvironment("single"), CPU))
+    # fp16 is refused to people on a CPU, where it is slow; the loss scaling is the same.
+    chosen = Precision(precision, "for a test")
+    return Learner(net, config, Loss(config.loss, torch.ones(3)), chosen, Ranks(RankEnvironment("single"), CPU))
 
 
 def batch(seed: int = 0, count: int = 8) -> MicroBatch:
@@ -118,7 +124,9 @@ def test_clipping_bounds_the_update() -> None:
     assert plain.figures().grad_norm == clipped.figures().grad_norm > 1e-3
 
     def moved(tested: Learner) -> float:
-        return float(sum((p - s).square().sum() for p, s in zip(tested.net.parameters(), start, strict=True)) ** 0.5)
+        return float(
+            sum((p.detach() - s).square().sum() for p, s in zip(tested.net.parameters(), start, strict=True)) ** 0.5
+        )
 
     assert moved(clipped) == pytest.approx(1e-3, rel=1e-2)
     assert moved(plain) > moved(clipped)
@@ -145,3 +153,35 @@ def test_a_state_taken_up_goes_on_with_the_same_bits() -> None:
     for tested in (one, other):
         tested.step([batch(9)], rate=0.01, number=3)
     assert same(one.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_takes_about_the_same_step(precision: Literal["bf16", "fp16"]) -> None:
+    exact, reduced = (learner(OptimConfig(momentum=0), precision=name) for name in ("fp32", precision))
+    start = torch.cat([parameter.detach().flatten() for parameter in exact.net.parameters()])
+    moves = []
+    for tested in (exact, reduced):
+        tested.step([batch()], rate=1.0, number=0)
+        moves.append(torch.cat([parameter.detach().flatten() for parameter in tested.net.parameters()]) - start)
+    assert torch.cosine_similarity(*moves, dim=0) > 0.97
+    # The scale of 2^16 is gone from gradients and norm.
+    assert float(moves[1].norm() / moves[0].norm()) == pytest.approx(1, abs=0.05)
+    assert reduced.figures().grad_norm == pytest.approx(exact.figures().grad_norm, rel=0.05)
+    assert all(parameter.dtype == torch.float32 for parameter in reduced.net.parameters())
+
+
+def test_an_overflow_of_scaled_gradients_halves_the_scale_and_changes_nothing_else() -> None:
+    tested = learner(OptimConfig(optimizer="adamw", ema_decay=0.9), "batch", precision="fp16")
+    tested.step([batch()], rate=0.01, number=0)
+    tested.scaler.update(2.0**40)  # no fp16 gradient fits under it
+    before = copy_to_cpu(tested.state_dict())
+    tested.step([batch(1)], rate=0.01, number=1)
+    after = tested.state_dict()
+    assert same([before[part] for part in ("net", "average")], [after[part] for part in ("net", "average")])
+    assert same(before["optimizer"]["state"], after["optimizer"]["state"])
+    assert tested.figures().loss_scale == 2.0**39
+    other = learner(OptimConfig(optimizer="adamw", ema_decay=0.9), "batch", precision="fp16")
+    other.load_state_dict(copy_to_cpu(after))
+    for each in (tested, other):
+        each.step([batch(2)], rate=0.01, number=2)
+    assert same(tested.state_dict()["scaler"], other.state_dict()["scaler"])

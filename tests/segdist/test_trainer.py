@@ -298,6 +298,26 @@ def test_a_compiled_network_learns_the_same_and_goes_on_bit_by_bit(work: Path) -
     assert_same_run(runs / "compiled-stopped", runs / "compiled")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_a_gpu_every_precision_learns_and_goes_on_bit_by_bit(work: Path, precision: str, compiled: bool) -> None:
+    runs, name = work / "runs", f"gpu-{precision}-{compiled}"
+    options = ("--steps", "300", "--device", "cuda", "--deterministic", "--precision", precision)
+    options += ("--compile",) * compiled
+    run(train(name, *options), work)
+    rows = [row for row in metrics(runs / name) if row["kind"] == "train"]
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+    assert rows[-1]["skipped"] <= 2  # fp16 starts with a scale that may be too large
+    stopped = f"{name}-stopped"
+    process = start(train(stopped, *options), work, work / f"{stopped}.log")
+    wait_until(lambda: (runs / stopped / "metrics.jsonl").exists() and metrics(runs / stopped), 300)
+    process.terminate()
+    assert process.wait(60) == 75, (work / f"{stopped}.log").read_text()
+    run(train(stopped, *options), work)
+    assert_same_run(runs / stopped, runs / name)
+
+
 def test_without_a_compiler_the_way_out_is_named(work: Path) -> None:
     run_without = run(train("no-compiler", "--steps", "2", "--compile"), work, check=False, CXX="/no/such/compiler")
     assert run_without.returncode == 2, run_without.stderr
