@@ -10,7 +10,7 @@ import numpy as np
 
 from segdist.outputs import Rows
 from shards.files import whole_file
-from shards.images import ImageFile
+from shards.image_file import ImageFile
 from shards.manifest import IGNORE, ClassInfo
 
 MOST_COLUMNS = 8

@@ -8,7 +8,7 @@ from segdist.figures import draw_figure, reduced, reduced_image, write_preview
 from segdist.infer_setup import Setup
 from segdist.layers import CONFIDENCE, ENTROPY, MASK, dequantised
 from segdist.outputs import Rows, write_grey_png, write_mask_png, write_npy, write_tiff, write_zarr
-from shards.images import ImageFile
+from shards.image_file import ImageFile
 from shards.masks import MaskFile
 
 PNG_LIMIT = 16 * 2**20

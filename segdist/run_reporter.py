@@ -17,7 +17,7 @@ from segdist.model_file import BEST
 from segdist.run_folder import MetricsLog, append_event, write_summary
 from segdist.run_record import EVENTS, METRICS, read_rows
 from segdist.tracking import Trackers
-from segdist.tracking.trackers import State
+from segdist.tracking.tracker import State
 from segdist.validation import ValidationResult
 from shards.batches import Batch
 from shards.manifest import ClassInfo

@@ -188,7 +188,8 @@ class MaskFile:
     """An open mask; a context manager. TIFF files are read by window, everything else is decoded once."""
 
     def __init__(self, reader: MaskReader, address: str | Path) -> None:
-        from shards.images import TIFF_SUFFIXES, ImageFile, open_image, split_address
+        from shards.image_file import ImageFile
+        from shards.images import TIFF_SUFFIXES, open_image, split_address
 
         path, page = split_address(address)
         self.reader, self.path = reader, path

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.files import whole_file
-from shards.images import ImageFile, match_channels, open_image
+from shards.image_file import ImageFile
+from shards.images import match_channels, open_image
 from shards.keyed import generator
 from shards.manifest import SourcePair
 from shards.masks import MaskFile, MaskReader, encode_mask

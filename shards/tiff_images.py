@@ -13,7 +13,8 @@ import numpy as np
 import tifffile
 
 from shards.errors import UserError
-from shards.images import ImageFile, PillowImage, unsupported_values
+from shards.image_file import ImageFile, unsupported_values
+from shards.pillow_images import PillowImage
 from shards.tiff_segments import decodable, decode_segment
 
 ALPHA = (1, 2)

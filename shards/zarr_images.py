@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from shards.errors import UserError
-from shards.images import ImageFile, unsupported_values
+from shards.image_file import ImageFile, unsupported_values
 
 MOST_CHANNELS = 16
 """A first or last axis of at most so many entries holds the channels."""

@@ -1,6 +1,7 @@
 """The rooms import in one direction: jobs → slurm, jobs → segdist → shards."""
 
 import ast
+import graphlib
 import re
 import sys
 from pathlib import Path
@@ -38,6 +39,17 @@ def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
         if name.split(".")[0] in MAY_IMPORT and name.split(".")[0] not in MAY_IMPORT[room]
     ]
     assert not wrong
+
+
+def test_no_module_imports_one_that_imports_it() -> None:
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for room in MAY_IMPORT
+        for path in (ROOT / room).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    graph = {module: imported_modules(path.read_text()) & files.keys() for module, path in files.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_shards_knows_nothing_of_process_groups() -> None:

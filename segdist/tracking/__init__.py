@@ -5,6 +5,7 @@ So nothing here may slow a step, fail a run, or wait for a network for more than
 """
 
 from segdist.tracking.config import TrackingConfig
-from segdist.tracking.trackers import Tracker, Trackers, check_trackers, open_trackers
+from segdist.tracking.tracker import Tracker
+from segdist.tracking.trackers import Trackers, check_trackers, open_trackers
 
 __all__ = ["Tracker", "Trackers", "TrackingConfig", "check_trackers", "open_trackers"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from segdist.tracking.confusion_picture import confusion_picture
-from segdist.tracking.trackers import State
+from segdist.tracking.tracker import State
 from shards.errors import UserError
 from shards.manifest import ClassInfo
 
