@@ -1,6 +1,7 @@
 """What a job's exit code means, and the one place where errors become messages."""
 
 import os
+import time
 from collections.abc import Callable
 
 from shards.errors import UserError
@@ -16,6 +17,8 @@ INCOMPLETE = 3
 """The job ran to its end, but some inputs failed; the list of failures says which."""
 STOPPED = 75
 """Asked to stop (signal) and stopped in good order: the same command continues. sysexits.h calls 75 "try again"."""
+TIME_FOR_RANK_0 = 10.0
+"""Seconds that the other ranks leave to rank 0 to name bad input."""
 LOST_PEERS = 76
 """The other ranks can't be reached any more: one has died, or the network. The same command continues."""
 
@@ -27,9 +30,11 @@ def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = No
     try:
         return main(argv)
     except UserError as error:
-        # On several ranks all see the same bad input; rank 0 speaks for them.
-        if rank == 0 or error.on_this_rank:
-            show_error(str(error), rank)
+        # On several ranks all see the same bad input; rank 0 speaks for them. Launchers end the others when the first
+        # rank leaves, so that one lets it finish, and speaks itself if it is still there afterwards.
+        if rank != 0 and not error.on_this_rank:
+            time.sleep(TIME_FOR_RANK_0)
+        show_error(str(error), rank)
         return USAGE
     except KeyboardInterrupt:
         show_error("interrupted", rank)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from segdist.allocator import keep_freed_memory
 from shards.errors import UserError
+from shards.terminal import warn
 
 STORE_KEY = "segdist/port"
 
@@ -118,7 +119,8 @@ class Ranks:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:
-            self.sum_(torch.zeros(1, dtype=torch.int64, device=self.device))
+            # Through gloo also on GPU machines: NCCL would have the GPU wait, and let the process go on.
+            dist.all_reduce(torch.zeros(1, dtype=torch.int64))
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over ranks, in place; exact for integers. The tensor lies on `self.device`."""
@@ -153,7 +155,7 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
         timeout: how long a rank waits for the others in a collective before it gives up with an error.
     """
     environment = resolve_environment()
-    chosen = _device(device, environment)
+    chosen = choose_device(device, environment)
     torch.set_num_threads(threads or default_threads(environment))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -172,9 +174,23 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
         )
     try:
         yield Ranks(environment, chosen)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    except BaseException:
+        _leave_without_the_others(chosen)
+        raise
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _leave_without_the_others(device: torch.device) -> None:
+    """Leave the group after an error: the other ranks may be gone, or know nothing of it yet."""
+    group = dist.group.WORLD
+    if group is None:
+        return
+    if device.type == "cuda":
+        # The orderly end would wait for what NCCL has under way, which may never end, and nobody would hear the error.
+        group._get_backend(device).abort()
+    else:
+        dist.destroy_process_group()
 
 
 def _torchrun_shares_its_store() -> bool:
@@ -224,7 +240,12 @@ def default_threads(environment: RankEnvironment) -> int:
     return min(share, int(asked)) if asked.isdecimal() and int(asked) > 0 else share
 
 
-def _device(wanted: str, environment: RankEnvironment) -> torch.device:
+def choose_device(wanted: str, environment: RankEnvironment) -> torch.device:
+    """The device of a rank: with "auto" a GPU of its own, or the CPU where there are not enough of them.
+
+    Raises:
+        UserError: "cuda" where there is no GPU for each rank of the node; an unknown word.
+    """
     if wanted not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {wanted}: choose auto, cpu or cuda")
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
@@ -232,14 +253,16 @@ def _device(wanted: str, environment: RankEnvironment) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError("--device cuda: this machine (or this build of torch) has no CUDA; use --device cpu")
     visible = torch.cuda.device_count()
-    if visible == 1:
-        return torch.device("cuda", 0)  # one GPU per task, as Slurm and submitit hand them out
-    if environment.local_rank >= visible:
-        raise UserError(
-            f"{environment.local_world_size} ranks on this node, but {visible} GPUs: start one rank per GPU "
-            "(--nproc-per-node, --ntasks-per-node) or use --device cpu"
-        )
-    return torch.device("cuda", environment.local_rank)
+    if visible == 1 and environment.launcher == "slurm":
+        return torch.device("cuda", 0)  # each task sees its own, where Slurm hands them out one by one
+    if environment.local_world_size <= visible:
+        return torch.device("cuda", environment.local_rank)
+    problem = f"{environment.local_world_size} ranks on this node, but {visible} GPUs: start one rank per GPU"
+    if wanted == "cuda":
+        raise UserError(f"{problem} (--nproc-per-node, --ntasks-per-node) or use --device cpu")
+    if environment.rank == 0:
+        warn(f"{problem} to use them; the ranks run on the CPU")
+    return torch.device("cpu")
 
 
 def _require(environ: Mapping[str, str], names: tuple[str, ...], launcher: str) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from segdist.compiling import explain_compiler_errors
+from segdist.memory import is_out_of_memory
 from segdist.precision import Precision
 from segdist.tiling import Piece, TileGrid
 from shards.errors import UserError
@@ -105,9 +106,11 @@ class TileNetwork:
         try:
             with explain_compiler_errors(NetworkError), self.precision.autocast(self.device):
                 logits: torch.Tensor = self.model(tiles)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise NetworkError(
-                f"the GPU's memory doesn't hold {len(tiles)} tiles of {side} x {side} pixels; use a smaller "
+                f"the memory doesn't hold {len(tiles)} tiles of {side} x {side} pixels; use a smaller "
                 "--batch-size or --tile"
             ) from None
         if logits.shape != (len(tiles), self.classes, *tiles.shape[-2:]):

@@ -57,7 +57,9 @@ class Learner:
         self.optimizer = build_optimizer(config.optim, net)
         self.average = WeightAverage(net, config.optim.ema_decay) if config.optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision.scaled)
-        self._wrapped = _wrap(net, config, ranks)
+        self._ddp = _distributed(net, ranks)
+        wrapped = self._ddp or net
+        self._wrapped: nn.Module = torch.compile(wrapped) if config.compile else wrapped  # type: ignore[assignment]
         self._buffers = list(net.buffers())
         zeros = torch.zeros(len(loss.parts), dtype=torch.float64, device=ranks.device)
         self._loss_sums, self._good_steps = zeros, zeros.new_zeros(())
@@ -185,19 +187,16 @@ class Learner:
         return dist.all_reduce(counts, async_op=True) if self.ranks.world_size > 1 else None
 
     def _gradients_stay_here(self, yes: bool) -> Any:
-        if yes and isinstance(self._wrapped, DistributedDataParallel):
-            return self._wrapped.no_sync()
-        return nullcontext()
+        return self._ddp.no_sync() if yes and self._ddp is not None else nullcontext()
 
 
-def _wrap(net: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
-    """The callable of the forward pass: DDP where there are several ranks, compiled where asked for."""
-    wrapped: nn.Module = net
-    if ranks.world_size > 1:
-        wrapped = DistributedDataParallel(
-            net,
-            device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-            forward_sync_buffers=False,
-            gradient_as_bucket_view=True,
-        )
-    return torch.compile(wrapped) if config.compile else wrapped  # type: ignore[return-value]
+def _distributed(net: nn.Module, ranks: Ranks) -> DistributedDataParallel | None:
+    """The network with gradients averaged over the ranks; None for a single one."""
+    if ranks.world_size == 1:
+        return None
+    return DistributedDataParallel(
+        net,
+        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+    )

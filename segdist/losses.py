@@ -42,7 +42,9 @@ class Loss:
         return torch.stack([functions[part](logits, truth.long()) for part in self.parts])
 
     def _cross_entropy(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(logits, truth, self.class_weights, ignore_index=IGNORE, reduction="sum")
+        # Summed here: the GPU kernel's own sum is not deterministic.
+        each = functional.cross_entropy(logits, truth, self.class_weights, ignore_index=IGNORE, reduction="none")
+        return each.sum()
 
     def _focal(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         """Lin et al. 2017: -w (1 - p)^gamma log p, with p the probability of the true class."""

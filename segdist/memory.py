@@ -16,6 +16,8 @@ from shards.errors import UserError
 
 CPU_WORDS = ("can't allocate memory", "could not create a primitive", "could not create a memory")
 """What torch's allocator and oneDNN say on a CPU; oneDNN's words are the same when its scratch memory is refused."""
+GPU_WORDS = ("CUDA error: out of memory", "unable to find an engine", "INT_MAX elements")
+"""What the driver and cuDNN say where torch's allocator was not asked, and what kernels say of too large tensors."""
 
 
 @contextmanager
@@ -65,8 +67,11 @@ def explain_out_of_memory(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch says that there is no memory left: on GPUs by its own class, on CPUs in words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in CPU_WORDS)
+    """Whether torch says that there is no memory left, or that fewer samples at a time would do."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in said for words in CPU_WORDS + GPU_WORDS
+    )
 
 
 def largest_that_fits(try_out: Callable[[int], None], below: int) -> int:
@@ -97,6 +102,9 @@ def training_attempt(net: nn.Module, loss: Loss, precision: Precision, channels:
     def attempt(count: int, patch: int) -> None:
         weight = next(net.parameters())
         alone = copy.deepcopy(net)
+        for module in alone.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]  # it would wait for the other ranks
         images = torch.zeros(count, channels, patch, patch, device=weight.device)
         truth = torch.zeros(count, patch, patch, dtype=torch.uint8, device=weight.device)
         with precision.autocast(weight.device):

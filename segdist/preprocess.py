@@ -13,7 +13,7 @@ class Preprocessor:
     Args:
         mean, std: per channel, in stored units; the network sees (x - mean) / std.
         augmenter: flips and the other augmentations of training batches.
-        accumulate: number of micro batches that a training batch is split into.
+        accumulate: number of micro batches that a training batch is split into; at most the batch's samples.
     """
 
     def __init__(
@@ -44,8 +44,7 @@ class Preprocessor:
         flips = batch.flips.to(self.device, non_blocking=True)
         images, truth = self.augmenter(images.float(), truth, flips, batch.epoch, batch.step, batch.slots)
         images = self._normalised(images)
-        parts = min(self.accumulate, len(images))
-        return list(zip(images.tensor_split(parts), truth.tensor_split(parts), strict=True))
+        return list(zip(images.tensor_split(self.accumulate), truth.tensor_split(self.accumulate), strict=True))
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         return ((images - self.mean) * self.scale).contiguous(memory_format=self.format)

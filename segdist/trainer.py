@@ -123,9 +123,9 @@ class Run:
         self.learner = Learner(net, config, loss, precision, ranks)
         largest = torch.iinfo(getattr(torch, data.dtype)).max
         augmenter = Augmenter(config.augment, config.seed, full_scale=float(largest))
-        self.preprocess = Preprocessor(
-            data.mean, data.std, augmenter, ranks.device, config.accumulate, config.channels_last
-        )
+        # The same number on all ranks, of which some may have one sample less.
+        parts = min(config.accumulate, config.batch_size // ranks.world_size)
+        self.preprocess = Preprocessor(data.mean, data.std, augmenter, ranks.device, parts, config.channels_last)
         self.checkpoints = CheckpointFolder(
             folder / "checkpoints", config.checkpoint.keep_last, config.checkpoint.background
         )

@@ -10,6 +10,9 @@ from shards.names import set_folder
 from shards.order import SampleOrder
 from shards.reader import ShardSet
 
+VALIDATION_PATCHES, VALIDATION_PIXELS = 32, 2**20
+"""A validation batch holds no more: several ranks find work in a few hundred patches, and large patches find room."""
+
 
 class TrainingData:
     """What the trainer needs to know of its data, and the batches of rank `rank` of `world_size`.
@@ -43,7 +46,10 @@ class TrainingData:
         self._train = TrainBatches(source, self._order, rank, world_size, pin=pin)
         self.validation: Iterable[Batch] | None = None
         if self.samples["val"]:
-            self.validation = ValidationBatches(source, config.batch_size, rank, world_size)
+            # Not the whole global batch, which is shared between the ranks in training. The same for any number of
+            # ranks, so that every number of them computes the same bits.
+            size = max(1, min(config.batch_size, VALIDATION_PATCHES, VALIDATION_PIXELS // self.patch**2))
+            self.validation = ValidationBatches(source, size, rank, world_size)
 
     def batches(self, step: int) -> Generator[Batch, None, None]:
         """This rank's part of every global batch from `step` of the run on, without end."""

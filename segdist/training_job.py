@@ -1,5 +1,6 @@
 """A training run from config to summary: what `segdist train` does on every rank."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ def train(config: TrainConfig, ranks: Ranks, command: Sequence[str] = ()) -> Sta
     """
     config, precision = resolve(config, ranks.device)
     if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses matrix products on GPUs
         torch.use_deterministic_algorithms(True)
     check_trackers(config.tracking)
     data = TrainingData(config, ranks.rank, ranks.world_size, pin=ranks.device.type == "cuda")

@@ -107,8 +107,8 @@ def turn(batch: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 def resample(images: torch.Tensor, masks: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (B, C, H, W) and masks (B, H, W) read at `grid` (B, H, W, 2), x and y in pixels; reflected outside."""
     height, width = masks.shape[1:]
-    scale = torch.tensor([2 / width, 2 / height], device=grid.device)
-    unit = (grid + 0.5) * scale - 1
+    # Plain numbers: a tensor of them would have to be copied to the device, and be waited for.
+    unit = torch.stack([(grid[..., 0] + 0.5) * (2 / width) - 1, (grid[..., 1] + 0.5) * (2 / height) - 1], dim=-1)
     images = F.grid_sample(images, unit, mode="bilinear", padding_mode="reflection", align_corners=False)
     labels = F.grid_sample(masks[:, None].float(), unit, mode="nearest", padding_mode="reflection", align_corners=False)
     return images, labels[:, 0].to(torch.uint8)
@@ -159,7 +159,9 @@ class _Draws:
 
     def normal_pixels(self, purpose: int, shape: torch.Size) -> torch.Tensor:
         """Standard normal numbers (B, *shape), many, hashed from their places on the device."""
-        keys = torch.from_numpy(hash64(self._seed, purpose, *self._at, self._slots).view(np.int64)).to(self._device)
+        keys = torch.from_numpy(hash64(self._seed, purpose, *self._at, self._slots).view(np.int64)).to(
+            self._device, non_blocking=True
+        )
         places = torch.arange(shape.numel(), device=self._device).view(1, *shape)
         bits = _hash(places + keys.view(-1, *[1] * len(shape)))
         # Box and Muller, from 32 bits each; the half keeps the logarithm's argument above 0.

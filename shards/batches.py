@@ -251,7 +251,9 @@ class _Source:
 
     def _gathered_ahead(self, groups: Iterator[_Group], free: "deque[_Buffer]") -> Generator[Filled, None, None]:
         running: deque[tuple[Future[None], _Group, _Buffer]] = deque()
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="shards")
+        # Waiting for a copy opens a context on the thread's GPU, which is the first one unless it is told.
+        there = (torch.cuda.set_device, (torch.cuda.current_device(),)) if self._pin else (None, ())
+        pool = ThreadPoolExecutor(self.workers, "shards", *there)
         try:
             while True:
                 # Fill every buffer but the one whose batches the consumer holds while this generator sleeps.

@@ -1,12 +1,17 @@
 """A chain of jobs, each started when the one before has succeeded; what is finished already is not done again."""
 
+import os
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import submitit
 from submitit.core.utils import environment_variables
 
+from slurm.children import children
 from slurm.errors import SubmitError
 from slurm.ledger import Ledger, ledger_path
 from slurm.status import Standing, standings
@@ -86,15 +91,17 @@ def _run_here(order: Order, cluster: Cluster, say: Say) -> Record:
     """Run a link on this machine, and wait for its end."""
     started = time.monotonic()
     say(f"{order.name}: started here; logs in {order.folder}")
-    record, (job,) = submit(order, cluster)
+    with _only_we_hear_ctrl_c() if cluster == "local" else nullcontext():
+        record, (job,) = submit(order, cluster)
     # In this process, the job would not find out that it is one: submitit tells only `results()`, which ends in pdb.
     with environment_variables(**({"SUBMITIT_DEBUG_JOB_ID": job.job_id} if cluster == "debug" else {})):
         try:
             error = job.exception()
         except KeyboardInterrupt:
-            # Its processes are the job's own, and would go on unseen if only this one was told.
-            job.cancel(check=False)
-            say(f"{order.name}: told to stop; the same command goes on from what is saved")
+            if cluster == "local":
+                say(f"{order.name}: told to stop, with what it has (Ctrl-C again: at once)")
+                _stop(job)
+            say(f"{order.name}: stopped; the same command goes on from what is saved")
             raise
     if error is not None:
         reason = Ledger.read(ledger_path(order.folder, record.job_id)).reason or str(error)
@@ -103,3 +110,25 @@ def _run_here(order: Order, cluster: Cluster, say: Say) -> Record:
         )
     say(f"{order.name}: finished in {time.monotonic() - started:.0f} s")
     return record
+
+
+@contextmanager
+def _only_we_hear_ctrl_c() -> Iterator[None]:
+    """Processes started in this context ignore Ctrl-C: submitit's controller would kill the job a second later."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stop(job: submitit.Job[str]) -> None:
+    """Have a job on this machine stop in good order, and wait for it; Ctrl-C meanwhile ends it at once."""
+    controller = int(job.job_id)  # hands SIGTERM on to the job's processes, and ends when they have
+    try:
+        os.kill(controller, signal.SIGTERM)
+        job.wait()
+    except KeyboardInterrupt:
+        for process in [*children(controller), controller]:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)

@@ -15,12 +15,12 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from submitit import JobEnvironment
 
+from slurm.children import children
 from slurm.requeue import STOPPED, Comeback
 
 
@@ -101,7 +101,7 @@ def _signals_handed_on() -> Iterator[None]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if seen:
-            for child in _children():
+            for child in children(os.getpid()):
                 with suppress(ProcessLookupError):
                     os.killpg(child, signal.SIGKILL)  # each rank leads a group, with processes of its own in it
             os._exit(128 + number)
@@ -114,11 +114,3 @@ def _signals_handed_on() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _children() -> list[int]:
-    """Processes that this one's main thread has started and that have not ended; empty where Linux doesn't tell."""
-    try:
-        return [int(word) for word in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    except OSError:
-        return []

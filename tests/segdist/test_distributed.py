@@ -3,8 +3,16 @@
 import os
 
 import pytest
+import torch
 
-from segdist.distributed import RankEnvironment, default_threads, first_host, resolve_environment
+from segdist.distributed import (
+    Launcher,
+    RankEnvironment,
+    choose_device,
+    default_threads,
+    first_host,
+    resolve_environment,
+)
 from shards.errors import UserError
 
 TORCHRUN = {
@@ -120,3 +128,35 @@ def test_a_rank_keeps_to_the_cores_that_its_slurm_job_asked_for(monkeypatch: pyt
     assert default_threads(RankEnvironment("slurm", 0, 0, 8, 8)) == 2
     monkeypatch.delenv("SLURM_CPUS_PER_TASK")
     assert default_threads(RankEnvironment("slurm", 0, 0, 2, 2)) == 8
+
+
+@pytest.mark.parametrize(
+    ("launcher", "local_rank", "ranks", "gpus", "expected"),
+    [
+        ("single", 0, 1, 0, "cpu"),
+        ("single", 0, 1, 4, "cuda:0"),
+        ("torchrun", 3, 8, 8, "cuda:3"),
+        ("torchrun", 1, 2, 1, "cpu"),  # both on one GPU is what NCCL refuses
+        ("torchrun", 0, 3, 2, "cpu"),
+        ("slurm", 1, 2, 1, "cuda:0"),  # each task sees one GPU, its own
+        ("slurm", 1, 2, 2, "cuda:1"),
+    ],
+)
+def test_every_rank_gets_a_gpu_of_its_own_or_none(
+    monkeypatch: pytest.MonkeyPatch, launcher: Launcher, local_rank: int, ranks: int, gpus: int, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    environment = RankEnvironment(launcher, local_rank, local_rank, ranks, ranks)
+    assert choose_device("auto", environment) == torch.device(expected)
+    assert choose_device("cpu", environment) == torch.device("cpu")
+    if gpus and expected == "cpu":
+        with pytest.raises(UserError, match=f"{ranks} ranks on this node, but {gpus} GPUs"):
+            choose_device("cuda", environment)
+
+
+def test_that_gpus_are_left_idle_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    choose_device("auto", RankEnvironment("torchrun", 0, 0, 2, 2))
+    assert "2 ranks on this node, but 1 GPUs: start one rank per GPU to use them" in capsys.readouterr().err

@@ -252,6 +252,16 @@ def test_a_network_with_the_wrong_number_of_classes_is_named() -> None:
         stitched(network(Identity(), 3), image_of(20, 20), make_grid(20, 20, TILE, 0.5, 2))
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("input has more than INT_MAX elements")])
+def test_too_many_tiles_at_a_time_are_named_with_the_way_out(error: Exception) -> None:
+    class TooLarge(torch.nn.Module):
+        def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+            raise error
+
+    with pytest.raises(UserError, match=r"the memory doesn't hold \d+ tiles .* smaller --batch-size or --tile"):
+        stitched(network(TooLarge(), 2), image_of(20, 20), make_grid(20, 20, TILE, 0.5, 2))
+
+
 def test_predict_takes_arrays_and_a_network_of_ones_own() -> None:
     image = image_of(33, 21)
     options: dict[str, Any] = {"classes": 2, "tile": TILE, "mean": (0.0,), "std": (255.0,), "device": "cpu"}

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from segdist.memory import explain_out_of_memory, largest_that_fits
-from segdist.train_config import TrainConfig
+from segdist.losses import Loss
+from segdist.memory import explain_out_of_memory, largest_that_fits, training_attempt
+from segdist.precision import Precision
+from segdist.train_config import LossConfig, TrainConfig
+from segdist.unet import UNet
 from shards.errors import UserError
 from shards.recipe import PatchesConfig
 from tests.helpers import QUIET, environment, job, tiny_set
@@ -68,6 +71,13 @@ def train(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT)),
     )
+
+
+def test_a_rank_can_try_alone_what_fits_with_batch_norm_over_all_ranks() -> None:
+    net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(UNet(1, 3, width=4, depth=2))
+    attempt = training_attempt(net, Loss(LossConfig(), torch.ones(3)), Precision("fp32", "for a test"), channels=1)
+    attempt(2, 16)  # on a CPU, where a norm over all ranks can't even start
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in net.modules())
 
 
 @pytest.mark.slow

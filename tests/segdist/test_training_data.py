@@ -27,3 +27,20 @@ def test_a_flipped_bit_is_found_while_training_reads_if_wanted(tmp_path: Path, c
         return
     with pytest.raises(UserError, match=r"train-00002\.tar.*wrong checksum"):
         list(islice(data.batches(0), data.steps_per_epoch))
+
+
+def test_validation_batches_dont_grow_with_the_global_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(tmp_path)
+    make_shards(config, quiet=True)
+
+    def largest(ranks: int) -> int:
+        data = TrainingData(TrainConfig(data=(str(config.folder),), batch_size=64), 0, ranks)
+        assert data.validation is not None
+        return max(len(batch.images) for batch in data.validation)
+
+    monkeypatch.setattr("segdist.training_data.VALIDATION_PATCHES", 3)
+    assert [largest(ranks) for ranks in (1, 2)] == [3, 3]
+    monkeypatch.setattr("segdist.training_data.VALIDATION_PIXELS", 2 * config.patches.size**2 + 1)
+    assert largest(1) == 2
+    monkeypatch.setattr("segdist.training_data.VALIDATION_PIXELS", 1)
+    assert largest(1) == 1

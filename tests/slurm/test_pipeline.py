@@ -1,9 +1,11 @@
 """Chains of jobs on the real Slurm of the fixture, and the same chains without Slurm; the jobs only greet or fail."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,18 +146,25 @@ def test_without_slurm_a_failed_link_stops_the_chain_with_its_reason(tmp_path: P
     assert not (tmp_path / "0.txt").exists()
 
 
-def test_without_slurm_an_interrupted_link_does_not_go_on_in_the_background(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_without_slurm_an_interrupted_link_stops_in_good_order_or_at_once(tmp_path: Path, times: int) -> None:
     script = (
         # A test run that was started in the background ignores Ctrl-C, and so would this.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys; from pathlib import Path; from tests.slurm.cluster import toy; "
         "from tests.slurm.test_pipeline import link, run_chain; folder = Path(sys.argv[1]); "
-        "run_chain(link(folder, 'count', toy('count', folder)), cluster='local')"
+        f"run_chain(link(folder, 'count', toy('count', folder, {2 if times == 1 else 60})), cluster='local')"
     )
     words = [sys.executable, "-c", script, str(tmp_path)]
-    with subprocess.Popen(words, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL) as chain:
+    with subprocess.Popen(
+        words, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as chain:
         wait_until("it counts", (tmp_path / "steps" / "2").exists)
-        chain.send_signal(signal.SIGINT)  # to this process alone: a terminal's Ctrl-C reaches all of them
+        for _ in range(times):
+            os.killpg(chain.pid, signal.SIGINT)  # all of the group, as a terminal does
+            time.sleep(1)
+        _, said = chain.communicate(timeout=30)
+    assert said.count("Traceback") == 1  # run_chain's own; submitit's is none of the person's business
 
     def counts_on() -> str:
         return "it counts on" if (tmp_path / "steps" / "60").exists() else ""
@@ -165,6 +174,7 @@ def test_without_slurm_an_interrupted_link_does_not_go_on_in_the_background(tmp_
         wait_until("it is gone", lambda: not any(gone in line for line in running_commands()), counts_on)
     finally:
         (tmp_path / "enough").touch()
+    assert (tmp_path / "saved").exists() == (times == 1)
 
 
 def running_commands() -> list[str]:

@@ -29,6 +29,7 @@ def count(arguments: Sequence[str]) -> int:
     """Count in the file `<folder>/steps/<n>`, a step each 0.3 s, until there is a file `<folder>/enough`.
 
     Told to stop, it returns 75 at the next step, as training does; the count is the checkpoint from which it goes on.
+    That last step takes as many seconds as a second argument says, and leaves a file `<folder>/saved`.
     """
     folder = Path(arguments[0])
     told = []
@@ -41,7 +42,9 @@ def count(arguments: Sequence[str]) -> int:
     while not (folder / "enough").exists():
         time.sleep(0.3)
         if told:
+            time.sleep(float(arguments[1]) if len(arguments) > 1 else 0)
             (steps / str(done)).touch()
+            (folder / "saved").touch()
             return 75
         done += 1
         if os.environ.get("SLURM_PROCID", "0") == "0":

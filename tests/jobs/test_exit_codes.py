@@ -1,0 +1,43 @@
+"""Who speaks when several ranks see the same bad input."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from jobs import exit_codes
+from shards.errors import UserError
+
+
+def refuse(argv: Sequence[str] | None) -> int:
+    raise UserError("the masks are missing")
+
+
+@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID"])
+def test_other_ranks_leave_rank_0_the_time_to_speak(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(exit_codes.time, "sleep", waited.append)
+    monkeypatch.setenv(variable, "0")
+    assert exit_codes.run_job(refuse) == exit_codes.USAGE
+    assert capsys.readouterr().err == "error: the masks are missing\n"
+    assert not waited
+    monkeypatch.setenv(variable, "1")
+    assert exit_codes.run_job(refuse) == exit_codes.USAGE
+    # A launcher would have ended it meanwhile, had rank 0 left.
+    assert waited == [exit_codes.TIME_FOR_RANK_0]
+    assert capsys.readouterr().err == "rank 1: error: the masks are missing\n"
+
+
+def test_a_rank_that_alone_meets_an_error_says_so_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def damaged(argv: Sequence[str] | None) -> int:
+        error = UserError("a damaged record")
+        error.on_this_rank = True
+        raise error
+
+    monkeypatch.setattr(exit_codes.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    monkeypatch.setenv("RANK", "3")
+    assert exit_codes.run_job(damaged) == exit_codes.USAGE
+    assert capsys.readouterr().err == "rank 3: error: a damaged record\n"
