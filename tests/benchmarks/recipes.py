@@ -39,7 +39,6 @@ VARIANTS = {
     "turned by 90°": "--augment.rotate90",
     "patches of 128": "",
     "half the patches on a class": "",
-    "paper": "--preset paper",
 }
 """Options of `segdist train` beside the preset `fast`, by name."""
 SETS = {
