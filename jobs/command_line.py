@@ -97,12 +97,13 @@ def print_config(config: Any) -> None:
 
 
 def option_value(arguments: list[str], flag: str) -> str | None:
-    """The value of `--flag VALUE` or `--flag=VALUE`, before anything else is parsed."""
+    """The value of `--flag VALUE` or `--flag=VALUE`, the last one counts, before anything else is parsed."""
+    value = None
     for index, argument in enumerate(arguments):
         if argument == flag:
             if index + 1 == len(arguments):
                 raise UserError(f"{flag} needs a value")
-            return arguments[index + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.removeprefix(f"{flag}=")
-    return None
+            value = arguments[index + 1]
+        elif argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
+    return value

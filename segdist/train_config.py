@@ -116,7 +116,7 @@ class TrainConfig:
     threads: int = 0
     """CPU threads per rank; 0: $OMP_NUM_THREADS, or the node's cores shared between its ranks."""
     channels_last: bool = True
-    """Keep images and weights in NHWC order: a third faster on CPUs, faster with AMP on GPUs."""
+    """Keep images and weights in NHWC order: faster on CPUs, and with AMP on GPUs."""
     compile: bool = False
     """torch.compile the network."""
     deterministic: bool = False

@@ -108,6 +108,7 @@ def test_the_jobs_are_scripts_too(script: str) -> None:
 
 def test_a_number_of_epochs_overrules_a_presets_steps(tmp_path: Path) -> None:
     assert find_preset(["--preset", "fast"])[1]["steps"] == 600
+    assert find_preset(["--preset", "fast", "--preset=paper"])[0] == "paper"
     assert "steps" not in find_preset(["--preset", "fast", "-e", "3"])[1]
     (tmp_path / "job.toml").write_text("epochs = 3")
     assert "steps" not in find_preset(["--preset=fast", "--config", str(tmp_path / "job.toml")])[1]
