@@ -1,6 +1,7 @@
 """Killed at any moment, several times, and started again: the same bits as a run that was never stopped."""
 
 import random
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,13 +53,19 @@ def test_kills_in_the_middle_of_writing_a_checkpoint(work: Path) -> None:
     settings = ["--checkpoint.every-steps", "1", "--model.width", "24", "--no-check", "--steps", "12"]
     run(train("large", 1, settings), work)
     folder = work / "runs" / "large-killed" / "checkpoints"
-    seen = 0
     for _ in range(3):
+        before = set(folder.glob(".step-*.tmp"))
         process = start(train("large-killed", 1, settings), work, work / "large.log")
-        wait_until(lambda: any(folder.glob(".step-*.tmp")) or process.poll() is not None)  # noqa: B023
+        while True:
+            process.send_signal(signal.SIGSTOP)  # so that what is seen is still so when it is killed
+            time.sleep(0.002)
+            if set(folder.glob(".step-*.tmp")) - before:
+                break
+            assert process.poll() is None, "it ended before a kill hit a checkpoint that was being written"
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
         kill_all(process, "large-killed", work)
-        seen += any(folder.glob(".step-*.tmp"))
-    assert seen, "no kill hit a checkpoint that was being written"
+        assert set(folder.glob(".step-*.tmp")) - before
     run(train("large-killed", 1, settings), work)
     assert_same_run(work / "runs" / "large", work / "runs" / "large-killed")
 

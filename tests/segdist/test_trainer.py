@@ -303,8 +303,10 @@ def test_a_compiled_network_learns_the_same_and_goes_on_bit_by_bit(work: Path) -
 @pytest.mark.parametrize("compiled", [False, True])
 def test_on_a_gpu_every_precision_learns_and_goes_on_bit_by_bit(work: Path, precision: str, compiled: bool) -> None:
     runs, name = work / "runs", f"gpu-{precision}-{compiled}"
-    options = ("--steps", "300", "--optim.optimizer", "adamw", "--optim.lr", "0.02", "--precision", precision)
-    options += ("--device", "cuda", "--deterministic", *["--compile"] * compiled)
+    options = [
+        *("--steps", "300", "--optim.optimizer", "adamw", "--optim.lr", "0.02", "--precision", precision),
+        *("--device", "cuda", "--deterministic", *["--compile"] * compiled),
+    ]
     run(train(name, *options), work)
     rows = [row for row in metrics(runs / name) if row["kind"] == "train"]
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
