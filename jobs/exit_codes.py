@@ -17,10 +17,11 @@ INCOMPLETE = 3
 """The job ran to its end, but some inputs failed; the list of failures says which."""
 STOPPED = 75
 """Asked to stop (signal) and stopped in good order: the same command continues. sysexits.h calls 75 "try again"."""
-TIME_FOR_RANK_0 = 10.0
-"""Seconds that the other ranks leave to rank 0 to name bad input."""
 LOST_PEERS = 76
 """The other ranks can't be reached any more: one has died, or the network. The same command continues."""
+
+TIME_FOR_RANK_0 = 10.0
+"""Seconds that the other ranks leave to rank 0 to name bad input."""
 
 
 def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:

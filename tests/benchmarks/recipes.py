@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.recipes                 # everything, about an hour on 2 cores
     python -m tests.benchmarks.recipes step            # what a step costs, about two minutes
-    python -m tests.benchmarks.recipes depth=3 sgd     # only the variants whose names hold one of these words
+    python -m tests.benchmarks.recipes depth=3 SGD     # only the variants whose names hold one of these words
 
 The tables of docs/training.md are what it prints. Every variant trains on two fresh sets of the synthetic images and is
 scored on 50 full images that training never saw; those that take another batch see as many samples as `fast`.
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.train import SEEDS, bare, make_set, quick_precision, train_and_score
+from tests.benchmarks.train import AS_THE_JOB, SEEDS, bare, make_set, quick_precision, train_and_score
 
 VARIANTS = {
     "fast": "",
@@ -53,11 +53,11 @@ STEP_COSTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("the same, optimizer for-loop", {"implementation": "for-loop"}),
     ("the same, malloc keeps freed blocks", {"keep_freed": True}),
     ("the same, compiled", {"compiled": True, "keep_freed": True}),
-    ("bilinear, NHWC", {"channels_last": True, "keep_freed": True}),
-    ("bilinear, NHWC, compiled", {"channels_last": True, "keep_freed": True, "compiled": True}),
-    ("bilinear, NHWC, bf16", {"channels_last": True, "keep_freed": True, "bf16": True}),
-    ("transposed, NHWC", {"channels_last": True, "keep_freed": True, "upsampling": "transposed"}),
-    ("transposed, NHWC, bf16", {"channels_last": True, "keep_freed": True, "bf16": True, "upsampling": "transposed"}),
+    ("bilinear, NHWC", AS_THE_JOB),
+    ("bilinear, NHWC, compiled", AS_THE_JOB | {"compiled": True}),
+    ("bilinear, NHWC, bf16", AS_THE_JOB | {"bf16": True}),
+    ("transposed, NHWC", AS_THE_JOB | {"upsampling": "transposed"}),
+    ("transposed, NHWC, bf16", AS_THE_JOB | {"bf16": True, "upsampling": "transposed"}),
 )
 """Options of the bare loop, by what they are."""
 BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
@@ -66,7 +66,7 @@ BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 def step_costs(rounds: int = 3, steps: int = 20) -> None:
     """What a step of 16 patches on two threads costs: the least of several turns."""
     cases: list[tuple[str, dict[str, Any], dict[str, str]]] = [(name, options, {}) for name, options in STEP_COSTS]
-    cases.append(("bilinear, NHWC, threads bound to cores", {"channels_last": True, "keep_freed": True}, BOUND))
+    cases.append(("bilinear, NHWC, threads bound to cores", AS_THE_JOB, BOUND))
     print("| network, layout, precision | s / step |\n|---|---|")
     turns = [[bare(steps, options, environ) for _, options, environ in cases] for _ in range(rounds)]
     for (name, _, _), seconds in zip(cases, zip(*turns, strict=True), strict=True):

@@ -26,7 +26,7 @@ from tests.benchmarks.bare_loop import BATCH, PATCH, WARM_UP, WIDTH, bare_loop
 from tests.benchmarks.bars import Bars
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-AS_THE_JOB = {"channels_last": True, "keep_freed": True}
+AS_THE_JOB: dict[str, Any] = {"channels_last": True, "keep_freed": True}
 """The bare loop with the job's memory layout and malloc settings; without, it is torch by itself."""
 SEEDS = (101, 102, 103)
 FAST_STEPS = 600
@@ -169,7 +169,7 @@ def train_and_score(folder: Path, data: str, name: str, *recipe: str) -> tuple[f
 
 
 def quick_precision() -> tuple[str, str]:
-    """bf16 where the processor has matrix instructions for it (AMX): twice as fast there, and no worse."""
+    """bf16 where the processor has matrix instructions for it (AMX): twice as fast there."""
     import torch
 
     return "--precision", "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"

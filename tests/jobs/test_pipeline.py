@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from jobs.exit_codes import STOPPED, USAGE
-from tests.helpers import environment, job, processes, run, start, wait_until
+from tests.helpers import job, processes, run, start, wait_until
 
 CHAIN = {
     "name": "chain",
@@ -27,13 +28,19 @@ def write_chain(folder: Path, **train: object) -> list[str]:
     return job("pipeline", ["--config", "chain.json"])
 
 
+def start_training(command: Sequence[str], folder: Path) -> "subprocess.Popen[bytes]":
+    """Start the chain, output into `folder`/log, and wait until its training is under way."""
+    process = start(command, folder, folder / "log")
+    metrics = folder / "runs" / "chain" / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+    return process
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_pipeline_stops_its_ranks_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
     command, log = write_chain(tmp_path), tmp_path / "log"
-    process = start(command, tmp_path, log)
-    metrics = tmp_path / "runs" / "chain" / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+    process = start_training(command, tmp_path)
     process.send_signal(number)  # to this process alone
     assert process.wait(60) == STOPPED, log.read_text()
     said = log.read_text()
@@ -48,9 +55,7 @@ def test_a_signal_to_the_pipeline_stops_its_ranks_in_good_order(tmp_path: Path, 
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait_for_ranks_that_hang(tmp_path: Path) -> None:
-    process = start(write_chain(tmp_path), tmp_path, tmp_path / "log")
-    metrics = tmp_path / "runs" / "chain" / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+    process = start_training(write_chain(tmp_path), tmp_path)
     ranks = [number for number, _ in processes("chain", tmp_path)]
     assert len(ranks) == 2
     for rank in ranks:
@@ -65,7 +70,7 @@ def test_a_second_ctrl_c_does_not_wait_for_ranks_that_hang(tmp_path: Path) -> No
 
 def test_a_job_that_fails_ends_the_pipeline_with_its_message_and_code(tmp_path: Path) -> None:
     command = write_chain(tmp_path, epohcs=3)
-    failed = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    failed = run(command, tmp_path, check=False)
     assert failed.returncode == USAGE, failed.stderr
     assert "unknown key epohcs; did you mean epochs?" in failed.stderr
     assert "Traceback" not in failed.stderr
