@@ -20,11 +20,11 @@ from PIL import Image
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from segdist.report import write_report
-from segdist.run_record import read_run
-from segdist.status import status
-from shards.errors import UserError
-from shards.files import whole_file
+from segdist.core.errors import UserError
+from segdist.core.files import whole_file
+from segdist.runs.record import read_run
+from segdist.runs.report import write_report
+from segdist.runs.status import status
 
 DOCS = Path(__file__).resolve().parent
 # Rich's own names a font on the web.

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from shards.config import from_dict, merge, read_file, to_dict
-from shards.errors import UserError
+from segdist.core.errors import UserError
+from segdist.core.parsing import from_dict, merge, read_file, to_dict
 
 if TYPE_CHECKING:
-    from segdist.distributed import RankEnvironment
+    from segdist.ranks.process_group import RankEnvironment
 
 Config = TypeVar("Config")
 

@@ -4,8 +4,8 @@ import os
 import time
 from collections.abc import Callable
 
-from shards.errors import UserError
-from shards.terminal import show_error, show_traceback
+from segdist.core.errors import UserError
+from segdist.core.terminal import show_error, show_traceback
 from slurm.requeue import is_communication_error
 
 FINISHED = 0

@@ -7,7 +7,7 @@ import sys
 
 from jobs.command_line import parse, print_config
 from jobs.exit_codes import FINISHED, run_job
-from segdist.export_config import ExportConfig
+from segdist.model.export_config import ExportConfig
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
         print_config(command.job)
         return FINISHED
     # Heavy imports come after the command line: --help must not wait for torch.
-    from segdist.export import export
+    from segdist.model.export import export
 
     path, difference = export(command.job)
     print(f"{path}: largest difference between onnxruntime and torch {difference:.1e} of the largest output")

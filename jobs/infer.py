@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from jobs.command_line import parse, print_config
 from jobs.exit_codes import FINISHED, INCOMPLETE, run_job
-from segdist.infer_config import InferConfig
+from segdist.inference.config import InferConfig
 
 if TYPE_CHECKING:
-    from segdist.inference_job import Result
+    from segdist.inference.job import Result
 
 PATIENCE = timedelta(days=30)
 """How long a rank that is done waits for the others. One that died is noticed at once, by its closed connection."""
@@ -33,11 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     command = parse(InferConfig, argv, "infer", __doc__ or "")
     # Heavy imports come after the command line: --help must not wait for torch.
-    from segdist.distributed import ranks
-    from segdist.infer_report import inference_plan, summary_text
-    from segdist.infer_setup import prepare
-    from segdist.inference_job import infer
-    from segdist.run_record import note_inference
+    from segdist.inference.job import infer
+    from segdist.inference.summary import inference_plan, summary_text
+    from segdist.inference.task import prepare
+    from segdist.ranks.process_group import ranks
+    from segdist.runs.record import note_inference
     from segdist.tracking import check_trackers
 
     config = command.job
@@ -68,10 +68,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _tell(config: InferConfig, result: "Result") -> None:
     """Scores to the trackers, and the report of the run that the predictions belong to, or of themselves."""
-    from segdist.report import refresh_report
-    from segdist.run_record import read_run, run_of
+    from segdist.core.parsing import to_dict
+    from segdist.runs.record import read_run, run_of
+    from segdist.runs.report import refresh_report
     from segdist.tracking.job_log import beside, log_scores
-    from shards.config import to_dict
 
     run = run_of(result.folder)
     if config.task or (result.scores is None and run == result.folder):

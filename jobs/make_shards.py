@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, fields
 
 from jobs.command_line import parse, print_config
 from jobs.exit_codes import FINISHED, run_job
+from segdist.core.terminal import say
 from segdist.tracking.config import TrackingConfig
-from shards.build import make_shards
-from shards.plan import make_plan
-from shards.recipe import MakeShardsConfig
-from shards.terminal import say
+from shards.build.build import make_shards
+from shards.build.plan import make_plan
+from shards.build.recipe import MakeShardsConfig
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from typing import Any
 
 from jobs.command_line import parse, print_config
 from jobs.exit_codes import FINISHED, STOPPED, run_job
-from segdist.models import JsonTable
-from shards.files import write_json
-from shards.names import DATA, RUNS
-from shards.terminal import say
+from segdist.core.files import write_json
+from segdist.core.paths import DATA, RUNS
+from segdist.core.terminal import say
+from segdist.model.factory import JsonTable
 from slurm.torchrun import run_here
 
 JOBS = Path(__file__).resolve().parent

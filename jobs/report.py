@@ -32,10 +32,10 @@ class ReportConfig:
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     config = tyro.cli(ReportConfig, args=argv, prog="segdist report", description=__doc__)
-    from segdist.report import write_report
-    from segdist.run_record import find_run
-    from shards.errors import UserError
-    from shards.terminal import say
+    from segdist.core.errors import UserError
+    from segdist.core.terminal import say
+    from segdist.runs.record import find_run
+    from segdist.runs.report import write_report
 
     if not config.runs:
         raise UserError("name at least one run: segdist report RUN")

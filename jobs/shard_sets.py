@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 import tyro
 
 from jobs.exit_codes import FINISHED, INCOMPLETE, run_job
-from shards.errors import UserError
-from shards.files import whole_file
+from segdist.core.errors import UserError
+from segdist.core.files import whole_file
+from segdist.core.terminal import say
 from shards.manifest import MANIFEST
-from shards.terminal import say
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ShardsCommand:
     def local_folder(self) -> Path:
         """The set's folder; that in the cache, with every file in it, for a URL."""
         if "://" in self.shard_set:
-            from shards.remote import fetched_whole
+            from shards.read.remote import fetched_whole
 
             return fetched_whole(self.shard_set)
         path = Path(self.shard_set)
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     # Heavy imports come after the command line: --help must not wait for torch.
     folder = command.local_folder()
     if command.action == "verify":
-        from shards.verify import verify
+        from shards.read.verify import verify
 
         problems = verify(folder)
         for problem in problems:
@@ -63,8 +63,8 @@ def main(argv: list[str] | None = None) -> int:
             return INCOMPLETE
         say(f"{folder}: every checksum and record is right")
         return FINISHED
-    from shards.inspect import contact_sheet, summary
-    from shards.reader import ShardSet
+    from shards.read.inspect import contact_sheet, summary
+    from shards.read.reader import ShardSet
 
     shard_set = ShardSet(folder)
     say(summary(shard_set))

@@ -13,11 +13,11 @@ import tyro
 from jobs.command_line import parse
 from jobs.exit_codes import FINISHED, run_job
 from jobs.submit_plans import LOGS
-from shards.errors import UserError
-from shards.names import RUNS, run_folder
-from shards.terminal import say
+from segdist.core.errors import UserError
+from segdist.core.paths import RUNS, run_folder
+from segdist.core.terminal import say
 from slurm.errors import SubmitError
-from slurm.status import Standing, standings
+from slurm.standing import Standing, standings
 
 HEADINGS = ("run", "link", "job", "state", "starts", "time", "nodes", "reason")
 

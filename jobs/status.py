@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console, Group, RenderableType
     from rich.live import Live
 
-    from segdist.run_record import CONFIG, RUNS, SCORES, RunRecord, find_run, read_run
-    from segdist.status import overview, status
-    from shards.errors import UserError
+    from segdist.core.errors import UserError
+    from segdist.runs.record import CONFIG, RUNS, SCORES, RunRecord, find_run, read_run
+    from segdist.runs.status import overview, status
 
     if config.every <= 0:
         raise UserError(f"--every {config.every:g}: must be above 0 seconds")

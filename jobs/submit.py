@@ -20,10 +20,10 @@ from jobs.command_line import parse
 from jobs.exit_codes import FINISHED, run_job
 from jobs.pipeline import tracked
 from jobs.submit_plans import Planner, infer_links, missing_inputs, pipeline_links, shard_links, train_links
-from segdist.models import JsonTable
-from shards.errors import UserError
-from shards.names import RUNS
-from shards.terminal import say, warn
+from segdist.core.errors import UserError
+from segdist.core.paths import RUNS
+from segdist.core.terminal import say, warn
+from segdist.model.factory import JsonTable
 from slurm.errors import SubmitError
 from slurm.pipeline import Link, submit_chain
 from slurm.submit import sbatch_script

@@ -9,12 +9,12 @@ from typing import Any
 from jobs.command_line import option_value, parse
 from jobs.make_shards import MakeShardsJob
 from jobs.train import find_preset
-from segdist.infer_config import InferConfig
-from segdist.train_config import TrainConfig, run_folder
-from shards import names
-from shards.errors import UserError
-from shards.files import write_json
-from slurm.code_version import current_version
+from segdist.core import paths as core_paths
+from segdist.core.code_version import current_version
+from segdist.core.errors import UserError
+from segdist.core.files import write_json
+from segdist.inference.config import InferConfig
+from segdist.training.config import TrainConfig, run_folder
 from slurm.pipeline import Link
 from slurm.profiles import load_profile
 from slurm.submit import Order
@@ -80,7 +80,7 @@ def shard_links(planner: Planner, arguments: list[str], folder: Path | None = No
     config = parse(MakeShardsJob, arguments, "make-shards", "").job
     if config.task or config.finish:
         raise UserError("--task and --finish are set by --tasks; leave them out")
-    logs = folder or names.RUNS / config.name
+    logs = folder or core_paths.RUNS / config.name
     product = config.folder / "manifest.json"
     progress = (f"{config.folder}/**/*.tar",)
     count = planner.array(planner.tasks)
@@ -103,7 +103,7 @@ def train_links(planner: Planner, arguments: list[str]) -> list[Link]:
     if planner.stage_to:
         if len(config.data) > 1:
             raise UserError(f"--stage-to copies one shard set, and --data names {len(config.data)}")
-        stage = str(Path(names.set_folder(config.data[0])).absolute())
+        stage = str(Path(core_paths.set_folder(config.data[0])).absolute())
         # The run folder's name must not come from where the copy lies.
         arguments = [*arguments, "--data", stage, "--name", str(run)]
     progress = (f"{run}/checkpoints/step-*.pt",)
@@ -116,7 +116,7 @@ def infer_links(planner: Planner, arguments: list[str], product: Path | None = N
     config = parse(InferConfig, arguments, "infer", "").job
     if config.task:
         raise UserError("--task is set by --tasks; leave it out")
-    model = names.run_folder(config.model)
+    model = core_paths.run_folder(config.model)
     run = model.parent if model.suffix else model
     output = Path(config.out) if config.out else run / "predictions"
     progress = (f"{output}/**/state/records/*.json", f"{output}/**/state/parts/*/*")
@@ -151,9 +151,9 @@ def missing_inputs(job: str, arguments: list[str]) -> list[str]:
     elif job == "infer":
         config = parse(InferConfig, arguments, "infer", "").job
         sets = (config.data,) if config.data else ()
-        model = names.run_folder(config.model)
+        model = core_paths.run_folder(config.model)
         missing += [] if model.exists() else [f"--model {model}"]
-    paths = [path for name in sets if isinstance(path := names.set_folder(name), Path)]  # the others are URLs
+    paths = [path for name in sets if isinstance(path := core_paths.set_folder(name), Path)]  # the others are URLs
     return missing + [f"--data {path}" for path in paths if not (path / "manifest.json").exists()]
 
 
@@ -172,7 +172,7 @@ def pipeline_links(
         make_shards, train, infer: settings of the three jobs, as tables of their configs.
         settings: folder for files through which the jobs get them.
     """
-    run = names.RUNS / name
+    run = core_paths.RUNS / name
     if Path(name).name != name:
         raise UserError(f"--name {name}: one folder name, no path")
     train = dict(train)

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from jobs.command_line import launch_command, option_value, parse, print_config
 from jobs.exit_codes import FINISHED, STOPPED, run_job
-from segdist.train_config import TrainConfig, run_folder
-from shards.config import read_file
-from shards.errors import UserError
+from segdist.core.errors import UserError
+from segdist.core.parsing import read_file
+from segdist.training.config import TrainConfig, run_folder
 
-PRESETS = Path(__file__).resolve().parent.parent / "segdist" / "presets"
+PRESETS = Path(__file__).resolve().parent.parent / "segdist" / "training" / "presets"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,12 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     preset, values = find_preset(arguments)
     command = parse(TrainConfig, arguments, "train", __doc__ or "", preset=preset, preset_values=values)
     # Heavy imports come after the command line: --help must not wait for torch.
-    from segdist.distributed import ranks
-    from segdist.report import refresh_report
-    from segdist.training_job import train
+    from segdist.ranks.process_group import ranks
+    from segdist.runs.report import refresh_report
+    from segdist.training.training_job import train
 
     if command.dry_run:
-        from segdist.plan import training_plan
+        from segdist.training.plan import training_plan
 
         print_config(command.job)
         print(training_plan(command.job))

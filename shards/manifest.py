@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.config import from_dict, to_dict
-from shards.errors import UserError
-from shards.files import write_json
+from segdist.core.errors import UserError
+from segdist.core.files import write_json
+from segdist.core.parsing import from_dict, to_dict
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -14,7 +14,7 @@ from submitit.core.utils import environment_variables
 from slurm.children import children
 from slurm.errors import SubmitError
 from slurm.ledger import Ledger, ledger_path
-from slurm.status import Standing, standings
+from slurm.standing import Standing, standings
 from slurm.submit import Cluster, Order, Record, submit
 
 Say = Callable[[str], None]

@@ -18,7 +18,7 @@ from pathlib import Path
 from submitit import JobEnvironment
 from submitit.core.utils import DelayedSubmission, JobPaths
 
-from slurm.code_version import CodeVersion, current_version
+from segdist.core.code_version import CodeVersion, current_version
 from slurm.errors import SubmitError
 from slurm.ledger import Ledger, fingerprint, ledger_path
 from slurm.requeue import LOST_PEERS, STOPPED, Comeback, JobFailed, is_communication_error

@@ -23,6 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _warnings_anew() -> None:
     """A warning that another test has seen comes again: `warn` says the same only once per process."""
-    from shards import terminal
+    from segdist.core import terminal
 
     terminal._warned.clear()

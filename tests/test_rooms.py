@@ -1,62 +1,84 @@
-"""The rooms import in one direction: jobs → slurm, jobs → segdist → shards."""
+"""The house: which rooms there are, and that imports go down from floor to floor."""
 
 import ast
-import graphlib
 import re
+import subprocess
 import sys
-from pathlib import Path
+from collections import Counter
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-MAY_IMPORT = {
-    "jobs": {"jobs", "slurm", "segdist", "shards"},
-    "segdist": {"segdist", "shards"},
-    "shards": {"shards"},
-    "slurm": {"slurm"},
-}
+from tests.support import rooms
+
+ROOT = rooms.ROOT
+NAMED_OFTEN = {"__init__", "config"}
+"""Module names that several rooms have: every job's settings are in a `config`."""
 
 
-def imported_modules(source: str) -> set[str]:
-    """Dotted names of everything that a module imports, inside functions too."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports hide which room they go to"
-            names.add(node.module or "")
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
-    wrong = [
-        f"{path.relative_to(ROOT)} imports {name}"
-        for path in (ROOT / room).rglob("*.py")
-        for name in imported_modules(path.read_text())
-        if name.split(".")[0] in MAY_IMPORT and name.split(".")[0] not in MAY_IMPORT[room]
-    ]
-    assert not wrong
+def test_every_import_goes_to_a_lower_floor() -> None:
+    assert not rooms.wrong_arrows(rooms.import_graph())
 
 
 def test_no_module_imports_one_that_imports_it() -> None:
-    files = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-        for room in MAY_IMPORT
-        for path in (ROOT / room).rglob("*.py")
-        if path.name != "__init__.py"
+    assert not rooms.circle(rooms.import_graph())
+
+
+def test_an_upward_arrow_a_sideways_one_and_a_circle_are_seen() -> None:
+    graph = {
+        "segdist.core.files": {"shards.manifest"},
+        "segdist.training.trainer": {"segdist.inference.tiler"},
+        "slurm.task": {"shards.manifest"},
+        "segdist.ranks.stop": {"slurm.task"},
+        "shards.read.order": {"shards.build.plan", "shards.read.mixing"},
+        "shards.read.mixing": {"shards.read.order"},
     }
-    graph = {module: imported_modules(path.read_text()) & files.keys() for module, path in files.items()}
-    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    wrong = [line.split(":")[0] for line in rooms.wrong_arrows(graph)]
+    assert wrong == [
+        "segdist.core.files imports shards.manifest",
+        "segdist.ranks.stop imports slurm.task",
+        "segdist.training.trainer imports segdist.inference.tiler",
+        "shards.read.order imports shards.build.plan",
+        "slurm.task imports shards.manifest",
+    ]
+    assert set(rooms.circle(graph)) == {"shards.read.order", "shards.read.mixing"}
+
+
+def test_every_package_is_a_room() -> None:
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("*/**/__init__.py")}
+    ours = {name for name in packages if name.split(".")[0] in {room.split(".")[0] for room in rooms.ROOMS}}
+    assert ours == set(rooms.ROOMS)
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"} == {
+        "jobs",
+        "segdist",
+        "shards",
+        "slurm",
+    }
+
+
+@pytest.mark.parametrize("room", rooms.ROOMS)
+def test_a_room_says_what_lives_in_it(room: str) -> None:
+    docstring = ast.get_docstring(ast.parse((ROOT / room.replace(".", "/") / "__init__.py").read_text()))
+    assert docstring
+    assert len(docstring.splitlines()) > 2
+
+
+def test_no_module_name_is_used_three_times() -> None:
+    names = Counter(path.stem for path in rooms.modules().values())
+    assert not {name for name, uses in names.items() if uses > 2} - NAMED_OFTEN
+
+
+def test_the_ground_floor_is_light() -> None:
+    names = [module for module in rooms.modules() if rooms.room_of(module) == "segdist.core"]
+    code = f"import sys, importlib; [importlib.import_module(name) for name in {names}]; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_shards_knows_nothing_of_process_groups() -> None:
     wrong = [
         str(path)
         for path in (ROOT / "shards").rglob("*.py")
-        for name in imported_modules(path.read_text())
+        for name in rooms.imported_names(path.read_text())
         if name.startswith("torch.distributed")
     ]
     assert not wrong
@@ -69,22 +91,16 @@ def test_only_one_module_reads_the_launchers_variables() -> None:
         for path in (ROOT / room).rglob("*.py")
         if re.search(r"\b(SLURM_PROCID|LOCAL_RANK|WORLD_SIZE)\b", path.read_text())
     }
-    assert readers == {"segdist/distributed.py"}
-
-
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_says_what_lives_in_it(room: str) -> None:
-    docstring = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text()))
-    assert docstring
-    assert len(docstring.splitlines()) > 2
-
-
-def test_there_are_no_rooms_but_the_agreed_ones() -> None:
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert packages - {"tests"} == set(MAY_IMPORT)
+    assert readers == {"segdist/ranks/process_group.py"}
 
 
 def test_no_job_is_called_like_another_package() -> None:
     """`python jobs/x.py` puts jobs/ first on the path: a jobs/queue.py would be what torch gets for `import queue`."""
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")}
-    assert not jobs & (set(sys.stdlib_module_names) | set(MAY_IMPORT))
+    assert not jobs & (set(sys.stdlib_module_names) | {room.split(".")[0] for room in rooms.ROOMS})
+
+
+def test_the_picture_of_the_house_is_printed_by_a_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.support.rooms"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert all(room in done.stdout for room in rooms.ROOMS)

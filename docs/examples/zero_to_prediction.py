@@ -59,10 +59,10 @@ for seed in range(11):
 # image; `--masks.classes` names the classes in the order of the masks' values.
 
 # %%
-from shards.build import make_shards
-from shards.inspect import contact_sheet
-from shards.reader import ShardSet
-from shards.recipe import ImagesConfig, MakeShardsConfig, MasksConfig, PatchesConfig
+from shards.build.build import make_shards
+from shards.build.recipe import ImagesConfig, MakeShardsConfig, MasksConfig, PatchesConfig
+from shards.read.inspect import contact_sheet
+from shards.read.reader import ShardSet
 
 make_shards(
     MakeShardsConfig(
@@ -84,11 +84,11 @@ print(f"patches and their masks: {sheet}")
 # finished, and with more `STEPS` it goes on.
 
 # %%
-from segdist.distributed import ranks
-from segdist.models import ModelConfig
+from segdist.model.factory import ModelConfig
+from segdist.ranks.process_group import ranks
 from segdist.tracking import TrackingConfig
-from segdist.train_config import OptimConfig, TrainConfig
-from segdist.training_job import train
+from segdist.training.config import OptimConfig, TrainConfig
+from segdist.training.training_job import train
 
 config = TrainConfig(
     data=("discs",),
@@ -122,9 +122,9 @@ prediction = probabilities.argmax(axis=0).astype(np.uint8)
 # %%
 import torch
 
-from segdist.figures import draw_figure
-from segdist.metrics import confusion_matrix, iou_per_class, mean_iou
-from segdist.report import write_report
+from segdist.inference.pictures import draw_figure
+from segdist.model.metrics import confusion_matrix, iou_per_class, mean_iou
+from segdist.runs.report import write_report
 
 classes = ShardSet("data/discs").manifest.classes
 confusion = confusion_matrix(torch.from_numpy(truth), torch.from_numpy(prediction), len(classes))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from shards.errors import UserError
+from segdist.core.errors import UserError
 
 TRACKERS = ("wandb", "tensorboard")
 

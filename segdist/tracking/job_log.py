@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from segdist.core.code_version import commit
 from segdist.tracking.config import TrackingConfig
 from segdist.tracking.trackers import Trackers, open_trackers
 
 if TYPE_CHECKING:
-    from shards.reader import ShardSet
+    from shards.read.reader import ShardSet
 
 WORST = 4
 """Figures of so many images go to the trackers, the worst ones."""
@@ -38,7 +39,7 @@ def log_contact_sheets(trackers: Trackers, sets: Sequence["ShardSet"]) -> None:
         return
     from PIL import Image
 
-    from shards.inspect import contact_sheet
+    from shards.read.inspect import contact_sheet
 
     for item in sets:
         with Image.open(io.BytesIO(contact_sheet(item))) as sheet:
@@ -51,11 +52,10 @@ def log_shard_set(config: TrackingConfig, folder: Path) -> None:
     Args:
         folder: of the set; the trackers' files go below it.
     """
-    from segdist.run_folder import code_version
-    from shards.reader import ShardSet
+    from shards.read.reader import ShardSet
 
     made = ShardSet(folder)
-    description = {"recipe": made.manifest.recipe, "shard_sets": data_facts([made]), "code": code_version()}
+    description = {"recipe": made.manifest.recipe, "shard_sets": data_facts([made]), "code": commit()}
     trackers = open_trackers(config, folder, description, job_type="make-shards", classes=made.manifest.classes)
     samples = {f"shards/{split}_patches": float(made.manifest.samples(split)) for split in ("train", "val")}
     trackers.log(samples, trackers.last_logged_step + 1)

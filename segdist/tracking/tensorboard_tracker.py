@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from segdist.core.errors import UserError
 from segdist.tracking.confusion_picture import confusion_picture
 from segdist.tracking.tracker import State
-from shards.errors import UserError
 from shards.manifest import ClassInfo
 
 

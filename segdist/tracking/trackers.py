@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from segdist.core.terminal import warn
 from segdist.tracking.config import TrackingConfig
 from segdist.tracking.tracker import State, Tracker
 from shards.manifest import ClassInfo
-from shards.terminal import warn
 
 
 class Trackers:

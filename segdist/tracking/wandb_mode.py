@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from segdist.core.errors import UserError
 from segdist.tracking.config import TrackingConfig
-from shards.errors import UserError
 
 Mode = Literal["online", "offline", "off"]
 

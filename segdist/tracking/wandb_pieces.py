@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UserError
-from shards.files import write_json
-from shards.terminal import warn
+from segdist.core.errors import UserError
+from segdist.core.files import write_json
+from segdist.core.terminal import warn
 
 STEP = "trainer/step"
 """Our own step: W&B's `_step` is numbered anew where offline pieces are merged."""

@@ -30,8 +30,8 @@ def bare_loop(
     import torch
     from torch.nn import functional
 
-    from segdist.allocator import keep_freed_memory
-    from segdist.unet import UNet
+    from segdist.model.unet import UNet
+    from segdist.ranks.allocator import keep_freed_memory
 
     if keep_freed:
         keep_freed_memory()

@@ -17,12 +17,12 @@ from typing import Any, get_args
 import torch
 
 from segdist import Predictor
-from segdist.metrics import confusion_matrix, mean_iou
-from segdist.tiling import Blending, blending_window, make_grid
-from shards.files import whole_file
-from shards.images import open_image
+from segdist.core.files import whole_file
+from segdist.inference.grid import Blending, blending_window, make_grid
+from segdist.model.metrics import confusion_matrix, mean_iou
+from shards.images.masks import mask_reader_from_recipe
+from shards.images.opening import open_image
 from shards.manifest import read_manifest
-from shards.masks import mask_reader_from_recipe
 
 TILES = (96, 128, 192, 256)
 OVERLAPS = (0.0, 0.25, 0.5, 0.75)

@@ -44,7 +44,7 @@ def build(name: str) -> Any:
     """The network of a case, with fixed random weights."""
     import torch
 
-    from segdist.unet import UNet
+    from segdist.model.unet import UNet
 
     torch.manual_seed(0)
     return (UNet(1, CLASSES, width=16) if name == "unet" else pointwise(1, CLASSES)).eval()
@@ -69,7 +69,7 @@ def case_ours(net: str, height: int, width: int, repeat: int) -> dict[str, Any]:
     logits.
     """
     from segdist import Predictor
-    from segdist.allocator import keep_freed_memory
+    from segdist.ranks.allocator import keep_freed_memory
 
     keep_freed_memory()
     model, image = build(net), picture(height, width)
@@ -106,7 +106,7 @@ def case_monai(net: str, height: int, width: int, repeat: int, prepared: int = 1
     import torch
     from monai.inferers import sliding_window_inference
 
-    from segdist.allocator import keep_freed_memory
+    from segdist.ranks.allocator import keep_freed_memory
 
     model = build(net)
     mask = np.full((height, width), 255, np.uint8)
@@ -132,8 +132,8 @@ def case_file(folder: str, height: int, width: int, repeat: int) -> dict[str, An
     image = Path(folder) / f"{height}x{width}.tif"
     write_tiff(image, height, width)
     config = job_config(Path(folder), image, Path(folder) / "out")
-    from segdist.distributed import ranks
-    from segdist.inference_job import infer
+    from segdist.inference.job import infer
+    from segdist.ranks.process_group import ranks
 
     with ranks("cpu") as these:
         return measured(lambda: infer(config, these), 1) | {"pixels": height * width}
@@ -145,9 +145,9 @@ def case_ranks(folder: str, mode: str) -> dict[str, Any]:
     The last leaves out the tile row above the seam, which gives a wrong result there: it shows what handing over the
     partial sums could save at most.
     """
-    from segdist import inference_job
-    from segdist.distributed import RankEnvironment, Ranks, ranks
-    from segdist.inference_job import infer
+    from segdist.inference import job as inference_job
+    from segdist.inference.job import infer
+    from segdist.ranks.process_group import RankEnvironment, Ranks, ranks
 
     if mode == "seamless":
         finished_rows = inference_job.finished_rows
@@ -172,8 +172,8 @@ def case_ranks(folder: str, mode: str) -> dict[str, Any]:
 
 def case_one(folder: str) -> dict[str, Any]:
     """One rank of one thread on the whole image."""
-    from segdist.distributed import ranks
-    from segdist.inference_job import infer
+    from segdist.inference.job import infer
+    from segdist.ranks.process_group import ranks
 
     config = job_config(Path(folder), Path(folder) / "whole.png", Path(folder) / "one", 1)
     with ranks("cpu", threads=1) as these:
@@ -210,7 +210,7 @@ def write_tiff(path: Path, height: int, width: int) -> None:
 
 def job_config(folder: Path, image: Path, out: Path, threads: int = 0) -> Any:
     """A job on one image with the model that is in `folder`."""
-    from segdist.infer_config import InferConfig, OutputConfig
+    from segdist.inference.config import InferConfig, OutputConfig
 
     output = OutputConfig(figures=0, previews=False)
     return InferConfig(
@@ -220,8 +220,8 @@ def job_config(folder: Path, image: Path, out: Path, threads: int = 0) -> Any:
 
 def write_model(folder: Path, net: str) -> None:
     """The network as a model file."""
-    from segdist.model_file import ModelCard, save_model
-    from segdist.models import ModelConfig
+    from segdist.model.factory import ModelConfig
+    from segdist.model.model_file import ModelCard, save_model
     from shards.manifest import ClassInfo
 
     model = build(net)

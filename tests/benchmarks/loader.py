@@ -25,16 +25,16 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from shards.batches import TrainBatches
-from shards.build import make_shards
-from shards.keyed import generator
-from shards.order import SampleOrder
-from shards.patches import cut_patches
-from shards.reader import ShardSet
-from shards.recipe import MakeShardsConfig, PatchesConfig, SplitConfig, SyntheticConfig
-from shards.shard_file import ShardWriter, Target
-from shards.sources import ArrayImage
-from shards.synthetic import CLASSES, draw
+from segdist.core.keyed import generator
+from shards.build.build import make_shards
+from shards.build.patches import cut_patches
+from shards.build.recipe import MakeShardsConfig, PatchesConfig, SplitConfig, SyntheticConfig
+from shards.build.sources import ArrayImage
+from shards.build.synthetic import CLASSES, draw
+from shards.build.writer import ShardWriter, Target
+from shards.read.batches import TrainBatches
+from shards.read.order import SampleOrder
+from shards.read.reader import ShardSet
 from tests.benchmarks.bars import Bars
 
 IMAGES, PER_IMAGE, PATCH, BATCH = 400, 20, 96, 16

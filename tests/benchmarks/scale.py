@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 
 from shards.manifest import ClassInfo, Manifest, ShardInfo, SourcePair, read_manifest, write_manifest
-from shards.order import SampleOrder, slots_of_rank
-from shards.tar_records import NpyLayout
+from shards.read.order import SampleOrder, slots_of_rank
+from shards.records import NpyLayout
 
 PATCH, GLOBAL_BATCH, RANKS = 96, 65536, 8000
 SHARD_BYTES = 1024**3

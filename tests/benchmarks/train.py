@@ -57,7 +57,7 @@ def case_bare(threads: int, batch: int, steps: int, options: str, folder: str = 
 def case_job(*arguments: str) -> dict[str, Any]:
     """`segdist train`: seconds per step once it is under way, and the highest memory of this rank in MB."""
     from jobs.train import main
-    from segdist.run_reporter import RunReporter
+    from segdist.training.reporter import RunReporter
 
     moments: list[float] = []
     stepped = RunReporter.stepped

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.desk import Desk
-from tests.docs.pages import commands
-from tests.helpers import ROOT
-from tests.slurm.cluster import skip_without_slurm
+from tests.support.cluster import skip_without_slurm
+from tests.support.desk import Desk
+from tests.support.pages import commands
+from tests.support.programs import ROOT
 
 pytestmark = pytest.mark.slow
 

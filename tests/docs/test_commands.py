@@ -22,13 +22,13 @@ import pytest
 import yaml
 
 from jobs import cli
-from segdist.run_record import read_rows
-from tests.docs.desk import Desk
-from tests.docs.pages import PAGES, commands, inline_code
-from tests.helpers import ROOT, environment
-from tests.segdist.run_example import write_run
-from tests.segdist.test_inference_docs import COMMANDS as RUN_BY_INFERENCE_DOCS
-from tests.segdist.wandb_server import SWEEP, WandbServer, wandb_server
+from segdist.runs.record import read_rows
+from tests.docs.test_inference_docs import COMMANDS as RUN_BY_INFERENCE_DOCS
+from tests.support.desk import Desk
+from tests.support.pages import PAGES, commands, inline_code
+from tests.support.programs import ROOT, environment
+from tests.support.run_example import write_run
+from tests.support.wandb_server import SWEEP, WandbServer, wandb_server
 
 BENCHMARK = "takes many minutes and an idle machine"
 THESE_TESTS = "is what runs this"
@@ -58,8 +58,8 @@ NOT_RUN = {
         "slurm/mini_cluster.sh": MINI_CLUSTER,
     },
     "inference.md": {
-        "segdist ": "tests/segdist/test_inference_docs.py runs it",
-        "torchrun ": "tests/segdist/test_inference_docs.py runs it",
+        "segdist ": "tests/docs/test_inference_docs.py runs it",
+        "torchrun ": "tests/docs/test_inference_docs.py runs it",
         "python -m tests.benchmarks.": BENCHMARK,
     },
     "monitoring.md": {
@@ -298,7 +298,7 @@ def test_jobs_and_options_that_a_page_mentions_exist(page: Path, options: dict[s
 def test_settings_files_of_the_docs_are_accepted(tmp_path: Path) -> None:
     """The cluster's profile has its own test."""
     from jobs.command_line import parse
-    from segdist.train_config import TrainConfig
+    from segdist.training.config import TrainConfig
 
     found = re.findall(r"^```toml\n(.*?)^```", (ROOT / "docs" / "training.md").read_text(), re.MULTILINE | re.DOTALL)
     assert found

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.docs.desk import Desk
-from tests.docs.pages import PAGES
-from tests.helpers import ROOT
+from tests.support.desk import Desk
+from tests.support.pages import PAGES
+from tests.support.programs import ROOT
 
 EXAMPLE = ROOT / "docs" / "examples" / "zero_to_prediction.py"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

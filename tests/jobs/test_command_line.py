@@ -13,7 +13,7 @@ import tyro
 from jobs.cli import JOBS, main
 from jobs.command_line import parse
 from jobs.train import find_preset
-from shards.errors import UserError
+from segdist.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def test_a_number_of_epochs_overrules_a_presets_steps(tmp_path: Path) -> None:
 
 
 def test_the_methods_short_forms() -> None:
-    from segdist.train_config import TrainConfig
+    from segdist.training.config import TrainConfig
 
     config = parse(TrainConfig, ["-e", "100", "-l", "0.01", "-b", "16", "-f", "patches_s96"], "train", "").job
     assert (config.epochs, config.optim.lr, config.batch_size, config.data) == (100, 0.01, 16, ("patches_s96",))
@@ -136,7 +136,7 @@ def test_torchrun_takes_none_of_our_flags_for_its_own(script: str) -> None:
 
 def test_the_command_to_do_it_again_names_a_launcher_for_as_many_ranks() -> None:
     from jobs.command_line import launch_command
-    from segdist.distributed import RankEnvironment
+    from segdist.ranks.process_group import RankEnvironment
 
     def command(**ranks: int) -> str:
         return " ".join(launch_command("train", ["-f", "cells"], RankEnvironment(launcher="slurm", **ranks)))

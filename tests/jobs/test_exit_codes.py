@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from jobs import exit_codes
-from shards.errors import UserError
+from segdist.core.errors import UserError
 
 
 def refuse(argv: Sequence[str] | None) -> int:

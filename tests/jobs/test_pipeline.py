@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.exit_codes import STOPPED, USAGE
-from tests.helpers import job, processes, run, start, wait_until
+from tests.support.programs import job, processes, run, start, wait_until
 
 CHAIN = {
     "name": "chain",

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from jobs.command_line import parse
-from segdist.train_config import TrainConfig
+from segdist.training.config import TrainConfig
 
 SWEEP = Path(__file__).parents[2] / "docs" / "examples" / "sweep.yaml"
 
@@ -34,7 +34,7 @@ def test_every_trial_is_a_command_that_train_understands() -> None:
 
 def test_what_the_sweep_maximises_is_logged() -> None:
     sweep = yaml.safe_load(SWEEP.read_text())
-    reporter = (SWEEP.parents[2] / "segdist" / "run_reporter.py").read_text()
+    reporter = (SWEEP.parents[2] / "segdist" / "training" / "reporter.py").read_text()
     group, name = sweep["metric"]["name"].split("/")
     assert f'f"{group}/{{name}}"' in reporter
     assert f'"{name}"' in reporter

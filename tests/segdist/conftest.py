@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import tiny_set
+from tests.support.programs import tiny_set
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.build import make_shards
-from shards.recipe import MakeShardsConfig, PatchesConfig, SyntheticConfig
+from shards.build.build import make_shards
+from shards.build.recipe import MakeShardsConfig, PatchesConfig, SyntheticConfig
 
 
 def small_config(root: Path, **changes: object) -> MakeShardsConfig:

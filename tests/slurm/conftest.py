@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import MINI_CLUSTER, Cluster, skip_without_slurm
+from tests.support.cluster import MINI_CLUSTER, Cluster, skip_without_slurm
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from slurm.errors import SubmitError
 from slurm.pipeline import Link, Placed, submit_chain
 from slurm.submit import Order, sbatch_script
 from slurm.task import Task
-from tests.slurm.cluster import SUBMITTING, Cluster, log, profile, standing, toy, wait_for_end, wait_until
+from tests.support.cluster import SUBMITTING, Cluster, log, profile, standing, toy, wait_for_end, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -151,7 +151,7 @@ def test_without_slurm_an_interrupted_link_stops_in_good_order_or_at_once(tmp_pa
     script = (
         # A test run that was started in the background ignores Ctrl-C, and so would this.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "import sys; from pathlib import Path; from tests.slurm.cluster import toy; "
+        "import sys; from pathlib import Path; from tests.support.cluster import toy; "
         "from tests.slurm.test_pipeline import link, run_chain; folder = Path(sys.argv[1]); "
         f"run_chain(link(folder, 'count', toy('count', folder, {2 if times == 1 else 60})), cluster='local')"
     )

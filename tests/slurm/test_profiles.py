@@ -7,7 +7,7 @@ import pytest
 from slurm.errors import SubmitError
 from slurm.profiles import EXAMPLES, JOBS, load_profile
 from slurm.submit import Order, sbatch_script
-from tests.slurm.cluster import toy
+from tests.support.cluster import toy
 
 
 def written(tmp_path: Path, text: str) -> str:

@@ -1,8 +1,8 @@
 """The product on the real Slurm of the fixture: the pipeline to a score, and runs that meet every kind of interruption.
 
 The parts are slow because Slurm is, so all are started at once, in threads, by the first test; each test then waits
-for its part and looks at what it left. Jobs that shall be interrupted run with a brake (`tests.slurm.braked`), so that
-neither a fast machine finishes them too soon nor a slow one brings a test to its limits.
+for its part and looks at what it left. Jobs that shall be interrupted run with a brake (`tests.support.braked`), so
+that neither a fast machine finishes them too soon nor a slow one brings a test to its limits.
 """
 
 import filecmp
@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import load_file
 
 from slurm.requeue import state_of
-from slurm.status import ALIVE, Standing, standings
-from tests.slurm.braked import BRAKE, Brake
-from tests.slurm.cluster import Cluster, ended, place, toy, wait_for, wait_until
+from slurm.standing import ALIVE, Standing, standings
+from tests.support.braked import BRAKE, Brake
+from tests.support.cluster import Cluster, ended, place, toy, wait_for, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -33,7 +33,7 @@ SET = (
     "--synthetic.train", "16", "--synthetic.test", "4", "--patches.size", "64", "--patches.per-image", "8",
     "--shard-mb", "1",
 )  # fmt: skip
-BRAKED = "tests.slurm.braked:BrakedUNet"
+BRAKED = "tests.support.braked:BrakedUNet"
 NETWORK = ("--model.factory", BRAKED, "--model.kwargs", json.dumps({"width": 4, "depth": 2}))
 STEPS = 120
 TRAINING = (

@@ -7,7 +7,7 @@ import pytest
 
 from jobs import show_queue, submit
 from jobs.submit_plans import Planner, infer_links, pipeline_links, shard_links, train_links
-from shards.errors import UserError
+from segdist.core.errors import UserError
 
 MINI = Planner("mini", "slurm")
 

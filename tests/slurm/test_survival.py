@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.status import Standing
+from slurm.standing import Standing
 from slurm.task import Task
-from tests.slurm.cluster import Cluster, ended, log, place, standing, toy, wait_for, wait_for_end, wait_until
+from tests.support.cluster import Cluster, ended, log, place, standing, toy, wait_for, wait_for_end, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

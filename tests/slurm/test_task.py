@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from slurm.code_version import current_version
+from segdist.core.code_version import current_version
 from slurm.task import Task
 
 HEAVY = ("torch", "wandb", "webdataset", "matplotlib")

@@ -1,0 +1,92 @@
+"""Frozen dataclasses from plain dictionaries (TOML, JSON) and back, with errors that name the key.
+
+Every job's config is a tree of frozen dataclasses; sections nest one level (`[model]`, `[optim]`, …). The same
+functions read a user's TOML file, a preset, a manifest's recipe and a run's resolved config.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_type_hints
+
+from segdist.core.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def from_dict(cls: type[Config], values: dict[str, Any], origin: str) -> Config:
+    """Build `cls` from `values`; keys that are left out keep the defaults.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type; names `origin` and the dotted key.
+    """
+    _refuse_unknown_keys(cls, values, origin, prefix="")
+    # Heavy, and only needed where a dictionary is read.
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        # Strict JSON mode: "3" is no int and true is no number, but a list is a tuple and a string is a path.
+        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            # pydantic appends the branches of a union to the location; the key is what the user wrote.
+            key = ".".join(str(part) for part in item["loc"] if isinstance(part, int) or part.isidentifier())
+            lines.append(f"  {key}: {item['msg']}, got {item['input']!r}")
+        raise UserError(f"{origin}: wrong value\n" + "\n".join(dict.fromkeys(lines))) from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The inverse of `from_dict`, with JSON types only (paths become strings, tuples lists)."""
+    return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config), default=_path_to_text)))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, or of a JSON file (by its suffix), as a dictionary.
+
+    Raises:
+        UserError: the file can't be read or is no TOML.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: can't be read ({getattr(error, 'strerror', 'it is no text')})") from None
+    kind = "JSON" if path.suffix == ".json" else "TOML"
+    try:
+        values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid {kind}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold a table of settings")
+    return values
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`; sections are merged key by key, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _refuse_unknown_keys(cls: type, values: dict[str, Any], origin: str, prefix: str) -> None:
+    hints = get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}
+    for key, value in values.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known keys: {', '.join(sorted(known))}"
+            raise UserError(f"{origin}: unknown key {prefix}{key}; {hint}")
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
+            _refuse_unknown_keys(cast(type, hints[key]), value, origin, f"{prefix}{key}.")
+
+
+def _path_to_text(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a config holds a {type(value).__name__}, which has no place in JSON")

@@ -1,0 +1,137 @@
+"""Everything that an inference job can be told, as one frozen dataclass."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from segdist.core.errors import UserError
+from segdist.inference.grid import Blending, Borders, stride_of
+from segdist.tracking.config import TrackingConfig
+from shards.images.masks import MasksConfig
+
+ProbabilityType = Literal["none", "float32", "float16", "uint16", "uint8"]
+FileFormat = Literal["auto", "png", "tiff", "zarr"]
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What is written for each image. The class mask always is."""
+
+    mask_format: FileFormat = "auto"
+    """auto: palette PNG up to 16 megapixels, tiled compressed TIFF above."""
+    probabilities: ProbabilityType = "none"
+    """Also write a probability map per class. Integers are probabilities times the largest value, rounded."""
+    probability_format: Literal["npy", "tiff", "zarr"] = "npy"
+    """npy and zarr: one array (class, height, width); tiff: one page per class."""
+    confidence: bool = False
+    """Also write the highest class probability of each pixel, as 8 bit grey (255: certain)."""
+    entropy: bool = False
+    """Also write the entropy of the class probabilities, divided by the logarithm of the number of classes, as 8 bit
+    grey (255: all classes equally likely)."""
+    previews: bool = True
+    """Also write the image with the classes laid over it, large images reduced."""
+    preview_side: int = 1024
+    """Longest side of a preview in pixels."""
+    figures: int = 20
+    """Draw original, ground truth, prediction and probability maps for so many images, the first ones; 0: none."""
+
+
+@dataclass(frozen=True)
+class InferConfig:
+    """Segment images of any size with a trained model."""
+
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = ""
+    """Run folder (its best model) or model file (.safetensors); a bare name is looked for under runs/ as well."""
+    data: Annotated[str, tyro.conf.arg(aliases=["-f"])] = ""
+    """Shard set (name under data/, or folder) whose held-out source images are segmented and scored."""
+    split: Literal["test", "val", "train"] = "test"
+    """Which of the shard set's images."""
+    images: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-i"])] = ()
+    """Image files, folders, globs, or CSV files with a column `image` and optionally `mask`."""
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    """Output folder; default: predictions/<name of the input> in the run folder."""
+    tile: int = 0
+    """Tile side in pixels; 0: the side of the patches that the model was trained on. Large images are cheaper with
+    larger tiles and less overlap (256 and 0.25), at the same accuracy; they need more memory."""
+    overlap: float = 0.5
+    """Share of the tile side that neighbouring tiles have in common: 0.5 is the safe choice, 0.25 nearly as good for
+    half the work, more gains nothing. docs/inference.md has the figures."""
+    blending: Blending = "mean"
+    """How overlapping tiles are averaged: all pixels alike, or with more weight in the middle of each tile."""
+    borders: Borders = "corner"
+    """corner: tiles start at the image's corner; full: they start outside (reflected), so that pixels at the border
+    get as many tiles as the others."""
+    flips: bool = False
+    """Average over the four flips of each tile: four times the work."""
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 16
+    """Tiles in one pass of the network. Part of the result's identity: another one may change last bits."""
+    roi: tuple[int, int, int, int] | None = None
+    """Segment only this part of each image: top, left, height, width. The pixels are those of the full result."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs; auto: a GPU if there is one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast type of the network; probabilities are always summed in fp32."""
+    threads: int = 0
+    """CPU threads per rank; 0: the node's cores shared between its ranks."""
+    channels_last: bool = True
+    """Run the network in NHWC order: a third faster on CPUs, faster with reduced precision on GPUs."""
+    compile: bool = False
+    """torch.compile the network."""
+    task: str = ""
+    """i/n: only the i-th of n parts of the images (i from 0), for job arrays. The same command without it, at the end,
+    merges the scores."""
+    strict: bool = False
+    """Stop at the first image that can't be processed, instead of reporting it and going on."""
+    overwrite: bool = False
+    """Discard results in the output folder that were made with other settings."""
+    quiet: bool = False
+    """No progress, only warnings and the result."""
+    masks: MasksConfig = field(default_factory=MasksConfig)
+    """True masks of `images`, for scores: set the folder. Without `classes`, their values are the model's class
+    numbers. A shard set knows its own."""
+    output: OutputConfig = field(default_factory=OutputConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def check_values(self) -> None:
+        """Refuse values and combinations that can't work, before anything is read or written.
+
+        Raises:
+            UserError: names the settings.
+        """
+        self.tracking.check()
+        if not self.model:
+            raise UserError("--model: name a run folder or a model file")
+        if bool(self.data) == bool(self.images):
+            raise UserError("give either --data SET (its held-out images) or --images FILES, FOLDERS …")
+        if self.masks.folder and self.data:
+            raise UserError("--masks.folder goes with --images; a shard set knows its masks")
+        if "{stem}" not in self.masks.name:
+            raise UserError(f"--masks.name {self.masks.name}: must contain {{stem}}, the image's name without suffix")
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size {self.batch_size}: must be at least 1")
+        if self.tile < 0:
+            raise UserError(f"--tile {self.tile}: can't be negative")
+        stride_of(self.tile or 4096, self.overlap)
+        if self.roi and (min(self.roi) < 0 or min(self.roi[2:]) < 1):
+            raise UserError(
+                f"--roi {' '.join(map(str, self.roi))}: give top, left, height, width of a part of the image"
+            )
+        if self.output.preview_side < 16:
+            raise UserError(f"--output.preview-side {self.output.preview_side}: must be at least 16")
+        if self.output.figures < 0:
+            raise UserError(f"--output.figures {self.output.figures}: can't be negative")
+        if self.task and self.overwrite:
+            raise UserError(
+                "--overwrite would let the tasks of an array discard each other's results; delete --out first"
+            )
+        self.task_part()
+
+    def task_part(self) -> tuple[int, int]:
+        """`task` as (i, n); (0, 1) without one."""
+        if not self.task:
+            return 0, 1
+        index, slash, count = self.task.partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise UserError(f"--task {self.task}: write i/n with i from 0 to n - 1")
+        return int(index), int(count)

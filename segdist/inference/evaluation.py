@@ -1,0 +1,115 @@
+"""Scores of predicted masks against true ones: exact integers per image, added up over images and ranks.
+
+K classes; a confusion matrix is int64 (K, K), rows are the truth.
+"""
+
+import math
+from collections import Counter
+from typing import Any
+
+import torch
+
+from segdist.core.errors import UserError
+from segdist.inference.outputs import ROWS_AT_ONCE, Rows
+from segdist.model.metrics import confusion_matrix, dice_per_class, iou_per_class, mean_iou, pixel_accuracy
+from shards.images.masks import MaskFile, unknown_message
+
+
+def confusion_of_image(truth: MaskFile, prediction: Rows, classes: int, top: int, left: int) -> torch.Tensor:
+    """Confusion matrix of an image, block by block.
+
+    Args:
+        truth: the true mask of the whole image.
+        prediction: predicted labels of a part of the image whose corner is at `top`, `left`.
+
+    Raises:
+        UserError: the mask is smaller than the image, or has values that are no class.
+    """
+    height, width = prediction.shape
+    if top + height > truth.height or left + width > truth.width:
+        raise UserError(
+            f"{truth.path}: the mask has {truth.height} x {truth.width} pixels, the image at least "
+            f"{top + height} x {left + width}; give the mask that belongs to the image"
+        )
+    total = torch.zeros(classes, classes, dtype=torch.int64)
+    unknown: Counter[str] = Counter()
+    for start in range(0, height, ROWS_AT_ONCE):
+        end = min(start + ROWS_AT_ONCE, height)
+        labels, others = truth.read_counted(top + start, top + end, left, left + width)
+        unknown += others
+        if not unknown:
+            total += confusion_matrix(torch.from_numpy(labels), _tensor(prediction, start, end), classes)
+    if unknown:
+        raise UserError(unknown_message({str(truth.path): unknown}, truth.reader.config))
+    return total
+
+
+def image_scores(confusion: torch.Tensor) -> dict[str, Any]:
+    """Scores of one image; null for a class that is in neither truth nor prediction."""
+    return {
+        "mean_iou": _number(mean_iou(confusion)),
+        "pixel_accuracy": _number(pixel_accuracy(confusion)),
+        "iou": _numbers(iou_per_class(confusion)),
+        "dice": _numbers(dice_per_class(confusion)),
+        "confusion_matrix": confusion.tolist(),
+    }
+
+
+def summarise(classes: list[str], images: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of `scores.json`.
+
+    Two means of the mean IoU are common and differ: `mean_iou_pixels` comes from the confusion matrix of all pixels
+    of all images; `mean_iou_over_images` is the mean of the images' own.
+
+    Args:
+        images: per image its `name` and what `image_scores` gave.
+    """
+    total = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+    for image in images:
+        total += torch.tensor(image["confusion_matrix"])
+    counted = [image for image in images if image["mean_iou"] is not None]
+    over_images = math.fsum(image["mean_iou"] for image in counted) / len(counted) if counted else math.nan
+    overall = image_scores(total)
+    return {
+        "mean_iou_pixels": overall.pop("mean_iou"),
+        "mean_iou_over_images": _number(over_images),
+        "classes": classes,
+        **overall,
+        "worst": [image["name"] for image in sorted(counted, key=lambda image: image["mean_iou"])[:10]],
+        "images": images,
+    }
+
+
+def score_table(scores: dict[str, Any]) -> str:
+    """Scores per class and the worst images, for the terminal."""
+    width = max(len("all pixels"), *(len(name) for name in scores["classes"]))
+    lines = [f"{'class':<{width}}     IoU    Dice      pixels"]
+    for label, name in enumerate(scores["classes"]):
+        pixels = sum(scores["confusion_matrix"][label])
+        lines.append(f"{name:<{width}}  {_shown(scores['iou'][label])}  {_shown(scores['dice'][label])}  {pixels:>10,}")
+    dice = [value for value in scores["dice"] if value is not None]
+    mean_dice = sum(dice) / len(dice) if dice else None
+    pixels = sum(map(sum, scores["confusion_matrix"]))
+    lines.append(f"{'all pixels':<{width}}  {_shown(scores['mean_iou_pixels'])}  {_shown(mean_dice)}  {pixels:>10,}")
+    if len(scores["images"]) > 1:
+        by_name = {image["name"]: image["mean_iou"] for image in scores["images"]}
+        worst = ", ".join(f"{name} {by_name[name]:.4f}" for name in scores["worst"][:3])
+        lines.append(f"worst images: {worst}")
+    return "\n".join(lines)
+
+
+def _tensor(prediction: Rows, start: int, end: int) -> torch.Tensor:
+    rows = prediction.read(start, end)
+    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # NaN is no JSON
+
+
+def _numbers(values: torch.Tensor) -> list[float | None]:
+    return [_number(value) for value in values.tolist()]
+
+
+def _shown(value: float | None) -> str:
+    return "     –" if value is None else f"{value:.4f}"

@@ -1,0 +1,206 @@
+"""Which images an inference job works on, what they are called in the output, and what their headers say."""
+
+import glob
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from segdist.core.errors import UserError
+from segdist.core.paths import set_folder
+from segdist.inference.config import InferConfig
+from shards.build.pairs import MaskFolder, csv_rows
+from shards.images.masks import MaskReader, mask_reader_from_recipe, synthetic_masks_config
+from shards.images.opening import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image, page_address, split_address
+from shards.manifest import ClassInfo, read_manifest
+
+HEADER_THREADS = 16
+"""Headers are read by so many threads at once: on network file systems each costs a round trip."""
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """One image to segment."""
+
+    name: str
+    """Unique in the job; output files are called so. May contain folders."""
+    path: str
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of an image without decoding it; `error` if it can't be opened."""
+
+    height: int = 0
+    width: int = 0
+    channels: int = 0
+    dtype: str = ""
+    windowed: bool = True
+    size: int = 0
+    """Bytes of the file, which with `changed` (nanoseconds) tells whether it is still the same."""
+    changed: int = 0
+    error: str = ""
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The images of a job and how their masks are read."""
+
+    label: str
+    """What the predictions are called in the run folder."""
+    images: list[InputImage]
+    masks: MaskReader | None
+
+
+def find_inputs(config: InferConfig, classes: tuple[ClassInfo, ...]) -> Inputs:
+    """The images that `config` names; `classes` are the model's, which masks without further settings show.
+
+    Raises:
+        UserError: nothing was found, names clash, or a mask is missing.
+    """
+    if config.data:
+        return _of_shard_set(config)
+    images = []
+    for pattern in config.images:
+        images += _expand(pattern)
+    # The same file may be named twice, by a folder and by a glob.
+    images = list({os.path.abspath(found[0]): found for found in images}.values())
+    if not images:
+        raise UserError(f"--images {' '.join(config.images)}: no images found (looked for {' '.join(IMAGE_SUFFIXES)})")
+    named = _named([path for path, _, _ in images])
+    masks_of = [mask for _, mask, _ in images]
+    if config.masks.folder is not None:
+        masks_of = _masks_of(images, config.masks.folder, config.masks.name)
+    found = [InputImage(name, path, mask) for name, (path, _, _), mask in zip(named, images, masks_of, strict=True)]
+    masks = None
+    if any(image.mask for image in found):
+        masks = MaskReader(config.masks if config.masks.classes else synthetic_masks_config(classes))
+    first = Path(config.images[0])
+    label = first.name if first.is_dir() else first.stem if len(config.images) == 1 else first.parent.name
+    return Inputs(label.replace("*", "") or "images", found, masks)
+
+
+def read_headers(images: list[InputImage]) -> list[Header]:
+    """The header of each image."""
+    with ThreadPoolExecutor(HEADER_THREADS) as pool:
+        return list(pool.map(_header, images))
+
+
+def _header(image: InputImage) -> Header:
+    try:
+        with open_image(image.path) as opened:
+            status = os.stat(split_address(image.path)[0])
+            return Header(
+                opened.height,
+                opened.width,
+                opened.channels,
+                str(opened.dtype),
+                opened.windowed,
+                status.st_size,
+                status.st_mtime_ns,
+            )
+    except UserError as error:
+        return Header(error=str(error))
+
+
+def _of_shard_set(config: InferConfig) -> Inputs:
+    folder = Path(set_folder(config.data))
+    manifest = read_manifest(folder)
+    sources = manifest.sources.get(config.split, ())
+    if not sources:
+        raise UserError(f"--data {config.data} --split {config.split}: the shard set has no such images")
+    paths = [str(folder / pair.image) for pair in sources]
+    images = [
+        InputImage(name, path, str(folder / pair.mask) if pair.mask else None)
+        for name, path, pair in zip(_named(paths), paths, sources, strict=True)
+    ]
+    label = folder.resolve().name + ("" if config.split == "test" else f"-{config.split}")
+    return Inputs(label, images, mask_reader_from_recipe(manifest.recipe))
+
+
+Named = tuple[str, str | None, Path]
+"""An image, its mask where a CSV file names one, and its path in the folder that the user named."""
+
+
+def _expand(pattern: str) -> list[Named]:
+    """The images that one argument names."""
+    path = Path(pattern)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return _read_csv(path)
+    if path.is_dir() and path.suffix.lower() != ZARR_SUFFIX:
+        return [(str(file), None, file.relative_to(path)) for file in _images_below(path)]
+    if split_address(pattern)[0].exists():
+        return [(pattern, None, Path(path.name))]
+    found = sorted(glob.glob(pattern, recursive=True))
+    if not found:
+        raise UserError(f"--images {pattern}: no such file or folder, and as a pattern it matches nothing")
+    return [pair for match in found for pair in _expand(match)]
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Images in a folder and its subfolders, sorted; Zarr images are folders themselves."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        zarrs = [name for name in folders if name.lower().endswith(ZARR_SUFFIX)]
+        folders[:] = sorted(set(folders) - set(zarrs))
+        names = zarrs + [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _read_csv(path: Path) -> list[Named]:
+    """Rows of a CSV file with a column `image` and optionally `mask`; paths are relative to the file."""
+    rows = csv_rows(path)
+    if not rows or "image" not in rows[0]:
+        raise UserError(f"{path}: needs a header line with a column `image` (and optionally `mask`), and rows below it")
+    return [
+        (
+            str(path.parent / row["image"]),
+            str(path.parent / row["mask"]) if row.get("mask") else None,
+            Path(row["image"]),
+        )
+        for row in rows
+    ]
+
+
+def _masks_of(images: list[Named], folder: Path, name: str) -> list[str | None]:
+    """The mask of each image by the rule of `make-shards`; a page of an image has the same page of the mask."""
+    if not folder.is_dir():
+        raise UserError(f"--masks.folder {folder}: no such folder")
+    in_folder = MaskFolder(folder, name, below=any(len(place.parts) > 1 for _, _, place in images))
+    masks: list[str | None] = []
+    without = []
+    for image, _, place in images:
+        own_place, page = split_address(place)
+        found = in_folder.masks_of(own_place)
+        if len(found) == 1:
+            masks.append(str(page_address(found[0], page)))
+        else:
+            without.append((Path(image), found))
+    if without:
+        raise UserError(in_folder.no_mask_message(without))
+    return masks
+
+
+def _named(paths: list[str]) -> list[str]:
+    """Output names: paths without suffix, relative to the folder that all have in common.
+
+    Images that differ in the suffix alone keep it.
+    """
+    absolute = [_named_page(Path(os.path.abspath(path))) for path in paths]
+    common = Path(os.path.commonpath([path.parent for path in absolute]))
+    names = [path.relative_to(common) for path in absolute]
+    uses = Counter(name.with_suffix("") for name in names)
+    return [str(name.with_suffix("") if uses[name.with_suffix("")] == 1 else name) for name in names]
+
+
+def _named_page(address: Path) -> Path:
+    """`stack.tif#page=3` as `stack-page3.tif`."""
+    path, page = split_address(address)
+    return path.with_name(f"{path.stem}-page{page}{path.suffix}") if page else path

@@ -1,0 +1,81 @@
+"""From sums of probabilities to the layers of pixels that are stored: mask, probabilities, confidence, entropy."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from segdist.inference.config import OutputConfig, ProbabilityType
+from segdist.inference.tiler import FinishedRows, Weights, labels_of
+
+MASK, CONFIDENCE, ENTROPY = "mask", "confidence", "entropy"
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which layers an image gets."""
+
+    classes: int
+    probabilities: ProbabilityType = "none"
+    confidence: bool = False
+    entropy: bool = False
+
+    @staticmethod
+    def wanted(output: OutputConfig, classes: int, *, figure: bool) -> "Layers":
+        """What the config asks for; a figure needs probability maps too, of whatever type."""
+        kind = output.probabilities
+        return Layers(classes, "uint8" if kind == "none" and figure else kind, output.confidence, output.entropy)
+
+    def dtypes(self) -> dict[str, np.dtype]:
+        """dtype of each layer."""
+        found = {MASK: np.dtype(np.uint8)}
+        if self.probabilities != "none":
+            found |= {name: np.dtype(self.probabilities) for name in self.probability_names()}
+        if self.confidence:
+            found[CONFIDENCE] = np.dtype(np.uint8)
+        if self.entropy:
+            found[ENTROPY] = np.dtype(np.uint8)
+        return found
+
+    def probability_names(self) -> list[str]:
+        """Names of the probability layers, in class order."""
+        return [f"p{label}" for label in range(self.classes)]
+
+    def bytes_per_pixel(self) -> int:
+        """Of all layers together."""
+        return sum(dtype.itemsize for dtype in self.dtypes().values())
+
+    def encode(self, rows: FinishedRows, weights: Weights) -> dict[str, torch.Tensor]:
+        """The layers of finished rows, on the device of the sums."""
+        # The mask comes from the sums themselves: stored probabilities are rounded.
+        encoded = {MASK: labels_of(rows.sums)}
+        if self.probabilities == "none" and not (self.confidence or self.entropy):
+            return encoded
+        means = weights.mean(rows)
+        if self.probabilities != "none":
+            stored = quantised(means, self.probabilities)
+            encoded |= dict(zip(self.probability_names(), stored, strict=True))
+        if self.confidence:
+            encoded[CONFIDENCE] = quantised(means.amax(dim=0), "uint8")
+        if self.entropy:
+            bits = torch.special.entr(means).sum(dim=0).div_(math.log(self.classes) if self.classes > 1 else 1.0)
+            encoded[ENTROPY] = quantised(bits, "uint8")
+        return encoded
+
+
+def quantised(values: torch.Tensor, kind: ProbabilityType) -> torch.Tensor:
+    """Values from 0 to 1 as `kind`: floats as they are, integers as round(value x largest)."""
+    if kind == "float32":
+        return values
+    if kind == "float16":
+        return values.half()
+    largest = 255 if kind == "uint8" else 65535
+    return (values * largest).round_().clamp_(0, largest).to(torch.uint8 if kind == "uint8" else torch.uint16)
+
+
+def dequantised(values: np.ndarray) -> np.ndarray:
+    """Stored probabilities as float32 from 0 to 1."""
+    if values.dtype.kind == "f":
+        return values.astype(np.float32)
+    return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)

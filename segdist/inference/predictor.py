@@ -1,0 +1,137 @@
+"""One image in memory, for notebooks and programs: `segdist.predict(model, image)`.
+
+The same tiler as `segdist infer`, so the same bits. C channels, K classes, H W pixels.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from segdist.core.errors import UserError
+from segdist.inference.grid import Blending, Borders, TileGrid, blending_window, make_grid
+from segdist.inference.tiler import FinishedRows, TileNetwork, Weights, finished_rows, labels_of
+from segdist.model.model_file import load_model, resolve_model_path
+from segdist.model.precision import Choice, choose_precision
+from shards.images.opening import match_channels, open_image
+
+BATCH = 16
+
+
+class Predictor:
+    """A model that is loaded once and segments any number of images.
+
+    Args:
+        model: run folder or model file; or a network of your own, float32 (B, C, H, W) → logits (B, K, H, W), for which
+            `classes`, `mean` and `std` (per channel, in the images' units) and `tile` must be given.
+        tile: tile side; default the side of the training patches.
+        overlap: share of the tile side that neighbouring tiles have in common.
+        device: "auto", "cpu" or "cuda".
+        channels_last: run the network in NHWC order, which is faster; the last bits differ from NCHW.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        *,
+        tile: int = 0,
+        overlap: float = 0.5,
+        blending: Blending = "mean",
+        borders: Borders = "corner",
+        flips: bool = False,
+        batch_size: int = BATCH,
+        device: str = "auto",
+        precision: Choice = "auto",
+        channels_last: bool = True,
+        classes: int = 0,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+        stride_multiple: int = 0,
+    ) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if isinstance(model, nn.Module):
+            if not (classes and mean and len(mean) == len(std) and tile):
+                raise UserError("a network of your own needs classes, tile, and mean and std per channel")
+            net = model.to(device).eval()
+            stride_multiple = stride_multiple or int(getattr(model, "stride_multiple", 1))
+        else:
+            net, card = load_model(resolve_model_path(Path(model)), device)
+            classes, mean, std, stride_multiple = len(card.classes), card.mean, card.std, card.stride_multiple
+            tile = tile or card.patch
+        self.network = TileNetwork(
+            net,
+            classes,
+            mean,
+            std,
+            device,
+            stride_multiple=stride_multiple,
+            precision=choose_precision(precision, torch.device(device)),
+            flips=flips,
+            channels_last=channels_last,
+        )
+        self.tile, self.overlap, self.borders, self.batch_size = tile, overlap, borders, batch_size
+        self.window = blending_window(blending, tile)
+
+    def probabilities(self, image: np.ndarray | str | Path) -> np.ndarray:
+        """Class probabilities, float32 (K, H, W), of an image (H, W) or (H, W, C), or of an image file."""
+        pixels = self._pixels(image)
+        grid = self._grid(pixels)
+        weights = Weights(grid, self.window, self.network.device)
+        result = np.empty((self.network.classes, *pixels.shape[:2]), np.float32)
+        for rows in self._rows(pixels, grid):
+            result[:, rows.top : rows.bottom] = weights.mean(rows).cpu().numpy()
+        return result
+
+    def labels(self, image: np.ndarray | str | Path, out: np.ndarray | None = None) -> np.ndarray:
+        """The most probable class of each pixel, uint8 (H, W).
+
+        Args:
+            image: as for `probabilities`.
+            out: where the labels go, uint8 (H, W); a `numpy.memmap` takes masks that no memory holds.
+        """
+        pixels = self._pixels(image)
+        if out is None:
+            out = np.empty(pixels.shape[:2], np.uint8)
+        elif out.dtype != np.uint8 or out.shape != pixels.shape[:2]:
+            raise UserError(f"out is {out.dtype} {out.shape}: the labels of this image are uint8 {pixels.shape[:2]}")
+        for rows in self._rows(pixels, self._grid(pixels)):
+            out[rows.top : rows.bottom] = labels_of(rows.sums).cpu().numpy()
+        return out
+
+    def _pixels(self, image: np.ndarray | str | Path) -> np.ndarray:
+        """The image as uint8 or uint16 (H, W, C) with the network's channels."""
+        if not isinstance(image, np.ndarray):
+            with open_image(image) as opened:
+                return match_channels(opened.read(0, opened.height), self.network.channels, opened.path)
+        if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or 0 in image.shape:
+            raise UserError(f"an image of {image.dtype} {image.shape}: give uint8 or uint16, (H, W) or (H, W, C)")
+        return match_channels(image[..., None] if image.ndim == 2 else image, self.network.channels, "the image")
+
+    def _grid(self, pixels: np.ndarray) -> TileGrid:
+        height, width, _ = pixels.shape
+        return make_grid(height, width, self.tile, self.overlap, self.batch_size, self.borders)
+
+    def _rows(self, pixels: np.ndarray, grid: TileGrid) -> Iterator[FinishedRows]:
+        def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+            return pixels[top:bottom, left:right]
+
+        return finished_rows(self.network, read, grid, self.window)
+
+
+def predict(model: str | Path | nn.Module, image: np.ndarray | str | Path, **options: object) -> np.ndarray:
+    """Class probabilities of an image.
+
+    Args:
+        model: run folder, model file, or a network of your own; see `Predictor`, which also lists the options.
+        image: uint8 or uint16 (H, W) or (H, W, C), or the path of an image file.
+
+    Returns:
+        float32 (K, H, W), summing to 1 over the classes.
+
+    Raises:
+        UserError: the model or the image can't be used, or they don't suit each other.
+    """
+    return Predictor(model, **options).probabilities(image)  # type: ignore[arg-type]

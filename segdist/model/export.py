@@ -1,0 +1,118 @@
+"""A trained network as ONNX, checked against torch. Needs the extra `onnx`.
+
+The exported graph takes what `segdist` feeds its network: normalised tiles, float32 (B, C, H, W), and returns logits
+(B, K, H, W); or, with `raw`, tiles as they are stored, and class probabilities, so that a program elsewhere needs no
+statistics. What it needs to know besides stands in the file's metadata.
+"""
+
+import importlib
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from segdist.core.errors import UserError
+from segdist.core.files import whole_file
+from segdist.core.parsing import to_dict
+from segdist.core.paths import run_folder
+from segdist.model.export_config import ExportConfig
+from segdist.model.model_file import CARD_KEY, ModelCard, load_model, resolve_model_path
+
+TOLERANCE = 1e-3
+"""Largest difference to torch that passes, relative to the largest output."""
+
+
+class Raw(nn.Module):
+    """Stored values in, class probabilities out."""
+
+    def __init__(self, model: nn.Module, card: ModelCard) -> None:
+        super().__init__()
+        self.model = model
+        self.mean = torch.tensor(card.mean).view(1, -1, 1, 1)
+        self.scale = 1 / torch.tensor(card.std).clamp(min=1e-6).view(1, -1, 1, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Probabilities (B, K, H, W) of stored values as float32 (B, C, H, W)."""
+        return torch.softmax(self.model((images - self.mean) * self.scale), dim=1)
+
+
+def export(config: ExportConfig) -> tuple[Path, float]:
+    """Write the ONNX file and compare it with torch on random tiles of several sizes and batches.
+
+    Returns:
+        The file, and the largest difference relative to the largest output.
+
+    Raises:
+        UserError: the extra is missing, the network can't be exported, or the results differ; then nothing is written.
+    """
+    onnx, runtime = _packages()
+    file = resolve_model_path(run_folder(config.model))
+    model, card = load_model(file)
+    network = Raw(model, card).eval() if config.raw else model
+    path = Path(config.out) if config.out else file.with_suffix(".onnx")
+    side = card.patch + -card.patch % card.stride_multiple
+    sizes = {0: "batch"} if config.fixed_size else {0: "batch", 2: "height", 3: "width"}
+    graph = onnx.load_from_string(_graph(network, torch.zeros(1, card.channels, side, side), sizes, config))
+    metadata = graph.metadata_props.add()
+    metadata.key, metadata.value = CARD_KEY, json.dumps(to_dict(card))
+    onnx.checker.check_model(graph)
+    content = graph.SerializeToString()
+    difference = _compare(network, content, card, side, runtime, fixed=config.fixed_size)
+    if not difference <= TOLERANCE:
+        raise UserError(f"{file}: onnxruntime's result differs from torch's by {difference:.2g}; nothing was written")
+    with whole_file(path) as target:
+        target.write(content)
+    return path, difference
+
+
+def _packages() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("onnx"), importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise UserError(f"export needs the package {error.name}: pip install 'segdist[onnx]'") from None
+
+
+def _graph(network: nn.Module, example: torch.Tensor, sizes: dict[int, str], config: ExportConfig) -> bytes:
+    """The network as the bytes of an ONNX file."""
+    buffer = io.BytesIO()
+    output = "probabilities" if config.raw else "logits"
+    with warnings.catch_warnings():
+        # That tracing follows one path through the code is known; `_compare` tries other sizes.
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                network,
+                (example,),
+                buffer,  # type: ignore[arg-type]
+                input_names=["images"],
+                output_names=[output],
+                dynamic_axes={"images": sizes, output: sizes},
+                opset_version=config.opset,
+                # The tracing exporter needs no further package, and leaves height and width free in networks that
+                # check them (the newer one proves such checks at export and refuses).
+                dynamo=False,
+            )
+        except Exception as error:  # torch raises a dozen kinds here; all mean the same to the person
+            raise UserError(f"this network can't be exported: {error}") from error
+    return buffer.getvalue()
+
+
+def _compare(network: nn.Module, content: bytes, card: ModelCard, side: int, runtime: Any, *, fixed: bool) -> float:
+    """Largest difference between torch and onnxruntime, relative to the largest output."""
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    generator = np.random.default_rng(0)
+    worst = 0.0
+    for batch, height, width in ((1, side, side), (3, side, side), (2, side + card.stride_multiple, 2 * side)):
+        if fixed and (height, width) != (side, side):
+            continue
+        tiles = generator.normal(0, 1, (batch, card.channels, height, width)).astype(np.float32)
+        with torch.inference_mode():
+            expected = network(torch.from_numpy(tiles)).numpy()
+        found = session.run(None, {"images": tiles})[0]
+        worst = max(worst, float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12)))
+    return worst

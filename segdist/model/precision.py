@@ -1,0 +1,48 @@
+"""Which number format the network computes in, and why."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from segdist.core.errors import UserError
+
+Choice = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The resolved choice; `reason` is for the person."""
+
+    name: Literal["fp32", "bf16", "fp16"]
+    reason: str
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """A context in which the network's forward pass runs in this precision."""
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
+        return torch.autocast(device.type, dtype=dtype, enabled=self.name != "fp32")
+
+    @property
+    def scaled(self) -> bool:
+        """True where gradients need loss scaling: fp16 has too few exponents."""
+        return self.name == "fp16"
+
+
+def choose_precision(wanted: Choice, device: torch.device) -> Precision:
+    """Resolve "auto": bf16 on GPUs from Ampere on, fp16 on older ones with tensor cores, fp32 elsewhere.
+
+    Raises:
+        UserError: fp16 on a CPU, where most kernels have no half precision.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16")
+    if wanted != "auto":
+        return Precision(wanted, "as asked for")
+    if device.type == "cpu":
+        return Precision("fp32", "a CPU rarely gains from less")
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (8, 0):
+        return Precision("bf16", "the GPU has bf16 tensor cores")
+    if capability >= (7, 0):
+        return Precision("fp16", "the GPU has fp16 tensor cores, none for bf16")
+    return Precision("fp32", "the GPU has no tensor cores")

@@ -1,0 +1,107 @@
+"""U-Net (Ronneberger, Fischer, Brox 2015) for any number of channels and classes.
+
+As in the small-data practice: padded 3 x 3 convolutions, so that the output has the input's size, and a
+normalisation after each convolution.
+Shapes: B batch, C channels in, K classes, H W pixels.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from segdist.core.errors import UserError
+
+GROUPS = 8
+"""Groups of group norm; a level with fewer or odd channels takes the largest number that divides them."""
+
+
+class UNet(nn.Module):
+    """float32 (B, C, H, W) → logits (B, K, H, W); H and W must be multiples of `stride_multiple` = 2^depth.
+
+    Args:
+        in_channels: C.
+        classes: K.
+        width: channels of the first level, doubled at every level below.
+        depth: number of times that the resolution is halved.
+        norm: "batch", "group" or "instance".
+        upsampling: "bilinear" (interpolation, then the convolutions) or "transposed" (a learned 2 x 2 one).
+
+    Raises:
+        UserError: `width` or `depth` below 1, or an unknown `norm` or `upsampling`.
+        ValueError: in `forward`, for a size that 2^depth doesn't divide.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        width: int = 16,
+        depth: int = 4,
+        norm: str = "batch",
+        upsampling: str = "bilinear",
+    ) -> None:
+        super().__init__()
+        if width < 1 or depth < 1:
+            raise UserError(f"model.width {width}, model.depth {depth}: both must be at least 1")
+        self.stride_multiple = 2**depth
+        widths = [width * 2**level for level in range(depth + 1)]
+        self.encoders = nn.ModuleList(
+            _convolutions(before, after, norm) for before, after in zip([in_channels, *widths], widths, strict=False)
+        )
+        self.upsamplings = nn.ModuleList(_upsampling(below, above, upsampling) for above, below in _pairs(widths))
+        # The upsampled level below and the skip connection, side by side.
+        self.decoders = nn.ModuleList(
+            _convolutions((below if upsampling == "bilinear" else above) + above, above, norm)
+            for above, below in _pairs(widths)
+        )
+        self.head = nn.Conv2d(width, classes, kernel_size=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K, H, W) of images (B, C, H, W)."""
+        if images.shape[-2] % self.stride_multiple or images.shape[-1] % self.stride_multiple:
+            raise ValueError(
+                f"an input of {images.shape[-2]} x {images.shape[-1]} pixels: "
+                f"both sides must be multiples of {self.stride_multiple}"
+            )
+        skips = []
+        x = images
+        for level, encoder in enumerate(self.encoders):
+            x = encoder(functional.max_pool2d(x, 2) if level else x)
+            skips.append(x)
+        skips.pop()
+        for upsampling, decoder in zip(self.upsamplings, self.decoders, strict=True):
+            x = decoder(torch.cat([skips.pop(), upsampling(x)], dim=1))
+        logits: torch.Tensor = self.head(x)
+        return logits
+
+
+def _pairs(widths: list[int]) -> list[tuple[int, int]]:
+    """(above, below) from the bottom of the U upwards."""
+    return [(widths[level], widths[level + 1]) for level in reversed(range(len(widths) - 1))]
+
+
+def _convolutions(before: int, after: int, norm: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (before, after):
+        # A bias before a normalisation would be subtracted again.
+        layers += [nn.Conv2d(channels, after, 3, padding=1, bias=False), _norm(after, norm), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def _norm(channels: int, norm: str) -> nn.Module:
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "instance":
+        return nn.InstanceNorm2d(channels, affine=True)
+    if norm == "group":
+        groups = next(groups for groups in range(min(GROUPS, channels), 0, -1) if channels % groups == 0)
+        return nn.GroupNorm(groups, channels)
+    raise UserError(f"model.norm {norm!r}: choose batch, group or instance")
+
+
+def _upsampling(below: int, above: int, upsampling: str) -> nn.Module:
+    if upsampling == "bilinear":
+        return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+    if upsampling == "transposed":
+        return nn.ConvTranspose2d(below, above, kernel_size=2, stride=2)
+    raise UserError(f"model.upsampling {upsampling!r}: choose bilinear or transposed")

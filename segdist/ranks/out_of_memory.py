@@ -1,0 +1,39 @@
+"""Telling a lack of memory from other errors, and finding what fits."""
+
+import gc
+import traceback
+from collections.abc import Callable
+
+import torch
+
+CPU_WORDS = ("can't allocate memory", "could not create a primitive", "could not create a memory")
+"""What torch's allocator and oneDNN say on a CPU; oneDNN's words are the same when its scratch memory is refused."""
+GPU_WORDS = ("CUDA error: out of memory", "unable to find an engine", "INT_MAX elements")
+"""What the driver and cuDNN say where torch's allocator was not asked, and what kernels say of too large tensors."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch says that there is no memory left, or that fewer samples at a time would do."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in said for words in CPU_WORDS + GPU_WORDS
+    )
+
+
+def largest_that_fits(try_out: Callable[[int], None], below: int) -> int:
+    """The largest of `below`/2, `below`/4 … 1 (rounded up) that `try_out` gets through; 0 if none."""
+    count = below
+    while count > 1:
+        count = -(-count // 2)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            try_out(count)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)
+        else:
+            return count
+    return 0

@@ -1,0 +1,71 @@
+"""Stopping in good order: a signal sets a flag, all ranks agree on the step after which they stop (or save)."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from segdist.core.terminal import warn
+from segdist.ranks.process_group import Ranks
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SECOND_INTERRUPT_AFTER = 1.0
+"""Seconds. torchrun passes a Ctrl-C on to workers that the terminal has told already: that is still the first one."""
+
+
+class StopRequest:
+    """Whether this process was asked to stop, and whether the ranks agreed to.
+
+    Agreement costs no waiting: the flags are reduced beside a training step and read after the next one.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.signal: signal.Signals | None = None
+        self._interrupted_at = 0.0
+        self._pending: dist.Work | None = None
+        self._flags = torch.zeros(2, dtype=torch.int32)
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Take over the signals for the time of the context; the handlers before are put back."""
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def agreed(self, save: bool) -> tuple[bool, bool]:
+        """Whether to stop and whether to save now: the same answer on all ranks after the same step.
+
+        Stop once any rank was asked to; save once any rank's `save` was true. Collective: call once a step.
+        """
+        if self.ranks.world_size == 1:
+            return self.signal is not None, save
+        stop_now = save_now = False
+        if self._pending is not None:
+            self._pending.wait()
+            stop_now, save_now = (bool(value) for value in self._flags.tolist())
+        if not stop_now:
+            # What is granted now is not asked for again.
+            self._flags = torch.tensor([self.signal is not None, save and not save_now], dtype=torch.int32)
+            # A CPU tensor: through gloo also beside NCCL, so that reading it never waits for the GPU.
+            self._pending = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, async_op=True)
+        return stop_now, save_now
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT:
+            if self._interrupted_at and now - self._interrupted_at > SECOND_INTERRUPT_AFTER:
+                os._exit(130)
+            self._interrupted_at = self._interrupted_at or now
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            if self.ranks.is_main:
+                warn(f"{self.signal.name}: stopping after this step, with a checkpoint (Ctrl-C again: at once)")

@@ -1,0 +1,4 @@
+"""Run folders read back: the record of a run, its status in the terminal, its report as a page.
+
+Needs neither torch nor the job that writes. May import `segdist.core` and `shards`.
+"""

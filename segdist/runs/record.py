@@ -1,0 +1,209 @@
+"""A run folder read back: what status and report show. Needs neither torch nor the job that writes."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from segdist.core.errors import UserError
+from segdist.core.paths import RUNS, run_folder
+
+CONFIG, METRICS, EVENTS, SUMMARY = "config.json", "metrics.jsonl", "events.jsonl", "summary.json"
+SCORES, TIMES = "scores.json", "times.jsonl"
+
+SILENT_AFTER = 120.0
+"""Seconds without a sign of life after which a run that has not ended is called silent (or 10 usual intervals)."""
+
+State = Literal["running", "silent", "finished", "stopped", "failed", "waiting"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run has left on the disk so far."""
+
+    folder: Path
+    description: dict[str, Any] = field(default_factory=dict)
+    """`config.json`."""
+    train: list[Row] = field(default_factory=list)
+    """Rows of training figures, in order of steps."""
+    val: list[Row] = field(default_factory=list)
+    """Rows of validation scores, in order of steps."""
+    events: list[Row] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    predictions: list["Predictions"] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Name for people."""
+        return self.folder.resolve().name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved training config."""
+        config: dict[str, Any] = self.description.get("config", {})
+        return config
+
+    @property
+    def step(self) -> int:
+        """The last step that anything is known of."""
+        return max([row["step"] for row in [*self.train[-1:], *self.val[-1:]]], default=self.summary.get("step", 0))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of `step`, counted from 1."""
+        rows = [*self.train[-1:], *self.val[-1:]]
+        return max((int(row["epoch"]) for row in rows if "epoch" in row), default=-1) + 1
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the whole run, where it is known yet."""
+        for known in (self.config.get("steps"), self.summary.get("steps")):
+            if known:
+                return int(known)
+        for event in reversed(self.events):
+            if event.get("steps"):
+                return int(event["steps"])
+        return None
+
+    @property
+    def best(self) -> Row | None:
+        """The validation row with the highest mean IoU, the first of equals."""
+        return max((row for row in self.val if row.get("mean_iou") is not None), key=_mean_iou, default=None)
+
+    @property
+    def resumes(self) -> int:
+        """How often the run was taken up again."""
+        return sum(event["what"] == "resumed" for event in self.events)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were skipped because of NaN or infinite gradients."""
+        return max((int(event.get("skipped", 0)) for event in self.events), default=0)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Class names: of the model's card, else of the predictions, else numbers."""
+        for model in ("last.safetensors", "best.safetensors"):
+            if names := _class_names(self.folder / model):
+                return names
+        for item in self.predictions:
+            return list(item.scores["classes"])
+        return [f"class {index}" for index in range(len(self.val[-1]["iou"]))] if self.val else []
+
+    @property
+    def last_sign(self) -> float | None:
+        """Time (seconds since the epoch) of the last row or event."""
+        return max((row["time"] for row in [*self.train[-1:], *self.val[-1:], *self.events[-1:]]), default=None)
+
+    def state(self, now: float | None = None) -> State:
+        """How the run stands; "silent" is a guess: killed, or very slow."""
+        if self.events and self.events[-1]["what"] in ("finished", "stopped", "failed"):
+            ended: State = self.events[-1]["what"]
+            return ended
+        if self.last_sign is None:
+            return "waiting"
+        times = [row["time"] for row in self.train[-10:]]
+        usual = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+        age = (time.time() if now is None else now) - self.last_sign
+        return "silent" if age > max(SILENT_AFTER, 10 * usual) else "running"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scored predictions: a folder with `scores.json`."""
+
+    folder: Path
+    scores: dict[str, Any]
+    starts: list[Row] = field(default_factory=list)
+    """Starts of the job that segmented something: `time`, `seconds`, `images`, `reused`, `ranks`, `device`."""
+
+
+def note_inference(folder: Path, **values: Any) -> None:
+    """Add a start of an inference job to the `times.jsonl` of its predictions; see `Predictions.starts`."""
+    with (folder / TIMES).open("a") as file:
+        file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+
+
+def find_run(name: str) -> Path:
+    """The folder of the run NAME (`segdist.core.paths.run_folder`).
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    folder = run_folder(name)
+    if folder.is_dir():
+        return folder
+    known = sorted(path.name for path in RUNS.iterdir() if path.is_dir()) if RUNS.is_dir() else []
+    hint = f"runs here: {', '.join(known)}" if known else f"there is no folder {RUNS} here; is this the right place?"
+    raise UserError(f"no run {name}: {folder} is no folder; {hint}")
+
+
+def run_of(predictions: Path) -> Path:
+    """The run folder that a folder of predictions lies in; itself where it lies elsewhere."""
+    return next((folder for folder in predictions.parents if (folder / CONFIG).is_file()), predictions)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder, or a folder of predictions; what isn't there yet is left empty.
+
+    Raises:
+        UserError: the folder holds neither; a file in it is damaged.
+    """
+    predictions = [
+        Predictions(path.parent, _read_json(path), read_rows(path.parent / TIMES))
+        for path in sorted(folder.glob(f"**/{SCORES}"))
+    ]
+    if not (folder / CONFIG).is_file() and not predictions:
+        queued = f"; `segdist queue {folder.name}` says what became of its jobs" if (folder / "slurm").is_dir() else ""
+        raise UserError(
+            f"{folder}: no run (there is no {CONFIG}) and no scored predictions (no {SCORES}) in it{queued}"
+        )
+    rows = read_rows(folder / METRICS)
+    return RunRecord(
+        folder=folder,
+        description=_read_json(folder / CONFIG),
+        train=[row for row in rows if row["kind"] == "train"],
+        val=[row for row in rows if row["kind"] == "val"],
+        events=read_rows(folder / EVENTS),
+        summary=_read_json(folder / SUMMARY),
+        predictions=predictions,
+    )
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of `metrics.jsonl` or `events.jsonl`; a last line that was cut off by a crash is left out."""
+    rows: list[Row] = []
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); delete it, and run the job that wrote it again") from None
+    return content
+
+
+def _class_names(model: Path) -> list[str]:
+    """From the card in the header of a safetensors file: 8 bytes of length, then JSON."""
+    try:
+        with model.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return [item["name"] for item in json.loads(header["__metadata__"]["segdist"])["classes"]]
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def _mean_iou(row: Row) -> float:
+    return float(row["mean_iou"])

@@ -1,0 +1,190 @@
+"""Augmentation of whole batches, on the device they are on. B C H W: batch, channels, height, width.
+
+What happens to a sample depends on (seed, epoch, step, slot) alone: every draw is a hash of these, never the next
+number of a generator, so a sample comes out the same in any split of the global batch over ranks. Nothing waits for
+the device: the draws are made on the host, a few numbers a sample, and moved in one piece.
+
+Geometry is done in one resampling: bilinear for images, nearest for masks. What lies outside the patch is the patch
+reflected, image and mask alike, so that no pixel is lost to the loss.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from segdist.core.keyed import hash64, uniform
+from segdist.training.augment_config import AugmentConfig
+
+CONTROL_DISTANCE = 24
+"""Pixels between the control points of the elastic deformation."""
+
+# What a draw is for. The numbers are part of every run's identity: never change one.
+_ROTATE90, _ROTATE, _SCALE, _BRIGHTNESS, _CONTRAST, _GAMMA, _NOISE, _BLUR, _ELASTIC, _PIXELS = range(16, 26)
+
+
+class Augmenter:
+    """Applies the flips, and what an `AugmentConfig` turns on, to batches."""
+
+    def __init__(self, config: AugmentConfig, seed: int, full_scale: float = 255.0) -> None:
+        """`full_scale`: largest stored value, 65535 for 16-bit images; the unit of brightness, gamma and noise."""
+        config.check()
+        self.config, self.seed, self.full_scale = config, seed, full_scale
+        self._geometry = bool(config.rotate or config.scale or config.elastic)
+        self._intensity = bool(config.brightness or config.contrast or config.gamma or config.noise or config.blur)
+
+    def __call__(
+        self, images: torch.Tensor, masks: torch.Tensor, flips: torch.Tensor, epoch: int, step: int, slots: range
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented copies of `images` (B, C, H, W), float32 in stored units, and `masks` (B, H, W), uint8.
+
+        `flips` (B,): bit 0 mirrors left and right, bit 1 up and down. `slots`: the samples' slots in the global batch.
+        """
+        flips = flips.to(images.device, non_blocking=True)
+        images, masks = flip(images, flips), flip(masks, flips)
+        draw = _Draws(self.seed, epoch, step, np.asarray(slots), images.device)
+        if self.config.rotate90:
+            turns = draw.integers(_ROTATE90, 4)
+            images, masks = turn(images, turns), turn(masks, turns)
+        if self._geometry:
+            grid = self._grid(draw, *masks.shape[1:])
+            images, masks = resample(images, masks, grid)
+        if self._intensity:
+            images = self._intensities(images, draw).clamp_(0, self.full_scale)
+        return images, masks
+
+    def _grid(self, draw: "_Draws", height: int, width: int) -> torch.Tensor:
+        """Where each output pixel comes from: (B, H, W, 2), x and y in pixels of the input."""
+        config = self.config
+        angle = draw.between(_ROTATE, -config.rotate, config.rotate) * (torch.pi / 180)
+        zoom = draw.factor(_SCALE, config.scale)
+        device = angle.device
+        y = torch.arange(height, device=device, dtype=torch.float32).view(1, -1, 1) - (height - 1) / 2
+        x = torch.arange(width, device=device, dtype=torch.float32).view(1, 1, -1) - (width - 1) / 2
+        cos, sin = (torch.cos(angle) / zoom).view(-1, 1, 1), (torch.sin(angle) / zoom).view(-1, 1, 1)
+        grid = torch.stack([cos * x - sin * y + (width - 1) / 2, sin * x + cos * y + (height - 1) / 2], dim=-1)
+        if config.elastic:
+            points = (-(-height // CONTROL_DISTANCE) + 1, -(-width // CONTROL_DISTANCE) + 1)
+            shifts = draw.normal_points(_ELASTIC, (2, *points)) * config.elastic
+            smooth = F.interpolate(shifts, (height, width), mode="bicubic", align_corners=True)
+            grid = grid + smooth.permute(0, 2, 3, 1)
+        return grid
+
+    def _intensities(self, images: torch.Tensor, draw: "_Draws") -> torch.Tensor:
+        config, full = self.config, self.full_scale
+        if config.blur:
+            images = blur(images, draw.between(_BLUR, 0, config.blur), config.blur)
+        if config.contrast:
+            mean = images.mean(dim=(1, 2, 3), keepdim=True)
+            images = mean + (images - mean) * _per_sample(draw.factor(_CONTRAST, config.contrast))
+        if config.brightness:
+            images = images + _per_sample(draw.between(_BRIGHTNESS, -config.brightness, config.brightness)) * full
+        if config.gamma:
+            power = _per_sample(draw.factor(_GAMMA, config.gamma))
+            images = (images / full).clamp(0, 1) ** power * full
+        if config.noise:
+            deviation = _per_sample(draw.between(_NOISE, 0, config.noise)) * full
+            images = images + deviation * draw.normal_pixels(_PIXELS, images.shape[1:])
+        return images
+
+
+def flip(batch: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
+    """Mirror each sample of (B, …, H, W) as its bits say: bit 0 left and right, bit 1 up and down."""
+    for bit, axis in ((1, -1), (2, -2)):
+        # Selecting between both costs a copy, but no wait for the device to count the chosen ones.
+        batch = torch.where(_like(batch, flips & bit).bool(), batch.flip(axis), batch)
+    return batch
+
+
+def turn(batch: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Turn each square sample of (B, …, H, W) by `turns` (B,) times 90 degrees, anticlockwise."""
+    batch = torch.where(_like(batch, turns & 1).bool(), batch.rot90(1, (-2, -1)), batch)
+    return torch.where(_like(batch, turns & 2).bool(), batch.flip((-2, -1)), batch)
+
+
+def resample(images: torch.Tensor, masks: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, C, H, W) and masks (B, H, W) read at `grid` (B, H, W, 2), x and y in pixels; reflected outside."""
+    height, width = masks.shape[1:]
+    # Plain numbers: a tensor of them would have to be copied to the device, and be waited for.
+    unit = torch.stack([(grid[..., 0] + 0.5) * (2 / width) - 1, (grid[..., 1] + 0.5) * (2 / height) - 1], dim=-1)
+    images = F.grid_sample(images, unit, mode="bilinear", padding_mode="reflection", align_corners=False)
+    labels = F.grid_sample(masks[:, None].float(), unit, mode="nearest", padding_mode="reflection", align_corners=False)
+    return images, labels[:, 0].to(torch.uint8)
+
+
+def blur(images: torch.Tensor, deviation: torch.Tensor, largest: float) -> torch.Tensor:
+    """Gaussian blur of each sample of (B, C, H, W) with its own standard deviation (B,), at most `largest` pixels."""
+    radius = max(1, int(3 * largest + 0.5))
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32)
+    weights = torch.exp(-0.5 * (offsets / deviation.clamp(min=1e-3).view(-1, 1)) ** 2)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    for axis, padding in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
+        size = images.shape[axis]
+        padded = F.pad(images, padding, mode="replicate")
+        # A sum of shifted copies, not a grouped convolution: its bits don't depend on the other samples.
+        total = torch.zeros_like(images)
+        for number in range(2 * radius + 1):
+            total += padded.narrow(axis, number, size) * weights[:, number].view(-1, 1, 1, 1)
+        images = total
+    return images
+
+
+class _Draws:
+    """The random numbers of one step's samples."""
+
+    def __init__(self, seed: int, epoch: int, step: int, slots: NDArray[Any], device: torch.device) -> None:
+        self._seed, self._at = seed, (epoch, step)
+        self._slots, self._device = slots, device
+
+    def between(self, purpose: int, low: float, high: float) -> torch.Tensor:
+        """Uniform from `low` to `high`, (B,)."""
+        return self._move(low + (high - low) * uniform(self._seed, purpose, *self._at, self._slots))
+
+    def factor(self, purpose: int, strength: float) -> torch.Tensor:
+        """From 1/(1 + strength) to 1 + strength, as often above 1 as below, (B,)."""
+        return self._move((1 + strength) ** (2 * uniform(self._seed, purpose, *self._at, self._slots) - 1))
+
+    def integers(self, purpose: int, count: int) -> torch.Tensor:
+        """Uniform from 0 to count - 1, (B,)."""
+        return self._move(uniform(self._seed, purpose, *self._at, self._slots) * count).long()
+
+    def normal_points(self, purpose: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """Standard normal numbers (B, *shape), few, made on the host."""
+        slots = self._slots.reshape(-1, *[1] * len(shape))
+        places = np.arange(np.prod(shape)).reshape(1, *shape)
+        radius = np.sqrt(-2 * np.log1p(-uniform(self._seed, purpose, *self._at, slots, places, 0)))
+        return self._move(radius * np.cos(2 * np.pi * uniform(self._seed, purpose, *self._at, slots, places, 1)))
+
+    def normal_pixels(self, purpose: int, shape: torch.Size) -> torch.Tensor:
+        """Standard normal numbers (B, *shape), many, hashed from their places on the device."""
+        keys = torch.from_numpy(hash64(self._seed, purpose, *self._at, self._slots).view(np.int64)).to(
+            self._device, non_blocking=True
+        )
+        places = torch.arange(shape.numel(), device=self._device).view(1, *shape)
+        bits = _hash(places + keys.view(-1, *[1] * len(shape)))
+        # Box and Muller, from 32 bits each; the half keeps the logarithm's argument above 0.
+        first = ((bits >> 32) & 0xFFFFFFFF).double() + 0.5
+        second = (bits & 0xFFFFFFFF).double()
+        normal = torch.sqrt(-2 * torch.log(first * 2.0**-32)) * torch.cos(second * (2 * torch.pi * 2.0**-32))
+        return normal.float()
+
+    def _move(self, values: NDArray[np.float64]) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.float32)).to(self._device, non_blocking=True)
+
+
+def _hash(values: torch.Tensor) -> torch.Tensor:
+    """The splitmix64 finalizer on int64, whose products wrap; its right shifts copy the sign, which is masked off."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        values = (values ^ ((values >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return values ^ ((values >> 31) & ((1 << 33) - 1))
+
+
+def _like(batch: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`values` (B,) shaped to broadcast over `batch` (B, …)."""
+    return values.view(-1, *[1] * (batch.ndim - 1))
+
+
+def _per_sample(values: torch.Tensor) -> torch.Tensor:
+    return values.view(-1, 1, 1, 1)

@@ -1,0 +1,141 @@
+"""Checkpoints: whole or absent, checked when read, written beside training."""
+
+import copy
+import lzma
+import re
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segdist.core.errors import UserError
+from segdist.core.files import whole_file
+from segdist.core.terminal import warn
+
+NAME = re.compile(r"step-(\d{8,})\.pt")
+
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What zipfile and torch raise for a damaged file: a flipped bit can make a record look compressed or encrypted."""
+
+
+class CheckpointFolder:
+    """`checkpoints/step-00000450.pt` and its predecessors; the last `keep_last` stay.
+
+    Only rank 0 writes. A disk that is full, or any other error of the file system, is a warning: the run goes on
+    and the checkpoints that are there stay.
+    """
+
+    def __init__(self, folder: Path, keep_last: int, background: bool) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+        self.background = background
+        self._writer: threading.Thread | None = None
+
+    def save(self, state: dict[str, Any], step: int) -> None:
+        """Write `state`, which must hold only tensors and plain Python values; waits for the one before it."""
+        self.wait()
+        if not self.background:
+            self._write(state, step)
+            return
+        # Training goes on and changes its tensors while the thread writes: it gets a copy.
+        snapshot = copy_to_cpu(state)
+        self._writer = threading.Thread(target=self._write, args=(snapshot, step), name="checkpoint")
+        self._writer.start()
+
+    def close(self) -> None:
+        """Finish what is being written."""
+        self.wait()
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def load_latest(self) -> dict[str, Any] | None:
+        """The newest state that can be read whole, on the CPU; None when there is none.
+
+        A damaged file is named in a warning and the one before it is used.
+        """
+        for path in reversed(self.paths()):
+            problem = find_damage(path)
+            if problem is None:
+                # The zip's own tables have no checksum: torch may find fault with what looked whole.
+                try:
+                    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                    return state
+                except UNREADABLE as error:
+                    problem = f"{type(error).__name__}: {error}".splitlines()[0]
+            warn(f"{path}: damaged checkpoint ({problem}); going back to the one before it")
+        return None
+
+    def paths(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        found = [path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name)]
+        return sorted(found, key=checkpoint_step)
+
+    def last_step(self) -> int:
+        """Step of the newest checkpoint, 0 without any."""
+        return max(map(checkpoint_step, self.paths()), default=0)
+
+    def try_out(self, state: dict[str, Any]) -> None:
+        """Write `state` and delete it again: finds out now what would else fail after the first epoch."""
+        path = self.folder / "rehearsal.pt"
+        try:
+            with whole_file(path) as file:
+                torch.save(state, file)
+        except (OSError, RuntimeError) as error:  # torch wraps some write errors into a RuntimeError
+            raise UserError(
+                f"no checkpoint can be written to {self.folder} ({error}): make room there, or choose another --name"
+            ) from None
+        path.unlink()
+
+    def _write(self, state: dict[str, Any], step: int) -> None:
+        try:
+            with whole_file(self.folder / f"step-{step:08}.pt") as file:
+                torch.save(state, file)
+            for old in self.paths()[: -self.keep_last]:
+                old.unlink(missing_ok=True)
+        except (OSError, RuntimeError) as error:  # torch wraps some write errors into a RuntimeError
+            warn(f"checkpoint of step {step} could not be written ({error}); the run goes on with the ones before")
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step that the name of a checkpoint says."""
+    match = NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path} is no checkpoint")
+    return int(match.group(1))
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file, None if nothing: torch's format is a zip, with a CRC for each record."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+    except UNREADABLE as error:
+        return str(error) or type(error).__name__
+    return None if record is None else f"wrong checksum of {record}"
+
+
+def copy_to_cpu(value: Any) -> Any:
+    """A deep copy of a tree of dictionaries, lists and tensors, on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copy_to_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copy_to_cpu(item) for item in value)
+    return copy.deepcopy(value)

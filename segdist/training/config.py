@@ -1,0 +1,181 @@
+"""Everything that a training run can be told, as one frozen dataclass. The defaults are the method as published."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from segdist.core import paths
+from segdist.core.errors import UserError
+from segdist.model.factory import ModelConfig
+from segdist.tracking.config import TrackingConfig
+from segdist.training.augment_config import AugmentConfig
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and learning-rate schedule."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    lr: Annotated[float, tyro.conf.arg(aliases=["-l"])] = 0.01
+    """Highest learning rate of the schedule."""
+    momentum: float = 0.9
+    """SGD's momentum."""
+    nesterov: bool = False
+    """SGD with Nesterov's momentum."""
+    weight_decay: float = 5e-4
+    """L2 penalty with SGD, decoupled decay with AdamW. Biases and norm layers are left out with AdamW."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's averaging factors."""
+    schedule: Literal["constant", "step", "cosine", "onecycle", "polynomial"] = "step"
+    """How the learning rate moves over the run. step: x `gamma` at each of `milestones`."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Schedule "step": where the rate drops, as shares of the run."""
+    gamma: float = 0.1
+    """Schedule "step": factor of each drop."""
+    power: float = 0.9
+    """Schedule "polynomial": (1 - share of the run) to this power."""
+    warmup: float = 0.0
+    """Share of the run in which the rate rises linearly from nearly 0; "onecycle" rises along a cosine."""
+    clip_norm: float = 0.0
+    """Gradients are scaled down to this norm at most; 0: never."""
+    ema_decay: float = 0.0
+    """Moving average of the weights, used for validation and inference; 0: none."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised. Ignored pixels count nowhere; sums are divided by the global number of counted pixels."""
+
+    name: Literal["cross_entropy", "dice", "cross_entropy+dice", "focal"] = "cross_entropy"
+    """Dice is taken per image and class and averaged over the images of the global batch."""
+    class_weights: Literal["none", "median_frequency", "given"] = "none"
+    """Weight of each class in cross entropy and focal loss; median_frequency: from the shard set's pixel counts."""
+    weights: tuple[float, ...] = ()
+    """class_weights "given": one number per class."""
+    focal_gamma: float = 2.0
+    """Focal loss: weight (1 - p)^gamma."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state of the run is saved. A signal to stop saves it too."""
+
+    every_steps: int = 0
+    """Also every so many steps; 0: only at the end of epochs."""
+    every_minutes: float = 5.0
+    """Also when so much time has passed since the last; 0: never."""
+    keep_last: int = 2
+    """How many of the latest are kept."""
+    background: bool = True
+    """Write beside training, from a copy in memory."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a network on a shard set."""
+
+    data: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-f"])] = ("synthetic",)
+    """Shard sets: names under data/, or folders. Several are mixed by `data_weights`."""
+    data_weights: tuple[float, ...] = ()
+    """Several sets: share of each in the samples; default: by their numbers of patches."""
+    data_check: Literal["sizes", "shards", "records"] = "sizes"
+    """What is looked at before samples are used. sizes: every file's size, both ends of each shard; shards: the
+    checksum of each shard too, when it is first used; records: of every record too, each time it is read."""
+    name: Annotated[str, tyro.conf.arg(aliases=["-n"])] = ""
+    """Run folder: a name under runs/, or a path. Default: the name of the first shard set. A run that was stopped
+    goes on when it is started again."""
+    epochs: Annotated[int, tyro.conf.arg(aliases=["-e"])] = 100
+    """Passes over all patches under all flips."""
+    steps: int = 0
+    """Optimizer steps of the whole run, instead of epochs."""
+    epoch_steps: int = 0
+    """Length of an epoch in steps; 0: all patches under all flips. Needed with several sets."""
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 16
+    """Samples of one optimizer step, over all ranks and accumulation steps."""
+    accumulate: int = 1
+    """Split each rank's share of the batch into so many parts, one after another, to save memory."""
+    seed: int = 0
+    """Decides the initial weights, the order of samples and the augmentation."""
+    flips: bool = True
+    """Train on each patch under its four flips."""
+    validate_every: int = 0
+    """Validate every so many steps; 0: at the end of each epoch. Always at the end of the run."""
+    log_every: int = 20
+    """Steps between two rows of training figures."""
+    max_bad_steps: int = 10
+    """So many steps in a row with NaN or infinite gradients stop the run; single ones are skipped and counted."""
+    init_from: str = ""
+    """Warm start: a model file or run folder whose weights are taken where names and shapes agree."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto: a GPU if there is one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast type; auto: bf16 or fp16 where the GPU gains from it, else fp32."""
+    threads: int = 0
+    """CPU threads per rank; 0: $OMP_NUM_THREADS, or the node's cores shared between its ranks."""
+    channels_last: bool = True
+    """Keep images and weights in NHWC order: faster on CPUs, and with AMP on GPUs."""
+    compile: bool = False
+    """torch.compile the network."""
+    deterministic: bool = False
+    """Only deterministic GPU kernels, so that a resumed run is bit-identical. On CPU it always is."""
+    sync_batch_norm: bool = False
+    """Batch norm over all ranks (GPUs only). Without it every rank normalises by its own part of the batch."""
+    check: bool = True
+    """Try two batches, a validation batch and a checkpoint before the long work starts, then put all back."""
+    profile: int = 0
+    """Profile so many steps after the start: a trace file and a table in the run folder."""
+    quiet: bool = False
+    """No progress, only warnings and the result."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def check_values(self) -> None:
+        """Refuse values and combinations that can't work, before anything is read or written.
+
+        Raises:
+            UserError: names the settings.
+        """
+        positive = {
+            "--epochs": self.epochs if not self.steps else 1,
+            "--batch-size": self.batch_size,
+            "--accumulate": self.accumulate,
+            "--log-every": self.log_every,
+            "--max-bad-steps": self.max_bad_steps,
+            "--checkpoint.keep-last": self.checkpoint.keep_last,
+            "--optim.lr": self.optim.lr,
+        }
+        for flag, value in positive.items():
+            if not value > 0:
+                raise UserError(f"{flag} {value}: must be greater than 0")
+        for flag, value in (("--steps", self.steps), ("--epoch-steps", self.epoch_steps), ("--profile", self.profile)):
+            if value < 0:
+                raise UserError(f"{flag} {value}: can't be negative")
+        for flag, value in (("--optim.warmup", self.optim.warmup), ("--optim.ema-decay", self.optim.ema_decay)):
+            if not 0 <= value < 1:
+                raise UserError(f"{flag} {value}: must be at least 0 and below 1")
+        self.augment.check()
+        self.tracking.check()
+        if not self.data:
+            raise UserError("--data: name at least one shard set")
+        if len(self.data) > 1 and not self.epoch_steps:
+            raise UserError(f"--data names {len(self.data)} sets: say how long an epoch is with --epoch-steps")
+        if self.data_weights and len(self.data_weights) != len(self.data):
+            raise UserError(f"--data-weights has {len(self.data_weights)} numbers for {len(self.data)} sets")
+        if (self.loss.class_weights == "given") != bool(self.loss.weights):
+            raise UserError("--loss.weights goes with --loss.class-weights given, and only with it")
+        if self.optim.nesterov and self.optim.optimizer != "sgd":
+            raise UserError("--optim.nesterov goes with --optim.optimizer sgd")
+        if self.sync_batch_norm and self.model.norm != "batch":
+            raise UserError(f"--sync-batch-norm goes with --model.norm batch, not {self.model.norm}")
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """The folder that `--name NAME` means: runs/NAME, or NAME itself where it is a path."""
+    return paths.run_folder(config.name or Path(config.data[0]).name)

@@ -1,0 +1,63 @@
+"""The shard sets of a training run, as one: facts, batches of a rank, validation batches."""
+
+from collections.abc import Generator, Iterable
+
+from segdist.core.paths import set_folder
+from segdist.training.config import TrainConfig
+from shards.manifest import ClassInfo
+from shards.read.batches import Batch, Order, Samplable, TrainBatches, ValidationBatches
+from shards.read.mixing import MixedOrder, MixedSet
+from shards.read.order import SampleOrder
+from shards.read.reader import ShardSet
+
+VALIDATION_PATCHES, VALIDATION_PIXELS = 32, 2**20
+"""A validation batch holds no more: several ranks find work in a few hundred patches, and large patches find room."""
+
+
+class TrainingData:
+    """What the trainer needs to know of its data, and the batches of rank `rank` of `world_size`.
+
+    Raises:
+        UserError: a set is missing, unfinished or damaged; sets that don't go together; fewer samples than a batch.
+    """
+
+    def __init__(self, config: TrainConfig, rank: int = 0, world_size: int = 1, pin: bool = False) -> None:
+        self.sets = sets = [ShardSet(set_folder(name), check=config.data_check) for name in config.data]
+        source: Samplable = sets[0] if len(sets) == 1 else MixedSet(sets)
+        whole = source.manifest
+        self.classes: tuple[ClassInfo, ...] = whole.classes
+        self.channels, self.dtype, self.patch = whole.channels, whole.dtype, whole.patch
+        self.mean, self.std, self.pixels = whole.mean, whole.std, whole.pixels
+        self._order: Order
+        if len(sets) == 1:
+            self._order = SampleOrder(sets[0].sizes("train"), config.batch_size, config.seed, flips=config.flips)
+        else:
+            weights = config.data_weights or [item.manifest.samples("train") for item in sets]
+            sizes = [item.sizes("train") for item in sets]
+            self._order = MixedOrder(
+                sizes, weights, config.batch_size, config.seed, config.epoch_steps, flips=config.flips
+            )
+        self.steps_per_epoch = config.epoch_steps or self._order.steps_per_epoch
+        """After so many steps the run validates and calls it an epoch."""
+        self.steps = config.steps or config.epochs * self.steps_per_epoch
+        """Optimizer steps of the whole run."""
+        self.samples = {split: whole.samples(split) for split in ("train", "val")}
+        """Patches of all sets."""
+        self._train = TrainBatches(source, self._order, rank, world_size, pin=pin)
+        self.validation: Iterable[Batch] | None = None
+        if self.samples["val"]:
+            # Not the whole global batch, which is shared between the ranks in training. The same for any number of
+            # ranks, so that every number of them computes the same bits.
+            size = max(1, min(config.batch_size, VALIDATION_PATCHES, VALIDATION_PIXELS // self.patch**2))
+            self.validation = ValidationBatches(source, size, rank, world_size)
+
+    def batches(self, step: int) -> Generator[Batch, None, None]:
+        """This rank's part of every global batch from `step` of the run on, without end."""
+        epoch, first = divmod(step, self._order.steps_per_epoch)
+        while True:
+            yield from self._train.batches(epoch, first)
+            epoch, first = epoch + 1, 0
+
+    def identity(self) -> list[dict[str, str]]:
+        """Path and fingerprint of each set, for the run folder."""
+        return [{"path": str(item.folder), "fingerprint": item.manifest.fingerprint} for item in self.sets]

@@ -1,0 +1,202 @@
+"""One optimizer step, the same on one rank and on many: global normalisation, bad gradients skipped without waiting.
+
+Nothing in here asks the device for a number, so a GPU is never waited for; `figures` does, when somebody wants to
+print some.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from segdist.model.precision import Precision
+from segdist.ranks.process_group import Ranks
+from segdist.training.config import TrainConfig
+from segdist.training.ema import WeightAverage
+from segdist.training.losses import Loss
+from segdist.training.optimizers import build_optimizer, set_learning_rate
+
+MicroBatch = tuple[torch.Tensor, torch.Tensor]
+"""Images float32 (b, C, P, P), normalised, and labels uint8 (b, P, P), both on the device."""
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What happened since the last time that somebody asked; the same on all ranks."""
+
+    loss: float
+    """Mean over the steps that were not skipped; NaN if all were."""
+    loss_parts: dict[str, float]
+    grad_norm: float
+    """Of the last step, before clipping."""
+    skipped: int
+    """Skipped steps since the start of the run."""
+    skipped_in_a_row: int
+    """How many of the latest steps were skipped without a good one behind them."""
+    loss_scale: float
+
+
+class Learner:
+    """Network, optimizer and all else that an optimizer step changes.
+
+    Args:
+        net: the network, on the device, the same on all ranks.
+        ranks: `step` and `figures` are collective.
+    """
+
+    def __init__(self, net: nn.Module, config: TrainConfig, loss: Loss, precision: Precision, ranks: Ranks) -> None:
+        self.net = net
+        self.config = config
+        self.loss = loss
+        self.precision = precision
+        self.ranks = ranks
+        self.optimizer = build_optimizer(config.optim, net)
+        self.average = WeightAverage(net, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision.scaled)
+        self._ddp = _distributed(net, ranks)
+        wrapped = self._ddp or net
+        self._wrapped: nn.Module = torch.compile(wrapped) if config.compile else wrapped  # type: ignore[assignment]
+        self._buffers = list(net.buffers())
+        zeros = torch.zeros(len(loss.parts), dtype=torch.float64, device=ranks.device)
+        self._loss_sums, self._good_steps = zeros, zeros.new_zeros(())
+        self._grad_norm = zeros.new_zeros(())
+        self.skipped = torch.zeros(2, dtype=torch.int64, device=ranks.device)
+        """All skipped steps, and those in a row up to now."""
+
+    @property
+    def best_net(self) -> nn.Module:
+        """The network to validate and to keep: the averaged one where there is one."""
+        return self.net if self.average is None else self.average.net
+
+    def step(self, micro_batches: list[MicroBatch], rate: float, number: int) -> None:
+        """Forward, backward and update for this rank's part of global batch `number`.
+
+        The gradient is that of Σ loss over all ranks and micro batches / Σ count over the same, where DDP's mean over
+        the ranks is made good by the factor R.
+        """
+        self.net.train()
+        counts = torch.stack([self.loss.counts(truth) for _, truth in micro_batches]).sum(dim=0)
+        counting = self._start_sum(counts)
+        buffers = [buffer.clone() for buffer in self._buffers]
+        sums_of_step = torch.zeros_like(self._loss_sums)
+        self.optimizer.zero_grad(set_to_none=True)
+        for index, (images, truth) in enumerate(micro_batches):
+            with self._gradients_stay_here(index < len(micro_batches) - 1):
+                with self.precision.autocast(images.device):
+                    logits = self._wrapped(images)
+                sums = self.loss.sums(logits, truth)
+                if counting is not None:
+                    counting.wait()
+                    counting = None
+                shares = sums / counts.clamp(min=1)
+                self.scaler.scale(shares.sum() * self.ranks.world_size).backward()
+            sums_of_step += shares.detach()
+        bad = self._update(rate)
+        with torch.no_grad():
+            for buffer, before in zip(self._buffers, buffers, strict=True):
+                buffer.copy_(torch.where(bad > 0, before, buffer))
+        if self.average is not None:
+            self.average.update(self.net, number, bad)
+        self._loss_sums += torch.where(bad > 0, 0.0, sums_of_step)
+        self._good_steps += 1 - bad
+        self.skipped = torch.stack([self.skipped[0] + (bad > 0), (self.skipped[1] + 1) * (bad > 0)])
+
+    def figures(self) -> StepFigures:
+        """The figures since the last call, averaged over steps and summed over ranks; waits for the device."""
+        losses = (self.ranks.sum_(self._loss_sums.clone()) / self._good_steps).tolist()
+        skipped, in_a_row = self.skipped.tolist()
+        figures = StepFigures(
+            loss=sum(losses),
+            loss_parts=dict(zip(self.loss.parts, losses, strict=True)),
+            grad_norm=float(self._grad_norm),
+            skipped=skipped,
+            skipped_in_a_row=in_a_row,
+            loss_scale=float(self.scaler.get_scale()),
+        )
+        self._loss_sums.zero_()
+        self._good_steps.zero_()
+        return figures
+
+    def share_buffers(self, net: nn.Module) -> None:
+        """Give all ranks rank 0's norm buffers of `net`, this learner's network or its average: only those count.
+
+        Training uses the statistics of each batch; the running ones are read by validation alone, so there is no
+        need to send them at every step, as DDP would.
+        """
+        if self.ranks.world_size > 1:
+            for buffer in net.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on. Collective.
+
+        All of it is the same on every rank but for the sums that the next row of figures is made of.
+        """
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.net.state_dict(),
+            "skipped": self.skipped,
+            "loss_sums": torch.tensor(self.ranks.gather(self._loss_sums.tolist()), dtype=torch.float64),
+            "good_steps": self._good_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state of `state_dict`, of any number of ranks."""
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.net.load_state_dict(state["average"])
+        self.skipped = state["skipped"].to(self.ranks.device, copy=True)
+        sums: torch.Tensor = state["loss_sums"]  # (ranks, parts)
+        if len(sums) != self.ranks.world_size:
+            sums = torch.cat([sums.sum(dim=0, keepdim=True), sums.new_zeros(self.ranks.world_size - 1, sums.shape[1])])
+        self._loss_sums = sums[self.ranks.rank].to(self.ranks.device, copy=True)
+        self._good_steps = state["good_steps"].to(self.ranks.device, copy=True)
+
+    def _update(self, rate: float) -> torch.Tensor:
+        """Clip and apply the gradients unless one is NaN or infinite; float32 scalar, 1 where they were not applied.
+
+        The gradients are the reduced ones, so all ranks come to the same decision without talking.
+        """
+        if self.precision.scaled:
+            self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        bad = (~norm.isfinite()).float()
+        if self.config.optim.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), self.config.optim.clip_norm, norm)
+        set_learning_rate(self.optimizer, rate)
+        # The fused optimizers leave weights and moments alone where this is 1; it is how GradScaler tells them, too.
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.step()
+        if self.precision.scaled:
+            self.scaler.update()
+        self._grad_norm = norm.detach()
+        return bad
+
+    def _start_sum(self, counts: torch.Tensor) -> dist.Work | None:
+        """Sum the denominators over the ranks, beside the forward pass."""
+        return dist.all_reduce(counts, async_op=True) if self.ranks.world_size > 1 else None
+
+    def _gradients_stay_here(self, yes: bool) -> Any:
+        return self._ddp.no_sync() if yes and self._ddp is not None else nullcontext()
+
+
+def _distributed(net: nn.Module, ranks: Ranks) -> DistributedDataParallel | None:
+    """The network with gradients averaged over the ranks; None for a single one."""
+    if ranks.world_size == 1:
+        return None
+    return DistributedDataParallel(
+        net,
+        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+    )

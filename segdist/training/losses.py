@@ -1,0 +1,85 @@
+"""Losses as sums with known denominators, so that they can be normalised over ranks and accumulation steps.
+
+A part of the batch adds its sum; the denominator is the global number of counted pixels (cross entropy, focal) or
+images (Dice). So one rank with 16 images and four ranks with 4 images each have the same gradient.
+Shapes: B batch, K classes, H W pixels.
+"""
+
+import torch
+from torch.nn import functional
+
+from segdist.core.errors import UserError
+from segdist.training.config import LossConfig
+from shards.manifest import IGNORE, median_frequency_weights
+
+DICE_SMOOTHING = 1.0
+"""Added to both sides of the Dice fraction: an absent class that is not predicted scores 1."""
+
+
+class Loss:
+    """The loss of a run; one or two parts (pixels, images), each a sum with its own denominator.
+
+    Args:
+        config: which loss.
+        class_weights: float32 (K,), on the device of the logits.
+    """
+
+    def __init__(self, config: LossConfig, class_weights: torch.Tensor) -> None:
+        self.config = config
+        self.class_weights = class_weights
+        self.parts = tuple(config.name.split("+"))
+
+    def counts(self, truth: torch.Tensor) -> torch.Tensor:
+        """The denominators that labels (B, H, W) add: int64 (parts,)."""
+        pixels = (truth != IGNORE).sum()
+        images = torch.full_like(pixels, len(truth))
+        return torch.stack([images if part == "dice" else pixels for part in self.parts])
+
+    def sums(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """The numerators for logits (B, K, H, W) and labels uint8 (B, H, W): float32 (parts,)."""
+        logits = logits.float()
+        functions = {"cross_entropy": self._cross_entropy, "focal": self._focal, "dice": self._dice}
+        return torch.stack([functions[part](logits, truth.long()) for part in self.parts])
+
+    def _cross_entropy(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        # Summed here: the GPU kernel's own sum is not deterministic.
+        each = functional.cross_entropy(logits, truth, self.class_weights, ignore_index=IGNORE, reduction="none")
+        return each.sum()
+
+    def _focal(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """Lin et al. 2017: -w (1 - p)^gamma log p, with p the probability of the true class."""
+        negative_log = functional.cross_entropy(logits, truth, ignore_index=IGNORE, reduction="none")
+        weight = self.class_weights[torch.where(truth == IGNORE, 0, truth)]
+        return (weight * (1 - torch.exp(-negative_log)) ** self.config.focal_gamma * negative_log).sum()
+
+    def _dice(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """1 - (2 sum pt + s) / (sum p + sum t + s) per image and class (Milletari et al. 2016, without squares)."""
+        classes = logits.shape[1]
+        counted = (truth != IGNORE).unsqueeze(1)
+        probabilities = logits.softmax(dim=1) * counted
+        target = functional.one_hot(torch.where(truth == IGNORE, 0, truth), classes).permute(0, 3, 1, 2) * counted
+        overlap = (probabilities * target).sum(dim=(2, 3))
+        total = probabilities.sum(dim=(2, 3)) + target.sum(dim=(2, 3))
+        dice = (2 * overlap + DICE_SMOOTHING) / (total + DICE_SMOOTHING)
+        return (1 - dice).mean(dim=1).sum()
+
+
+def class_weights(config: LossConfig, pixels: tuple[int, ...]) -> torch.Tensor:
+    """Weight per class, float32 (K,).
+
+    Args:
+        config: "none" gives ones; "median_frequency" those of `shards.manifest.median_frequency_weights`.
+        pixels: pixels per class in the training split.
+
+    Raises:
+        UserError: the number of given weights is not the number of classes.
+    """
+    if config.class_weights == "given":
+        if len(config.weights) != len(pixels):
+            raise UserError(f"--loss.weights has {len(config.weights)} numbers for {len(pixels)} classes")
+        return torch.tensor(config.weights, dtype=torch.float32)
+    if config.class_weights == "median_frequency":
+        if not any(pixels):
+            raise UserError("--loss.class-weights median_frequency: the training split has no labelled pixel")
+        return torch.tensor(median_frequency_weights(pixels), dtype=torch.float32)
+    return torch.ones(len(pixels))

@@ -1,0 +1,82 @@
+"""From "out of memory" to the settings that fit."""
+
+import copy
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from segdist.core.errors import UserError
+from segdist.model.precision import Precision
+from segdist.ranks.out_of_memory import is_out_of_memory, largest_that_fits
+from segdist.training.config import TrainConfig
+from segdist.training.losses import Loss
+
+
+@contextmanager
+def explain_out_of_memory(
+    config: TrainConfig, patch: int, multiple: int, world_size: int, try_out: Callable[[int, int], None]
+) -> Iterator[None]:
+    """Turn the allocator's error into one that names settings that fit.
+
+    Args:
+        patch: side of the patches.
+        multiple: what the side must be a multiple of.
+        try_out: computes a step on so many patches of such a side; see `training_attempt`.
+
+    Raises:
+        UserError: the context ran out of memory.
+    """
+    try:
+        yield
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        # The frames on the way hold the step's tensors, and room is needed to find out what fits.
+        traceback.clear_frames(error.__traceback__)
+    local = -(-config.batch_size // world_size)
+    micro = -(-local // config.accumulate)
+    fitting = largest_that_fits(lambda count: try_out(count, patch), micro)
+    # Where not even one patch fits, smaller ones may.
+    side = patch if fitting else multiple * largest_that_fits(lambda n: try_out(1, n * multiple), patch // multiple)
+    if fitting:
+        parts = -(-local // fitting)
+        way_out = f"--accumulate {parts} fits: {-(-local // parts)} patches at a time, the same global batch"
+    elif side:
+        way_out = (
+            f"not even one fits, but one of {side} x {side} does: make a set with --patches.size {side}, and train "
+            f"with --accumulate {local}, or use a lower --model.width"
+        )
+    else:
+        way_out = "not even one of the smallest patches fits: use a lower --model.width, or --precision bf16"
+    problem = UserError(
+        f"out of memory with {micro} patches of {patch} x {patch} at a time (--batch-size {config.batch_size} over "
+        f"{world_size} ranks, --accumulate {config.accumulate}); {way_out}. torch said: {said}"
+    )
+    problem.on_this_rank = True
+    raise problem from None
+
+
+def training_attempt(net: nn.Module, loss: Loss, precision: Precision, channels: int) -> Callable[[int, int], None]:
+    """A function that computes loss and gradients of so many made-up patches of such a side, on a copy of `net`.
+
+    The copy has no part in DDP: one rank may try alone, and the weights and gradients of the run stay as they are.
+    """
+
+    def attempt(count: int, patch: int) -> None:
+        weight = next(net.parameters())
+        alone = copy.deepcopy(net)
+        for module in alone.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]  # it would wait for the other ranks
+        images = torch.zeros(count, channels, patch, patch, device=weight.device)
+        truth = torch.zeros(count, patch, patch, dtype=torch.uint8, device=weight.device)
+        with precision.autocast(weight.device):
+            logits = alone(images)
+        loss.sums(logits, truth).sum().backward()
+
+    return attempt

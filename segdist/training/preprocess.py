@@ -1,0 +1,50 @@
+"""From stored batches to what the network sees: on the device, normalised, flipped and augmented."""
+
+import torch
+
+from segdist.training.augmentation import Augmenter
+from segdist.training.learner import MicroBatch
+from shards.read.batches import Batch
+
+
+class Preprocessor:
+    """Moves batches to the device as bytes and converts them there.
+
+    Args:
+        mean, std: per channel, in stored units; the network sees (x - mean) / std.
+        augmenter: flips and the other augmentations of training batches.
+        accumulate: number of micro batches that a training batch is split into; at most the batch's samples.
+    """
+
+    def __init__(
+        self,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augmenter: Augmenter,
+        device: torch.device,
+        accumulate: int = 1,
+        channels_last: bool = False,
+    ) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        # A constant channel has no spread to divide by.
+        self.scale = 1 / torch.tensor(std, dtype=torch.float32, device=device).clamp(min=1e-6).view(1, -1, 1, 1)
+        self.augmenter = augmenter
+        self.device = device
+        self.accumulate = accumulate
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def plain(self, batch: Batch) -> MicroBatch:
+        """The batch as it is stored, for validation."""
+        images, truth = batch.to(self.device)
+        return self._normalised(images.float()), truth
+
+    def training(self, batch: Batch) -> list[MicroBatch]:
+        """The batch flipped and augmented, as the micro batches of one optimizer step."""
+        images, truth = batch.to(self.device)
+        flips = batch.flips.to(self.device, non_blocking=True)
+        images, truth = self.augmenter(images.float(), truth, flips, batch.epoch, batch.step, batch.slots)
+        images = self._normalised(images)
+        return list(zip(images.tensor_split(self.accumulate), truth.tensor_split(self.accumulate), strict=True))
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        return ((images - self.mean) * self.scale).contiguous(memory_format=self.format)

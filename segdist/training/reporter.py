@@ -1,0 +1,263 @@
+"""What a training run tells: progress, a line per epoch, `metrics.jsonl`, trackers, `summary.json`. Rank 0 only."""
+
+import math
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segdist.core.terminal import Progress, clock, say, warn
+from segdist.model.model_file import BEST
+from segdist.ranks.process_group import Ranks
+from segdist.runs.record import EVENTS, METRICS, read_rows
+from segdist.tracking import Trackers
+from segdist.tracking.tracker import State
+from segdist.training.learner import StepFigures
+from segdist.training.run_folder import MetricsLog, append_event, write_summary
+from segdist.training.validation import ValidationResult
+from shards.manifest import ClassInfo
+from shards.read.batches import Batch
+
+WITHOUT_EMA = ("loss_without_ema", "mean_iou_without_ema")
+NOT_TRACKED = {"kind", "step", "epoch", "time", "skipped"}
+"""What a row of training figures has beside them."""
+
+
+@dataclass
+class _Pace:
+    """Steps, seconds and seconds of waiting for data since some moment."""
+
+    began: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    waited: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.began, 1e-9)
+
+
+class RunReporter:
+    """Tells how a run goes; on ranks other than 0 the methods only keep time.
+
+    Args:
+        classes: of the shard set.
+        start_trackers: called with the W&B run of the checkpoint that is resumed, when there is something to do.
+        quiet: no progress and no line per epoch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        classes: tuple[ClassInfo, ...],
+        batch_size: int,
+        ranks: Ranks,
+        start_trackers: Callable[[str | None], Trackers],
+        quiet: bool = False,
+    ) -> None:
+        self.folder, self.classes, self.batch_size = folder, classes, batch_size
+        self.ranks, self._start_trackers = ranks, start_trackers
+        self.trackers = Trackers({})
+        self.quiet = quiet or not ranks.is_main
+        self._metrics = MetricsLog(folder / METRICS) if ranks.is_main else None
+        self._progress = Progress("training", total=0, unit="steps", quiet=True)
+        self._rows, self._epoch = _Pace(), _Pace()
+        self._loss = float("nan")
+        self._mean_iou: float | None = None
+        self._skipped = 0
+        self._steps = 0
+        self._nothing_to_do = False
+
+    def started(self, step: int, steps: int, metrics_position: int, checkpoint: dict[str, Any] | None) -> None:
+        """A start of the run at `step` of `steps`; rows of steps that will be done again are forgotten.
+
+        Args:
+            checkpoint: what the run goes on from; None at its very start.
+        """
+        self._steps = steps
+        if self._metrics is None:
+            return
+        self._metrics.cut_back(metrics_position)
+        if step >= steps:
+            if not self.quiet:
+                say(f"{self.folder}: finished already, after {step} steps; a larger --steps or --epochs extends it")
+            # Looking whether a run is finished is no part of its history: no event and no tracker. But one that was
+            # killed after its last checkpoint has still to be brought to its end.
+            self._nothing_to_do = [event["what"] for event in read_rows(self.folder / EVENTS)[-1:]] == ["finished"]
+            if self._nothing_to_do:
+                return
+        what = "started" if checkpoint is None else "resumed"
+        append_event(self.folder, what, step, steps=steps, ranks=self.ranks.world_size, device=str(self.ranks.device))
+        if checkpoint is not None and step < steps and not self.quiet:
+            say(f"{self.folder}: going on after step {step} of {steps}")
+        self.trackers = self._start_trackers(None if checkpoint is None else checkpoint["trackers"]["run_id"])
+        # What a killed process had not brought to safety, or all of it where nobody tracked the run before.
+        self.trackers.catch_up([(row["step"], self._tracked(row)) for row in read_rows(self.folder / METRICS)])
+
+    @contextmanager
+    def progress(self, step: int, steps: int) -> Iterator[None]:
+        """Show progress for the time of the context."""
+        self._rows, self._epoch = _Pace(), _Pace()
+        with Progress("training", total=steps, unit="steps", quiet=self.quiet, done=step) as self._progress:
+            yield
+
+    def waiting_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Hand the batches on and note how long each was waited for."""
+        iterator = iter(batches)
+        while True:
+            began = time.monotonic()
+            batch = next(iterator, None)
+            waited = time.monotonic() - began
+            self._rows.waited += waited
+            self._epoch.waited += waited
+            if batch is None:
+                return
+            yield batch
+
+    def stepped(self, epoch: int) -> None:
+        """One more step is done."""
+        self._rows.steps += 1
+        self._epoch.steps += 1
+        note = f"epoch {epoch + 1}{self._loss_text(', ')}"
+        if self._mean_iou is not None:
+            note += f", mIoU {self._mean_iou:.4f}"
+        self._progress.advance(note=note)
+
+    def trained(self, step: int, epoch: int, rate: float, figures: StepFigures) -> None:
+        """A row of training figures."""
+        self._loss = figures.loss
+        pace, self._rows = self._rows, _Pace()
+        if self._metrics is None:
+            return
+        row = {
+            "loss": figures.loss,
+            "lr": rate,
+            "grad_norm": figures.grad_norm,
+            "samples_per_s": pace.steps * self.batch_size / pace.seconds,
+            "data_wait": pace.waited / pace.seconds,
+            "memory_mb": memory_mb(self.ranks.device),
+        }
+        if len(figures.loss_parts) > 1:
+            row |= {f"loss_{name}": value for name, value in figures.loss_parts.items()}
+        if figures.loss_scale != 1:
+            row["loss_scale"] = figures.loss_scale
+        self._metrics.append("train", step, epoch=epoch, **row, skipped=figures.skipped)
+        self.trackers.log(self._tracked({"kind": "train", "epoch": epoch, **row}), step)
+        if figures.skipped > self._skipped:
+            self._skipped = figures.skipped
+            append_event(self.folder, "skipped_steps", step, skipped=figures.skipped)
+            warn(f"step {step}: {figures.skipped} steps so far had NaN or infinite gradients and were skipped")
+
+    def validated(
+        self, step: int, epoch: int, result: ValidationResult | None, latest: ValidationResult | None = None
+    ) -> None:
+        """A row of scores, pictures for the trackers, a line for the person.
+
+        Args:
+            result: of the network that is kept; None where there is nothing to validate on.
+            latest: of the latest weights, where the network that is kept is their moving average.
+        """
+        if self._metrics is None:
+            return
+        if result is not None:
+            self._mean_iou = result.mean_iou
+            more = {} if latest is None else dict(zip(WITHOUT_EMA, (latest.loss, latest.mean_iou), strict=True))
+            row = result.row() | more
+            self._metrics.append("val", step, epoch=epoch, **row)
+            self.trackers.log(self._tracked({"kind": "val", **row}), step)
+            self._show(step, result)
+        self.epoch_ended(step, epoch)
+
+    def epoch_ended(self, step: int, epoch: int) -> None:
+        """A line for the person, with the latest scores."""
+        if not self.quiet:
+            say(self._epoch_line(step, epoch))
+        self._epoch = _Pace()
+
+    def position(self) -> int | None:
+        """Length of the metrics file; for the checkpoint. None where rows still wait for room on the disk."""
+        return self._metrics.position() if self._metrics is not None else 0
+
+    def tracker_state(self) -> dict[str, Any]:
+        """What the trackers want kept in the checkpoint."""
+        return self.trackers.state()
+
+    def finished(self, state: State, **summary: Any) -> None:
+        """The end of this start: "finished", "stopped" or "failed"."""
+        if self._nothing_to_do and state == "finished":
+            return
+        if self._metrics is not None:
+            append_event(self.folder, state, summary["step"])
+            write_summary(self.folder, state=state, skipped_steps=self._skipped, **summary)
+            self._metrics.close()
+            if not self.quiet:
+                self._say_where_it_stands(state, summary)
+        if state == "finished":
+            self._log_artifacts()
+        self.trackers.finish(state)
+
+    def _log_artifacts(self) -> None:
+        """Offer the trackers the best model, and the last checkpoint, from which the run can be extended elsewhere."""
+        checkpoint = max((self.folder / "checkpoints").glob("step-*.pt"), default=None)
+        for path, what in ((self.folder / BEST, "best"), (checkpoint, "checkpoint")):
+            if path is not None and path.is_file():
+                self.trackers.log_artifact(path, f"{self.folder.resolve().name}-{what}")
+
+    def _say_where_it_stands(self, state: State, summary: dict[str, Any]) -> None:
+        """How this start ended, the best epoch, and where everything is."""
+        say(f"{self.folder}: {state} after step {summary['step']} of {summary['steps']}, {clock(summary['seconds'])}")
+        if summary["best_mean_iou"] is not None and (self.folder / BEST).is_file():
+            say(
+                f"  best: mean IoU {summary['best_mean_iou']:.4f} on the validation patches, "
+                f"epoch {summary['best_epoch'] + 1}, step {summary['best_step']}: {self.folder / BEST}"
+            )
+        say(f"  figures: {self.folder / METRICS}, checkpoints: {self.folder / 'checkpoints'}")
+        if state == "stopped":
+            say("  the same command goes on from here")
+
+    def _tracked(self, row: dict[str, Any]) -> dict[str, float]:
+        """The figures of a row of `metrics.jsonl` under the names that trackers show."""
+        if row["kind"] == "train":
+            known = {name: value for name, value in row.items() if name not in NOT_TRACKED and value is not None}
+            return {f"train/{name}": value for name, value in known.items()} | {"epoch": row["epoch"]}
+        known = {name: row.get(name) for name in ("loss", "mean_iou", "pixel_accuracy", *WITHOUT_EMA)}
+        values = {f"val/{name}": value for name, value in known.items()}
+        for score in ("iou", "dice"):
+            per_class = zip(self.classes, row[score], strict=True)
+            values |= {f"val/{score}/{info.name}": value for info, value in per_class}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _show(self, step: int, result: ValidationResult) -> None:
+        names = [info.name for info in self.classes]
+        self.trackers.log_confusion(result.confusion.numpy(), names, step)
+        for number, example in enumerate(result.examples):
+            self.trackers.log_prediction(
+                f"validation patch {number}", example.image, example.truth, example.prediction, step
+            )
+
+    def _loss_text(self, separator: str) -> str:
+        """Nothing before the first figures have been fetched from the device."""
+        return "" if math.isnan(self._loss) else f"{separator}loss {self._loss:.4f}"
+
+    def _epoch_line(self, step: int, epoch: int) -> str:
+        pace = self._epoch
+        parts = [f"epoch {epoch + 1}", f"step {step}/{self._steps}{self._loss_text('  ')}"]
+        if self._mean_iou is not None:
+            parts.append(f"mIoU {self._mean_iou:.4f}")
+        parts += [
+            f"{pace.steps * self.batch_size / pace.seconds:.0f} samples/s",
+            f"{clock((self._steps - step) * pace.seconds / max(pace.steps, 1))} left",
+            f"{memory_mb(self.ranks.device):.0f} MB",
+        ]
+        return "  ".join(parts)
+
+
+def memory_mb(device: torch.device) -> float:
+    """Highest memory so far in MB: of the GPU's allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

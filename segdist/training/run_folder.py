@@ -1,0 +1,161 @@
+"""A run is a folder: its config, its rows of figures, its state. Started again in it, a job goes on."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segdist.core.code_version import commit
+from segdist.core.errors import UserError
+from segdist.core.files import write_json
+from segdist.core.parsing import to_dict
+from segdist.core.terminal import warn
+from segdist.runs.record import CONFIG, EVENTS, SUMMARY
+from segdist.training.config import TrainConfig
+
+MAY_CHANGE = {
+    *("name", "data", "epochs", "steps", "init_from"),
+    *("accumulate", "device", "threads", "data_check"),
+    *("log_every", "validate_every", "max_bad_steps", "check", "profile", "quiet", "checkpoint", "tracking"),
+}
+"""Settings that may differ when a run is continued: they don't change what is learned (but for `epochs` and `steps`,
+which extend it). The data is compared by its fingerprint, the precision by what was chosen."""
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a line. Only rank 0 has one that writes.
+
+    Rows that a full disk refuses wait in memory and are written with the next ones.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+
+    def append(self, kind: str, step: int, **values: Any) -> None:
+        """Add a row; NaN and infinity become null, for they are no JSON."""
+        row = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
+        self._waiting += (json.dumps(_without_nan(row)) + "\n").encode()
+        self._write()
+
+    def position(self) -> int | None:
+        """Length in bytes of what is safely on disk; what a checkpoint remembers. None while rows wait for room."""
+        self._write()
+        if self._waiting:
+            return None
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def cut_back(self, position: int) -> None:
+        """Forget the rows after `position`: they belong to steps that are done again."""
+        self._file.truncate(min(position, self.path.stat().st_size))
+        self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._write()
+        self._file.close()
+
+    def _write(self) -> None:
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            warn(f"{self.path}: {error.strerror}; its rows, and with them all checkpoints, wait for room")
+
+
+def append_event(folder: Path, what: str, step: int, **values: Any) -> None:
+    """Note in `events.jsonl` what happened to the job: started, resumed, stopped, finished, failed, skipped_steps.
+
+    Unlike the metrics, which tell of the learning and are cut back on resume, events are never taken back.
+    """
+    try:
+        with (folder / EVENTS).open("a") as file:
+            file.write(json.dumps({"what": what, "step": step, **values, "time": round(time.time(), 3)}) + "\n")
+    except OSError as error:
+        warn(f"{folder / EVENTS}: {error.strerror}; the event {what!r} is not noted")
+
+
+def describe_run(
+    config: TrainConfig, data: list[dict[str, str]], precision: str, command: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What stands in `config.json`: the config, what the data was, what "auto" became, code and library versions.
+
+    Args:
+        command: what does the same again; empty where no command started the run.
+    """
+    return {
+        "config": to_dict(config),
+        "data": data,
+        "precision": precision,
+        "command": list(command),
+        "code": commit(),
+        "versions": {name: version(name) for name in ("torch", "numpy", "webdataset")},
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def check_same_run(folder: Path, description: dict[str, Any]) -> None:
+    """Refuse to go on with other settings than those that the folder's run was started with.
+
+    Raises:
+        UserError: names each setting that differs, with both values.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        return
+    differences = _differences(_identity(json.loads(path.read_text())), _identity(description))
+    if differences:
+        raise UserError(
+            f"{folder} holds a run with other settings:\n"
+            + "\n".join(f"  {key}: there {before!r}, now {after!r}" for key, before, after in differences)
+            + "\nUse the same settings to go on with it, or another --name for a new one."
+        )
+
+
+def write_description(folder: Path, description: dict[str, Any]) -> None:
+    """Write `config.json`."""
+    write_json(folder / CONFIG, description)
+
+
+def write_summary(folder: Path, **values: Any) -> None:
+    """Write `summary.json`, which says how the run stands."""
+    try:
+        write_json(folder / SUMMARY, _without_nan(values))
+    except OSError as error:
+        warn(f"{folder / SUMMARY}: {error.strerror}; it is not up to date")
+
+
+def _identity(description: dict[str, Any]) -> dict[str, Any]:
+    config = {key: value for key, value in description["config"].items() if key not in MAY_CHANGE}
+    config["precision"] = description["precision"]
+    config["data"] = [item["fingerprint"] for item in description["data"]]
+    return config
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    found = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append((prefix + key, before, after))
+    return found
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value

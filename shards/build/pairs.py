@@ -1,0 +1,319 @@
+"""Finding a user's images and masks, and dealing them to the splits. Names and folders only: no file is decoded."""
+
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from segdist.core.errors import UserError
+from shards.build.recipe import ImagesConfig, MakeShardsConfig, SplitConfig
+from shards.build.sources import Source, chosen_numbers
+from shards.images.masks import MasksConfig
+from shards.images.opening import IMAGE_SUFFIXES, TIFF_SUFFIXES, ZARR_SUFFIX, page_address
+from shards.manifest import SPLITS
+
+_TEST_DRAW, _VALIDATION_DRAW = 4, 2  # what a draw is for
+
+SHOWN = 10
+"""Files that a message names."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask."""
+
+    name: str
+    """What lists and patterns call the image: its path in the images' folder, or the CSV's text."""
+    image: Path
+    mask: Path
+    split: str = ""
+    """Empty until it is dealt."""
+    pages: int = 1
+
+
+def file_sources(config: MakeShardsConfig) -> list[Source]:
+    """The user's labelled images with their splits.
+
+    Raises:
+        UserError: nothing found, an image without mask, names that can mean two files, an image in two splits.
+    """
+    pairs = _from_csv(config.images.csv) if config.images.csv else _from_folders(config.images, config.masks)
+    pairs = [replace(pair, pages=_pages(pair)) for pair in pairs]
+    pairs = deal(pairs, config.split, config.seed)
+    sources, counts = [], Counter[str]()
+    for pair in pairs:
+        for page in range(pair.pages):
+            image, mask = (page_address(path, page) for path in (pair.image, pair.mask))
+            sources.append(Source(pair.split, counts[pair.split], image, mask))
+            counts[pair.split] += 1
+    if not counts["train"]:
+        raise UserError(f"no image is left to train on ({dict(counts)}); check --split.*")
+    return sources
+
+
+def deal(pairs: list[Pair], settings: SplitConfig, seed: int) -> list[Pair]:
+    """Give every pair its split; pairs that the lists leave out are dropped.
+
+    What the CSV, the lists and the name patterns say stands. Of the others, the share `test` is held out; and where
+    nothing names validation images, the share `validation` of the training images validates. Shares are drawn by
+    group.
+
+    Raises:
+        UserError: an image or a group in two splits, or a listed name that is no image.
+    """
+    pairs = _named_splits(pairs, settings)
+    groups = {pair.name: _group(pair.name, settings.group) for pair in pairs}
+    spread = defaultdict(set)
+    for pair in pairs:
+        spread[groups[pair.name]].add(pair.split)
+    # Images of a group follow those that were named.
+    for group, splits in spread.items():
+        if len(splits - {""}) > 1:
+            members = [f"{pair.name} ({pair.split})" for pair in pairs if groups[pair.name] == group and pair.split]
+            raise UserError(f"--split.group: {group!r} stands in two splits:\n  " + "\n  ".join(members[:SHOWN]))
+    follow = {group: max(splits) for group, splits in spread.items()}
+    pairs = [replace(pair, split=follow[groups[pair.name]]) for pair in pairs]
+    if settings.test:
+        pairs = _draw(pairs, "", "test", settings.test, (seed, _TEST_DRAW), groups)
+    pairs = [replace(pair, split=pair.split or "train") for pair in pairs]
+    if not any(pair.split == "val" for pair in pairs):
+        pairs = _draw(pairs, "train", "val", settings.validation, (seed, _VALIDATION_DRAW), groups)
+    return pairs
+
+
+def _draw(
+    pairs: list[Pair], of: str, to: str, share: float, key: tuple[int, int], groups: dict[str, str]
+) -> list[Pair]:
+    """Move a share of the groups in split `of` to split `to`."""
+    candidates = sorted({groups[pair.name] for pair in pairs if pair.split == of})
+    chosen = {candidates[number] for number in chosen_numbers(len(candidates), share, *key)}
+    return [replace(pair, split=to) if pair.split == of and groups[pair.name] in chosen else pair for pair in pairs]
+
+
+def _named_splits(pairs: list[Pair], settings: SplitConfig) -> list[Pair]:
+    """Splits that the CSV, the lists and the patterns name."""
+    said: dict[str, dict[str, str]] = defaultdict(dict)  # name → split → who says so
+    for pair in pairs:
+        if pair.split:
+            said[pair.name][pair.split] = "the CSV file"
+    for split, path in (
+        ("train", settings.train_list),
+        ("val", settings.validation_list),
+        ("test", settings.test_list),
+    ):
+        for name in _listed(path, pairs) if path else ():
+            said[name][split] = str(path)
+    for split, flag, patterns in (
+        ("val", "--split.validation-images", settings.validation_images),
+        ("test", "--split.test-images", settings.test_images),
+    ):
+        for pattern in patterns:
+            matching = [pair.name for pair in pairs if any(fnmatchcase(name, pattern) for name in _names(pair))]
+            if not matching:
+                raise UserError(f"{flag} {pattern!r}: no image has such a name")
+            for name in matching:
+                said[name][split] = f"{flag} {pattern!r}"
+    doubles = [
+        f"{name}: " + ", ".join(f"{split} by {where}" for split, where in who.items())
+        for name, who in said.items()
+        if len(who) > 1
+    ]
+    if doubles:
+        raise UserError(
+            "images in two splits, which would make the scores worthless:\n  " + "\n  ".join(doubles[:SHOWN]) + "\n"
+            "name each image for one split only"
+        )
+    dealt = [replace(pair, split=next(iter(said[pair.name]), "")) for pair in pairs]
+    return [pair for pair in dealt if pair.split] if settings.train_list else dealt
+
+
+def _listed(path: Path, pairs: list[Pair]) -> list[str]:
+    """The names of the pairs that a text file lists, one a line."""
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+    by_name: dict[str, set[str]] = defaultdict(set)
+    for pair in pairs:
+        for name in _names(pair):
+            by_name[name].add(pair.name)
+    names: list[str] = []
+    problems = []
+    for line in filter(None, lines):
+        found = by_name.get(line, set())
+        if len(found) == 1:
+            names += found
+        else:
+            problems.append(f"{line!r} " + (f"means {', '.join(sorted(found))}" if found else "is no image's name"))
+    if problems:
+        raise UserError(f"{path}:\n  " + "\n  ".join(problems[:SHOWN]))
+    return names
+
+
+def _names(pair: Pair) -> tuple[str, str, str]:
+    """All that a list may call a pair: its path in the folder, its file's name, the name without suffix."""
+    return pair.name, pair.image.name, pair.image.stem
+
+
+def _group(name: str, pattern: str) -> str:
+    if not pattern:
+        return name
+    try:
+        match = re.search(pattern, name)
+    except re.error as error:
+        raise UserError(f"--split.group {pattern!r}: no regular expression ({error})") from None
+    if match is None:
+        raise UserError(f"--split.group {pattern!r}: doesn't match the image {name}")
+    return match[match.lastindex or 0]
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file under their headings, as spreadsheets write it too (with a byte order mark).
+
+    Raises:
+        UserError: the file can't be read or is no CSV.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no CSV file ({error})") from None
+
+
+def _from_csv(path: Path) -> list[Pair]:
+    """Pairs of a CSV file; its paths are relative to its own folder."""
+    rows = csv_rows(path)
+    if not rows:
+        raise UserError(f"{path}: no rows; it needs a line `image,mask` or `image,mask,split` and one line per pair")
+    pairs, problems, seen = [], [], Counter[Path]()
+    for number, row in enumerate(rows, start=2):
+        image, mask, split = ((row.get(key) or "").strip() for key in ("image", "mask", "split"))
+        if not image or not mask:
+            raise UserError(f"{path} line {number}: needs the columns image and mask, found {dict(row)}")
+        if split not in ("", *SPLITS):
+            raise UserError(f"{path} line {number}: split {split!r}; train, val, test or empty")
+        files = path.parent / image, path.parent / mask
+        problems += [f"line {number}: {file} doesn't exist" for file in files if not file.exists()]
+        seen[files[0].resolve()] += 1
+        pairs.append(Pair(image, *files, split))
+    problems += [f"{file} stands there {count} times" for file, count in seen.items() if count > 1]
+    if problems:
+        raise UserError(f"{path}:\n  " + "\n  ".join(problems[:SHOWN]))
+    return pairs
+
+
+def _from_folders(images: ImagesConfig, masks: MasksConfig) -> list[Pair]:
+    """Pairs by name: the mask of `a/b.png` is `a/<name>.*` in the masks' folder."""
+    assert images.folder is not None
+    folder, mask_folder = images.folder, masks.folder or images.folder
+    for path, flag in ((folder, "--images.folder"), (mask_folder, "--masks.folder")):
+        if not path.is_dir():
+            raise UserError(f"{flag} {path}: no such folder")
+    files = [path for path in sorted(folder.glob(images.pattern)) if _is_image(path)]
+    found_in = MaskFolder(mask_folder, masks.name, below="/" in images.pattern)
+
+    def masks_of(image: Path) -> list[Path]:
+        return [path for path in found_in.masks_of(image.relative_to(folder)) if path != image]
+
+    if masks.folder is None or masks.folder.resolve() == folder.resolve():
+        # Masks between the images: what is some image's mask is no image.
+        taken = {mask for image in files for mask in masks_of(image)}
+        files = [path for path in files if path not in taken]
+    if not files:
+        raise UserError(
+            f"--images.folder {folder}: no image matches {images.pattern!r} (looked for {' '.join(IMAGE_SUFFIXES)})"
+        )
+    _refuse_same_names(files, folder)
+    pairs, without = [], []
+    for image in files:
+        found = masks_of(image)
+        if len(found) == 1:
+            pairs.append(Pair(image.relative_to(folder).as_posix(), image, found[0]))
+        else:
+            without.append((image, found))
+    if without:
+        raise UserError(found_in.no_mask_message(without))
+    return pairs
+
+
+class MaskFolder:
+    """The masks in a folder, found by the names of their images: that of `a/b.png` is `a/<name>.*`."""
+
+    def __init__(self, folder: Path, name: str, below: bool) -> None:
+        """`name` holds {stem}, the image's name without suffix. `below`: look in the folders inside as well."""
+        self.folder, self.name = folder, name
+        self._by_stem: dict[Path, list[Path]] = defaultdict(list)
+        for path in sorted(folder.glob("**/*" if below else "*")):
+            if _is_image(path) and path.suffix.lower() != ZARR_SUFFIX:
+                self._by_stem[path.relative_to(folder).with_name(path.stem)].append(path)
+
+    def masks_of(self, image: Path) -> list[Path]:
+        """All files that may be the mask of `image`, a path relative to the images' folder. One is right."""
+        return self._by_stem.get(image.with_name(self._wanted(image)), [])
+
+    def no_mask_message(self, without: Sequence[tuple[Path, list[Path]]]) -> str:
+        """What to tell of images that have none, or several; with a guess at how the masks are called."""
+        lines = []
+        for image, found in without[:SHOWN]:
+            lines.append(
+                f"{image}: {len(found)} masks, {', '.join(path.name for path in found)}"
+                if found
+                else f"{image}: no {self._wanted(image)}.* in {self.folder}"
+            )
+        more = f"\n  … and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
+        return (
+            f"{len(without)} images without exactly one mask:\n  " + "\n  ".join(lines) + more + "\n"
+            f"say how masks are called with --masks.name (now {self.name!r}) and where they are with --masks.folder"
+            + self._guess(without[0][0].stem)
+        )
+
+    def _wanted(self, image: Path) -> str:
+        return self.name.replace("{stem}", image.stem)
+
+    def _guess(self, stem: str) -> str:
+        hint = "; or take these images away"
+        near = [path.name for path in self._by_stem if path.name.startswith(stem) and path.name != stem]
+        if not near:
+            return hint
+        return f"; there is {near[0]}: perhaps --masks.name '{near[0].replace(stem, '{stem}', 1)}'{hint}"
+
+
+def _refuse_same_names(files: list[Path], folder: Path) -> None:
+    stems = Counter(path.relative_to(folder).with_suffix("") for path in files)
+    doubles = [str(path) for path in files if stems[path.relative_to(folder).with_suffix("")] > 1]
+    if doubles:
+        raise UserError(
+            "images that differ only in their suffix would share one mask:\n  " + "\n  ".join(doubles[:SHOWN]) + "\n"
+            "take the copies away, or choose with --images.pattern '*.png'"
+        )
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _pages(pair: Pair) -> int:
+    """Pages of a multi-page TIFF, each an image with the mask's page; 1 for everything else."""
+    counts = []
+    for path in (pair.image, pair.mask):
+        if path.suffix.lower() not in TIFF_SUFFIXES:
+            counts.append(1)
+            continue
+        import tifffile
+
+        try:
+            with tifffile.TiffFile(path) as file:
+                counts.append(len(file.pages))
+        except (OSError, ValueError, tifffile.TiffFileError) as error:
+            raise UserError(f"{path}: damaged, or no TIFF file ({error})") from None
+    if counts[0] != counts[1]:
+        raise UserError(
+            f"{pair.image} has {counts[0]} pages and its mask {pair.mask} {counts[1]}; "
+            "save one mask page per image page, or the wanted page as a file of its own"
+        )
+    return counts[0]

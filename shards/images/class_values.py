@@ -1,0 +1,68 @@
+"""What a class of a user's masks is made of, given as text: `myelin=127,128`, `axon=192-255`, `road=#804080`."""
+
+import colorsys
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdist.core.errors import UserError
+
+# Okabe and Ito's colours, told apart with any colour vision; class 0 is black.
+_COLORS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+
+
+@dataclass(frozen=True)
+class ClassValues:
+    """One `name=values` text, understood."""
+
+    name: str
+    ranges: tuple[tuple[int, int], ...] = ()
+    colors: tuple[tuple[int, int, int], ...] = ()
+
+
+def default_color(label: int) -> tuple[int, int, int]:
+    """Display colour of a label: the safe ones first, then hues that wander by the golden angle."""
+    if label < len(_COLORS):
+        return parse_color("color", _COLORS[label])
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.381966 % 1, 0.55 + 0.45 * (label % 2), 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def parse_class(text: str, label: int) -> ClassValues:
+    name, equals, values = text.partition("=")
+    name = name.strip()
+    if not name:
+        raise UserError(f"--masks.classes: {text!r} has no name; write `name` or `name=values`")
+    return parse_values("--masks.classes", name, values) if equals else ClassValues(name, ((label, label),))
+
+
+def parse_values(setting: str, name: str, text: str) -> ClassValues:
+    ranges, colors = [], []
+    for part in (piece.strip() for piece in text.split(",")):
+        if part.startswith("#"):
+            colors.append(parse_color(setting, part))
+        elif match := re.fullmatch(r"(\d+)(?:-(\d+))?", part):
+            low, high = int(match[1]), int(match[2] or match[1])
+            if not low <= high < 65536:
+                raise UserError(f"{setting}: {part!r} of {name!r} is no range of values from 0 to 65535")
+            ranges.append((low, high))
+        else:
+            raise UserError(f"{setting}: {part!r} of {name!r} is no value (127), range (120-140) or colour (#rrggbb)")
+    return ClassValues(name, tuple(ranges), tuple(colors))
+
+
+def parse_color(setting: str, text: str) -> tuple[int, int, int]:
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        raise UserError(f"{setting}: {text!r} is no colour; write #rrggbb")
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
+def pack_color(color: tuple[int, ...]) -> int:
+    return (color[0] << 16) | (color[1] << 8) | color[2]
+
+
+def unpack_colors(packed: NDArray[Any]) -> NDArray[Any]:
+    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=-1)

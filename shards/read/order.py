@@ -1,0 +1,139 @@
+"""The order of samples as a pure function: sample = f(seed, epoch, step, slot in the global batch).
+
+B global batch (what one optimizer step sees, over ranks and accumulation), F flips (4, or 1 without), N patches,
+M = F·N (patch, flip) pairs, L = M // B steps per epoch.
+
+An epoch goes through F passes over all N patches, each pass with its own permutation of the shards; the M pairs stand
+in one virtual list. The list is turned by an offset that depends on the epoch and cut into B equal parts; slot b of
+every batch walks through part b. Inside a part, windows of positions are permuted by a keyed permutation, so a slot
+reads one stretch of a few shards at a time, and the sample of any step is computed, not remembered: resuming costs
+nothing, and the number of ranks and workers has no say. Each patch is seen once under each flip: pass p shows it
+under flip (p + h) mod 4 with h drawn per patch and epoch.
+
+The M - B·L < B pairs that don't fill a last batch are left out; they are different ones in each epoch, because the list
+is turned.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdist.core.errors import UserError
+from segdist.core.keyed import generator, hash64, permute
+
+WINDOW = 16384
+"""Positions that are mixed with each other inside a slot's part of the epoch."""
+
+_ROTATION, _WINDOW, _FLIP, _SHARDS = range(4)  # what a draw is for
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Which samples stand in some steps and slots; all arrays have the same shape, (steps, slots) as a rule."""
+
+    shard: Int64
+    """Number of the shard in its split."""
+    record: Int64
+    """Number of the record in its shard."""
+    flip: NDArray[np.uint8]
+    """0 to 3; bit 0 mirrors left and right, bit 1 up and down."""
+
+    def row(self, place: int | slice) -> "Samples":
+        """Those at one step or at some places."""
+        return Samples(self.shard[place], self.record[place], self.flip[place])
+
+
+def slots_of_rank(global_batch: int, rank: int, world_size: int) -> range:
+    """The slots of the global batch that `rank` computes: ⌊rB/W⌋ up to ⌊(r+1)B/W⌋.
+
+    Raises:
+        UserError: more ranks than slots.
+    """
+    if world_size > global_batch:
+        raise UserError(
+            f"{world_size} ranks share a global batch of {global_batch}, some would get no sample; "
+            "raise --batch-size or start fewer ranks"
+        )
+    return range(rank * global_batch // world_size, (rank + 1) * global_batch // world_size)
+
+
+class SampleOrder:
+    """The training order of one shard set; see the module's description.
+
+    Its memory is F + 1 lists as long as the number of shards, whatever the number of samples.
+    """
+
+    def __init__(
+        self, shard_sizes: Sequence[int], global_batch: int, seed: int, *, flips: bool = True, window: int = WINDOW
+    ) -> None:
+        """`shard_sizes`: records per shard of the split. `flips`: an epoch shows every patch under all four flips.
+
+        Raises:
+            UserError: the set has fewer pairs than one global batch.
+        """
+        self.sizes = np.asarray(shard_sizes, np.int64)
+        self.global_batch, self.seed, self.window = global_batch, seed, window
+        self.flips = 4 if flips else 1
+        self.patches = int(self.sizes.sum())
+        self.pairs = self.flips * self.patches
+        self.steps_per_epoch = self.pairs // global_batch
+        if global_batch < 1 or window < 1:
+            raise UserError(f"a global batch of {global_batch} and a window of {window} must both be at least 1")
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"the set has {self.patches} patches, {self.pairs} with their flips, and a global batch needs "
+                f"{global_batch}; lower --batch-size or make more patches"
+            )
+        # Two epochs: a prefetching reader is at the end of one and at the start of the next.
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    def samples(self, epoch: int, steps: Int64 | range | Sequence[int], slots: range) -> Samples:
+        """The samples of `steps` (each below `steps_per_epoch`) at `slots` of the global batch."""
+        return self.at(epoch, np.asarray(steps, np.int64)[:, None], np.asarray(slots, np.int64)[None, :])
+
+    def at(self, epoch: int, step: Int64, slot: Int64) -> Samples:
+        """The same elementwise: `step` and `slot` are arrays that broadcast."""
+        plan = self._epoch(epoch)
+        window = step // self.window
+        start = window * self.window
+        size = np.minimum(self.window, self.steps_per_epoch - start)
+        key = hash64(self.seed, _WINDOW, epoch, slot, window)
+        moved = start + permute(step - start, size, key).astype(np.int64)
+        position = plan.offset + slot * self.steps_per_epoch + moved
+        position -= self.pairs * (position >= self.pairs)  # both are below `pairs`: no division is needed
+        sweep = position // self.patches
+        place = position - sweep * self.patches
+        # One search for all passes: pass p's cumulative sizes are stored with p·N added.
+        entry = np.searchsorted(plan.ends, position, side="right")
+        shard = plan.shards[entry]
+        record = place - (plan.ends[entry] - sweep * self.patches - self.sizes[shard])
+        if self.flips == 1:
+            flip = np.zeros(record.shape, np.uint8)
+        else:
+            flip = ((sweep.astype(np.uint64) + hash64(self.seed, _FLIP, epoch, shard, record)) & np.uint64(3)).astype(
+                np.uint8
+            )
+        return Samples(shard, record, flip)
+
+    def _make_epoch(self, epoch: int) -> "_Epoch":
+        lists = [
+            generator(self.seed, _SHARDS, epoch, sweep).permutation(len(self.sizes)) for sweep in range(self.flips)
+        ]
+        shards = np.concatenate(lists)
+        offset = int(hash64(self.seed, _ROTATION, epoch) % np.uint64(self.pairs))
+        return _Epoch(offset, shards, np.cumsum(self.sizes[shards]))
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    offset: int
+    shards: Int64
+    """The permuted shard lists of all passes, one behind the other."""
+    ends: Any
+    """Where each entry of `shards` ends in the epoch's list of pairs."""

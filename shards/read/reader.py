@@ -1,0 +1,187 @@
+"""An open shard set: samples copied straight out of mapped tars, and damage found before they are used.
+
+In an npy set every record is a row of one array (`shards.read.mapping`), and any number of records is copied out of the
+page cache by one call: pixels, labels and tar headers alike. Images and masks are views of the copied rows.
+
+B samples, C channels, P patch side.
+"""
+
+import hashlib
+import io
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdist.core.errors import UserError
+from shards.manifest import Manifest, ShardInfo, read_manifest
+from shards.read.mapping import MappedShards
+from shards.read.order import Int64
+from shards.read.remote import RemoteSet, is_url
+from shards.records import BLOCK, END, NpyLayout, decode_png, headers, index_dtype, keys, record_crc
+
+Check = Literal["none", "sizes", "shards", "records"]
+
+INDICES = 2048
+"""Indices of shards that are kept in memory, a few dozen bytes per record."""
+
+
+class ShardSet:
+    """A finished shard set, open for reading.
+
+    `check` says what is looked at before samples are used: "sizes" the size of every file at opening, and both ends of
+    a shard when it is first used; "shards" also the checksum of each shard when it is first used; "records" also the
+    checksum of every record each time it is read; "none" nothing, for those who check themselves.
+    """
+
+    def __init__(self, folder: str | Path, *, check: Check = "sizes", cache: Path | None = None) -> None:
+        """`folder` may be a URL; then `cache` says where fetched files are kept (`shards.read.remote.default_cache`).
+
+        Raises:
+            UserError: an unfinished set, missing or truncated files (named), a URL that can't be reached.
+        """
+        self.check = check
+        self._remote = RemoteSet(str(folder), cache) if is_url(folder) else None
+        self.folder = self._remote.folder if self._remote else Path(folder)
+        self.manifest: Manifest = self._remote.manifest if self._remote else read_manifest(self.folder)
+        self.layout = NpyLayout(self.manifest.patch, self.manifest.channels, self.manifest.dtype)
+        self._shards = {split: self.manifest.of_split(split) for split in ("train", "val")}
+        # What is fetched is checked then.
+        shards = () if check == "none" or self._remote else self.manifest.shards
+        problems = [problem for shard in shards if (problem := size_problem(self.folder, shard))]
+        if problems:
+            shown = "\n  ".join(problems[:10]) + ("\n  …" if len(problems) > 10 else "")
+            raise UserError(
+                f"{self.folder}: the shard set is damaged:\n  {shown}\n"
+                "copy these files again, or build the set again with `segdist make-shards --overwrite`"
+            )
+        self._mapped = {
+            split: MappedShards([shard.bytes for shard in shards], self.layout.stride, partial(self._open, split))
+            for split, shards in self._shards.items()
+        }
+        self._index = lru_cache(maxsize=INDICES)(self._read_index)
+
+    def sizes(self, split: str) -> list[int]:
+        """Records per shard of a split; what `SampleOrder` takes."""
+        return [shard.samples for shard in self._shards[split]]
+
+    def read(self, split: str, shard: Int64, record: Int64) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Samples as new arrays: images (B, C, P, P) of the stored dtype and masks (B, P, P)."""
+        rows = np.empty((len(shard), self.layout.stride), np.uint8)
+        self.gather(split, shard, record, rows)
+        return self.layout.images(rows), self.layout.masks(rows)
+
+    def gather(self, split: str, shard: Int64, record: Int64, rows: NDArray[np.uint8]) -> None:
+        """Copy samples into `rows` (B, stride), where `layout` finds their images and masks.
+
+        Raises:
+            UserError: a damaged shard or record, by name.
+        """
+        mapped = self._mapped[split]
+        try:
+            mapped.require(shard)
+        except OSError as error:
+            raise UserError(f"{error}; {self._way_out()}") from None
+        if self.manifest.encoding == "npy":
+            # "clip" only because it is numpy's one mode that writes straight into `out`.
+            np.take(mapped.rows, mapped.first_row[shard] + record, axis=0, out=rows, mode="clip")
+        else:
+            images, masks = self.layout.images(rows), self.layout.masks(rows)
+            for place, (number, row) in enumerate(zip(shard.tolist(), record.tolist(), strict=True)):
+                self._decode(split, number, row, images[place], masks[place])
+        if self.check == "records":
+            self._check_records(split, shard, record, rows)
+
+    def index(self, split: str, shard: int) -> NDArray[Any]:
+        """The index of one shard, one entry per record."""
+        return self._index(split, shard)
+
+    def name(self, split: str, shard: int, record: int) -> str:
+        """Where a sample is and where it comes from, for messages."""
+        info = self._shards[split][shard]
+        try:
+            entry = self.index(split, shard)[record]
+        except UserError:
+            return f"{self.folder / info.file} record {record}"
+        source = self.manifest.sources[split][int(entry["source"])]
+        return f"{self.folder / info.file} record {record} (from {source.image} at y={entry['y']}, x={entry['x']})"
+
+    def _open(self, split: str, number: int) -> Path:
+        """The file of a shard that is about to be used for the first time, checked as far as wanted."""
+        info = self._shards[split][number]
+        path = self.folder / info.file
+        if self._remote:
+            return self._remote.fetch(info.file, info.sha256, info.bytes)
+        if self.check == "shards":
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != info.sha256:
+                    raise UserError(f"{path}: damaged (wrong checksum); {self._way_out()}")
+        if self.check != "none" and self.manifest.encoding == "npy":
+            self._check_ends(path, info)
+        return path
+
+    def _check_records(self, split: str, shard: Int64, record: Int64, rows: NDArray[np.uint8]) -> None:
+        images, masks = self.layout.images(rows), self.layout.masks(rows)
+        for place, (number, row) in enumerate(zip(shard.tolist(), record.tolist(), strict=True)):
+            if record_crc(images[place], masks[place]) != self.index(split, number)["crc"][row]:
+                raise UserError(f"{self.name(split, number, row)}: damaged (wrong checksum); {self._way_out()}")
+
+    def _check_ends(self, path: Path, info: ShardInfo) -> None:
+        """A cheap look: a file of the right size with other content is seldom right at both ends."""
+        stride, header = self.layout.stride, self.layout.image_offset
+        with path.open("rb") as file:
+            for record in {0, info.samples - 1} - {-1}:
+                file.seek(record * stride)
+                expected = self.layout.frame(keys(info.number, record, 1))[0, :header]
+                if file.read(header) != expected.tobytes():
+                    raise UserError(f"{path} record {record}: damaged header; {self._way_out()}")
+            file.seek(info.samples * stride)
+            if file.read() != END:
+                raise UserError(f"{path}: damaged end; {self._way_out()}")
+
+    def _decode(self, split: str, number: int, record: int, image: NDArray[Any], mask: NDArray[np.uint8]) -> None:
+        content = self._mapped[split].content(number)
+        entry = self.index(split, number)[record]
+        digits = keys(self._shards[split][number].number, record, 1)
+        for name, out in (("image", image), ("mask", mask)):
+            at, size = int(entry[f"{name}_at"]), int(entry[f"{name}_bytes"])
+            header = headers(digits, f".{name}.png", np.array([size]))[0]
+            try:
+                if not np.array_equal(content[at - BLOCK : at], header):
+                    raise ValueError("damaged header")
+                out[...] = decode_png(content[at : at + size].data)
+            except (OSError, ValueError, SyntaxError) as error:
+                where = self.name(split, number, record)
+                raise UserError(f"{where}: damaged ({error}); {self._way_out()}") from None
+
+    def _read_index(self, split: str, number: int) -> NDArray[Any]:
+        info = self._shards[split][number]
+        path = self.folder / info.index_file
+        if self._remote:
+            self._remote.fetch(info.index_file, info.index_sha256)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: can't be read ({error.strerror}); {self._way_out()}") from None
+        if hashlib.sha256(content).hexdigest() != info.index_sha256:
+            raise UserError(f"{path}: damaged (wrong checksum); {self._way_out()}")
+        entries: NDArray[Any] = np.load(io.BytesIO(content))
+        assert entries.dtype == index_dtype(len(self.manifest.classes), self.manifest.encoding)
+        return entries
+
+    def _way_out(self) -> str:
+        return f"copy the file again, or build {self.folder} again with `segdist make-shards --overwrite`"
+
+
+def size_problem(folder: Path, shard: ShardInfo) -> str | None:
+    """What is wrong with a shard's files, as far as names and sizes tell."""
+    path = folder / shard.file
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return f"{path}: can't be read ({error.strerror})"
+    if size != shard.bytes:
+        return f"{path}: {size} bytes instead of {shard.bytes}"
+    return None if (folder / shard.index_file).exists() else f"{folder / shard.index_file}: missing"

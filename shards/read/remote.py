@@ -1,0 +1,136 @@
+"""Shard sets behind a URL (https, s3, gs, …): files are fetched when first needed, checked, and kept in a cache.
+
+The cache folder is named after the set's fingerprint, so a set that changes behind its URL never mixes with what was
+kept; a folder that has been fetched whole is an ordinary local set. Needs the extra `remote` (fsspec, aiohttp), and
+for some protocols fsspec's own helper (s3fs for s3).
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from segdist.core.errors import UserError
+from segdist.core.files import whole_file
+from segdist.core.terminal import Progress
+from shards.manifest import MANIFEST, Manifest, parse_manifest, write_manifest
+
+PART = 8 << 20
+"""Bytes asked for at once: what a dropped connection costs at most."""
+ATTEMPTS = 6
+"""In a row without a byte gained."""
+PAUSE = 0.5
+"""Seconds before the second attempt; doubled for each further one."""
+
+
+def is_url(name: str | Path) -> bool:
+    """True for what is no path on this machine."""
+    return "://" in str(name)
+
+
+def default_cache() -> Path:
+    """$SEGDIST_CACHE, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SEGDIST_CACHE") or Path(base) / "segdist")
+
+
+class RemoteSet:
+    """A shard set behind a URL and its cache folder."""
+
+    def __init__(self, url: str, cache: Path | None = None) -> None:
+        """Fetches the manifest. Raises UserError when it can't be had."""
+        try:
+            from fsspec.core import url_to_fs
+        except ImportError:
+            raise UserError(f"{url}: reading over the network needs an extra: pip install 'segdist[remote]'") from None
+        self.url = url.rstrip("/")
+        try:
+            self._files, self._base = url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{url}: can't be opened: {error}") from None
+        text = self._retry(f"{self.url}/{MANIFEST}", lambda: self._files.cat_file(f"{self._base}/{MANIFEST}"))
+        self.manifest: Manifest = parse_manifest(text.decode(), f"{self.url}/{MANIFEST}")
+        self.folder = (cache or default_cache()) / self.manifest.fingerprint[:32]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_manifest(self.folder, self.manifest)
+
+    def fetch(self, name: str, sha256: str, size: int | None = None) -> Path:
+        """The cached file `name`, fetched now unless a sound copy is there. Several processes may ask at once.
+
+        Raises:
+            UserError: it can't be had, or arrives damaged twice.
+        """
+        path = self.folder / name
+        with _lock(self.folder / f".{name}.lock"):
+            for _ in range(2):
+                if path.exists() and _sha256(path) == sha256:
+                    return path
+                self._download(name, path, size)
+        if _sha256(path) == sha256:
+            return path
+        path.unlink()
+        raise UserError(f"{self.url}/{name}: arrives damaged (wrong checksum); mend it there (`segdist shards verify`)")
+
+    def _download(self, name: str, path: Path, size: int | None) -> None:
+        """Part by part, so that a dropped connection loses one part, not the file."""
+        url, remote = f"{self.url}/{name}", f"{self._base}/{name}"
+        total = size if size is not None else self._retry(url, lambda: self._files.size(remote))
+        with whole_file(path) as file:
+            for start in range(0, total, PART):
+                end = min(start + PART, total)
+                content = self._retry(url, partial(self._part, remote, start, end, total))
+                file.write(content)
+
+    def _part(self, remote: str, start: int, end: int, total: int) -> bytes:
+        content: bytes = self._files.cat_file(remote, start=start, end=end)
+        if len(content) == total:  # a server that knows no ranges sends all
+            content = content[start:end]
+        if len(content) != end - start:
+            raise OSError(f"{len(content)} bytes came where {end - start} were asked for")
+        return content
+
+    def _retry(self, url: str, action: Callable[[], Any]) -> Any:
+        for attempt in range(ATTEMPTS):
+            try:
+                return action()
+            except FileNotFoundError:
+                raise UserError(f"{url}: no such file; is the URL that of a finished shard set's folder?") from None
+            # Every protocol has its own exceptions for a lost connection; what isn't one fails again and is shown.
+            except Exception as error:
+                problem = f"{type(error).__name__}: {error}"
+            time.sleep(PAUSE * 2**attempt)
+        raise UserError(f"{url}: can't be fetched after {ATTEMPTS} attempts ({problem}); check the network and the URL")
+
+
+def fetched_whole(url: str, cache: Path | None = None) -> Path:
+    """The cache folder of the set behind `url`, with all its files fetched and checked.
+
+    Raises:
+        UserError: a file can't be had, or arrives damaged.
+    """
+    remote = RemoteSet(url, cache)
+    shards = remote.manifest.shards
+    with Progress(f"fetching {url}", total=sum(shard.bytes for shard in shards) / 1e6, unit="MB") as progress:
+        for shard in shards:
+            remote.fetch(shard.file, shard.sha256, shard.bytes)
+            remote.fetch(shard.index_file, shard.index_sha256)
+            progress.advance(shard.bytes / 1e6)
+    return remote.folder
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process (or thread) of this machine at a time."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

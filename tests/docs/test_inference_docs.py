@@ -1,0 +1,80 @@
+"""Every command and every line of Python in docs/inference.md works as it stands."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jobs import cli
+from segdist.model.factory import ModelConfig, build_model
+from segdist.model.model_file import ModelCard, save_model
+from shards.manifest import read_manifest
+from tests.support.programs import ROOT, tiny_set
+
+PAGE = (ROOT / "docs" / "inference.md").read_text()
+COMMANDS = re.findall(r"^    (segdist .*|torchrun .*)$", PAGE, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/synthetic and runs/synthetic, as after the first steps of the README."""
+    desk = tmp_path_factory.mktemp("desk")
+    manifest = read_manifest(tiny_set(desk / "data", "synthetic"))
+    config = ModelConfig(width=4, depth=2)
+    state = build_model(config, manifest.channels, len(manifest.classes)).state_dict()
+    card = ModelCard(
+        config,
+        manifest.classes,
+        manifest.channels,
+        manifest.dtype,
+        manifest.patch,
+        manifest.mean,
+        manifest.std,
+        stride_multiple=4,
+    )
+    save_model(desk / "runs/synthetic/best.safetensors", state, card)
+    return desk
+
+
+@pytest.fixture
+def at_desk(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(desk)
+    threads = torch.get_num_threads()
+    yield desk
+    torch.set_num_threads(threads)
+
+
+def test_the_page_has_commands() -> None:
+    assert len(COMMANDS) >= 7
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("segdist")])
+def test_segdist_commands(at_desk: Path, command: str) -> None:
+    if "export" in command:
+        pytest.importorskip("onnxruntime")
+    # In order, the array's tasks come before the run that merges them.
+    assert cli.main(shlex.split(command)[1:]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("torchrun")])
+def test_torchrun_commands(at_desk: Path, command: str) -> None:
+    words = shlex.split(command)[1:]
+    words[words.index("jobs/infer.py")] = str(ROOT / "jobs" / "infer.py")
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], check=True, timeout=300)
+
+
+def test_python_lines(at_desk: Path) -> None:
+    source = next(Path("data/synthetic/source/test/images").iterdir())
+    Image.open(source).save("image.png")
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names = {"array": np.asarray(Image.open("image.png"))}
+    exec(code, names)
+    assert names["probabilities"].shape == (3, *names["mask"].shape)

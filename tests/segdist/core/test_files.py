@@ -1,0 +1,67 @@
+"""Files are whole or absent, whatever interrupts their writing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from segdist.core.files import size_and_time, whole_file, write_json
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+from segdist.core.files import whole_file
+with whole_file(Path(sys.argv[1])) as file:
+    file.write(b"new" * 100_000)
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_killed_in_the_middle_of_a_write_the_old_file_stays(tmp_path: Path, before: bytes | None) -> None:
+    path = tmp_path / "a.tar"
+    if before is not None:
+        path.write_bytes(before)
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run([sys.executable, "-c", WRITER, str(path)], check=False, cwd=root)
+    assert done.returncode == -signal.SIGKILL
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_an_error_in_the_middle_of_a_write_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    before = path.read_bytes()
+
+    def interrupted() -> None:
+        with whole_file(path) as file:
+            file.write(b"half")
+            assert path.read_bytes() == before
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == {"a.json": before}
+
+
+def test_two_writers_of_one_file_don_t_mix(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with whole_file(path) as first, whole_file(path) as second:
+        first.write(b"1" * 10)
+        second.write(b"2" * 5)
+    assert path.read_bytes() == b"1" * 10
+
+
+def test_the_size_and_time_of_a_folder_are_those_of_all_in_it(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a").write_bytes(bytes(10))
+    (tmp_path / "b").write_bytes(bytes(5))
+    later = time.time_ns() + 10**12
+    os.utime(tmp_path / "deep" / "a", ns=(later, later))
+    assert size_and_time(tmp_path) == (15, later)
+    assert size_and_time(tmp_path / "b")[0] == 5

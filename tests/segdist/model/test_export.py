@@ -1,0 +1,41 @@
+"""`segdist export`: onnxruntime gives what torch gives."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs import export
+from jobs.exit_codes import FINISHED, USAGE, run_job
+from segdist.model import export as exporter
+from segdist.model.model_file import load_model
+from tests.support.inference_parts import write_model
+
+pytest.importorskip("onnx")
+runtime = pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_the_file_gives_what_the_network_gives(tmp_path: Path, raw: bool) -> None:
+    model = write_model(tmp_path / "run")
+    out = tmp_path / "net.onnx"
+    assert run_job(export.main, ["-m", str(model), "-o", str(out), *(["--raw"] if raw else [])]) == FINISHED
+    session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    net, card = load_model(model)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["segdist"])["patch"] == card.patch
+    tiles = np.random.default_rng(1).integers(0, 256, (5, 1, 24, 40)).astype(np.float32)
+    with torch.inference_mode():
+        expected = (exporter.Raw(net, card) if raw else net)(torch.from_numpy(tiles)).numpy()
+    assert np.allclose(session.run(None, {"images": tiles})[0], expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_a_result_that_differs_is_refused_and_nothing_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "run")
+    monkeypatch.setattr(exporter, "TOLERANCE", -1.0)
+    assert run_job(export.main, ["-m", str(model)]) == USAGE
+    assert "differs" in capsys.readouterr().err
+    assert not (model / "best.onnx").exists()

@@ -1,0 +1,72 @@
+"""A run folder read back, at any moment of its life."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from segdist.core.errors import UserError
+from segdist.runs.record import find_run, read_run
+from tests.support.run_example import BEGAN, CLASSES, STEPS, write_predictions, write_run
+
+
+def test_finished_run_with_predictions(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    write_predictions(folder / "predictions" / "cells", ["a", "b"])
+    run = read_run(folder)
+    assert run.state() == "finished"
+    assert (run.step, run.steps, run.epoch) == (STEPS, STEPS, 10)
+    assert (run.resumes, run.skipped_steps) == (1, 2)
+    assert run.best is run.val[-1]
+    assert run.classes == CLASSES
+    assert [item.folder.name for item in run.predictions] == ["cells"]
+
+
+@pytest.mark.parametrize(("age", "state"), [(5.0, "running"), (10_000.0, "silent")])
+def test_run_without_an_end_is_running_until_it_is_silent(tmp_path: Path, age: float, state: str) -> None:
+    run = read_run(write_run(tmp_path / "run", steps_done=100, state=None))
+    assert run.state(now=BEGAN + 50 + age) == state
+
+
+def test_slow_run_is_not_called_silent_between_two_of_its_rows(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps_done=0, state=None)
+    rows = [{"kind": "train", "step": step, "epoch": 0, "loss": 1.0, "time": BEGAN + 60 * step} for step in range(1, 6)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_run(folder).state(now=BEGAN + 300 + 400) == "running"
+
+
+def test_run_that_has_only_just_been_made(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"config": {}}')
+    run = read_run(tmp_path)
+    assert run.state() == "waiting"
+    assert (run.step, run.steps, run.epoch, run.best, run.classes) == (0, None, 0, None, [])
+
+
+def test_last_line_that_is_just_being_written_is_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    whole = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(whole[:-20])
+    assert len(read_run(folder).val) == 9
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run \(there is no config\.json\) and no scored predictions"):
+        read_run(tmp_path)
+
+
+def test_damaged_file_is_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "summary.json").write_text("{")
+    with pytest.raises(UserError, match=r"summary\.json: damaged"):
+        read_run(folder)
+
+
+def test_names_are_looked_up_below_runs_and_the_known_ones_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs" / "alpha")
+    assert find_run("alpha") == Path("runs/alpha")
+    assert find_run("runs/alpha") == Path("runs/alpha")
+    with pytest.raises(UserError, match="runs here: alpha"):
+        find_run("beta")

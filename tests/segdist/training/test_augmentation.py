@@ -1,0 +1,176 @@
+"""Augmentations: what they do, and that they depend on (seed, epoch, step, slot) alone."""
+
+import dataclasses
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from segdist.core.errors import UserError
+from segdist.training.augment_config import AugmentConfig
+from segdist.training.augmentation import Augmenter, flip, turn
+
+ALL = AugmentConfig(
+    rotate90=True, rotate=20, scale=0.2, elastic=2, brightness=0.1, contrast=0.2, gamma=0.3, noise=0.05, blur=1.0
+)
+SINGLE = [
+    AugmentConfig(**{field.name: getattr(ALL, field.name)})
+    for field in dataclasses.fields(ALL)
+]  # fmt: skip
+
+
+def name_of(config: AugmentConfig) -> str:
+    return next(field.name for field in dataclasses.fields(config) if getattr(config, field.name))
+
+
+def batch(count: int = 12, channels: int = 2, size: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    random = np.random.default_rng(0)
+    images = torch.from_numpy(random.uniform(0, 255, (count, channels, size, size)).astype(np.float32))
+    masks = torch.from_numpy(random.integers(0, 3, (count, size, size)).astype(np.uint8))
+    return images, masks, torch.from_numpy(random.integers(0, 4, count).astype(np.uint8))
+
+
+@pytest.mark.parametrize("bits", range(4))
+def test_flips_mirror_image_and_mask_alike(bits: int) -> None:
+    images, masks, _ = batch()
+    axes = [-1] * (bits & 1) + [-2] * (bits >> 1)
+    flips = torch.full((12,), bits, dtype=torch.uint8)
+    out, truth = Augmenter(AugmentConfig(), 0)(images, masks, flips, 0, 0, range(12))
+    assert torch.equal(out, images.flip(axes) if axes else images)
+    assert torch.equal(truth, masks.flip(axes) if axes else masks)
+
+
+def test_flips_are_chosen_per_sample() -> None:
+    images, _, flips = batch()
+    out = flip(images, flips)
+    for place in range(12):
+        assert torch.equal(out[place], flip(images[place : place + 1], flips[place : place + 1])[0])
+
+
+def test_turning_is_by_right_angles_anticlockwise() -> None:
+    images, masks, _ = batch(4)
+    turns = torch.arange(4)
+    for place in range(4):
+        assert torch.equal(turn(images, turns)[place], images[place].rot90(place, (-2, -1)))
+        assert torch.equal(turn(masks, turns)[place], masks[place].rot90(place, (-2, -1)))
+
+
+@pytest.mark.parametrize("config", [ALL, *SINGLE], ids=["all", *map(name_of, SINGLE)])
+@pytest.mark.parametrize("cuts", [(0, 12), (0, 5, 12), (0, 1, 4, 9, 12)])
+def test_a_sample_comes_out_the_same_in_any_split_of_the_batch(config: AugmentConfig, cuts: tuple[int, ...]) -> None:
+    images, masks, flips = batch()
+    augment = Augmenter(config, 5)
+    whole = augment(images, masks, flips, 3, 7, range(12))
+    parts = [
+        augment(images[start:end], masks[start:end], flips[start:end], 3, 7, range(start, end))
+        for start, end in pairwise(cuts)
+    ]
+    assert torch.equal(torch.cat([part[0] for part in parts]), whole[0])
+    assert torch.equal(torch.cat([part[1] for part in parts]), whole[1])
+
+
+@pytest.mark.parametrize("config", SINGLE, ids=name_of)
+def test_seed_epoch_step_and_slot_all_matter(config: AugmentConfig) -> None:
+    images, masks, _ = batch()
+    images, masks = images[:1].expand(12, -1, -1, -1).contiguous(), masks[:1].expand(12, -1, -1).contiguous()
+    still = torch.zeros(12, dtype=torch.uint8)
+
+    def result(seed: int, epoch: int, step: int, slots: range) -> torch.Tensor:
+        return Augmenter(config, seed)(images, masks, still, epoch, step, slots)[0]
+
+    first = result(0, 0, 0, range(12))
+    for other in (result(1, 0, 0, range(12)), result(0, 1, 0, range(12)), result(0, 0, 1, range(12))):
+        assert not torch.equal(first, other)
+    assert not torch.equal(first, result(0, 0, 0, range(12, 24)))
+    assert len({each.numpy().tobytes() for each in first}) >= 3
+
+
+@pytest.mark.parametrize("config", [ALL, *SINGLE], ids=["all", *map(name_of, SINGLE)])
+def test_shapes_types_and_ranges_stay(config: AugmentConfig) -> None:
+    images, masks, flips = batch(5, 3, 48)
+    out, truth = Augmenter(config, 0)(images, masks, flips, 0, 0, range(5))
+    assert out.shape == images.shape
+    assert out.dtype == torch.float32
+    assert truth.shape == masks.shape
+    assert truth.dtype == torch.uint8
+    assert set(truth.unique().tolist()) <= {0, 1, 2}
+    assert out.min() >= 0
+    assert out.max() <= 255
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "gamma", "noise", "blur"])
+def test_intensities_leave_masks_alone(name: str) -> None:
+    images, masks, _ = batch()
+    config = AugmentConfig(**{name: getattr(ALL, name)})
+    _, truth = Augmenter(config, 0)(images, masks, torch.zeros(12, dtype=torch.uint8), 0, 0, range(12))
+    assert torch.equal(truth, masks)
+
+
+@pytest.mark.parametrize("name", ["rotate90", "rotate", "scale", "elastic"])
+def test_geometry_moves_image_and_mask_together(name: str) -> None:
+    mask = torch.zeros(8, 48, 48, dtype=torch.uint8)
+    mask[:, 10:30, 8:24] = 1
+    images = mask[:, None].float() * 200
+    config = AugmentConfig(**{name: getattr(ALL, name)})
+    out, truth = Augmenter(config, 0)(images, mask, torch.zeros(8, dtype=torch.uint8), 0, 0, range(8))
+    assert not torch.equal(truth, mask)
+    # Bilinear and nearest differ on the border of the shape only.
+    assert ((out[:, 0] > 100) == (truth == 1)).float().mean() > 0.98
+
+
+def test_an_enlarged_shape_is_larger_by_what_was_asked_for() -> None:
+    mask = torch.zeros(64, 64, 64, dtype=torch.uint8)
+    mask[:, 24:40, 24:40] = 1
+    still = torch.zeros(64, dtype=torch.uint8)
+    _, truth = Augmenter(AugmentConfig(scale=0.5), 0)(mask[:, None].float(), mask, still, 0, 0, range(64))
+    areas = truth.sum(dim=(1, 2)) / 256
+    assert 1 / 1.5**2 - 0.1 <= areas.min() < 0.6
+    assert 1.7 < areas.max() <= 1.5**2 + 0.1
+
+
+def test_nothing_is_left_empty_at_the_border() -> None:
+    images = torch.full((8, 1, 48, 48), 100.0)
+    masks = torch.ones(8, 48, 48, dtype=torch.uint8)
+    config = AugmentConfig(rotate=45, scale=0.5, elastic=5)
+    out, truth = Augmenter(config, 0)(images, masks, torch.zeros(8, dtype=torch.uint8), 0, 0, range(8))
+    assert torch.allclose(out, images, atol=1e-3)
+    assert (truth == 1).all()
+
+
+def test_noise_is_normal_and_of_the_size_asked_for() -> None:
+    images = torch.full((400, 1, 32, 32), 128.0)
+    config = AugmentConfig(noise=0.1)
+    masks, still = torch.zeros(400, 32, 32, dtype=torch.uint8), torch.zeros(400, dtype=torch.uint8)
+    out, _ = Augmenter(config, 0)(images, masks, still, 0, 0, range(400))
+    noise = out - 128
+    deviations = noise.std(dim=(1, 2, 3)) / 255
+    assert 0 <= deviations.min() < 0.005
+    assert 0.095 < deviations.max() < 0.105
+    scaled = (noise / noise.std(dim=(1, 2, 3), keepdim=True)).flatten()
+    assert abs(float(scaled.mean())) < 0.01
+    assert 0.67 < float((scaled.abs() < 1).float().mean()) < 0.70
+
+
+def test_16_bit_images_use_their_own_range() -> None:
+    images, masks, still = torch.full((50, 1, 16, 16), 30000.0), torch.zeros(50, 16, 16, dtype=torch.uint8), None
+    still = torch.zeros(50, dtype=torch.uint8)
+    out, _ = Augmenter(AugmentConfig(brightness=0.2), 0, full_scale=65535)(images, masks, still, 0, 0, range(50))
+    shift = (out - 30000).abs().amax(dim=(1, 2, 3))
+    assert 0.15 * 65535 < shift.max() <= 0.2 * 65535 + 1
+
+
+@pytest.mark.parametrize("settings", [{"rotate": -1}, {"brightness": 2}, {"blur": 50}])
+def test_strengths_out_of_range_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="--augment"):
+        Augmenter(AugmentConfig(**settings), 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_what_the_cpu_gives() -> None:
+    images, masks, flips = batch()
+    augment = Augmenter(ALL, 0)
+    here, truth = augment(images, masks, flips, 1, 2, range(12))
+    there, truth_there = augment(images.cuda(), masks.cuda(), flips, 1, 2, range(12))
+    assert torch.allclose(here, there.cpu(), atol=0.5)
+    assert (truth == truth_there.cpu()).float().mean() > 0.999

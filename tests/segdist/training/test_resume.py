@@ -1,0 +1,100 @@
+"""Killed at any moment, several times, and started again: the same bits as a run that was never stopped."""
+
+import random
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from segdist.runs.record import read_rows
+from tests.segdist.training.test_trainer import assert_same_run, metrics
+from tests.support.programs import QUIET, TINY_NET, job, kill_all, run, start, wait_until
+
+pytestmark = pytest.mark.slow
+
+STEPS = 60
+SETTINGS = [
+    *("-f", "tiny", "-b", "12", "--steps", str(STEPS), "--log-every", "7", "--validate-every", "20"),
+    *("--checkpoint.every-steps", "3", "--optim.optimizer", "adamw", "--optim.ema-decay", "0.9"),
+]
+
+
+def train(name: str, ranks: int, settings: Sequence[str] = (), norm: str = "batch") -> list[str]:
+    # Batch norm has running statistics and group norm hasn't: the first is the harder case.
+    return job("train", [*SETTINGS, "--name", name, *TINY_NET, "--model.norm", norm, *QUIET, *settings], ranks)
+
+
+def last_step(folder: Path) -> int:
+    return max((int(path.stem[5:]) for path in (folder / "checkpoints").glob("step-*.pt")), default=0)
+
+
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 4), (2, 3), (4, 2)])
+def test_random_kills_leave_no_trace(work: Path, ranks: int, kills: int) -> None:
+    whole, killed = f"whole-{ranks}", f"killed-{ranks}"
+    run(train(whole, ranks), work)
+    generator = random.Random(ranks)
+    log = work / f"{killed}.log"
+    for kill in range(kills):
+        process = start(train(killed, ranks), work, log)
+        # Each start gets somewhere, and none to the end: a fast machine makes some steps between the look and the kill.
+        goal = last_step(work / "runs" / killed) + generator.randint(1, STEPS // 2 // kills)
+        wait_until(lambda: last_step(work / "runs" / killed) >= goal or process.poll() is not None)  # noqa: B023
+        time.sleep(generator.random() * 0.05 * (kill > 0))
+        kill_all(process, killed, work)
+    run(train(killed, ranks), work)
+    assert_same_run(work / "runs" / whole, work / "runs" / killed)
+    assert [row["what"] for row in read_rows(work / "runs" / killed / "events.jsonl")].count("resumed") >= 2
+
+
+def test_kills_in_the_middle_of_writing_a_checkpoint(work: Path) -> None:
+    """A larger network, a checkpoint at every step, and a kill whenever a half-written file is seen."""
+    settings = ["--checkpoint.every-steps", "1", "--model.width", "24", "--no-check", "--steps", "12"]
+    run(train("large", 1, settings), work)
+    folder = work / "runs" / "large-killed" / "checkpoints"
+    for _ in range(3):
+        before = set(folder.glob(".step-*.tmp"))
+        process = start(train("large-killed", 1, settings), work, work / "large.log")
+        while True:
+            process.send_signal(signal.SIGSTOP)  # so that what is seen is still so when it is killed
+            time.sleep(0.002)
+            if set(folder.glob(".step-*.tmp")) - before:
+                break
+            assert process.poll() is None, "it ended before a kill hit a checkpoint that was being written"
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
+        kill_all(process, "large-killed", work)
+        assert set(folder.glob(".step-*.tmp")) - before
+    run(train("large-killed", 1, settings), work)
+    assert_same_run(work / "runs" / "large", work / "runs" / "large-killed")
+
+
+def test_a_damaged_last_checkpoint_costs_only_the_steps_behind_it(work: Path) -> None:
+    run(train("intact", 1), work)
+    folder = work / "runs" / "damaged"
+    process = start(train("damaged", 1), work, work / "damaged.log")
+    wait_until(lambda: last_step(folder) >= 24)
+    kill_all(process, "damaged", work)
+    last = max((folder / "checkpoints").glob("step-*.pt"))
+    last.write_bytes(last.read_bytes()[:-1000])
+    done = run(train("damaged", 1), work)
+    assert f"{last.name}: damaged checkpoint" in done.stderr
+    assert_same_run(work / "runs" / "intact", folder)
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_samples(work: Path) -> None:
+    """Group norm, whose arithmetic doesn't depend on the batch: the same losses but for rounding."""
+    run(train("one-rank", 1, norm="group"), work)
+    folder = work / "runs" / "elastic"
+    process = start(train("elastic", 2, norm="group"), work, work / "elastic.log")
+    wait_until(lambda: last_step(folder) >= 15)
+    kill_all(process, "elastic", work)
+    process = start(train("elastic", 3, norm="group"), work, work / "elastic.log")
+    wait_until(lambda: last_step(folder) >= 36)
+    kill_all(process, "elastic", work)
+    run(train("elastic", 1, norm="group"), work)
+    one, other = metrics(work / "runs" / "one-rank"), metrics(folder)
+    assert [(row["kind"], row["step"]) for row in one] == [(row["kind"], row["step"]) for row in other]
+    for row, same in zip(one, other, strict=True):
+        assert row["loss"] == pytest.approx(same["loss"], rel=2e-3)

@@ -1,0 +1,359 @@
+"""The training job as a process: its run folder, resuming, extending, stopping, refusing."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segdist.model.model_file import load_model
+from segdist.ranks.stop import SECOND_INTERRUPT_AFTER
+from segdist.runs.record import read_rows
+from tests.segdist.training.test_learner import same
+from tests.support.programs import QUIET, TINY_NET, environment, job, run, start, tiny_set, wait_until
+
+TIMINGS = {"time", "samples_per_s", "data_wait", "memory_mb"}
+
+
+def train(name: str, *arguments: str, ranks: int = 1) -> list[str]:
+    settings = ["-f", "tiny", "--name", name, "-b", "8", "--log-every", "5", *TINY_NET, *QUIET]
+    return job("train", [*settings, *arguments], ranks)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows without their timings."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint, without timings and file positions."""
+    path = max((folder / "checkpoints").glob("step-*.pt"))
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    for name in ("seconds", "metrics_position"):
+        state["counters"].pop(name)
+    return state
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert metrics(one) == metrics(other)
+    assert same(final_state(one), final_state(other))
+    for name in ("best.safetensors", "last.safetensors"):
+        models = [load_model(folder / name) for folder in (one, other)]
+        assert same(*(model.state_dict() for model, _ in models))
+        assert models[0][1].score == models[1][1].score
+
+
+def test_a_run_leaves_a_complete_folder(work: Path) -> None:
+    folder = work / "runs" / "complete"
+    run(train("complete", "--steps", "12", "--validate-every", "6"), work)
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "events.jsonl", "summary.json", "best.safetensors", "checkpoints"}
+    rows = metrics(folder)
+    assert [(row["kind"], row["step"]) for row in rows] == [
+        *[("train", 5), ("val", 6), ("train", 10), ("train", 12), ("val", 12)]
+    ]
+    assert len(rows[1]["iou"]) == 3
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["state"], summary["step"]) == ("finished", 12)
+    assert summary["best_mean_iou"] == max(row["mean_iou"] for row in rows if row["kind"] == "val")
+    model, card = load_model(folder)
+    assert model(torch.rand(1, 1, 32, 32)).shape == (1, 3, 32, 32)
+    assert [info.name for info in card.classes] == ["background", "line", "ellipse"]
+    assert (card.patch, card.channels, card.stride_multiple) == (32, 1, 4)
+    assert card.score == summary["best_mean_iou"]
+
+
+@pytest.mark.slow
+def test_training_learns(work: Path) -> None:
+    run(train("learns", "--steps", "120", "--optim.optimizer", "adamw", "--optim.lr", "0.02"), work)
+    rows = [row for row in metrics(work / "runs" / "learns") if row["kind"] == "train"]
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_alone_and_can_be_extended(work: Path) -> None:
+    folder = work / "runs" / "extended"
+    constant = ["--optim.schedule", "constant", "--validate-every", "5"]
+    run(train("extended", "--steps", "5", *constant), work)
+    before = metrics(folder)
+    run(train("extended", "--steps", "5", *constant), work)
+    assert metrics(folder) == before
+    run(train("extended", "--steps", "10", *constant), work)
+    run(train("at_once", "--steps", "10", *constant), work)
+    assert_same_run(folder, work / "runs" / "at_once")
+
+
+@pytest.mark.slow
+def test_other_settings_in_the_same_folder_are_refused_by_name(work: Path) -> None:
+    run(train("taken", "--steps", "2"), work)
+    done = run(train("taken", "--steps", "4", "--seed", "1", "--optim.lr", "0.5"), work, check=False)
+    assert done.returncode == 2
+    assert "seed: there 0, now 1" in done.stderr
+    assert "optim.lr: there 0.01, now 0.5" in done.stderr
+    assert "--name" in done.stderr
+    tiny_set(work / "data", "other", seed=5)
+    done = run(train("taken", "--steps", "4", "-f", "other"), work, check=False)
+    assert done.returncode == 2
+    assert "data: there" in done.stderr
+    # Threads, intervals and trackers may change.
+    run(train("taken", "--steps", "4", "--threads", "2", "--checkpoint.keep-last", "5"), work)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
+def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on_bit_by_bit(work: Path, name: str) -> None:
+    if not (work / "runs" / "whole").exists():
+        run(train("whole", "--steps", "120"), work)
+    folder = work / "runs" / name
+    log = work / f"{name}.log"
+    process = start(train(name, "--steps", "120"), work, log)
+    wait_until(lambda: (folder / "metrics.jsonl").exists() and metrics(folder))
+    process.send_signal(getattr(signal, name))
+    assert process.wait(60) == 75, log.read_text()
+    assert name in log.read_text()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["state"] == "stopped"
+    assert 0 < summary["step"] < 120
+    run(train(name, "--steps", "120"), work)
+    assert_same_run(folder, work / "runs" / "whole")
+    assert [row["what"] for row in read_rows(folder / "events.jsonl")] == ["started", "stopped", "resumed", "finished"]
+
+
+FULL = [*("--steps", "150", "--checkpoint.every-steps", "5", "--validate-every", "10")]
+
+
+def refuse_writes(process: "subprocess.Popen[str]", refuse: bool) -> None:
+    """Whether the kernel refuses every byte behind the first hundred of a file, as a full disk would."""
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100 if refuse else -1, -1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lifted", [True, False])
+def test_a_full_disk_stops_no_run_and_costs_nothing(work: Path, lifted: bool) -> None:
+    if not (work / "runs" / "roomy").exists():
+        run(train("roomy", *FULL), work)
+    name = f"full-{lifted}"
+    folder = work / "runs" / name
+    # What it says goes through a pipe, which has no size.
+    with subprocess.Popen(
+        train(name, *FULL), cwd=work, env=environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        wait_until(lambda: list((folder / "checkpoints").glob("step-*.pt")))
+        refuse_writes(process, True)
+        said = ""
+        while "last.safetensors of step" not in said:
+            said += next(process.stderr)
+        if lifted:
+            refuse_writes(process, False)
+        said += process.stderr.read()
+    if lifted:
+        assert process.returncode == 0, said
+    else:
+        assert process.returncode == 2, said
+        assert "step 150 is done, but the disk took no checkpoint after step" in said
+        run(train(name, *FULL), work)
+    assert "its rows, and with them all checkpoints, wait for room" in said
+    assert_same_run(folder, work / "runs" / "roomy")
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_does_not_wait_for_the_step(work: Path) -> None:
+    log = work / "twice.log"
+    slow = [
+        "--model.factory",
+        "tests.segdist.training.test_trainer:slow_net",
+        "--model.stride-multiple",
+        "1",
+        "--no-check",
+    ]
+    process = start(train("twice", "--steps", "50", *slow), work, log)
+    wait_until((work / "runs" / "twice" / "in-a-step").exists)
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: "Ctrl-C again" in log.read_text())
+    time.sleep(SECOND_INTERRUPT_AFTER + 0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(SlowNet.SECONDS / 2) == 130, log.read_text()
+
+
+class SlowNet(torch.nn.Conv2d):
+    """Takes minutes for a step, and leaves a sign when it is in one."""
+
+    SECONDS = 120
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        Path("runs/twice/in-a-step").touch()
+        time.sleep(self.SECONDS)
+        return super().forward(images)
+
+
+def slow_net(in_channels: int, classes: int) -> torch.nn.Module:
+    return SlowNet(in_channels, classes, 1)
+
+
+@pytest.mark.slow
+def test_bad_gradients_step_after_step_stop_the_run_and_name_the_samples(work: Path) -> None:
+    command = train(
+        "bad", "--steps", "50", "--model.factory", "tests.segdist.training.test_trainer:nan_net", "--no-check"
+    )
+    command += ["--model.stride-multiple", "1"]
+    done = run(command, work, check=False)
+    assert done.returncode == 2
+    assert "NaN or infinite gradients in 10 steps in a row" in done.stderr
+    assert "data/tiny/train-00000.tar record" in done.stderr
+    assert (work / "runs" / "bad" / "bad-batch-rank0.npz").is_file()
+    assert json.loads((work / "runs" / "bad" / "summary.json").read_text())["state"] == "failed"
+
+
+def nan_net(in_channels: int, classes: int) -> torch.nn.Module:
+    """A network whose weights are broken from the start."""
+    net = torch.nn.Conv2d(in_channels, classes, 1)
+    torch.nn.init.constant_(net.weight, float("nan"))
+    return net
+
+
+@pytest.mark.slow
+def test_warm_start_takes_what_fits_and_says_what_does_not(work: Path) -> None:
+    run(train("first", "--steps", "5"), work)
+    arguments = ["--steps", "1", "--init-from", "runs/first", "--optim.lr", "1e-9"]
+    command = [word for word in train("second", *arguments) if word != "--quiet"]
+    assert "taken over" in run(command, work).stdout
+    first, second = (
+        torch.cat([p.flatten() for p in load_model(work / "runs" / name)[0].parameters()])
+        for name in ("first", "second")
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-f", "nowhere"], "data/nowhere: no such shard set"),
+        (["-b", "0"], "--batch-size 0"),
+        (["-b", "100000"], "lower --batch-size"),
+        (["--model.depth", "6"], "multiples of 64"),
+        (["--loss.class-weights", "given"], "--loss.weights"),
+        (["--loss.class-weights", "given", "--loss.weights", "1", "2"], "2 numbers for 3 classes"),
+        (["--init-from", "nowhere"], "nowhere"),
+        (["--device", "cuda"], "--device cuda"),
+        (["--precision", "fp16"], "--precision fp16 needs a GPU"),
+        (["--preset", "quick"], "--preset quick: choose one of fast, paper"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(work: Path, arguments: list[str], message: str) -> None:
+    done = run([*train("refused"), *arguments], work, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (work / "runs" / "refused").exists()
+
+
+def test_the_plan_starts_nothing(work: Path) -> None:
+    done = run([*train("planned", "-e", "3"), "--dry-run"], work)
+    assert "optim.lr = 0.01" in done.stdout
+    assert "patches to train" in done.stdout
+    assert "memory a rank" in done.stdout
+    assert not (work / "runs" / "planned").exists()
+
+
+@pytest.mark.slow
+def test_the_plan_refuses_what_the_run_would_refuse(work: Path) -> None:
+    done = run([*train("planned"), "--dry-run", "--model.depth", "6"], work, check=False)
+    assert done.returncode == 2
+    assert "multiples of 64" in done.stderr
+    run(train("held", "--steps", "1"), work)
+    done = run([*train("held", "--steps", "1", "--seed", "1"), "--dry-run"], work, check=False)
+    assert "seed: there 0, now 1" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_damaged_record_is_named_by_the_rank_that_reads_it(work: Path) -> None:
+    """Every shard has a flipped bit in its first header, so each of the two ranks meets one, and each must say so."""
+    folder = tiny_set(work / "data", "hurt")
+    for shard in folder.glob("train-*.tar"):
+        content = bytearray(shard.read_bytes())
+        content[0] ^= 1  # the first header: the file keeps its size
+        shard.write_bytes(content)
+    done = run([*train("hurt", "--steps", "2", ranks=2), "-f", "hurt"], work, check=False)
+    assert done.returncode != 0
+    assert "data/hurt/train-" in done.stderr
+    assert "rank 1" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="NO g++ HERE: torch.compile needs it on a CPU and was not run")
+def test_a_compiled_network_learns_the_same_and_goes_on_bit_by_bit(work: Path) -> None:
+    runs, log = work / "runs", work / "compiled.log"
+    run(train("eager", "--steps", "120"), work)
+    run(train("compiled", "--steps", "120", "--compile"), work)
+    losses = [[row["loss"] for row in metrics(runs / name)[:3]] for name in ("eager", "compiled")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    process = start(train("compiled-stopped", "--steps", "120", "--compile"), work, log)
+    wait_until(lambda: (runs / "compiled-stopped" / "metrics.jsonl").exists() and metrics(runs / "compiled-stopped"))
+    process.terminate()
+    assert process.wait(60) == 75, log.read_text()
+    run(train("compiled-stopped", "--steps", "120", "--compile"), work)
+    assert_same_run(runs / "compiled-stopped", runs / "compiled")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_a_gpu_every_precision_learns_and_goes_on_bit_by_bit(work: Path, precision: str, compiled: bool) -> None:
+    runs, name = work / "runs", f"gpu-{precision}-{compiled}"
+    options = [
+        *("--steps", "300", "--optim.optimizer", "adamw", "--optim.lr", "0.02", "--precision", precision),
+        *("--device", "cuda", "--deterministic", *["--compile"] * compiled),
+    ]
+    run(train(name, *options), work)
+    rows = [row for row in metrics(runs / name) if row["kind"] == "train"]
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    assert rows[-1]["skipped"] <= 2  # fp16 starts with a scale that may be too large
+    stopped = f"{name}-stopped"
+    process = start(train(stopped, *options), work, work / f"{stopped}.log")
+    wait_until(lambda: (runs / stopped / "metrics.jsonl").exists() and metrics(runs / stopped), 300)
+    process.terminate()
+    assert process.wait(60) == 75, (work / f"{stopped}.log").read_text()
+    run(train(stopped, *options), work)
+    assert_same_run(runs / stopped, runs / name)
+
+
+def test_without_a_compiler_the_way_out_is_named(work: Path) -> None:
+    run_without = run(train("no-compiler", "--steps", "2", "--compile"), work, check=False, CXX="/no/such/compiler")
+    assert run_without.returncode == 2, run_without.stderr
+    assert "--compile failed" in run_without.stderr
+    assert "Traceback" not in run_without.stderr
+
+
+def test_a_profile_is_written_on_demand(work: Path) -> None:
+    run(train("profiled", "--steps", "4", "--profile", "2"), work)
+    assert "conv" in (work / "runs" / "profiled" / "profile" / "table.txt").read_text()
+    assert (work / "runs" / "profiled" / "profile" / "trace.json").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_several_sets_are_mixed(work: Path) -> None:
+    tiny_set(work / "data", "second", seed=9)
+    command = train("mixed", "--steps", "8", "--epoch-steps", "4", "--data-weights", "3", "1", "-f", "tiny", "second")
+    run(command, work)
+    rows = metrics(work / "runs" / "mixed")
+    assert [row["step"] for row in rows if row["kind"] == "val"] == [4, 8]
+    patches = sum(
+        shard["samples"]
+        for name in ("tiny", "second")
+        for shard in json.loads((work / "data" / name / "manifest.json").read_text())["shards"]
+        if shard["split"] == "val"
+    )
+    assert sum(map(sum, rows[-1]["confusion_matrix"])) == patches * 32 * 32
+    done = run([*train("mixed-2", "--steps", "8"), "-f", "tiny", "second"], work, check=False)
+    assert "--epoch-steps" in done.stderr

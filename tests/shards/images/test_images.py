@@ -1,0 +1,259 @@
+"""Every format and layout is read as the pixels that went in, whole and by window; damage is named."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from segdist.core.errors import UserError
+from shards.images.opening import match_channels, open_image, page_address
+
+RNG = np.random.default_rng(7)
+GREY = RNG.integers(0, 256, (37, 53), dtype=np.uint8)
+RGB = RNG.integers(0, 256, (37, 53, 3), dtype=np.uint8)
+GREY16 = RNG.integers(0, 65536, (37, 53), dtype=np.uint16)
+
+
+def whole(path: Path) -> np.ndarray:
+    with open_image(path) as image:
+        pixels = image.read(0, image.height)
+        assert pixels.shape == (image.height, image.width, image.channels)
+        assert pixels.dtype == image.dtype
+        return pixels
+
+
+def save(path: Path, array: np.ndarray, mode: str | None = None) -> Path:
+    picture = Image.fromarray(array)
+    (picture.convert(mode) if mode else picture).save(path)
+    return path
+
+
+def test_grey_png_has_one_channel(tmp_path: Path) -> None:
+    assert (whole(save(tmp_path / "a.png", GREY))[..., 0] == GREY).all()
+
+
+def test_grey_with_alpha_loses_the_alpha(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.dstack([GREY, 255 - GREY]))
+    assert Image.open(path).mode == "LA"
+    assert (whole(path)[..., 0] == GREY).all()
+
+
+def test_rgb_and_rgba_png_have_three_channels(tmp_path: Path) -> None:
+    assert (whole(save(tmp_path / "a.png", RGB)) == RGB).all()
+    rgba = np.dstack([RGB, GREY])
+    assert (whole(save(tmp_path / "b.png", rgba)) == RGB).all()
+
+
+def test_16_bit_png_keeps_its_bits(tmp_path: Path) -> None:
+    assert (whole(save(tmp_path / "a.png", GREY16))[..., 0] == GREY16).all()
+
+
+def test_one_bit_png_is_0_and_255(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", GREY > 128)
+    assert (whole(path)[..., 0] == np.where(GREY > 128, 255, 0)).all()
+
+
+@pytest.mark.parametrize(("colours", "channels"), [([9, 9, 9, 80, 80, 80], 1), ([9, 9, 9, 80, 0, 80], 3)])
+def test_palette_png_is_grey_if_all_used_colours_are(tmp_path: Path, colours: list[int], channels: int) -> None:
+    picture = Image.fromarray(GREY % 2)
+    picture.putpalette([*colours, 200, 0, 0])  # the third colour is not used
+    picture.save(tmp_path / "a.png")
+    expected = np.array(colours, np.uint8).reshape(2, 3)[GREY % 2][..., :channels]
+    assert (whole(tmp_path / "a.png") == expected).all()
+
+
+def test_jpeg_is_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(GREY).save(tmp_path / "a.jpg", exif=exif)
+    assert whole(tmp_path / "a.jpg").shape == (53, 37, 1)
+
+
+def test_a_format_is_known_by_its_bytes_not_its_name(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", GREY)
+    (tmp_path / "a.tif").rename(tmp_path / "a.png")
+    assert (whole(tmp_path / "a.png")[..., 0] == GREY).all()
+
+
+TIFF_LAYOUTS = {
+    "plain": {},
+    "strips": {"rowsperstrip": 5},
+    "deflate strips": {"rowsperstrip": 5, "compression": "zlib"},
+    "deflate predictor": {"rowsperstrip": 7, "compression": "zlib", "predictor": True},
+    "tiles": {"tile": (16, 32)},
+    "deflate tiles": {"tile": (16, 16), "compression": "zlib"},
+    "big endian": {"byteorder": ">"},
+    "big endian tiles": {"byteorder": ">", "tile": (16, 16)},
+    "bigtiff": {"bigtiff": True, "tile": (16, 16)},
+    "one deflate strip": {"compression": "zlib"},
+}
+
+
+@pytest.mark.parametrize("layout", TIFF_LAYOUTS)
+@pytest.mark.parametrize("array", [GREY, GREY16, RGB], ids=["grey", "grey16", "rgb"])
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_any_window_of_any_tiff_layout(
+    tmp_path_factory: pytest.TempPathFactory, layout: str, array: np.ndarray, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("tiff") / "a.tif"
+    tifffile.imwrite(path, array, **TIFF_LAYOUTS[layout])
+    full = array.reshape(37, 53, -1)
+    with open_image(path) as image:
+        assert (image.height, image.width, image.channels) == full.shape
+        for _ in range(4):  # what a window leaves behind must not spoil the next
+            top = data.draw(st.integers(0, 37))
+            bottom = data.draw(st.integers(top, 37))
+            left = data.draw(st.integers(0, 53))
+            right = data.draw(st.integers(left, 53))
+            assert (image.read(top, bottom, left, right) == full[top:bottom, left:right]).all()
+
+
+def test_planar_tiff_with_five_channels(tmp_path: Path) -> None:
+    array = RNG.integers(0, 256, (5, 37, 53), dtype=np.uint8)
+    options = {"photometric": "minisblack", "planarconfig": "separate"}
+    for name, extra in {"strips": {"rowsperstrip": 5}, "tiles": {"tile": (16, 16)}}.items():
+        tifffile.imwrite(tmp_path / name, array, compression="zlib", **options, **extra)
+        assert (whole(tmp_path / name) == array.transpose(1, 2, 0)).all()
+
+
+def test_tiff_alpha_palette_inverted_and_one_bit(tmp_path: Path) -> None:
+    rgba = np.dstack([RGB, GREY])
+    tifffile.imwrite(tmp_path / "rgba.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
+    assert (whole(tmp_path / "rgba.tif") == RGB).all()
+    tifffile.imwrite(tmp_path / "inverted.tif", GREY, photometric="miniswhite")
+    assert (whole(tmp_path / "inverted.tif")[..., 0] == 255 - GREY).all()
+    colours = RNG.integers(0, 256, (3, 256)).astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "palette.tif", GREY, photometric="palette", colormap=colours)
+    assert (whole(tmp_path / "palette.tif") == (colours >> 8).T.astype(np.uint8)[GREY]).all()
+    Image.fromarray(GREY > 128).save(tmp_path / "bits.tif")
+    assert (whole(tmp_path / "bits.tif")[..., 0] == np.where(GREY > 128, 255, 0)).all()
+
+
+def test_lzw_tiff_is_read_without_imagecodecs(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.tif", compression="tiff_lzw")
+    assert (whole(tmp_path / "a.tif")[..., 0] == GREY).all()
+
+
+def test_pages(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([GREY, 255 - GREY]), photometric="minisblack")
+    with open_image(page_address(tmp_path / "a.tif", 1)) as image:
+        assert (image.read(0, 37)[..., 0] == 255 - GREY).all()
+    with pytest.raises(UserError, match="pages 0 to 1"):
+        open_image(page_address(tmp_path / "a.tif", 2))
+
+
+@pytest.mark.parametrize("shape", ["hw", "hwc", "chw", "ome"])
+def test_zarr(tmp_path: Path, shape: str) -> None:
+    zarr = pytest.importorskip("zarr")
+    arrays = {"hw": GREY, "hwc": RGB, "chw": RGB.transpose(2, 0, 1), "ome": GREY[None, None, None]}
+    path = tmp_path / "a.zarr"
+    if shape == "ome":
+        group = zarr.open_group(str(path), mode="w")
+        group.create_array("0", data=arrays[shape], chunks=(1, 1, 1, 16, 16))
+    else:
+        zarr.create_array(str(path), data=np.ascontiguousarray(arrays[shape]))
+    expected = RGB if shape in ("hwc", "chw") else GREY[..., None]
+    assert (whole(path) == expected).all()
+    with open_image(path) as image:
+        assert (image.read(3, 30, 5, 50) == expected[3:30, 5:50]).all()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
+def test_a_file_cut_short_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    save(path, GREY)
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(UserError, match=name):
+        whole(path)
+
+
+def test_a_flipped_byte_in_a_png_is_found(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", GREY)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        whole(path)
+
+
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("hello")
+    with pytest.raises(UserError, match=r"a\.png"):
+        open_image(tmp_path / "a.png")
+    with pytest.raises(UserError, match="no such file"):
+        open_image(tmp_path / "b.png")
+    with pytest.raises(UserError, match="folder"):
+        open_image(tmp_path)
+
+
+def test_float_values_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", GREY.astype(np.float32))
+    with pytest.raises(UserError, match="only 8 and 16 bit"):
+        open_image(tmp_path / "a.tif")
+
+
+def png_of_16_bit(array: np.ndarray) -> bytes:
+    """A PNG of uint16 (H, W, C), its rows under all five filters in turn."""
+    height, width, channels = array.shape
+    kind, size = {2: 4, 3: 2, 4: 6}[channels], 2 * channels
+    above, rows = [0] * (width * size), b""
+    for number, row in enumerate(array.astype(">u2")):
+        plain = list(row.tobytes())
+        left, corner = [0] * size + plain[:-size], [0] * size + above[:-size]
+        filters = {
+            0: lambda a, b, c: 0,
+            1: lambda a, b, c: a,
+            2: lambda a, b, c: b,
+            3: lambda a, b, c: (a + b) // 2,
+            4: lambda a, b, c: min((a, b, c), key=lambda value: abs(a + b - c - value)),
+        }
+        guess = filters[number % 5]
+        rows += bytes([number % 5])
+        rows += bytes((x - guess(a, b, c)) % 256 for x, a, b, c in zip(plain, left, above, corner, strict=True))
+        above = plain
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_16_bit_png_with_colour_or_alpha_keeps_its_bits(tmp_path: Path, channels: int) -> None:
+    array = RNG.integers(0, 65536, (37, 53, channels), dtype=np.uint16)
+    (tmp_path / "a.png").write_bytes(png_of_16_bit(array))
+    assert (whole(tmp_path / "a.png") == array[..., : 1 if channels == 2 else 3]).all()
+
+
+def test_match_channels() -> None:
+    grey = GREY[..., None]
+    assert (match_channels(grey, 3, "a") == grey).all()
+    assert match_channels(grey, 3, "a").shape == (37, 53, 3)
+    assert (match_channels(np.repeat(grey, 3, axis=2), 1, "a") == grey).all()
+    with pytest.raises(UserError, match="colour image"):
+        match_channels(RGB, 1, "a")
+    with pytest.raises(UserError, match="5 channels"):
+        match_channels(np.zeros((2, 2, 5), np.uint8), 3, "a")
+
+
+def test_windows_outside_the_image_are_refused(tmp_path: Path) -> None:
+    with open_image(save(tmp_path / "a.png", GREY)) as image, pytest.raises(ValueError, match="outside"):
+        image.read(0, 38)
+
+
+def test_an_address_names_a_page(tmp_path: Path) -> None:
+    pages = RNG.integers(0, 256, (3, 20, 30), dtype=np.uint8)
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, pages, photometric="minisblack")
+    for page in range(3):
+        with open_image(page_address(path, page)) as image:
+            assert np.array_equal(image.read(0, 20, 0, 30)[..., 0], pages[page])

@@ -1,0 +1,206 @@
+"""Shard sets behind a URL, served by a loopback server that misbehaves."""
+
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.cli import main
+from segdist.core.errors import UserError
+from shards.read import remote
+from shards.read.batches import TrainBatches
+from shards.read.order import SampleOrder
+from shards.read.reader import ShardSet
+
+pytest.importorskip("aiohttp", reason="NEEDS THE EXTRA remote: reading over the network is not tested")
+
+
+class Server:
+    """Serves a folder; `drop_every` cuts each n-th answer in the middle, `spoil` changes a byte of matching files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.drop_every, self.spoil, self.ranges = folder, 0, "", True
+        self.requests: list[str] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.answer(with_body=False)
+
+            def do_GET(self) -> None:
+                server.requests.append(self.path)
+                self.answer(with_body=True)
+
+            def answer(self, with_body: bool) -> None:
+                path = server.folder / self.path.lstrip("/")
+                if not path.is_file():
+                    self.send_error(404)
+                    return
+                content = path.read_bytes()
+                if server.spoil and server.spoil in self.path:
+                    content = content[:1000] + bytes([content[1000] ^ 1]) + content[1001:]
+                wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                if wanted and server.ranges:
+                    content = content[int(wanted[1]) : int(wanted[2]) + 1]
+                self.send_response(206 if wanted and server.ranges else 200)
+                self.send_header("Content-Length", str(len(content)))
+                if server.ranges:
+                    self.send_header("Accept-Ranges", "bytes")
+                self.end_headers()
+                if with_body:
+                    dropped = server.drop_every and len(server.requests) % server.drop_every == 0
+                    self.wfile.write(content[: len(content) // 2] if dropped else content)
+                    self.close_connection = True
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/set"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def server(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(remote, "PAUSE", 0.001)
+    shutil.copytree(small_set, tmp_path / "www" / "set")
+    running = Server(tmp_path / "www")
+    yield running
+    running.close()
+
+
+def read(shard_set: ShardSet) -> list[bytes]:
+    batches = TrainBatches(shard_set, SampleOrder(shard_set.sizes("train"), 16, 0), workers=2)
+    return [batch.images.numpy().tobytes() + batch.masks.numpy().tobytes() for batch in batches.batches(0)]
+
+
+def test_a_set_over_http_gives_the_local_batches(server: Server, small_set: Path, tmp_path: Path) -> None:
+    assert read(ShardSet(server.url, cache=tmp_path / "cache")) == read(ShardSet(small_set))
+
+
+@pytest.mark.parametrize("part", [5000, 1 << 20])
+def test_dropped_connections_cost_time_and_nothing_else(
+    server: Server, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    monkeypatch.setattr(remote, "PART", part)
+    server.drop_every = 3
+    assert read(ShardSet(server.url, cache=tmp_path / "cache")) == read(ShardSet(small_set))
+
+
+def test_a_server_without_ranges_will_do(
+    server: Server, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PART", 50_000)
+    server.ranges = False
+    assert read(ShardSet(server.url, cache=tmp_path / "cache")) == read(ShardSet(small_set))
+
+
+def test_answers_that_end_early_without_an_error_are_asked_for_again(
+    server: Server, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PART", 20_000)
+    shard_set = ShardSet(server.url, cache=tmp_path / "cache")
+    assert shard_set._remote is not None
+    real, calls = shard_set._remote._files.cat_file, []
+
+    def cut_short(*arguments: object, **range_: object) -> bytes:
+        calls.append(1)
+        content: bytes = real(*arguments, **range_)
+        return content[:-1] if len(calls) % 3 == 0 else content
+
+    monkeypatch.setattr(shard_set._remote._files, "cat_file", cut_short)
+    assert read(shard_set) == read(ShardSet(small_set))
+
+
+def test_what_is_in_the_cache_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
+    first = read(ShardSet(server.url, cache=tmp_path / "cache"))
+    server.requests.clear()
+    assert read(ShardSet(server.url, cache=tmp_path / "cache")) == first
+    assert server.requests == ["/set/manifest.json"]
+
+
+def test_only_the_shards_that_are_used_are_fetched(server: Server, tmp_path: Path) -> None:
+    shard_set = ShardSet(server.url, cache=tmp_path / "cache")
+    shard_set.read("train", np.array([3]), np.array([0]))
+    assert {path for path in server.requests if path.endswith(".tar")} == {"/set/train-00003.tar"}
+
+
+def test_a_damaged_cache_is_mended(server: Server, small_set: Path, tmp_path: Path) -> None:
+    shard_set = ShardSet(server.url, cache=tmp_path / "cache")
+    read(shard_set)
+    tar = shard_set.folder / "train-00000.tar"
+    content = bytearray(tar.read_bytes())
+    content[2000] ^= 1
+    tar.write_bytes(content)
+    assert read(ShardSet(server.url, cache=tmp_path / "cache")) == read(ShardSet(small_set))
+
+
+def test_damage_on_the_server_is_named_and_not_kept(server: Server, tmp_path: Path) -> None:
+    server.spoil = "train-00002.tar"
+    shard_set = ShardSet(server.url, cache=tmp_path / "cache")
+    with pytest.raises(UserError, match=r"train-00002\.tar: arrives damaged"):
+        read(shard_set)
+    assert not (shard_set.folder / "train-00002.tar").exists()
+
+
+def test_a_missing_file_is_named_at_once(server: Server, tmp_path: Path) -> None:
+    (server.folder / "set" / "train-00001.tar").unlink()
+    with pytest.raises(UserError, match=r"train-00001\.tar: no such file"):
+        read(ShardSet(server.url, cache=tmp_path / "cache"))
+
+
+def test_a_wrong_url_and_a_dead_server_are_named(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is the URL that of a finished shard set"):
+        ShardSet(f"{server.url}/nothing", cache=tmp_path / "cache")
+    server.close()
+    with pytest.raises(UserError, match="can't be fetched after 6 attempts"):
+        ShardSet(server.url, cache=tmp_path / "cache")
+
+
+def test_an_unknown_protocol_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="can't be opened"):
+        ShardSet("carrier-pigeon://coop/set", cache=tmp_path)
+
+
+def test_ranks_that_start_together_fetch_each_file_once(server: Server, tmp_path: Path) -> None:
+    sets = [ShardSet(server.url, cache=tmp_path / "cache") for _ in range(4)]
+    server.requests.clear()
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(read, sets))
+    assert all(result == results[0] for result in results)
+    tars = [path for path in server.requests if path.endswith(".tar")]
+    assert len(tars) == len(set(tars))
+
+
+def test_a_set_behind_a_url_can_be_inspected_and_verified(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SEGDIST_CACHE", str(tmp_path / "cache"))
+    server.drop_every = 3
+    assert main(["shards", "inspect", server.url, "--out", str(tmp_path / "sheet.png")]) == 0
+    assert "patches in 8 shards" in capsys.readouterr().out
+    assert (tmp_path / "sheet.png").exists()
+    assert main(["shards", "verify", server.url]) == 0
+    shutil.rmtree(tmp_path / "cache")
+    server.spoil = "val-00000.tar"
+    assert main(["shards", "verify", server.url]) == 2
+    assert "val-00000.tar: arrives damaged" in capsys.readouterr().err
+
+
+def test_other_protocols_go_through_fsspec(small_set: Path, tmp_path: Path, fresh_set: Callable[..., Path]) -> None:
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    for path in small_set.glob("*.*"):
+        files.pipe_file(f"/bucket/set/{path.name}", path.read_bytes())
+    assert read(ShardSet("memory://bucket/set", cache=tmp_path / "cache")) == read(ShardSet(small_set))

@@ -1,0 +1,83 @@
+"""A small model and images for the tests of inference jobs."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from segdist.model.factory import ModelConfig, build_model
+from segdist.model.model_file import ModelCard, save_model
+from segdist.runs.record import TIMES
+from shards.manifest import ClassInfo
+
+CLASSES = (ClassInfo("ground", (0, 0, 0)), ClassInfo("line", (230, 159, 0)), ClassInfo("spot", (86, 180, 233)))
+SHAPES = {"small": (13, 9), "odd": (61, 83), "tall": (331, 47), "large": (257, 301)}
+"""Divisible by nothing; the last is large enough to be cut between ranks at a tile side of 16."""
+
+
+def write_model(folder: Path, channels: int = 1, dtype: str = "uint8") -> Path:
+    torch.manual_seed(3)
+    config = ModelConfig(width=4, depth=2)
+    model = build_model(config, channels, len(CLASSES))
+    # Spread the logits, so that all classes occur and rounding matters.
+    with torch.no_grad():
+        model.head.weight.mul_(20)  # type: ignore[union-attr, operator]
+    card = ModelCard(config, CLASSES, channels, dtype, 16, (120.0,) * channels, (60.0,) * channels, 4)
+    save_model(folder / "best.safetensors", model.state_dict(), card)
+    return folder
+
+
+def write_images(folder: Path, shapes: dict[str, tuple[int, int]] | None = None) -> Path:
+    rng = np.random.default_rng(5)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, shape in (shapes or SHAPES).items():
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+def write_truth(folder: Path, shapes: dict[str, tuple[int, int]] | None = None) -> Path:
+    rng = np.random.default_rng(6)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, shape in (shapes or SHAPES).items():
+        Image.fromarray(rng.integers(0, 3, shape, dtype=np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every result file; not the state and the times, which are those of each start."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not {"state", TIMES} & set(path.relative_to(folder).parts)
+    }
+
+
+def labels(path: Path) -> np.ndarray:
+    """The class numbers of a palette PNG."""
+    return np.asarray(Image.open(path))
+
+
+def start(arguments: list[str], ranks: int = 1, prelude: str = "") -> list[subprocess.Popen[bytes]]:
+    """Start a job as real processes with torchrun's variables; `prelude` is run before it."""
+    code = f"import sys; {prelude}; from jobs.exit_codes import run_job; from jobs.infer import main; "
+    code += "sys.exit(run_job(main, sys.argv[1:]))"
+    port = str(20000 + os.getpid() * 7 % 30000 + ranks)
+    processes = []
+    for rank in range(ranks):
+        environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if ranks > 1:
+            environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            environ |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes.append(subprocess.Popen([sys.executable, "-c", code, *arguments], env=environ))
+    return processes
+
+
+def run(arguments: list[str], ranks: int = 1, prelude: str = "pass") -> int:
+    """Run a job to its end; returns rank 0's exit code."""
+    codes = [process.wait(timeout=300) for process in start(arguments, ranks, prelude)]
+    return codes[0]

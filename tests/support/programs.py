@@ -1,0 +1,107 @@
+"""Small sets and small runs for tests: seconds, not minutes, but the real program."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from shards.build.build import make_shards
+from shards.build.recipe import MakeShardsConfig, PatchesConfig, SyntheticConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY_NET = ["--model.width", "4", "--model.depth", "2", "--model.norm", "group"]
+QUIET = ["--wandb", "off", "--quiet"]
+
+
+SMALL_PATCHES = PatchesConfig(size=32, per_image=6)
+
+
+def tiny_set(root: Path, name: str = "tiny", patches: PatchesConfig = SMALL_PATCHES, **settings: Any) -> Path:
+    """A synthetic shard set of small patches, built in about a second; returns its folder."""
+    config = MakeShardsConfig(
+        name=name,
+        root=root,
+        processes=1,
+        synthetic=SyntheticConfig(train=10, test=3, width=70, height=90),
+        patches=patches,
+        **settings,
+    )
+    make_shards(config, quiet=True)
+    return root / name
+
+
+def job(name: str, arguments: Sequence[str], ranks: int = 1, torchrun: Sequence[str] = ()) -> list[str]:
+    """The command of a job: a plain process, or torchrun for several ranks."""
+    return script(ROOT / "jobs" / f"{name}.py", arguments, ranks, torchrun)
+
+
+def script(path: Path, arguments: Sequence[str], ranks: int = 1, torchrun: Sequence[str] = ()) -> list[str]:
+    """The same for any Python file."""
+    command = [str(path), *arguments]
+    if ranks == 1 and not torchrun:
+        return [sys.executable, *command]
+    launcher = torchrun or ["--standalone", f"--nproc-per-node={ranks}"]
+    return [sys.executable, "-m", "torch.distributed.run", *launcher, *command]
+
+
+def run(command: Sequence[str], cwd: Path, check: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end; a failure shows what was printed."""
+    done = subprocess.run(command, cwd=cwd, env=environment(**environ), capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise AssertionError(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def start(command: Sequence[str], cwd: Path, log: Path, **environ: str) -> "subprocess.Popen[bytes]":
+    """Start in a process group of its own, output into `log`."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command, cwd=cwd, env=environment(**environ), stdout=file, stderr=file, start_new_session=True
+        )
+
+
+def processes(word: str, cwd: Path) -> Iterator[tuple[int, bytes]]:
+    """Number and environment of the processes with `word` among their arguments that were started in `cwd`.
+
+    torchrun's workers are in sessions of their own, so a process group is not enough to find them.
+    """
+    for folder in Path("/proc").iterdir():
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if word.encode() in words and (folder / "cwd").resolve() == cwd.resolve():
+                yield int(folder.name), (folder / "environ").read_bytes()
+        except (OSError, ValueError):
+            continue  # no process, or one that ended just now
+
+
+def kill_all(process: "subprocess.Popen[bytes]", word: str, cwd: Path) -> None:
+    """SIGKILL to a process and every other one of its job, as a dying node would do it; wait for the end."""
+    for number, _ in list(processes(word, cwd)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    process.wait(timeout=60)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment without a launcher's variables, one thread a rank."""
+    environ = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("SLURM_", "TORCHELASTIC_")) and key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    return environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | changes
+
+
+def wait_until(condition: Any, seconds: float = 60.0) -> None:
+    """Poll until `condition()` is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"did not happen within {seconds} s")
+        time.sleep(0.05)
