@@ -7,7 +7,7 @@ import sys
 from jobs.exit_codes import run_job
 
 JOBS = {
-    "make-shards": ("jobs.make_shards", "draw or read labelled images, cut patches, write a shard set"),
+    "make-shards": ("jobs.make_shards", "draw or read labeled images, cut patches, write a shard set"),
     "shards": ("jobs.shard_sets", "inspect a shard set, or verify every byte of it"),
     "train": ("jobs.train", "train on a shard set (torchrun for several ranks)"),
     "infer": ("jobs.infer", "segment images with a trained model (torchrun for several ranks)"),
@@ -28,7 +28,7 @@ def usage() -> str:
         [
             "usage: segdist JOB [options]",
             "",
-            "Semantic segmentation from few labelled images, from a laptop to a Slurm cluster.",
+            "Semantic segmentation from few labeled images, from a laptop to a Slurm cluster.",
             "",
             "jobs:",
             *lines,

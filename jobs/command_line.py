@@ -37,7 +37,7 @@ def parse(
 
     Order of precedence: command line, `--config FILE`, the preset's values, the class's defaults. A job with presets
     has an option `--preset`, whose value the caller has looked up already. A config with a method
-    `check_values` is checked at the end, so that a value may be wrong in the file and mended on the command line.
+    `validate` is checked at the end, so that a value may be wrong in the file and mended on the command line.
 
     Raises:
         UserError: an unknown key or a wrong type in the file; a refused combination.
@@ -65,7 +65,7 @@ def parse(
         prog=f"segdist {command}",
         description=description,
     )
-    check = getattr(parsed.job, "check_values", None)
+    check = getattr(parsed.job, "validate", None)
     if check is not None:
         check()
     return Command(parsed.job, parsed.dry_run)

@@ -1,4 +1,4 @@
-"""Make a shard set: draw or read labelled images, cut patches, write tars and the manifest.
+"""Make a shard set: draw or read labeled images, cut patches, write tars and the manifest.
 
     segdist make-shards -f synthetic                         drawn images, nothing else needed
     segdist make-shards -f cells --images.folder DIR …       your own images and masks (docs/data.md)
@@ -34,7 +34,7 @@ class MakeShardsJob(MakeShardsConfig):
 
 def main(argv: list[str] | None = None) -> int:
     """Build the set, or with `--dry-run` show what would be built; returns the exit code."""
-    description = "Draw or read labelled images, cut patches, write a shard set."
+    description = "Draw or read labeled images, cut patches, write a shard set."
     command = parse(MakeShardsJob, argv, "make-shards", description)
     config = command.job.shard_set
     if command.dry_run:

@@ -14,7 +14,7 @@ from jobs.command_line import parse
 from jobs.exit_codes import FINISHED, run_job
 from jobs.submit_plans import LOGS
 from segdist.core.errors import UserError
-from segdist.core.paths import RUNS, run_folder
+from segdist.core.paths import RUNS, run_dir
 from segdist.core.terminal import say
 from slurm.errors import SubmitError
 from slurm.standing import Standing, standings
@@ -62,7 +62,7 @@ def _row(run: Path, standing: Standing) -> tuple[str, ...]:
 
 
 def _run_folder(name: str) -> Path:
-    path = run_folder(name)
+    path = run_dir(name)
     if not (path / LOGS).is_dir():
         raise UserError(f"{name}: nothing was submitted for a run of that name; `segdist queue` lists all")
     return path

@@ -1,7 +1,7 @@
 """`segdist submit`: put a job, or the whole pipeline, into the queue of a Slurm cluster.
 
     segdist submit train --profile gpu-node -- -f cells -e 100
-    segdist submit make-shards --profile mini --tasks 8 -- -f cells --images.folder scans
+    segdist submit make-shards --profile mini --tasks 8 -- -f cells --images.folder scans …
     segdist submit infer --profile mini -- -m cells --images scans
     segdist submit pipeline --profile mini --config jobs/demo.toml --shard-tasks 4
 
@@ -44,7 +44,7 @@ class SubmitConfig:
     stage_to: str = ""
     """train: copy the shard set to this folder of each node first, and read it there ('$TMPDIR')."""
 
-    def check_values(self) -> None:
+    def validate(self) -> None:
         """Raises UserError for values that can't work."""
         if self.tasks < 1:
             raise UserError(f"--tasks {self.tasks}: at least 1")
@@ -77,7 +77,7 @@ class SubmitPipelineConfig:
     tracking: JsonTable = field(default_factory=dict)
     """Settings of all three jobs' trackers, where a job's own table has none (`{"wandb": "off"}`)."""
 
-    def check_values(self) -> None:
+    def validate(self) -> None:
         """Raises UserError for values that can't work."""
         for flag, value in (("--shard-tasks", self.shard_tasks), ("--infer-tasks", self.infer_tasks)):
             if value < 1:

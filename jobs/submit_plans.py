@@ -14,7 +14,7 @@ from segdist.core.code_version import current_version
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
 from segdist.inference.config import InferConfig
-from segdist.training.config import TrainConfig, run_folder
+from segdist.training.config import TrainConfig
 from slurm.pipeline import Link
 from slurm.profiles import load_profile
 from slurm.submit import Order
@@ -98,12 +98,12 @@ def train_links(planner: Planner, arguments: list[str]) -> list[Link]:
     """train."""
     preset, values = find_preset(arguments)
     config = parse(TrainConfig, arguments, "train", "", preset=preset, preset_values=values).job
-    run = run_folder(config)
+    run = config.run_dir
     stage = ""
     if planner.stage_to:
         if len(config.data) > 1:
             raise UserError(f"--stage-to copies one shard set, and --data names {len(config.data)}")
-        stage = str(Path(core_paths.set_folder(config.data[0])).absolute())
+        stage = str(Path(core_paths.set_dir(config.data[0])).absolute())
         # The run folder's name must not come from where the copy lies.
         arguments = [*arguments, "--data", stage, "--name", str(run)]
     progress = (f"{run}/checkpoints/step-*.pt",)
@@ -116,7 +116,7 @@ def infer_links(planner: Planner, arguments: list[str], product: Path | None = N
     config = parse(InferConfig, arguments, "infer", "").job
     if config.task:
         raise UserError("--task is set by --tasks; leave it out")
-    model = core_paths.run_folder(config.model)
+    model = core_paths.run_dir(config.model)
     run = model.parent if model.suffix else model
     output = Path(config.out) if config.out else run / "predictions"
     progress = (f"{output}/**/state/records/*.json", f"{output}/**/state/parts/*/*")
@@ -151,9 +151,9 @@ def missing_inputs(job: str, arguments: list[str]) -> list[str]:
     elif job == "infer":
         config = parse(InferConfig, arguments, "infer", "").job
         sets = (config.data,) if config.data else ()
-        model = core_paths.run_folder(config.model)
+        model = core_paths.run_dir(config.model)
         missing += [] if model.exists() else [f"--model {model}"]
-    paths = [path for name in sets if isinstance(path := core_paths.set_folder(name), Path)]  # the others are URLs
+    paths = [path for name in sets if isinstance(path := core_paths.set_dir(name), Path)]  # the others are URLs
     return missing + [f"--data {path}" for path in paths if not (path / "manifest.json").exists()]
 
 

@@ -21,7 +21,7 @@ from jobs.command_line import launch_command, option_value, parse, print_config
 from jobs.exit_codes import FINISHED, STOPPED, run_job
 from segdist.core.errors import UserError
 from segdist.core.parsing import read_file
-from segdist.training.config import TrainConfig, run_folder
+from segdist.training.config import TrainConfig
 
 PRESETS = Path(__file__).resolve().parent.parent / "segdist" / "training" / "presets"
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     with ranks(command.job.device, command.job.threads) as these:
         state = train(command.job, these, launch_command("train", arguments, these.environment))
         if these.is_main:
-            refresh_report(run_folder(command.job), quiet=command.job.quiet)
+            refresh_report(command.job.run_dir, quiet=command.job.quiet)
     if state == "stopped" and not _torchrun_would_restart():
         return STOPPED
     return FINISHED

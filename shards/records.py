@@ -131,8 +131,8 @@ def png_records(shard: int, first: int, images: NDArray[Any], masks: Bytes) -> t
     """PNG records of `images` (B, C, P, P) and `masks` (B, P, P).
 
     Returns the members' bytes, and per record (offset of the image in these bytes, its size, offset of the mask, its
-    size), shape (B, 4). Masks are grey PNG files that hold the labels: palette colours would tempt other readers to
-    decode colours instead of labels.
+    size), shape (B, 4). Masks are gray PNG files that hold the labels: palette colors would tempt other readers to
+    decode colors instead of labels.
     """
     digits = keys(shard, first, len(images))
     places = np.zeros((len(images), 4), np.int64)
@@ -160,12 +160,12 @@ def encode_png(array: NDArray[Any]) -> bytes:
 
 
 def decode_png(content: bytes | memoryview) -> NDArray[Any]:
-    """The inverse of `encode_png`: (H, W), or (3, H, W) for colours."""
+    """The inverse of `encode_png`: (H, W), or (3, H, W) for colors."""
     from PIL import Image
 
     with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
         array = np.asarray(image)
-    if array.dtype == np.int32:  # older Pillow opens 16-bit grey as 32-bit integers
+    if array.dtype == np.int32:  # older Pillow opens 16-bit gray as 32-bit integers
         array = array.astype(np.uint16)
     return array if array.ndim == 2 else np.moveaxis(array, -1, 0)
 

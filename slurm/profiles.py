@@ -82,7 +82,7 @@ class Profile:
         """Ranks on a node."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
-    def check(self, origin: str) -> None:
+    def validate(self, origin: str) -> None:
         """Raises SubmitError for figures that can't work together."""
         for name in ("nodes", "cpus_per_task", "time_minutes", "array_parallelism"):
             if getattr(self, name) < 1:
@@ -186,5 +186,5 @@ def _validated(values: dict[str, Any], origin: str) -> Profile:
         first = error.errors()[0]
         key = first["loc"][0] if first["loc"] else "?"
         raise SubmitError(f"{origin}: {key}: {first['msg']}, got {first['input']!r}") from None
-    profile.check(origin)
+    profile.validate(origin)
     return profile

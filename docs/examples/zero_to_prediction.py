@@ -1,7 +1,7 @@
 # %% [markdown]
 # # From nothing to a prediction
 #
-# A handful of labelled images, patches, a small network, a prediction with a score: the whole method, with the
+# A handful of labeled images, patches, a small network, a prediction with a score: the whole method, with the
 # calls of Python that the commands make. Cells begin with `# %%`: VS Code, PyCharm and Spyder run them one by
 # one, Jupyter after `jupytext --to notebook`; as a script,
 #
@@ -23,7 +23,7 @@ DESK.mkdir(exist_ok=True)
 os.chdir(DESK)  # shard sets go to data/, runs to runs/, as with the commands
 
 # %% [markdown]
-# ## Labelled images
+# ## Labeled images
 #
 # Your own would be two folders: images, and masks of the same names whose values are the classes. Here bright discs
 # and dark rings on a noisy ground are drawn, ten images to learn from and one to try the result on.

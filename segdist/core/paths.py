@@ -8,7 +8,7 @@ RUN_FILES = ("config.json", "best.safetensors", "last.safetensors", "slurm")
 """What makes a folder a run: any of these. A user's folder of images may well be called like the run."""
 
 
-def set_folder(name: str) -> str | Path:
+def set_dir(name: str) -> str | Path:
     """The shard set that NAME means: data/NAME, unless NAME itself is a set, a path, or a URL."""
     if "://" in name:
         return name
@@ -16,7 +16,7 @@ def set_folder(name: str) -> str | Path:
     return path if len(path.parts) > 1 or (path / "manifest.json").is_file() else DATA / path
 
 
-def run_folder(name: str) -> Path:
+def run_dir(name: str) -> Path:
     """The run that NAME means: runs/NAME, unless NAME itself is a run, a file, or a path."""
     path = Path(name)
     itself = len(path.parts) > 1 or path.is_file() or any((path / item).exists() for item in RUN_FILES)

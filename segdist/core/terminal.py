@@ -1,7 +1,7 @@
 """What all jobs show: one look, a live bar in a terminal, a plain line now and then in a log file.
 
 Results and lines for the record go to standard output (`say`); what is only about the way there, progress, warnings
-and errors, goes to standard error. Colours appear in terminals only, and not where NO_COLOR is set.
+and errors, goes to standard error. Colors appear in terminals only, and not where NO_COLOR is set.
 """
 
 import os

@@ -25,10 +25,10 @@ class OutputConfig:
     probability_format: Literal["npy", "tiff", "zarr"] = "npy"
     """npy and zarr: one array (class, height, width); tiff: one page per class."""
     confidence: bool = False
-    """Also write the highest class probability of each pixel, as 8 bit grey (255: certain)."""
+    """Also write the highest class probability of each pixel, as 8 bit gray (255: certain)."""
     entropy: bool = False
     """Also write the entropy of the class probabilities, divided by the logarithm of the number of classes, as 8 bit
-    grey (255: all classes equally likely)."""
+    gray (255: all classes equally likely)."""
     previews: bool = True
     """Also write the image with the classes laid over it, large images reduced."""
     preview_side: int = 1024
@@ -55,7 +55,7 @@ class InferConfig:
     """Tile side in pixels; 0: the side of the patches that the model was trained on. Large images are cheaper with
     larger tiles and less overlap (256 and 0.25), at the same accuracy; they need more memory."""
     overlap: float = 0.5
-    """Share of the tile side that neighbouring tiles have in common: 0.5 is the safe choice, 0.25 nearly as good for
+    """Share of the tile side that neighboring tiles have in common: 0.5 is the safe choice, 0.25 nearly as good for
     half the work, more gains nothing. docs/inference.md has the figures."""
     blending: Blending = "mean"
     """How overlapping tiles are averaged: all pixels alike, or with more weight in the middle of each tile."""
@@ -93,13 +93,13 @@ class InferConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
-    def check_values(self) -> None:
+    def validate(self) -> None:
         """Refuse values and combinations that can't work, before anything is read or written.
 
         Raises:
             UserError: names the settings.
         """
-        self.tracking.check()
+        self.tracking.validate()
         if not self.model:
             raise UserError("--model: name a run folder or a model file")
         if bool(self.data) == bool(self.images):

@@ -55,7 +55,7 @@ def image_scores(confusion: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def summarise(classes: list[str], images: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(classes: list[str], images: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of `scores.json`.
 
     Two means of the mean IoU are common and differ: `mean_iou_pixels` comes from the confusion matrix of all pixels

@@ -138,7 +138,7 @@ class TileGrid:
 
 @dataclass(frozen=True)
 class Piece:
-    """Neighbouring tiles `left` to `right` (excluded) of tile row `row`, at `slot` of their batch."""
+    """Neighboring tiles `left` to `right` (excluded) of tile row `row`, at `slot` of their batch."""
 
     row: int
     left: int
@@ -156,7 +156,7 @@ def make_grid(height: int, width: int, tile: int, overlap: float, batch: int, bo
 
     Args:
         tile: P.
-        overlap: share of the tile side that neighbours have in common, 0 to below 1.
+        overlap: share of the tile side that neighbors have in common, 0 to below 1.
         batch: B.
         borders: "corner": start at the image's corner; "full": start outside, so that each pixel gets its full share.
     """
@@ -171,7 +171,7 @@ def stride_of(tile: int, overlap: float) -> int:
         UserError: the overlap is not in [0, 1), or leaves no step at all.
     """
     if not 0 <= overlap < 1:
-        raise UserError(f"--overlap {overlap}: give the share of the tile side that neighbours share, 0 to below 1")
+        raise UserError(f"--overlap {overlap}: give the share of the tile side that neighbors share, 0 to below 1")
     stride = tile - round(tile * overlap)
     if stride < 1:
         raise UserError(f"--overlap {overlap} with --tile {tile}: the tiles would not move; choose less overlap")
@@ -183,9 +183,9 @@ def blending_window(blending: Blending, tile: int) -> np.ndarray:
 
     mean: 1. hann: sin²(π (i + ½) / P), which sums to 1 at 50 % overlap. gaussian: σ = P / 8.
     """
-    centres = np.arange(tile) + 0.5
+    centers = np.arange(tile) + 0.5
     if blending == "mean":
         return np.ones(tile)
     if blending == "hann":
-        return np.sin(math.pi * centres / tile) ** 2
-    return np.exp(-0.5 * ((centres - tile / 2) / (GAUSSIAN_SIGMA * tile)) ** 2)
+        return np.sin(math.pi * centers / tile) ** 2
+    return np.exp(-0.5 * ((centers - tile / 2) / (GAUSSIAN_SIGMA * tile)) ** 2)

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from segdist.inference.layers import CONFIDENCE, ENTROPY, MASK, dequantised
-from segdist.inference.outputs import Rows, write_grey_png, write_mask_png, write_npy, write_tiff, write_zarr
+from segdist.inference.layers import CONFIDENCE, ENTROPY, MASK, dequantized
+from segdist.inference.outputs import Rows, write_gray_png, write_mask_png, write_npy, write_tiff, write_zarr
 from segdist.inference.pictures import draw_figure, reduced, reduced_image, write_preview
 from segdist.inference.task import Setup
 from shards.images.image_file import ImageFile
@@ -46,7 +46,7 @@ def write_layers(setup: Setup, index: int, rows: dict[str, Rows]) -> dict[str, s
         if layer in rows:
             files[layer] = f"{layer}/{name}{'.png' if small else '.tif'}"
             if small:
-                write_grey_png(folder / files[layer], rows[layer])
+                write_gray_png(folder / files[layer], rows[layer])
             else:
                 write_tiff(folder / files[layer], [rows[layer]])
     return files
@@ -71,7 +71,7 @@ def write_pictures(
     if setup.has_figure(index):
         files["figure"] = f"figures/{name}.png"
         step = max(1, -(-max(mask.shape) // FIGURE_SIDE))
-        planes = [dequantised(reduced(rows[layer], step)) for layer in setup.layers(index).probability_names()]
+        planes = [dequantized(reduced(rows[layer], step)) for layer in setup.layers(index).probability_names()]
         title = name
         if scores is not None and scores["mean_iou"] is not None:
             title += f"   mean IoU {scores['mean_iou']:.4f}"

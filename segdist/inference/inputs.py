@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segdist.core.errors import UserError
-from segdist.core.paths import set_folder
+from segdist.core.paths import set_dir
 from segdist.inference.config import InferConfig
 from shards.build.pairs import MaskFolder, csv_rows
 from shards.images.masks import MaskReader, mask_reader_from_recipe, synthetic_masks_config
@@ -110,7 +110,7 @@ def _header(image: InputImage) -> Header:
 
 
 def _of_shard_set(config: InferConfig) -> Inputs:
-    folder = Path(set_folder(config.data))
+    folder = Path(set_dir(config.data))
     manifest = read_manifest(folder)
     sources = manifest.sources.get(config.split, ())
     if not sources:

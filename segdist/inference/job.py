@@ -19,7 +19,7 @@ from segdist.core.files import write_json
 from segdist.core.terminal import Progress, warn
 from segdist.inference.assignment import Stretch, assign, remaining
 from segdist.inference.config import InferConfig
-from segdist.inference.evaluation import confusion_of_image, image_scores, summarise
+from segdist.inference.evaluation import confusion_of_image, image_scores, summarize
 from segdist.inference.grid import blending_window
 from segdist.inference.image_files import write_layers, write_pictures
 from segdist.inference.layers import MASK, Layers
@@ -171,7 +171,7 @@ class Job:
             for index in sorted(records)
             if records[index]["scores"]
         ]
-        scores = summarise(names, scored) if scored else None
+        scores = summarize(names, scored) if scored else None
         listed = [{"image": images[index].path, "error": failures[index]} for index in sorted(failures)]
         if self.ranks.is_main:
             part, parts = self.config.task_part()

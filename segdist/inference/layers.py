@@ -54,17 +54,17 @@ class Layers:
             return encoded
         means = weights.mean(rows)
         if self.probabilities != "none":
-            stored = quantised(means, self.probabilities)
+            stored = quantized(means, self.probabilities)
             encoded |= dict(zip(self.probability_names(), stored, strict=True))
         if self.confidence:
-            encoded[CONFIDENCE] = quantised(means.amax(dim=0), "uint8")
+            encoded[CONFIDENCE] = quantized(means.amax(dim=0), "uint8")
         if self.entropy:
             bits = torch.special.entr(means).sum(dim=0).div_(math.log(self.classes) if self.classes > 1 else 1.0)
-            encoded[ENTROPY] = quantised(bits, "uint8")
+            encoded[ENTROPY] = quantized(bits, "uint8")
         return encoded
 
 
-def quantised(values: torch.Tensor, kind: ProbabilityType) -> torch.Tensor:
+def quantized(values: torch.Tensor, kind: ProbabilityType) -> torch.Tensor:
     """Values from 0 to 1 as `kind`: floats as they are, integers as round(value x largest)."""
     if kind == "float32":
         return values
@@ -74,7 +74,7 @@ def quantised(values: torch.Tensor, kind: ProbabilityType) -> torch.Tensor:
     return (values * largest).round_().clamp_(0, largest).to(torch.uint8 if kind == "uint8" else torch.uint16)
 
 
-def dequantised(values: np.ndarray) -> np.ndarray:
+def dequantized(values: np.ndarray) -> np.ndarray:
     """Stored probabilities as float32 from 0 to 1."""
     if values.dtype.kind == "f":
         return values.astype(np.float32)

@@ -158,13 +158,13 @@ def blocks(rows: Rows, size: int = ROWS_AT_ONCE) -> Iterator[np.ndarray]:
 
 
 def write_mask_png(path: Path, mask: Rows, classes: Sequence[ClassInfo]) -> None:
-    """A palette PNG in the classes' colours, written band by band."""
+    """A palette PNG in the classes' colors, written band by band."""
     with whole_file(path) as file:
         write_palette_png(file, mask.shape, blocks(mask), (info.color for info in classes))
 
 
-def write_grey_png(path: Path, layer: Rows) -> None:
-    """An 8-bit grey PNG."""
+def write_gray_png(path: Path, layer: Rows) -> None:
+    """An 8-bit gray PNG."""
     from PIL import Image
 
     with whole_file(path) as file:
@@ -172,7 +172,7 @@ def write_grey_png(path: Path, layer: Rows) -> None:
 
 
 def write_tiff(path: Path, layers: Sequence[Rows], classes: Sequence[ClassInfo] | None = None) -> None:
-    """A tiled, deflate-compressed TIFF, one page per layer; with `classes` a palette image in their colours."""
+    """A tiled, deflate-compressed TIFF, one page per layer; with `classes` a palette image in their colors."""
     import tifffile
 
     height, width = layers[0].shape

@@ -15,7 +15,7 @@ from shards.manifest import IGNORE, ClassInfo
 
 MOST_COLUMNS = 8
 OVERLAY = 0.45
-"""Share of the class colour in an overlay."""
+"""Share of the class color in an overlay."""
 IGNORED_COLOR = (128, 128, 128)
 ERROR_COLOR = (213, 0, 50)
 
@@ -77,7 +77,7 @@ def draw_figure(
         else:
             axis.imshow(picture, interpolation="nearest")
     figure.suptitle(title, fontsize=11)
-    handles = [Patch(facecolor=_unit(info.color), edgecolor="grey", label=info.name) for info in classes]
+    handles = [Patch(facecolor=_unit(info.color), edgecolor="gray", label=info.name) for info in classes]
     figure.legend(handles=handles, loc="lower center", ncols=legend_columns, fontsize=9, frameon=False)
     # Margins in inches: matplotlib's own layouts draw everything twice to find them.
     across, down = figure.get_size_inches()
@@ -91,7 +91,7 @@ def draw_figure(
 
 
 def colored(labels: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
-    """Labels (h, w) in the classes' colours, uint8 (h, w, 3); ignored pixels are grey."""
+    """Labels (h, w) in the classes' colors, uint8 (h, w, 3); ignored pixels are gray."""
     table = np.full((256, 3), IGNORED_COLOR, np.uint8)
     table[: len(classes)] = [info.color for info in classes]
     table[IGNORE] = IGNORED_COLOR
@@ -100,7 +100,7 @@ def colored(labels: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
 
 
 def error_picture(image: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """The image, pale, with the wrong pixels in a colour that everybody can tell from grey; uint8 (h, w, 3)."""
+    """The image, pale, with the wrong pixels in a color that everybody can tell from gray; uint8 (h, w, 3)."""
     pale = 150 + displayable(image).mean(axis=-1, keepdims=True) * 0.4
     picture: np.ndarray = np.where(wrong[..., None], ERROR_COLOR, pale).round().astype(np.uint8)
     return picture
@@ -117,7 +117,7 @@ def displayable(image: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
-    """The image with the classes' colours laid over it, uint8 (h, w, 3). Black classes (background) stay clear."""
+    """The image with the classes' colors laid over it, uint8 (h, w, 3). Black classes (background) stay clear."""
     picture = displayable(image).astype(np.float32)
     colors = colored(labels, classes).astype(np.float32)
     share = np.where(colors.any(axis=-1, keepdims=True), OVERLAY, 0.0)

@@ -27,7 +27,7 @@ class Predictor:
         model: run folder or model file; or a network of your own, float32 (B, C, H, W) → logits (B, K, H, W), for which
             `classes`, `mean` and `std` (per channel, in the images' units) and `tile` must be given.
         tile: tile side; default the side of the training patches.
-        overlap: share of the tile side that neighbouring tiles have in common.
+        overlap: share of the tile side that neighboring tiles have in common.
         device: "auto", "cpu" or "cuda".
         channels_last: run the network in NHWC order, which is faster; the last bits differ from NCHW.
     """

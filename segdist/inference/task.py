@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segdist.core.errors import UserError
-from segdist.core.paths import run_folder
+from segdist.core.paths import run_dir
 from segdist.inference.config import InferConfig
 from segdist.inference.grid import TileGrid, make_grid
 from segdist.inference.inputs import Header, Inputs, find_inputs, read_headers
@@ -74,7 +74,7 @@ def prepare(config: InferConfig, ranks: Ranks) -> Setup:
     Raises:
         UserError: the model or the input can't be used; with `strict` any image that can't.
     """
-    model_file = resolve_model_path(run_folder(config.model))
+    model_file = resolve_model_path(run_dir(config.model))
     card = read_card(model_file)
     inputs = find_inputs(config, card.classes)
     folder = Path(config.out) if config.out else model_file.parent / "predictions" / inputs.label

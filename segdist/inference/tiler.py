@@ -37,7 +37,7 @@ class NetworkError(UserError):
 
 
 class TileNetwork:
-    """A network as the tiler sees it: normalised tiles in, class probabilities out.
+    """A network as the tiler sees it: normalized tiles in, class probabilities out.
 
     Args:
         model: float32 (B, C, H, W) → logits (B, K, H, W), in eval mode on `device`.
@@ -75,7 +75,7 @@ class TileNetwork:
         self.precision = precision or Precision("fp32", "the default")
         self.flips: list[list[int]] = [[], [3], [2], [2, 3]] if flips else [[]]
 
-    def normalised(self, rows: np.ndarray) -> torch.Tensor:
+    def normalized(self, rows: np.ndarray) -> torch.Tensor:
         """Stored pixels (h, W, C) as the network sees them, float32 (C, h, W) on the device."""
         # torch wants to own what it wraps; rows that are only a view of a decoded file are copied.
         pixels = torch.from_numpy(np.require(rows, requirements=["C", "W"]))
@@ -85,7 +85,7 @@ class TileNetwork:
         return pixels.permute(2, 0, 1).float().sub_(self.mean).mul_(self.scale)
 
     def probabilities(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Class probabilities float32 (B, K, P, P) of normalised tiles (B, C, P, P); the caller may overwrite them."""
+        """Class probabilities float32 (B, K, P, P) of normalized tiles (B, C, P, P); the caller may overwrite them."""
         total: torch.Tensor | None = None
         for dims in self.flips:
             part = torch.softmax(self._logits(tiles.flip(dims) if dims else tiles).float(), dim=1)
@@ -189,7 +189,7 @@ def finished_rows(
 
 
 class _ImageRows:
-    """The normalised rows of the image under the tile rows at work, reflected beyond its borders."""
+    """The normalized rows of the image under the tile rows at work, reflected beyond its borders."""
 
     def __init__(self, network: TileNetwork, read: ReadWindow, grid: TileGrid, first_row: int, across: range) -> None:
         self.network, self.read, self.grid, self.across = network, read, grid, across
@@ -224,7 +224,7 @@ class _ImageRows:
                 end = min(start + step, kept)
                 self.pixels[:, start:end] = self.pixels[:, start + step : end + step]
         first, self.top, self.end = top + kept, top, rows.start(row) + rows.tile
-        self.pixels[:, kept : self.end - top] = self.network.normalised(self._reflected(first, self.end))
+        self.pixels[:, kept : self.end - top] = self.network.normalized(self._reflected(first, self.end))
 
     def _reflected(self, first: int, end: int) -> np.ndarray:
         """Stored pixels of rows `first` to `end` under the tiles, (h, extent, C); reflected outside the image."""

@@ -1,6 +1,6 @@
 """A trained network as ONNX, checked against torch. Needs the extra `onnx`.
 
-The exported graph takes what `segdist` feeds its network: normalised tiles, float32 (B, C, H, W), and returns logits
+The exported graph takes what `segdist` feeds its network: normalized tiles, float32 (B, C, H, W), and returns logits
 (B, K, H, W); or, with `raw`, tiles as they are stored, and class probabilities, so that a program elsewhere needs no
 statistics. What it needs to know besides stands in the file's metadata.
 """
@@ -19,7 +19,7 @@ from torch import nn
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
 from segdist.core.parsing import to_dict
-from segdist.core.paths import run_folder
+from segdist.core.paths import run_dir
 from segdist.model.export_config import ExportConfig
 from segdist.model.model_file import CARD_KEY, ModelCard, load_model, resolve_model_path
 
@@ -51,7 +51,7 @@ def export(config: ExportConfig) -> tuple[Path, float]:
         UserError: the extra is missing, the network can't be exported, or the results differ; then nothing is written.
     """
     onnx, runtime = _packages()
-    file = resolve_model_path(run_folder(config.model))
+    file = resolve_model_path(run_dir(config.model))
     model, card = load_model(file)
     network = Raw(model, card).eval() if config.raw else model
     path = Path(config.out) if config.out else file.with_suffix(".onnx")

@@ -17,13 +17,13 @@ class ExportConfig:
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """The ONNX file; default: beside the model."""
     raw: bool = False
-    """Take stored values (0 to 255 or 65535) and return probabilities, instead of normalised values and logits."""
+    """Take stored values (0 to 255 or 65535) and return probabilities, instead of normalized values and logits."""
     fixed_size: bool = False
     """Fix height and width to the patch side; some runtimes are faster then. The batch stays free."""
     opset: int = 17
     """ONNX operator set."""
 
-    def check_values(self) -> None:
+    def validate(self) -> None:
         """Raises UserError where no model is named."""
         if not self.model:
             raise UserError("--model: name a run folder or a model file")

@@ -44,13 +44,13 @@ class ModelConfig:
     depth: int = 4
     """U-Net: number of times that the resolution is halved."""
     norm: Literal["batch", "group", "instance"] = "batch"
-    """U-Net: normalisation layer. Batch norm depends on the batch that a rank sees; group norm doesn't."""
+    """U-Net: normalization layer. Batch norm depends on the batch that a rank sees; group norm doesn't."""
     upsampling: Literal["bilinear", "transposed"] = "bilinear"
     """U-Net: bilinear interpolation or a transposed convolution on the way up."""
 
 
 def build_model(config: ModelConfig, channels: int, classes: int) -> "nn.Module":
-    """The network that `config` describes, freshly initialised by torch's global generator.
+    """The network that `config` describes, freshly initialized by torch's global generator.
 
     Args:
         channels: channels of the input images.

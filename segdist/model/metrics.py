@@ -27,7 +27,7 @@ def confusion_matrix(truth: torch.Tensor, prediction: torch.Tensor, classes: int
         raise ValueError(f"truth has shape {tuple(truth.shape)}, prediction {tuple(prediction.shape)}")
     truth, prediction = truth.reshape(-1).long(), prediction.reshape(-1).long()
     # One bin beyond the classes takes the ignored pixels, and one more whatever should not be there: no mask that
-    # copies, and on a GPU one synchronisation only.
+    # copies, and on a GPU one synchronization only.
     known = (truth < classes) & (prediction < classes)
     bins = torch.where(known, truth * classes + prediction, classes * classes + 1)
     bins = torch.where(truth == ignore, classes * classes, bins)

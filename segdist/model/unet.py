@@ -1,7 +1,7 @@
 """U-Net (Ronneberger, Fischer, Brox 2015) for any number of channels and classes.
 
 As in the small-data practice: padded 3 x 3 convolutions, so that the output has the input's size, and a
-normalisation after each convolution.
+normalization after each convolution.
 Shapes: B batch, C channels in, K classes, H W pixels.
 """
 
@@ -83,7 +83,7 @@ def _pairs(widths: list[int]) -> list[tuple[int, int]]:
 def _convolutions(before: int, after: int, norm: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (before, after):
-        # A bias before a normalisation would be subtracted again.
+        # A bias before a normalization would be subtracted again.
         layers += [nn.Conv2d(channels, after, 3, padding=1, bias=False), _norm(after, norm), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 

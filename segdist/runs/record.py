@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segdist.core.errors import UserError
-from segdist.core.paths import RUNS, run_folder
+from segdist.core.paths import RUNS, run_dir
 
 CONFIG, METRICS, EVENTS, SUMMARY = "config.json", "metrics.jsonl", "events.jsonl", "summary.json"
 SCORES, TIMES = "scores.json", "times.jsonl"
@@ -133,7 +133,7 @@ def find_run(name: str) -> Path:
     Raises:
         UserError: there is no such folder.
     """
-    folder = run_folder(name)
+    folder = run_dir(name)
     if folder.is_dir():
         return folder
     known = sorted(path.name for path in RUNS.iterdir() if path.is_dir()) if RUNS.is_dir() else []

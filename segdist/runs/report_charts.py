@@ -1,7 +1,7 @@
 """Line charts as plain geometry; the report's template draws them as inline SVG.
 
-No colours here: lines have a number, the style sheet knows what it looks like in light, dark and print. Lines differ
-in their dashes too, so that nobody needs to tell colours apart.
+No colors here: lines have a number, the style sheet knows what it looks like in light, dark and print. Lines differ
+in their dashes too, so that nobody needs to tell colors apart.
 """
 
 import math
@@ -13,9 +13,9 @@ WIDTH, HEIGHT = 640.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 78.0, 26.0, 14.0, 56.0
 """Margins for the axes' texts; units of the SVG's view box."""
 STYLES = 6
-"""Colours and dashes of the style sheet: 36 lines that differ in one or the other."""
+"""Colors and dashes of the style sheet: 36 lines that differ in one or the other."""
 MOST_POINTS = 400
-"""Points of a line beyond which neighbours are averaged: two per unit of the width show no more."""
+"""Points of a line beyond which neighbors are averaged: two per unit of the width show no more."""
 LOG_FROM = 50.0
 """Ratio of highest to lowest value from which an axis that may be logarithmic is."""
 
@@ -141,7 +141,7 @@ def nice_ticks(low: float, high: float, wanted: int = 5, *, inside: bool = False
 
 
 def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
-    """At most `MOST_POINTS` points, each the mean of its neighbours; gaps stay where a whole group has no number."""
+    """At most `MOST_POINTS` points, each the mean of its neighbors; gaps stay where a whole group has no number."""
     groups = min(len(points), MOST_POINTS)
     thin: list[tuple[float, float | None]] = []
     for group in range(groups):

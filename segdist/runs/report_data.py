@@ -49,7 +49,7 @@ class DataSet:
     path: str
     facts: list[tuple[str, str]]
     classes: list[tuple[str, str, float]]
-    """Name, CSS colour, share of the training pixels."""
+    """Name, CSS color, share of the training pixels."""
 
 
 def headline(run: RunRecord) -> list[tuple[str, str, str]]:

@@ -43,7 +43,7 @@ class TrackingConfig:
         wanted = tuple(name.strip() for name in self.trackers.split(","))
         return () if wanted == ("none",) else wanted
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Refuse what can't be.
 
         Raises:

@@ -41,7 +41,7 @@ class TensorBoardTracker:
     def log_prediction(
         self, name: str, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray, step: int
     ) -> None:
-        """Image, truth and prediction side by side, in the classes' colours."""
+        """Image, truth and prediction side by side, in the classes' colors."""
         rgb = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
         panels = [rgb] + [self._colors[mask] for mask in (truth, prediction) if mask is not None]
         self._writer(step).add_image(f"predictions/{name}", np.concatenate(panels, axis=1), step, dataformats="HWC")

@@ -102,7 +102,7 @@ def check_trackers(config: TrackingConfig) -> None:
     Raises:
         UserError: see `open_trackers`.
     """
-    config.check()
+    config.validate()
     if "tensorboard" in config.names:
         from segdist.tracking.tensorboard_tracker import event_writer
 
@@ -116,7 +116,7 @@ def check_trackers(config: TrackingConfig) -> None:
 
 def open_trackers(
     config: TrackingConfig,
-    run_folder: Path,
+    run_dir: Path,
     run_config: dict[str, Any],
     *,
     run_id: str | None = None,
@@ -128,18 +128,18 @@ def open_trackers(
     """Start the trackers that `config` names; call it before the first collective, since W&B may take seconds.
 
     Args:
-        run_folder: trackers keep their files in `wandb/` and `tensorboard/` below it.
+        run_dir: trackers keep their files in `wandb/` and `tensorboard/` below it.
         run_config: the resolved config and whatever describes the run (code version, shard set), JSON types.
         run_id: the W&B run of the checkpoint that is resumed; the run folder's own, where it has one, wins.
         is_main: False on ranks other than 0: nothing is started and the result does nothing.
         job_type: "train", "infer", … in W&B.
         group: W&B group where `config` names none; default the run folder's name.
-        classes: class names for the masks and colours for TensorBoard.
+        classes: class names for the masks and colors for TensorBoard.
 
     Raises:
         UserError: a tracker was asked for that can't be had: no key for `--wandb online`, a missing package.
     """
-    config.check()
+    config.validate()
     trackers: dict[str, Tracker] = {}
     if not is_main:
         return Trackers(trackers)
@@ -147,12 +147,12 @@ def open_trackers(
         from segdist.tracking.wandb_tracker import open_wandb
 
         wandb_tracker = open_wandb(
-            config, run_folder, run_config, run_id=run_id, job_type=job_type, group=group, classes=classes
+            config, run_dir, run_config, run_id=run_id, job_type=job_type, group=group, classes=classes
         )
         if wandb_tracker is not None:
             trackers["wandb"] = wandb_tracker
     if "tensorboard" in config.names:
         from segdist.tracking.tensorboard_tracker import TensorBoardTracker
 
-        trackers["tensorboard"] = TensorBoardTracker(run_folder / "tensorboard", classes)
+        trackers["tensorboard"] = TensorBoardTracker(run_dir / "tensorboard", classes)
     return Trackers(trackers, images=config.images != "none", artifacts=config.artifacts)

@@ -113,7 +113,7 @@ class WandbTracker:
 
 def open_wandb(
     config: TrackingConfig,
-    run_folder: Path,
+    run_dir: Path,
     run_config: dict[str, Any],
     *,
     run_id: str | None,
@@ -136,10 +136,10 @@ def open_wandb(
     mode, reason = choose_mode(config, server)
     if mode == "off":
         return None
-    state_file = StateFile(run_folder / "wandb" / "state.json")
+    state_file = StateFile(run_dir / "wandb" / "state.json")
     state_file.path.parent.mkdir(parents=True, exist_ok=True)
     before = state_file.read(run_id)
-    name = run_folder.resolve().name
+    name = run_dir.resolve().name
     arguments = {
         "project": environment_or(config.project, "WANDB_PROJECT", "segdist"),
         "entity": config.entity or None,
@@ -148,7 +148,7 @@ def open_wandb(
         "tags": list(config.tags) or None,
         "config": run_config,
         "job_type": job_type,
-        "dir": str(run_folder),
+        "dir": str(run_dir),
         "id": before.run_id,
         "resume": "allow",
         "settings": wandb_settings(config.start_timeout, config.finish_timeout),
@@ -164,7 +164,7 @@ def open_wandb(
         return WandbTracker(run, last_step, unsent, classes)
     reason = f"{server}: {run.problem}" if run.problem else reason
     why = f" ({reason})" if reason else ""
-    say(f"W&B: offline{why}, upload later with: wandb sync {run_folder}/wandb/offline-run-*-{run.id}")
+    say(f"W&B: offline{why}, upload later with: wandb sync {run_dir}/wandb/offline-run-*-{run.id}")
     return WandbTracker(run, before.last_step, [], classes)
 
 

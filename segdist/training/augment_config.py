@@ -28,7 +28,7 @@ class AugmentConfig:
     blur: float = 0.0
     """Gaussian blur; its standard deviation is drawn up to this many pixels."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raises UserError for a strength that makes no sense."""
         limits = {"rotate": 180, "scale": 4, "elastic": 100, "brightness": 1, "contrast": 4, "gamma": 4, "noise": 1}
         for name, limit in {**limits, "blur": 10}.items():

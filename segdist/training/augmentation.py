@@ -30,7 +30,7 @@ class Augmenter:
 
     def __init__(self, config: AugmentConfig, seed: int, full_scale: float = 255.0) -> None:
         """`full_scale`: largest stored value, 65535 for 16-bit images; the unit of brightness, gamma and noise."""
-        config.check()
+        config.validate()
         self.config, self.seed, self.full_scale = config, seed, full_scale
         self._geometry = bool(config.rotate or config.scale or config.elastic)
         self._intensity = bool(config.brightness or config.contrast or config.gamma or config.noise or config.blur)
@@ -99,7 +99,7 @@ def flip(batch: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
 
 
 def turn(batch: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Turn each square sample of (B, …, H, W) by `turns` (B,) times 90 degrees, anticlockwise."""
+    """Turn each square sample of (B, …, H, W) by `turns` (B,) times 90 degrees, counterclockwise."""
     batch = torch.where(_like(batch, turns & 1).bool(), batch.rot90(1, (-2, -1)), batch)
     return torch.where(_like(batch, turns & 2).bool(), batch.flip((-2, -1)), batch)
 

@@ -47,7 +47,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised. Ignored pixels count nowhere; sums are divided by the global number of counted pixels."""
+    """What is minimized. Ignored pixels count nowhere; sums are divided by the global number of counted pixels."""
 
     name: Literal["cross_entropy", "dice", "cross_entropy+dice", "focal"] = "cross_entropy"
     """Dice is taken per image and class and averaged over the images of the global batch."""
@@ -122,7 +122,7 @@ class TrainConfig:
     deterministic: bool = False
     """Only deterministic GPU kernels, so that a resumed run is bit-identical. On CPU it always is."""
     sync_batch_norm: bool = False
-    """Batch norm over all ranks (GPUs only). Without it every rank normalises by its own part of the batch."""
+    """Batch norm over all ranks (GPUs only). Without it every rank normalizes by its own part of the batch."""
     check: bool = True
     """Try two batches, a validation batch and a checkpoint before the long work starts, then put all back."""
     profile: int = 0
@@ -136,7 +136,12 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
-    def check_values(self) -> None:
+    @property
+    def run_dir(self) -> Path:
+        """The folder that `--name NAME` means: runs/NAME, or NAME itself where it is a path."""
+        return paths.run_dir(self.name or Path(self.data[0]).name)
+
+    def validate(self) -> None:
         """Refuse values and combinations that can't work, before anything is read or written.
 
         Raises:
@@ -160,8 +165,8 @@ class TrainConfig:
         for flag, value in (("--optim.warmup", self.optim.warmup), ("--optim.ema-decay", self.optim.ema_decay)):
             if not 0 <= value < 1:
                 raise UserError(f"{flag} {value}: must be at least 0 and below 1")
-        self.augment.check()
-        self.tracking.check()
+        self.augment.validate()
+        self.tracking.validate()
         if not self.data:
             raise UserError("--data: name at least one shard set")
         if len(self.data) > 1 and not self.epoch_steps:
@@ -174,8 +179,3 @@ class TrainConfig:
             raise UserError("--optim.nesterov goes with --optim.optimizer sgd")
         if self.sync_batch_norm and self.model.norm != "batch":
             raise UserError(f"--sync-batch-norm goes with --model.norm batch, not {self.model.norm}")
-
-
-def run_folder(config: TrainConfig) -> Path:
-    """The folder that `--name NAME` means: runs/NAME, or NAME itself where it is a path."""
-    return paths.run_folder(config.name or Path(config.data[0]).name)

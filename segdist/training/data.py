@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable
 
-from segdist.core.paths import set_folder
+from segdist.core.paths import set_dir
 from segdist.training.config import TrainConfig
 from shards.manifest import ClassInfo
 from shards.read.batches import Batch, Order, Samplable, TrainBatches, ValidationBatches
@@ -22,7 +22,7 @@ class TrainingData:
     """
 
     def __init__(self, config: TrainConfig, rank: int = 0, world_size: int = 1, pin: bool = False) -> None:
-        self.sets = sets = [ShardSet(set_folder(name), check=config.data_check) for name in config.data]
+        self.sets = sets = [ShardSet(set_dir(name), check=config.data_check) for name in config.data]
         source: Samplable = sets[0] if len(sets) == 1 else MixedSet(sets)
         whole = source.manifest
         self.classes: tuple[ClassInfo, ...] = whole.classes

@@ -1,4 +1,4 @@
-"""One optimizer step, the same on one rank and on many: global normalisation, bad gradients skipped without waiting.
+"""One optimizer step, the same on one rank and on many: global normalization, bad gradients skipped without waiting.
 
 Nothing in here asks the device for a number, so a GPU is never waited for; `figures` does, when somebody wants to
 print some.
@@ -21,7 +21,7 @@ from segdist.training.losses import Loss
 from segdist.training.optimizers import build_optimizer, set_learning_rate
 
 MicroBatch = tuple[torch.Tensor, torch.Tensor]
-"""Images float32 (b, C, P, P), normalised, and labels uint8 (b, P, P), both on the device."""
+"""Images float32 (b, C, P, P), normalized, and labels uint8 (b, P, P), both on the device."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Losses as sums with known denominators, so that they can be normalised over ranks and accumulation steps.
+"""Losses as sums with known denominators, so that they can be normalized over ranks and accumulation steps.
 
 A part of the batch adds its sum; the denominator is the global number of counted pixels (cross entropy, focal) or
 images (Dice). So one rank with 16 images and four ranks with 4 images each have the same gradient.
@@ -80,6 +80,6 @@ def class_weights(config: LossConfig, pixels: tuple[int, ...]) -> torch.Tensor:
         return torch.tensor(config.weights, dtype=torch.float32)
     if config.class_weights == "median_frequency":
         if not any(pixels):
-            raise UserError("--loss.class-weights median_frequency: the training split has no labelled pixel")
+            raise UserError("--loss.class-weights median_frequency: the training split has no labeled pixel")
         return torch.tensor(median_frequency_weights(pixels), dtype=torch.float32)
     return torch.ones(len(pixels))

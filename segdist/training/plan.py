@@ -5,10 +5,10 @@ from torch import nn
 
 from segdist.ranks.process_group import resolve_environment
 from segdist.tracking import check_trackers
-from segdist.training.config import TrainConfig, run_folder
+from segdist.training.config import TrainConfig
 from segdist.training.data import TrainingData
 from segdist.training.losses import Loss, class_weights
-from segdist.training.run_folder import check_same_run, describe_run
+from segdist.training.run_files import check_same_run, describe_run
 from segdist.training.trainer import build_net
 from segdist.training.training_job import resolve
 from shards.read.order import slots_of_rank
@@ -33,7 +33,7 @@ def training_plan(config: TrainConfig) -> str:
     activations = activation_bytes(net, config, data, micro)
     # Weights, gradients and one (SGD) or two (AdamW) moments, in float32; and the average's copy.
     copies = 2 + (2 if config.optim.optimizer == "adamw" else 1) + (1 if config.optim.ema_decay else 0)
-    folder = run_folder(config)
+    folder = config.run_dir
     check_same_run(folder, describe_run(config, data.identity(), precision.name))
     return "\n".join(
         [

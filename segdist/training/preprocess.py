@@ -1,4 +1,4 @@
-"""From stored batches to what the network sees: on the device, normalised, flipped and augmented."""
+"""From stored batches to what the network sees: on the device, normalized, flipped and augmented."""
 
 import torch
 
@@ -36,15 +36,15 @@ class Preprocessor:
     def plain(self, batch: Batch) -> MicroBatch:
         """The batch as it is stored, for validation."""
         images, truth = batch.to(self.device)
-        return self._normalised(images.float()), truth
+        return self._normalized(images.float()), truth
 
     def training(self, batch: Batch) -> list[MicroBatch]:
         """The batch flipped and augmented, as the micro batches of one optimizer step."""
         images, truth = batch.to(self.device)
         flips = batch.flips.to(self.device, non_blocking=True)
         images, truth = self.augmenter(images.float(), truth, flips, batch.epoch, batch.step, batch.slots)
-        images = self._normalised(images)
+        images = self._normalized(images)
         return list(zip(images.tensor_split(self.accumulate), truth.tensor_split(self.accumulate), strict=True))
 
-    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+    def _normalized(self, images: torch.Tensor) -> torch.Tensor:
         return ((images - self.mean) * self.scale).contiguous(memory_format=self.format)

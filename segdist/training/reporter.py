@@ -18,7 +18,7 @@ from segdist.runs.record import EVENTS, METRICS, read_rows
 from segdist.tracking import Trackers
 from segdist.tracking.tracker import State
 from segdist.training.learner import StepFigures
-from segdist.training.run_folder import MetricsLog, append_event, write_summary
+from segdist.training.run_files import MetricsLog, append_event, write_summary
 from segdist.training.validation import ValidationResult
 from shards.manifest import ClassInfo
 from shards.read.batches import Batch

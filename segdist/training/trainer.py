@@ -16,7 +16,7 @@ import torch
 
 from segdist.core.errors import UserError
 from segdist.core.keyed import hash64
-from segdist.core.paths import run_folder
+from segdist.core.paths import run_dir
 from segdist.core.terminal import warn
 from segdist.model.compiling import explain_compiler_errors
 from segdist.model.factory import build_model, stride_multiple
@@ -84,11 +84,11 @@ def prepare_net(config: TrainConfig, data: TrainingData, ranks: Ranks) -> torch.
     torch.manual_seed(config.seed)
     net = build_net(config, data)
     if config.init_from:
-        take_over(load_model(run_folder(config.init_from)), net, data.classes, speak=ranks.is_main)
+        take_over(load_model(run_dir(config.init_from)), net, data.classes, speak=ranks.is_main)
     if config.sync_batch_norm and ranks.device.type == "cuda":
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
     elif config.sync_batch_norm and ranks.is_main:
-        warn("--sync-batch-norm works on GPUs only: here every rank normalises by its own part of the batch")
+        warn("--sync-batch-norm works on GPUs only: here every rank normalizes by its own part of the batch")
     net = net.to(ranks.device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this one

@@ -13,11 +13,11 @@ from segdist.model.precision import Precision, choose_precision
 from segdist.ranks.process_group import Ranks
 from segdist.tracking import Trackers, check_trackers, open_trackers
 from segdist.tracking.job_log import data_facts, log_contact_sheets
-from segdist.training.config import TrainConfig, run_folder
+from segdist.training.config import TrainConfig
 from segdist.training.data import TrainingData
 from segdist.training.losses import Loss, class_weights
 from segdist.training.reporter import RunReporter
-from segdist.training.run_folder import check_same_run, describe_run, write_description
+from segdist.training.run_files import check_same_run, describe_run, write_description
 from segdist.training.trainer import Run, State, prepare_net
 
 GPU_WIDTH, CPU_WIDTH = 64, 16
@@ -53,7 +53,7 @@ def train(config: TrainConfig, ranks: Ranks, command: Sequence[str] = ()) -> Sta
     # All that may be refused comes before the run folder is made.
     net = prepare_net(config, data, ranks)
     loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(ranks.device))
-    folder = run_folder(config)
+    folder = config.run_dir
     description = describe_run(config, data.identity(), precision.name, command)
     check_same_run(folder, description)
     ranks.barrier()  # nobody writes before all have looked

@@ -96,7 +96,7 @@ def _plain(item: tuple[int, torch.Tensor, torch.Tensor]) -> tuple[int, list[floa
 
 
 def _examples(images: torch.Tensor, truth: torch.Tensor, prediction: torch.Tensor) -> list[Example]:
-    """Patches as pictures: grey as (P, P), the first three channels as (P, P, 3), 16 bits scaled to 8."""
+    """Patches as pictures: gray as (P, P), the first three channels as (P, P, 3), 16 bits scaled to 8."""
     found = []
     for image, labels, guess in zip(images, truth.cpu().numpy(), prediction.cpu().numpy(), strict=True):
         array = image.numpy()

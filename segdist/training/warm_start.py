@@ -22,7 +22,7 @@ def take_over(
         classes: of the new network.
 
     Returns:
-        The names of the weights that were left as initialised.
+        The names of the weights that were left as initialized.
 
     Raises:
         UserError: no weight fits at all.
@@ -42,7 +42,7 @@ def take_over(
     if speak:
         say(f"warm start: {len(taken)} of {len(own)} weights taken over")
         if left_out:
-            say("  initialised afresh: " + ", ".join(left_out))
+            say("  initialized afresh: " + ", ".join(left_out))
     return left_out
 
 

@@ -1,4 +1,4 @@
-"""From labelled images to a shard set: pairs, splits, patches, tars, manifest.
+"""From labeled images to a shard set: pairs, splits, patches, tars, manifest.
 
 May import `segdist.core`, `shards.images` and the modules next to them; never `shards.read`.
 """

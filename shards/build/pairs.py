@@ -35,7 +35,7 @@ class Pair:
 
 
 def file_sources(config: MakeShardsConfig) -> list[Source]:
-    """The user's labelled images with their splits.
+    """The user's labeled images with their splits.
 
     Raises:
         UserError: nothing found, an image without mask, names that can mean two files, an image in two splits.

@@ -1,4 +1,4 @@
-"""Cutting random patches from labelled images. H W: image, C channels, K classes, P patch side, n patches."""
+"""Cutting random patches from labeled images. H W: image, C channels, K classes, P patch side, n patches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ CHUNK = 256
 Labels = NDArray[np.uint8]
 
 
-class LabelledImage(Protocol):
+class LabeledImage(Protocol):
     """An image with its mask, both readable by window."""
 
     height: int
@@ -47,7 +47,7 @@ class Patches:
     """(n, 2): y and x of the upper left pixel in the image."""
 
 
-def cut_patches(image: LabelledImage, settings: PatchesConfig, random: np.random.Generator) -> Iterator[Patches]:
+def cut_patches(image: LabeledImage, settings: PatchesConfig, random: np.random.Generator) -> Iterator[Patches]:
     """The random patches of one image, at most CHUNK at a time; without those of background alone if so wanted."""
     size = settings.size
     corners = draw_corners(image, settings, random)
@@ -64,7 +64,7 @@ def cut_patches(image: LabelledImage, settings: PatchesConfig, random: np.random
             yield Patches(np.moveaxis(np.stack(windows), -1, 1), masks, chunk)
 
 
-def draw_corners(image: LabelledImage, settings: PatchesConfig, random: np.random.Generator) -> NDArray[np.int64]:
+def draw_corners(image: LabeledImage, settings: PatchesConfig, random: np.random.Generator) -> NDArray[np.int64]:
     """Upper left corners (n, 2), y and x; a share `balance` of them is laid on pixels of the image's classes."""
     free = np.array([max(image.height - settings.size, 0), max(image.width - settings.size, 0)])
     corners = random.integers(0, free + 1, size=(settings.per_image, 2))
@@ -78,7 +78,7 @@ def draw_corners(image: LabelledImage, settings: PatchesConfig, random: np.rando
     return corners
 
 
-def draw_class_pixels(image: LabelledImage, count: int, random: np.random.Generator) -> NDArray[np.int64]:
+def draw_class_pixels(image: LabeledImage, count: int, random: np.random.Generator) -> NDArray[np.int64]:
     """`count` pixels (y, x), shape (count, 2): first a class of the image, each as likely, then a pixel of it.
 
     Works in bands of rows, so that a big image needs no more than its counts per row.
@@ -97,7 +97,7 @@ def draw_class_pixels(image: LabelledImage, count: int, random: np.random.Genera
     return pixels
 
 
-def count_rows(image: LabelledImage) -> NDArray[np.int32]:
+def count_rows(image: LabeledImage) -> NDArray[np.int32]:
     """Pixels per row and label, shape (H, 256)."""
     counts = np.empty((image.height, 256), np.int32)
     for top, bottom in bands(image.height, image.width):
@@ -113,7 +113,7 @@ def bands(height: int, width: int, pixels: int = 1 << 22) -> Iterator[tuple[int,
     return ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
-def _window(read: Any, image: LabelledImage, y: int, x: int, size: int) -> NDArray[Any]:
+def _window(read: Any, image: LabeledImage, y: int, x: int, size: int) -> NDArray[Any]:
     """A size x size window; an image that is too small is continued by reflection at the right and the bottom."""
     bottom, right = min(y + size, image.height), min(x + size, image.width)
     window = read(int(y), int(bottom), int(x), int(right))

@@ -92,7 +92,7 @@ def make_plan(config: MakeShardsConfig) -> Plan:
     channels, dtype = common_format(mine, config.patches.channels)
     if config.encoding == "png" and not (channels == 1 or (channels == 3 and dtype == "uint8")):
         raise UserError(
-            f"--encoding png: PNG stores grey, or RGB of 8 bit; these images have {channels} channels of {dtype}; "
+            f"--encoding png: PNG stores gray, or RGB of 8 bit; these images have {channels} channels of {dtype}; "
             "use --encoding npy"
         )
     files = digest_of_files(

@@ -41,7 +41,7 @@ class ImagesConfig:
     """Your own images."""
 
     folder: Path | None = None
-    """Folder of the images: PNG, JPEG, TIFF, …; 8 or 16 bit, grey or RGB."""
+    """Folder of the images: PNG, JPEG, TIFF, …; 8 or 16 bit, gray or RGB."""
     pattern: str = "*"
     """Which files of the folder (`*.png`; `**/*.tif` searches folders inside as well)."""
     csv: Path | None = None
@@ -84,7 +84,7 @@ class PatchesConfig:
     """Share of the patches that are placed on a pixel of a class drawn at random among those of the image, so that
     rare classes are seen more often; 0 places all of them anywhere."""
     channels: int | None = None
-    """Channels of the stored patches; 3 repeats grey images. Left out: those of the images."""
+    """Channels of the stored patches; 3 repeats gray images. Left out: those of the images."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class MakeShardsConfig:
             raise UserError(f"--task {self.task!r}: write i/n with i from 0 to n - 1, for example 0/8 … 7/8")
         return int(left), int(right)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Refuse what can't be built, before anything is read or written. Raises UserError naming the flags."""
         _require(
             bool(self.name) and Path(self.name).name == self.name, f"--name {self.name!r}: one folder name, no path"
@@ -166,7 +166,7 @@ class MakeShardsConfig:
         _require(
             self.images.folder is None or self.images.csv is None, "--images.folder and --images.csv: give one of them"
         )
-        self.masks.check()
+        self.masks.validate()
         _require(
             not (self.images.csv and self.masks.folder),
             "--masks.folder: the masks stand in the CSV file of --images.csv",

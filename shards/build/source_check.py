@@ -52,8 +52,8 @@ def common_format(sources: Sequence[Source], channels: int | None) -> tuple[int,
         if len(by_channels) > 1:
             counts = {f"{count} channel{'s' * (count > 1)}": files for count, files in by_channels.items()}
             raise UserError(
-                f"images with different numbers of channels: {_groups(counts)}; --patches.channels 3 repeats grey "
-                "images, --patches.channels 1 takes colour files that are grey all over as grey"
+                f"images with different numbers of channels: {_groups(counts)}; --patches.channels 3 repeats gray "
+                "images, --patches.channels 1 takes color files that are gray all over as gray"
             )
         channels = next(iter(by_channels))
     return channels, next(iter(by_dtype))

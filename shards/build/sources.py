@@ -1,4 +1,4 @@
-"""The labelled images that a shard set is built from: drawn ones, or pairs of files."""
+"""The labeled images that a shard set is built from: drawn ones, or pairs of files."""
 
 import hashlib
 from collections import Counter
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
 from segdist.core.keyed import generator
-from shards.build.patches import LabelledImage, bands
+from shards.build.patches import LabeledImage, bands
 from shards.build.recipe import MakeShardsConfig, SyntheticConfig
 from shards.build.synthetic import CLASSES, draw
 from shards.images.image_file import ImageFile
@@ -30,7 +30,7 @@ _SPLIT_DRAW = 2  # what a draw is for; 0 and 1 draw images, 3 positions
 
 @dataclass(frozen=True)
 class Source:
-    """One labelled image of a split. For drawn images the files are where they are to be written."""
+    """One labeled image of a split. For drawn images the files are where they are to be written."""
 
     split: str
     number: int
@@ -47,7 +47,7 @@ class Source:
 
 
 class ArrayImage:
-    """A labelled image in memory."""
+    """A labeled image in memory."""
 
     digest = content = ""
 
@@ -64,7 +64,7 @@ class ArrayImage:
 
 
 class FileImage:
-    """A labelled image in two files, every pixel of which has been read once and found good."""
+    """A labeled image in two files, every pixel of which has been read once and found good."""
 
     def __init__(self, image: ImageFile, mask: MaskFile, channels: int) -> None:
         """Raises UserError for damaged files, and UnknownLabels where a pixel of the mask belongs to no class."""
@@ -113,8 +113,8 @@ class UnknownLabels(Exception):
 
 
 @contextmanager
-def open_source(source: Source, config: MakeShardsConfig, channels: int) -> Iterator[LabelledImage]:
-    """The labelled image of `source`, with `channels` channels; a drawn one is drawn and its files are written.
+def open_source(source: Source, config: MakeShardsConfig, channels: int) -> Iterator[LabeledImage]:
+    """The labeled image of `source`, with `channels` channels; a drawn one is drawn and its files are written.
 
     Raises:
         UserError: a file is damaged, or image and mask don't fit each other.

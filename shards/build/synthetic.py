@@ -25,7 +25,7 @@ def draw(seed: int, part: str, number: int, height: int, width: int) -> tuple[ND
 
     Background: normal noise, mean from 0.7 to 0.9 per image, standard deviation 0.1, truncated to 0.6 … 1.
     On it 1 to 9 ellipses (first semi-axis 5 to 19, the other 0.5 to 2 times that, any angle), then as many lines
-    (length 20 to the width, half-thickness 1 or 2, any angle), each with one intensity from 0 to 0.7. Centres are
+    (length 20 to the width, half-thickness 1 or 2, any angle), each with one intensity from 0 to 0.7. Centers are
     anywhere; what crosses the border is cut.
     """
     random = generator(seed, _STREAM[part], number)
@@ -63,13 +63,13 @@ def _paint(
 ) -> None:
     """One ellipse with semi-axes `along` and `across`, or one line with these half-sides, at a random place."""
     height, width = mask.shape
-    centre_y, centre_x = random.uniform(0, height), random.uniform(0, width)
+    center_y, center_x = random.uniform(0, height), random.uniform(0, width)
     angle, intensity = random.uniform(0, np.pi), random.uniform(0, 0.7)
     reach = np.hypot(along, across)
-    top, bottom = max(0, int(centre_y - reach)), min(height, int(centre_y + reach) + 2)
-    left, right = max(0, int(centre_x - reach)), min(width, int(centre_x + reach) + 2)
-    y = np.arange(top, bottom)[:, None] - centre_y
-    x = np.arange(left, right)[None, :] - centre_x
+    top, bottom = max(0, int(center_y - reach)), min(height, int(center_y + reach) + 2)
+    left, right = max(0, int(center_x - reach)), min(width, int(center_x + reach) + 2)
+    y = np.arange(top, bottom)[:, None] - center_y
+    x = np.arange(left, right)[None, :] - center_x
     u = (x * np.cos(angle) + y * np.sin(angle)) / along
     v = (y * np.cos(angle) - x * np.sin(angle)) / across
     inside = u * u + v * v <= 1 if label == ELLIPSE else (np.abs(u) <= 1) & (np.abs(v) <= 1)

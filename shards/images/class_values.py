@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from segdist.core.errors import UserError
 
-# Okabe and Ito's colours, told apart with any colour vision; class 0 is black.
+# Okabe and Ito's colors, told apart with any color vision; class 0 is black.
 _COLORS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
 
@@ -24,7 +24,7 @@ class ClassValues:
 
 
 def default_color(label: int) -> tuple[int, int, int]:
-    """Display colour of a label: the safe ones first, then hues that wander by the golden angle."""
+    """Display color of a label: the safe ones first, then hues that wander by the golden angle."""
     if label < len(_COLORS):
         return parse_color("color", _COLORS[label])
     red, green, blue = colorsys.hsv_to_rgb(label * 0.381966 % 1, 0.55 + 0.45 * (label % 2), 0.95)
@@ -50,13 +50,13 @@ def parse_values(setting: str, name: str, text: str) -> ClassValues:
                 raise UserError(f"{setting}: {part!r} of {name!r} is no range of values from 0 to 65535")
             ranges.append((low, high))
         else:
-            raise UserError(f"{setting}: {part!r} of {name!r} is no value (127), range (120-140) or colour (#rrggbb)")
+            raise UserError(f"{setting}: {part!r} of {name!r} is no value (127), range (120-140) or color (#rrggbb)")
     return ClassValues(name, tuple(ranges), tuple(colors))
 
 
 def parse_color(setting: str, text: str) -> tuple[int, int, int]:
     if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
-        raise UserError(f"{setting}: {text!r} is no colour; write #rrggbb")
+        raise UserError(f"{setting}: {text!r} is no color; write #rrggbb")
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 

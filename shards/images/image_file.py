@@ -18,7 +18,7 @@ from segdist.core.errors import UserError
 
 class ImageFile:
     """An open image; a context manager. `height`, `width`, `channels`, `dtype` are known without decoding pixels
-    (a palette image is the exception: whether it is grey depends on the colours used)."""
+    (a palette image is the exception: whether it is gray depends on the colors used)."""
 
     path: Path
     height: int

@@ -1,7 +1,7 @@
-"""Masks of a user's own data: pixel values or colours → class labels. H W: height and width in pixels.
+"""Masks of a user's own data: pixel values or colors → class labels. H W: height and width in pixels.
 
 Classes are given as text, label 0 first: `background` (the label itself is the value), `myelin=127,128` (values),
-`axon=192-255` (a range of values) or `road=#804080` (colours of RGB masks). The same reader serves make-shards and
+`axon=192-255` (a range of values) or `road=#804080` (colors of RGB masks). The same reader serves make-shards and
 the evaluation of predictions.
 """
 
@@ -45,16 +45,16 @@ class MasksConfig:
     """Name of an image's mask without its suffix; {stem} is the image's name without suffix ("{stem}_mask")."""
     classes: tuple[str, ...] = ()
     """Classes, label 0 first: `background cell` (values 0 and 1), `background=0 myelin=127,128 axon=192-255`, or
-    `sky=#87ceeb road=#804080` for colour masks."""
+    `sky=#87ceeb road=#804080` for color masks."""
     ignore: tuple[str, ...] = ()
-    """Values, ranges or colours that count nowhere (`255`, `11`, `#ffffff`)."""
+    """Values, ranges or colors that count nowhere (`255`, `11`, `#ffffff`)."""
     unknown: Unknown = "refuse"
     """What to do with values that are in no class: refuse; ignore these pixels; or take the nearest class's value."""
     colors: tuple[str, ...] = ()
-    """Colours to show the classes in (`#rrggbb`); the masks' own, or colour-blind safe ones, if left out."""
+    """Colors to show the classes in (`#rrggbb`); the masks' own, or color-blind safe ones, if left out."""
 
-    def check(self) -> None:
-        """Raises UserError where a class, a value or a colour can't be understood or stands twice."""
+    def validate(self) -> None:
+        """Raises UserError where a class, a value or a color can't be understood or stands twice."""
         MaskReader(self)
 
 
@@ -74,12 +74,12 @@ class MaskReader:
         for entry in [*entries, *([ignored] if ignored else [])]:
             if bool(entry.colors) != self.by_color or (entry.colors and entry.ranges):
                 raise UserError(
-                    f"--masks.classes: {entry.name!r} mixes values and colours with the others; "
-                    "give every class colours (#rrggbb), or every class values"
+                    f"--masks.classes: {entry.name!r} mixes values and colors with the others; "
+                    "give every class colors (#rrggbb), or every class values"
                 )
-        self._labelled = [(label, entry) for label, entry in enumerate(entries)]
+        self._labeled = [(label, entry) for label, entry in enumerate(entries)]
         if ignored:
-            self._labelled.append((IGNORE, ignored))
+            self._labeled.append((IGNORE, ignored))
         names = Counter(entry.name for entry in entries)
         if doubles := [name for name, count in names.items() if count > 1]:
             raise UserError(f"--masks.classes: {', '.join(doubles)} stands there twice; join the values with a comma")
@@ -126,7 +126,7 @@ class MaskReader:
     def _table(self) -> Labels:
         """Label of each 16-bit value."""
         table = np.full(65536, _UNKNOWN, np.uint8)
-        for label, entry in self._labelled:
+        for label, entry in self._labeled:
             for low, high in entry.ranges:
                 table[low : high + 1] = label
         if self.config.unknown == "ignore":
@@ -144,12 +144,12 @@ class MaskReader:
         if values.shape[2] == 1:
             values = np.repeat(values, 3, axis=2)
         if values.dtype == np.uint16:
-            values = values >> 8  # colours are said in 8 bit
+            values = values >> 8  # colors are said in 8 bit
         packed = (values[..., 0].astype(np.int32) << 16) | (values[..., 1].astype(np.int32) << 8) | values[..., 2]
-        # One look-up per colour that occurs, not per pixel: a mask has few.
+        # One look-up per color that occurs, not per pixel: a mask has few.
         found, place, counts = np.unique(packed, return_inverse=True, return_counts=True)
-        known = np.array([pack_color(color) for _, entry in self._labelled for color in entry.colors])
-        labels = np.array([label for label, entry in self._labelled for _ in entry.colors], np.uint8)
+        known = np.array([pack_color(color) for _, entry in self._labeled for color in entry.colors])
+        labels = np.array([label for label, entry in self._labeled for _ in entry.colors], np.uint8)
         order = np.argsort(known)
         known, labels = known[order], labels[order]
         at = np.minimum(np.searchsorted(known, found), len(known) - 1)
@@ -167,7 +167,7 @@ class MaskReader:
 
     def _refuse_overlaps(self) -> None:
         seen: dict[int, str] = {}
-        for _, entry in self._labelled:
+        for _, entry in self._labeled:
             values = [value for low, high in entry.ranges for value in range(low, high + 1)]
             values += [pack_color(color) for color in entry.colors]
             for value in values:
@@ -180,7 +180,7 @@ class MaskReader:
         if not self.config.colors:
             return [entry.colors[0] if entry.colors else default_color(label) for label, entry in enumerate(entries)]
         if len(self.config.colors) != len(entries):
-            raise UserError(f"--masks.colors: {len(self.config.colors)} colours for {len(entries)} classes")
+            raise UserError(f"--masks.colors: {len(self.config.colors)} colors for {len(entries)} classes")
         return [parse_color("--masks.colors", text) for text in self.config.colors]
 
 
@@ -206,7 +206,7 @@ class MaskFile:
             self.height, self.width, channels = self._values.shape
         self.windowed = self._values is None
         if channels not in (1, 3):
-            raise UserError(f"{path}: a mask has one channel (values) or three (colours), this one has {channels}")
+            raise UserError(f"{path}: a mask has one channel (values) or three (colors), this one has {channels}")
         if channels == 3 and not reader.by_color:
             self._refuse_colors()
 
@@ -241,15 +241,15 @@ class MaskFile:
         return self._file.read(top, bottom, left, right)
 
     def _refuse_colors(self) -> None:
-        """An RGB file is fine for values when it is grey all over; then one channel says it all."""
+        """An RGB file is fine for values when it is gray all over; then one channel says it all."""
         sample = self._window(0, min(self.height, 512), 0, None)
         if (sample[..., :1] != sample).any():
             found = {
                 f"#{pack_color(tuple(color)):06x}" for color in np.unique(sample.reshape(-1, 3), axis=0)[:8].tolist()
             }
             raise UserError(
-                f"{self.path}: the mask is coloured ({', '.join(sorted(found))}, …) and --masks.classes gives values; "
-                "give colours instead, for example `background=#000000 cell=#ff0000`"
+                f"{self.path}: the mask is colored ({', '.join(sorted(found))}, …) and --masks.classes gives values; "
+                "give colors instead, for example `background=#000000 cell=#ff0000`"
             )
 
 
@@ -288,7 +288,7 @@ def unknown_message(found: dict[str, Counter[str]], config: MasksConfig) -> str:
 
 
 def encode_mask(labels: Labels, classes: tuple[ClassInfo, ...]) -> bytes:
-    """A palette PNG of labels (H, W) in the classes' colours."""
+    """A palette PNG of labels (H, W) in the classes' colors."""
     import io
 
     from PIL import Image
@@ -308,7 +308,7 @@ def mask_size(address: Path) -> tuple[int, int]:
     if page or not _has_palette(path, page):
         with open_image(address) as image:
             return image.height, image.width
-    # `open_image` decodes palette images to see whether they are grey.
+    # `open_image` decodes palette images to see whether they are gray.
     from PIL import Image
 
     with Image.open(path) as image:
@@ -327,7 +327,7 @@ def _has_palette(path: Path, page: int) -> bool:
 
 
 def _decode(path: Path, page: int, as_colors: bool) -> NDArray[Any]:
-    """Pixel values (H, W, 1 or 3) of an image file; a palette image gives its indices, or its colours on demand."""
+    """Pixel values (H, W, 1 or 3) of an image file; a palette image gives its indices, or its colors on demand."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     from shards.images.opening import open_image

@@ -60,7 +60,7 @@ def open_image(address: str | Path) -> ImageFile:
 def match_channels(array: np.ndarray, channels: int, path: str | Path) -> np.ndarray:
     """Bring pixels (…, C) to the number of channels that a model or a shard set wants.
 
-    Grey is repeated to RGB; RGB becomes grey where all three channels are equal.
+    Gray is repeated to RGB; RGB becomes gray where all three channels are equal.
 
     Raises:
         UserError: anything else; names the file and the ways out.
@@ -74,7 +74,7 @@ def match_channels(array: np.ndarray, channels: int, path: str | Path) -> np.nda
         if np.array_equal(array[..., 0], array[..., 1]) and np.array_equal(array[..., 0], array[..., 2]):
             return array[..., :1]
         raise UserError(
-            f"{path}: a colour image where a grey one is needed; convert it to grey, or make a shard set of RGB "
+            f"{path}: a color image where a gray one is needed; convert it to gray, or make a shard set of RGB "
             "images and train on it"
         )
     raise UserError(

@@ -13,7 +13,7 @@ from shards.images.image_file import ImageFile, unsupported_values
 Image.MAX_IMAGE_PIXELS = None
 
 EXIF_ORIENTATION = 0x0112
-_RGB, _GREY_ALPHA, _RGBA = 2, 4, 6  # PNG colour types
+_RGB, _GRAY_ALPHA, _RGBA = 2, 4, 6  # PNG color types
 
 
 class PillowImage(ImageFile):
@@ -26,14 +26,14 @@ class PillowImage(ImageFile):
         self._pixels: np.ndarray | None = None
         with Image.open(path) as image:
             self.width, self.height = image.size
-            # Cameras store a rotated picture with a note; every viewer (and labelling tool) shows it upright.
+            # Cameras store a rotated picture with a note; every viewer (and labeling tool) shows it upright.
             if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
                 self.width, self.height = self.height, self.width
             mode = image.mode
         self._deep_png = _deep_png_kind(path)
         self.dtype = np.dtype(np.uint16 if mode.startswith("I;16") or self._deep_png else np.uint8)
         if self._deep_png:
-            self.channels = 1 if self._deep_png == _GREY_ALPHA else 3
+            self.channels = 1 if self._deep_png == _GRAY_ALPHA else 3
         elif mode in ("1", "L", "LA", "La") or mode.startswith("I;16"):
             self.channels = 1
         elif mode in ("P", "PA"):
@@ -61,8 +61,8 @@ class PillowImage(ImageFile):
                     upright = upright.convert("L")
                 elif upright.mode in ("P", "PA"):
                     upright = upright.convert("RGB")
-                    colours = np.asarray(upright)
-                    if (colours == colours[..., :1]).all():
+                    colors = np.asarray(upright)
+                    if (colors == colors[..., :1]).all():
                         upright = upright.getchannel(0)
                 elif upright.mode != "L" and not upright.mode.startswith("I;16"):
                     upright = upright.convert("RGB")
@@ -73,11 +73,11 @@ class PillowImage(ImageFile):
 
 
 def _deep_png_kind(path: Path) -> int:
-    """The colour type of a 16-bit PNG with several channels, which Pillow would halve without a word; else 0."""
+    """The color type of a 16-bit PNG with several channels, which Pillow would halve without a word; else 0."""
     with path.open("rb") as file:
         head = file.read(26)
     is_deep = head.startswith(b"\x89PNG") and len(head) == 26 and head[24] == 16
-    return head[25] if is_deep and head[25] in (_RGB, _GREY_ALPHA, _RGBA) else 0
+    return head[25] if is_deep and head[25] in (_RGB, _GRAY_ALPHA, _RGBA) else 0
 
 
 def _read_deep_png(path: Path) -> np.ndarray:
@@ -86,7 +86,7 @@ def _read_deep_png(path: Path) -> np.ndarray:
     Pillow unpacks either half of each value; which one is the name of the raw mode.
     """
     kind = _deep_png_kind(path)
-    if kind == _GREY_ALPHA:  # opened as RGBA, whose four bytes are the two halves of two values
+    if kind == _GRAY_ALPHA:  # opened as RGBA, whose four bytes are the two halves of two values
         halves = _unpacked(path, "RGBA")
         return halves[..., ::2] * np.uint16(256) + halves[..., 1::2]
     mode = "RGB" if kind == _RGB else "RGBA"

@@ -63,7 +63,7 @@ class TiffImage(ImageFile):
         else:
             raise UserError(unsupported_values(self.path, f"{self._bits}-bit values of type {self._stored}"))
         self._samples = self._page.samplesperpixel
-        self._colours: np.ndarray | None = None
+        self._colors: np.ndarray | None = None
         self._choose_channels()
         # An uncompressed strip of any height can be read in parts; every other segment is decoded as one piece.
         self._direct = (
@@ -84,13 +84,13 @@ class TiffImage(ImageFile):
         photometric = self._page.photometric
         if photometric == tifffile.PHOTOMETRIC.PALETTE:
             colormap = np.asarray(self._page.colormap)  # (3, entries), 16 bit
-            self._colours = (colormap >> 8).astype(np.uint8).T
+            self._colors = (colormap >> 8).astype(np.uint8).T
             self.dtype = np.dtype(np.uint8)
-            grey = (self._colours == self._colours[:, :1]).all()
-            self.channels = 1 if grey else 3
+            gray = (self._colors == self._colors[:, :1]).all()
+            self.channels = 1 if gray else 3
             return
         if photometric == tifffile.PHOTOMETRIC.SEPARATED:
-            raise UserError(f"{self.path}: a CMYK image; save it as grey or RGB")
+            raise UserError(f"{self.path}: a CMYK image; save it as gray or RGB")
         alpha = [index for index, kind in enumerate(self._page.extrasamples) if kind in ALPHA]
         # Extra samples are the last ones; only a single last alpha channel is dropped.
         self.channels = self._samples - (1 if alpha and self._samples > 1 else 0)
@@ -127,8 +127,8 @@ class TiffImage(ImageFile):
         stored = self._direct_rows(top, bottom) if self._direct else self._from_segments(top, bottom, left, right)
         if self._direct:
             stored = stored[:, left:right]
-        if self._colours is not None:
-            return self._colours[stored[..., 0]][..., : self.channels]
+        if self._colors is not None:
+            return self._colors[stored[..., 0]][..., : self.channels]
         if self._bits == 1:
             stored = stored.astype(np.uint8) * np.uint8(255)
         if self._page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:

@@ -1,7 +1,7 @@
 """Segments of TIFF files in compressions that tifffile leaves to `imagecodecs`: LZW and JPEG, decoded one by one.
 
 Pillow's libtiff decodes them, but only whole files; so each segment (a strip or a tile) is wrapped as a TIFF file of
-one strip in memory. LZW is decoded as plain bytes, whatever the pixels are; JPEG as grey or RGB of 8 bit.
+one strip in memory. LZW is decoded as plain bytes, whatever the pixels are; JPEG as gray or RGB of 8 bit.
 """
 
 import io
@@ -25,8 +25,8 @@ def decodable(page: Any) -> bool:
     samples = page.samplesperpixel if page.planarconfig != 2 else 1
     if page.compression == LZW:
         return page.predictor in (1, 2) and page.bitspersample in (1, 8, 16)
-    colours = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
-    return page.compression == JPEG and page.bitspersample == 8 and (samples == 1 or page.photometric in colours)
+    colors = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+    return page.compression == JPEG and page.bitspersample == 8 and (samples == 1 or page.photometric in colors)
 
 
 def decode_segment(page: Any, content: bytes, rows: int, columns: int) -> np.ndarray:

@@ -53,7 +53,7 @@ def _recipe_lines(values: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def contact_sheet(shard_set: ShardSet, split: str = "train", seed: int = 0) -> bytes:
-    """A PNG of patches drawn at random: each image beside its mask in the class colours; ignored pixels are magenta."""
+    """A PNG of patches drawn at random: each image beside its mask in the class colors; ignored pixels are magenta."""
     from PIL import Image
 
     manifest = shard_set.manifest
@@ -79,7 +79,7 @@ def contact_sheet(shard_set: ShardSet, split: str = "train", seed: int = 0) -> b
 
 
 def palette(classes: tuple[ClassInfo, ...]) -> NDArray[np.uint8]:
-    """Colour (256, 3) of each stored label."""
+    """Color (256, 3) of each stored label."""
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(classes)] = [info.color for info in classes]
     colors[IGNORE] = 255, 0, 255
@@ -87,7 +87,7 @@ def palette(classes: tuple[ClassInfo, ...]) -> NDArray[np.uint8]:
 
 
 def _as_rgb(images: NDArray[Any]) -> NDArray[np.uint8]:
-    """Patches (n, C, P, P) of any depth as (n, P, P, 3) bytes: RGB as it is, else the first channel as grey."""
+    """Patches (n, C, P, P) of any depth as (n, P, P, 3) bytes: RGB as it is, else the first channel as gray."""
     if images.dtype == np.uint16:
         low, high = np.percentile(images, (0.5, 99.5))
         images = ((np.clip(images, low, high) - low) * (255 / max(high - low, 1))).astype(np.uint8)

@@ -98,7 +98,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Score over cost, a colour per tile side and a marker per blending."""
+    """Score over cost, a color per tile side and a marker per blending."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -5,7 +5,7 @@
     python -m tests.benchmarks.inference gigapixel  # a 32768 x 32768 image, start to end
 
 Every case runs in a process of its own; the peer gets the same network, tiles, overlap and batch, and its input as a
-normalised float tensor that was made before the clock starts. What makes the network itself fast is given to both: its
+normalized float tensor that was made before the clock starts. What makes the network itself fast is given to both: its
 weights in NHWC order, and malloc keeping freed blocks. "MONAI as it comes" goes without; it is shown but no bar.
 
 Memory is anonymous memory (RssAnon) beyond that of the process just before inference, sampled from outside. In bar 1

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/loader.py            about two minutes; run it on an otherwise idle machine
 
-All deliver batches of 16 grey 96 x 96 pairs in random order, as float32 images and int64 masks (or as the stored
+All deliver batches of 16 gray 96 x 96 pairs in random order, as float32 images and int64 masks (or as the stored
 bytes), in one process unless said otherwise. The contenders take turns, so that a machine that is slow for a while is
 slow for all; the table shows medians, and bars are ratios within a round. Exit code 1 where one is short.
 """

@@ -152,7 +152,7 @@ def count_sockets() -> int:
 
 def main() -> None:
     """Print the tables."""
-    print(f"patches of {PATCH} x {PATCH}, grey; record {NpyLayout(PATCH, 1, 'uint8').stride:,} bytes; 1 GiB shards\n")
+    print(f"patches of {PATCH} x {PATCH}, gray; record {NpyLayout(PATCH, 1, 'uint8').stride:,} bytes; 1 GiB shards\n")
     measure_manifest(1, 1)  # loads what reading needs
     print("| patches | images | shards | manifest | read | memory |\n|---|---|---|---|---|---|")
     for patches, images in ((10**6, 10**3), (10**8, 10**5), (10**9, 10**6)):

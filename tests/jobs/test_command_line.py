@@ -33,7 +33,7 @@ class Config:
     rate: float = 0.5
     section: Section = field(default_factory=Section)
 
-    def check_values(self) -> None:
+    def validate(self) -> None:
         if self.epochs < 1:
             raise UserError(f"--epochs {self.epochs}: must be at least 1")
 

@@ -32,7 +32,7 @@ def test_every_trial_is_a_command_that_train_understands() -> None:
     assert "WANDB_RUN_ID" in config.name
 
 
-def test_what_the_sweep_maximises_is_logged() -> None:
+def test_what_the_sweep_maximizes_is_logged() -> None:
     sweep = yaml.safe_load(SWEEP.read_text())
     reporter = (SWEEP.parents[2] / "segdist" / "training" / "reporter.py").read_text()
     group, name = sweep["metric"]["name"].split("/")

@@ -43,7 +43,7 @@ def test_every_submission_that_is_shown_can_be_planned(tmp_path: Path, monkeypat
     for name in ("scans", "masks", "new-scans"):
         (tmp_path / name).mkdir()
     (tmp_path / "mycluster.toml").write_text((ROOT / "slurm" / "profiles" / "gpu-node.toml").read_text())
-    lines = [line.strip() for line in PAGE.splitlines() if line.startswith("    segdist submit")]
+    lines = [line.strip() for line in PAGE.replace("\\\n", " ").splitlines() if line.startswith("    segdist submit")]
     assert len(lines) >= 5
     for line in lines:
         words = shlex.split(line)[2:]

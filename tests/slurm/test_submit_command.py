@@ -135,7 +135,20 @@ def test_inputs_that_are_not_there_are_warned_of(capsys: pytest.CaptureFixture[s
     submit.main(["train", "--profile", "mini", "--dry-run", "--", "-f", "here", "there", "--epoch-steps", "5"])
     submit.main(["infer", "--profile", "mini", "--dry-run", "--", "-m", "nowhere", "-f", "s3://bucket/set"])
     submit.main(
-        ["make-shards", "--profile", "mini", "--dry-run", "--", "--images.folder", "x", "--masks.folder", "data"]
+        [
+            "make-shards",
+            "--profile",
+            "mini",
+            "--dry-run",
+            "--",
+            "--images.folder",
+            "x",
+            "--masks.folder",
+            "data",
+            "--masks.classes",
+            "a",
+            "b",
+        ]
     )
     warned = capsys.readouterr().err
     assert "--images.folder x is not there" in warned

@@ -83,7 +83,7 @@ def write_run(
 def write_predictions(
     folder: Path, images: list[str], *, classes: list[str] | None = None, level: float = 0.9, figures: bool = True
 ) -> Path:
-    """Write scores.json and a coloured rectangle as figure per image; later images are worse."""
+    """Write scores.json and a colored rectangle as figure per image; later images are worse."""
     names = classes or CLASSES
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     scored = []

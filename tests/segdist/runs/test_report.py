@@ -286,7 +286,7 @@ def lab(color: str, sight: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sight", SIGHT)
-def test_lines_have_colours_that_everybody_can_tell_apart(sight: str) -> None:
+def test_lines_have_colors_that_everybody_can_tell_apart(sight: str) -> None:
     """Their dashes differ as well, for print and for the closest pairs."""
     themes = re.findall(r"--s0: (#\w{6}); --s1: (#\w{6}); --s2: (#\w{6}); --s3: (#\w{6}); --s4: (#\w{6});", CSS)
     assert len(themes) == 3

@@ -1,6 +1,6 @@
 """The report in headless Chromium: narrow and wide, light and dark, on paper.
 
-What people looked at once stays so: nothing sticks out, pictures load, colours have enough contrast.
+What people looked at once stays so: nothing sticks out, pictures load, colors have enough contrast.
 """
 
 import html

@@ -145,12 +145,12 @@ def test_trackers_are_named_with_commas() -> None:
     assert TrackingConfig(trackers="wandb, tensorboard").names == ("wandb", "tensorboard")
     assert TrackingConfig(trackers="none").names == ()
     with pytest.raises(UserError, match=r"no tracker 'mlflow'; choose from wandb, tensorboard, none"):
-        TrackingConfig(trackers="wandb,mlflow").check()
+        TrackingConfig(trackers="wandb,mlflow").validate()
 
 
 def test_unlimited_waiting_is_refused() -> None:
     with pytest.raises(UserError, match=r"--tracking\.finish-timeout 0"):
-        TrackingConfig(finish_timeout=0).check()
+        TrackingConfig(finish_timeout=0).validate()
 
 
 @pytest.mark.parametrize("classes", [1, 2, 12, 40])

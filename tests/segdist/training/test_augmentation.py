@@ -48,7 +48,7 @@ def test_flips_are_chosen_per_sample() -> None:
         assert torch.equal(out[place], flip(images[place : place + 1], flips[place : place + 1])[0])
 
 
-def test_turning_is_by_right_angles_anticlockwise() -> None:
+def test_turning_is_by_right_angles_counterclockwise() -> None:
     images, masks, _ = batch(4)
     turns = torch.arange(4)
     for place in range(4):

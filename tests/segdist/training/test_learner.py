@@ -1,4 +1,4 @@
-"""One optimizer step: global normalisation, accumulation, bad gradients that leave no trace, averaged weights."""
+"""One optimizer step: global normalization, accumulation, bad gradients that leave no trace, averaged weights."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -107,7 +107,7 @@ def test_a_bad_step_in_between_is_as_if_it_had_not_been() -> None:
     assert with_it.figures().skipped == 2
 
 
-def test_a_step_with_nothing_labelled_changes_no_weight() -> None:
+def test_a_step_with_nothing_labeled_changes_no_weight() -> None:
     tested = learner(OptimConfig(weight_decay=0.0))
     before = copy_to_cpu(tested.net.state_dict())
     images, truth = batch()

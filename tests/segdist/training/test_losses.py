@@ -54,7 +54,7 @@ def test_ignored_pixels_have_no_gradient_and_no_say(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_with_nothing_labelled_is_finite(name: str) -> None:
+def test_a_batch_with_nothing_labeled_is_finite(name: str) -> None:
     loss = Loss(LossConfig(name=name), torch.ones(3))
     logits, truth = batch()
     sums = loss.sums(logits, torch.full_like(truth, IGNORE))
@@ -99,7 +99,7 @@ def test_median_frequency_weights() -> None:
     config = LossConfig(class_weights="median_frequency")
     assert class_weights(config, (800, 100, 100)).tolist() == pytest.approx([0.125, 1.0, 1.0])
     assert class_weights(config, (600, 0, 300)).tolist() == pytest.approx([0.75, 0.0, 1.5])
-    with pytest.raises(UserError, match="no labelled pixel"):
+    with pytest.raises(UserError, match="no labeled pixel"):
         class_weights(config, (0, 0))
 
 

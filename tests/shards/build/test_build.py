@@ -245,7 +245,7 @@ def test_a_disk_that_takes_no_more_ends_the_command_with_a_message(
 )
 def test_wrong_settings_are_refused_with_the_flag(tmp_path: Path, changes: dict[str, object], flag: str) -> None:
     with pytest.raises(UserError, match=flag):
-        small_config(tmp_path, **changes).check()
+        small_config(tmp_path, **changes).validate()
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:

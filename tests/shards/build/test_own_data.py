@@ -60,7 +60,7 @@ def config(folder: Path, **changes: object) -> MakeShardsConfig:
 
 def build(folder: Path, **changes: object) -> Manifest:
     chosen = config(folder, **changes)
-    chosen.check()
+    chosen.validate()
     manifest = make_shards(chosen, quiet=True)
     assert manifest is not None
     return manifest
@@ -96,7 +96,7 @@ def test_dots_and_spaces_in_names_and_images_of_different_sizes(tmp_path: Path) 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_formats_grey_and_rgb(tmp_path: Path, suffix: str, channels: int) -> None:
+def test_formats_gray_and_rgb(tmp_path: Path, suffix: str, channels: int) -> None:
     for number in range(3):
         add(tmp_path, f"{number}{suffix}", noise(number, channels=channels), labels())
     assert build(tmp_path).channels == channels
@@ -254,9 +254,9 @@ def test_labels_outside_the_classes_are_refused_for_all_files_at_once_and_leave_
 
 def test_mixed_channels_are_refused_with_the_way_out(tmp_path: Path) -> None:
     some_images(tmp_path)
-    add(tmp_path, "colour.png", noise(9, channels=3), labels())
+    add(tmp_path, "color.png", noise(9, channels=3), labels())
     message = refused(tmp_path)
-    assert "colour.png" in message
+    assert "color.png" in message
     assert "--patches.channels 3" in message
     chosen = PatchesConfig(size=SIZE, per_image=5, drop_background=False, channels=3)
     assert build(tmp_path, patches=chosen).channels == 3

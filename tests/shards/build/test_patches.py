@@ -11,7 +11,7 @@ from shards.build.sources import ArrayImage
 from shards.manifest import IGNORE
 
 
-def labelled(height: int, width: int) -> ArrayImage:
+def labeled(height: int, width: int) -> ArrayImage:
     """An image whose pixels say where they are, with some labels."""
     y, x = np.mgrid[:height, :width]
     image = np.stack([y % 251, x % 241], axis=-1).astype(np.uint8)
@@ -23,7 +23,7 @@ def labelled(height: int, width: int) -> ArrayImage:
 def test_a_patch_is_the_window_at_its_corner_completed_by_reflection(
     height: int, width: int, count: int, seed: int
 ) -> None:
-    image = labelled(height, width)
+    image = labeled(height, width)
     settings_ = PatchesConfig(size=16, per_image=count, drop_background=False)
     padding = ((0, max(16 - height, 0)), (0, max(16 - width, 0)))
     pixels = np.pad(image.image, (*padding, (0, 0)), mode="reflect")
@@ -38,7 +38,7 @@ def test_a_patch_is_the_window_at_its_corner_completed_by_reflection(
 
 
 def test_positions_reach_every_corner_of_the_image() -> None:
-    corners = draw_corners(labelled(20, 18), PatchesConfig(size=16, per_image=500), np.random.default_rng(0))
+    corners = draw_corners(labeled(20, 18), PatchesConfig(size=16, per_image=500), np.random.default_rng(0))
     assert corners.min(axis=0).tolist() == [0, 0]
     assert corners.max(axis=0).tolist() == [4, 2]
 
@@ -60,7 +60,7 @@ def test_patches_of_background_alone_are_dropped_if_wanted() -> None:
 
 def test_many_patches_come_in_chunks_and_none_is_lost() -> None:
     chosen = PatchesConfig(size=8, per_image=700, drop_background=False)
-    chunks = [len(patches.images) for patches in cut_patches(labelled(50, 50), chosen, np.random.default_rng(0))]
+    chunks = [len(patches.images) for patches in cut_patches(labeled(50, 50), chosen, np.random.default_rng(0))]
     assert sum(chunks) == 700
     assert max(chunks) <= 256
 

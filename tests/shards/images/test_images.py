@@ -15,9 +15,9 @@ from segdist.core.errors import UserError
 from shards.images.opening import match_channels, open_image, page_address
 
 RNG = np.random.default_rng(7)
-GREY = RNG.integers(0, 256, (37, 53), dtype=np.uint8)
+GRAY = RNG.integers(0, 256, (37, 53), dtype=np.uint8)
 RGB = RNG.integers(0, 256, (37, 53, 3), dtype=np.uint8)
-GREY16 = RNG.integers(0, 65536, (37, 53), dtype=np.uint16)
+GRAY16 = RNG.integers(0, 65536, (37, 53), dtype=np.uint16)
 
 
 def whole(path: Path) -> np.ndarray:
@@ -34,51 +34,51 @@ def save(path: Path, array: np.ndarray, mode: str | None = None) -> Path:
     return path
 
 
-def test_grey_png_has_one_channel(tmp_path: Path) -> None:
-    assert (whole(save(tmp_path / "a.png", GREY))[..., 0] == GREY).all()
+def test_gray_png_has_one_channel(tmp_path: Path) -> None:
+    assert (whole(save(tmp_path / "a.png", GRAY))[..., 0] == GRAY).all()
 
 
-def test_grey_with_alpha_loses_the_alpha(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", np.dstack([GREY, 255 - GREY]))
+def test_gray_with_alpha_loses_the_alpha(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.dstack([GRAY, 255 - GRAY]))
     assert Image.open(path).mode == "LA"
-    assert (whole(path)[..., 0] == GREY).all()
+    assert (whole(path)[..., 0] == GRAY).all()
 
 
 def test_rgb_and_rgba_png_have_three_channels(tmp_path: Path) -> None:
     assert (whole(save(tmp_path / "a.png", RGB)) == RGB).all()
-    rgba = np.dstack([RGB, GREY])
+    rgba = np.dstack([RGB, GRAY])
     assert (whole(save(tmp_path / "b.png", rgba)) == RGB).all()
 
 
 def test_16_bit_png_keeps_its_bits(tmp_path: Path) -> None:
-    assert (whole(save(tmp_path / "a.png", GREY16))[..., 0] == GREY16).all()
+    assert (whole(save(tmp_path / "a.png", GRAY16))[..., 0] == GRAY16).all()
 
 
 def test_one_bit_png_is_0_and_255(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", GREY > 128)
-    assert (whole(path)[..., 0] == np.where(GREY > 128, 255, 0)).all()
+    path = save(tmp_path / "a.png", GRAY > 128)
+    assert (whole(path)[..., 0] == np.where(GRAY > 128, 255, 0)).all()
 
 
-@pytest.mark.parametrize(("colours", "channels"), [([9, 9, 9, 80, 80, 80], 1), ([9, 9, 9, 80, 0, 80], 3)])
-def test_palette_png_is_grey_if_all_used_colours_are(tmp_path: Path, colours: list[int], channels: int) -> None:
-    picture = Image.fromarray(GREY % 2)
-    picture.putpalette([*colours, 200, 0, 0])  # the third colour is not used
+@pytest.mark.parametrize(("colors", "channels"), [([9, 9, 9, 80, 80, 80], 1), ([9, 9, 9, 80, 0, 80], 3)])
+def test_palette_png_is_gray_if_all_used_colors_are(tmp_path: Path, colors: list[int], channels: int) -> None:
+    picture = Image.fromarray(GRAY % 2)
+    picture.putpalette([*colors, 200, 0, 0])  # the third color is not used
     picture.save(tmp_path / "a.png")
-    expected = np.array(colours, np.uint8).reshape(2, 3)[GREY % 2][..., :channels]
+    expected = np.array(colors, np.uint8).reshape(2, 3)[GRAY % 2][..., :channels]
     assert (whole(tmp_path / "a.png") == expected).all()
 
 
 def test_jpeg_is_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(GREY).save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(GRAY).save(tmp_path / "a.jpg", exif=exif)
     assert whole(tmp_path / "a.jpg").shape == (53, 37, 1)
 
 
 def test_a_format_is_known_by_its_bytes_not_its_name(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", GREY)
+    tifffile.imwrite(tmp_path / "a.tif", GRAY)
     (tmp_path / "a.tif").rename(tmp_path / "a.png")
-    assert (whole(tmp_path / "a.png")[..., 0] == GREY).all()
+    assert (whole(tmp_path / "a.png")[..., 0] == GRAY).all()
 
 
 TIFF_LAYOUTS = {
@@ -96,7 +96,7 @@ TIFF_LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", TIFF_LAYOUTS)
-@pytest.mark.parametrize("array", [GREY, GREY16, RGB], ids=["grey", "grey16", "rgb"])
+@pytest.mark.parametrize("array", [GRAY, GRAY16, RGB], ids=["gray", "gray16", "rgb"])
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_any_window_of_any_tiff_layout(
@@ -124,27 +124,27 @@ def test_planar_tiff_with_five_channels(tmp_path: Path) -> None:
 
 
 def test_tiff_alpha_palette_inverted_and_one_bit(tmp_path: Path) -> None:
-    rgba = np.dstack([RGB, GREY])
+    rgba = np.dstack([RGB, GRAY])
     tifffile.imwrite(tmp_path / "rgba.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
     assert (whole(tmp_path / "rgba.tif") == RGB).all()
-    tifffile.imwrite(tmp_path / "inverted.tif", GREY, photometric="miniswhite")
-    assert (whole(tmp_path / "inverted.tif")[..., 0] == 255 - GREY).all()
-    colours = RNG.integers(0, 256, (3, 256)).astype(np.uint16) * 257
-    tifffile.imwrite(tmp_path / "palette.tif", GREY, photometric="palette", colormap=colours)
-    assert (whole(tmp_path / "palette.tif") == (colours >> 8).T.astype(np.uint8)[GREY]).all()
-    Image.fromarray(GREY > 128).save(tmp_path / "bits.tif")
-    assert (whole(tmp_path / "bits.tif")[..., 0] == np.where(GREY > 128, 255, 0)).all()
+    tifffile.imwrite(tmp_path / "inverted.tif", GRAY, photometric="miniswhite")
+    assert (whole(tmp_path / "inverted.tif")[..., 0] == 255 - GRAY).all()
+    colors = RNG.integers(0, 256, (3, 256)).astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "palette.tif", GRAY, photometric="palette", colormap=colors)
+    assert (whole(tmp_path / "palette.tif") == (colors >> 8).T.astype(np.uint8)[GRAY]).all()
+    Image.fromarray(GRAY > 128).save(tmp_path / "bits.tif")
+    assert (whole(tmp_path / "bits.tif")[..., 0] == np.where(GRAY > 128, 255, 0)).all()
 
 
 def test_lzw_tiff_is_read_without_imagecodecs(tmp_path: Path) -> None:
-    Image.fromarray(GREY).save(tmp_path / "a.tif", compression="tiff_lzw")
-    assert (whole(tmp_path / "a.tif")[..., 0] == GREY).all()
+    Image.fromarray(GRAY).save(tmp_path / "a.tif", compression="tiff_lzw")
+    assert (whole(tmp_path / "a.tif")[..., 0] == GRAY).all()
 
 
 def test_pages(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", np.stack([GREY, 255 - GREY]), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([GRAY, 255 - GRAY]), photometric="minisblack")
     with open_image(page_address(tmp_path / "a.tif", 1)) as image:
-        assert (image.read(0, 37)[..., 0] == 255 - GREY).all()
+        assert (image.read(0, 37)[..., 0] == 255 - GRAY).all()
     with pytest.raises(UserError, match="pages 0 to 1"):
         open_image(page_address(tmp_path / "a.tif", 2))
 
@@ -152,14 +152,14 @@ def test_pages(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", ["hw", "hwc", "chw", "ome"])
 def test_zarr(tmp_path: Path, shape: str) -> None:
     zarr = pytest.importorskip("zarr")
-    arrays = {"hw": GREY, "hwc": RGB, "chw": RGB.transpose(2, 0, 1), "ome": GREY[None, None, None]}
+    arrays = {"hw": GRAY, "hwc": RGB, "chw": RGB.transpose(2, 0, 1), "ome": GRAY[None, None, None]}
     path = tmp_path / "a.zarr"
     if shape == "ome":
         group = zarr.open_group(str(path), mode="w")
         group.create_array("0", data=arrays[shape], chunks=(1, 1, 1, 16, 16))
     else:
         zarr.create_array(str(path), data=np.ascontiguousarray(arrays[shape]))
-    expected = RGB if shape in ("hwc", "chw") else GREY[..., None]
+    expected = RGB if shape in ("hwc", "chw") else GRAY[..., None]
     assert (whole(path) == expected).all()
     with open_image(path) as image:
         assert (image.read(3, 30, 5, 50) == expected[3:30, 5:50]).all()
@@ -168,14 +168,14 @@ def test_zarr(tmp_path: Path, shape: str) -> None:
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
 def test_a_file_cut_short_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    save(path, GREY)
+    save(path, GRAY)
     path.write_bytes(path.read_bytes()[:-700])
     with pytest.raises(UserError, match=name):
         whole(path)
 
 
 def test_a_flipped_byte_in_a_png_is_found(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", GREY)
+    path = save(tmp_path / "a.png", GRAY)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -194,7 +194,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
 
 
 def test_float_values_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", GREY.astype(np.float32))
+    tifffile.imwrite(tmp_path / "a.tif", GRAY.astype(np.float32))
     with pytest.raises(UserError, match="only 8 and 16 bit"):
         open_image(tmp_path / "a.tif")
 
@@ -228,25 +228,25 @@ def png_of_16_bit(array: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_16_bit_png_with_colour_or_alpha_keeps_its_bits(tmp_path: Path, channels: int) -> None:
+def test_16_bit_png_with_color_or_alpha_keeps_its_bits(tmp_path: Path, channels: int) -> None:
     array = RNG.integers(0, 65536, (37, 53, channels), dtype=np.uint16)
     (tmp_path / "a.png").write_bytes(png_of_16_bit(array))
     assert (whole(tmp_path / "a.png") == array[..., : 1 if channels == 2 else 3]).all()
 
 
 def test_match_channels() -> None:
-    grey = GREY[..., None]
-    assert (match_channels(grey, 3, "a") == grey).all()
-    assert match_channels(grey, 3, "a").shape == (37, 53, 3)
-    assert (match_channels(np.repeat(grey, 3, axis=2), 1, "a") == grey).all()
-    with pytest.raises(UserError, match="colour image"):
+    gray = GRAY[..., None]
+    assert (match_channels(gray, 3, "a") == gray).all()
+    assert match_channels(gray, 3, "a").shape == (37, 53, 3)
+    assert (match_channels(np.repeat(gray, 3, axis=2), 1, "a") == gray).all()
+    with pytest.raises(UserError, match="color image"):
         match_channels(RGB, 1, "a")
     with pytest.raises(UserError, match="5 channels"):
         match_channels(np.zeros((2, 2, 5), np.uint8), 3, "a")
 
 
 def test_windows_outside_the_image_are_refused(tmp_path: Path) -> None:
-    with open_image(save(tmp_path / "a.png", GREY)) as image, pytest.raises(ValueError, match="outside"):
+    with open_image(save(tmp_path / "a.png", GRAY)) as image, pytest.raises(ValueError, match="outside"):
         image.read(0, 38)
 
 

@@ -56,14 +56,14 @@ def test_one_bit_masks_are_0_and_255(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_palette_masks_give_their_indices_whatever_their_colours(tmp_path: Path, suffix: str) -> None:
+def test_palette_masks_give_their_indices_whatever_their_colors(tmp_path: Path, suffix: str) -> None:
     image = Image.fromarray(LABELS, "L")
     image.putpalette([0, 0, 0, 255, 0, 0, 7, 7, 7])
     image.save(tmp_path / f"m{suffix}")
     assert np.array_equal(reader("a", "b", "c").read(tmp_path / f"m{suffix}"), LABELS)
 
 
-def test_palette_masks_give_their_colours_where_classes_are_colours(tmp_path: Path) -> None:
+def test_palette_masks_give_their_colors_where_classes_are_colors(tmp_path: Path) -> None:
     image = Image.fromarray(LABELS, "L")
     image.putpalette([0, 0, 0, 255, 0, 0, 7, 7, 7])
     image.save(tmp_path / "m.png")
@@ -71,7 +71,7 @@ def test_palette_masks_give_their_colours_where_classes_are_colours(tmp_path: Pa
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
-def test_rgb_masks_by_colour_and_their_display_colours(tmp_path: Path, suffix: str) -> None:
+def test_rgb_masks_by_color_and_their_display_colors(tmp_path: Path, suffix: str) -> None:
     colors = np.array([[0, 0, 0], [128, 64, 128], [0, 0, 142]], np.uint8)
     path = save(tmp_path / f"m{suffix}", colors[LABELS])
     by_color = reader("void=#000000", "road=#804080", "car=#00008e")
@@ -80,7 +80,7 @@ def test_rgb_masks_by_colour_and_their_display_colours(tmp_path: Path, suffix: s
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGB", "RGBA"])
-def test_grey_values_in_files_with_more_channels(tmp_path: Path, mode: str) -> None:
+def test_gray_values_in_files_with_more_channels(tmp_path: Path, mode: str) -> None:
     path = save(tmp_path / "m.png", LABELS * 100, mode)
     assert np.array_equal(reader("a=0", "b=100", "c=200").read(path), LABELS)
 
@@ -93,18 +93,18 @@ def test_16_bit_masks_and_big_ones_by_window(tmp_path: Path) -> None:
         assert np.array_equal(mask.read(140, 160, 3, 9), (values >= 3000)[140:160, 3:9])
 
 
-def test_16_bit_masks_with_alpha_or_colours_keep_their_values(tmp_path: Path) -> None:
-    grey_and_alpha = np.dstack([LABELS.astype(np.uint16) * 300, np.full_like(LABELS, 9, np.uint16)])
-    (tmp_path / "la.png").write_bytes(png_of_16_bit(grey_and_alpha))
+def test_16_bit_masks_with_alpha_or_colors_keep_their_values(tmp_path: Path) -> None:
+    gray_and_alpha = np.dstack([LABELS.astype(np.uint16) * 300, np.full_like(LABELS, 9, np.uint16)])
+    (tmp_path / "la.png").write_bytes(png_of_16_bit(gray_and_alpha))
     assert np.array_equal(reader("a=0", "b=300", "c=600").read(tmp_path / "la.png"), LABELS)
-    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 16, 255]], np.uint16)[LABELS] * np.uint16(257)
-    (tmp_path / "rgb.png").write_bytes(png_of_16_bit(colours))
-    tifffile.imwrite(tmp_path / "rgb.tif", colours, photometric="rgb")
+    colors = np.array([[0, 0, 0], [255, 0, 0], [0, 16, 255]], np.uint16)[LABELS] * np.uint16(257)
+    (tmp_path / "rgb.png").write_bytes(png_of_16_bit(colors))
+    tifffile.imwrite(tmp_path / "rgb.tif", colors, photometric="rgb")
     for name in ("rgb.png", "rgb.tif"):
         assert np.array_equal(reader("a=#000000", "b=#ff0000", "c=#0010ff").read(tmp_path / name), LABELS)
 
 
-def test_ignored_values_and_colours(tmp_path: Path) -> None:
+def test_ignored_values_and_colors(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", np.array([[0, 1, 11]], np.uint8))
     assert reader("a", "b", ignore=("11",)).read(path).tolist() == [[0, 1, IGNORE]]
     path = save(tmp_path / "c.png", np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8))
@@ -126,7 +126,7 @@ def test_unknown_values_can_be_ignored_or_taken_as_the_nearest(tmp_path: Path) -
     assert reader(*classes, unknown="nearest").read(path).tolist() == [[0, 0, 1, 2, 2]]
 
 
-def test_unknown_colours(tmp_path: Path) -> None:
+def test_unknown_colors(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", np.array([[[0, 0, 0], [250, 5, 0], [0, 0, 9]]], np.uint8))
     classes = ("a=#000000", "b=#ff0000")
     with pytest.raises(UserError, match=r"#000009 \(1 px\)"):
@@ -144,9 +144,9 @@ def test_a_jpeg_mask_is_refused_as_what_it_is(tmp_path: Path) -> None:
     assert np.array_equal(reader("a=0", "b=255", unknown="nearest").read(tmp_path / "m.jpg"), mask // 255)
 
 
-def test_a_coloured_mask_with_classes_by_value_is_refused(tmp_path: Path) -> None:
+def test_a_colored_mask_with_classes_by_value_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8))
-    with pytest.raises(UserError, match=r"coloured \(#000000, #ff0000"):
+    with pytest.raises(UserError, match=r"colored \(#000000, #ff0000"):
         reader("a=0", "b=255").read(path)
 
 
@@ -161,20 +161,20 @@ def test_a_damaged_mask_is_named(tmp_path: Path, name: str) -> None:
     ("settings", "message"),
     [
         ({}, "name the classes"),
-        ({"classes": ("a=0", "b=#ffffff")}, "mixes values and colours"),
+        ({"classes": ("a=0", "b=#ffffff")}, "mixes values and colors"),
         ({"classes": ("a=0-10", "b=10")}, "10 stands for 'a' and for 'b'"),
         ({"classes": ("a=0", "a=1")}, "stands there twice"),
         ({"classes": ("a=zero",)}, "'zero' of 'a' is no value"),
         ({"classes": ("a=70000",)}, "range of values"),
         ({"classes": ("=1",)}, "has no name"),
-        ({"classes": ("a", "b"), "colors": ("#000000",)}, "1 colours for 2 classes"),
-        ({"classes": ("a",), "ignore": ("#ffffff",)}, "mixes values and colours"),
+        ({"classes": ("a", "b"), "colors": ("#000000",)}, "1 colors for 2 classes"),
+        ({"classes": ("a",), "ignore": ("#ffffff",)}, "mixes values and colors"),
         ({"classes": tuple(f"c{i}" for i in range(254))}, "at most 253"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        MasksConfig(**settings).check()  # type: ignore[arg-type]
+        MasksConfig(**settings).validate()  # type: ignore[arg-type]
 
 
 def test_a_written_palette_mask_is_read_back(tmp_path: Path) -> None:
@@ -192,5 +192,5 @@ def test_the_reader_comes_back_from_the_recipe(small_set: Path) -> None:
     assert labels.max() <= 2
 
 
-def test_default_colours_differ() -> None:
+def test_default_colors_differ() -> None:
     assert len({default_color(label) for label in range(60)}) == 60
