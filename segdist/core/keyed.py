@@ -4,6 +4,7 @@ So a draw doesn't depend on how many processes, ranks or batches came before it.
 whole arrays.
 """
 
+from enum import IntEnum, unique
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,21 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _ROUNDS = 6
+
+
+@unique
+class Purpose(IntEnum):
+    """What a draw is for: the second part of every key, so that no two kinds of draw share one.
+
+    The numbers are part of the identity of every shard set and run: never change one, and never use one again.
+    """
+
+    ORDER_ROTATION, ORDER_WINDOW, ORDER_FLIP, ORDER_SHARDS = range(4)
+    MIX, MIXED_SEED = 10, 11
+    ROTATE90, ROTATE, SCALE, BRIGHTNESS, CONTRAST, GAMMA, NOISE, BLUR, ELASTIC, PIXELS = range(16, 26)
+    TRAINING_IMAGES, TEST_IMAGES, VALIDATION_SPLIT, TEST_SPLIT, POSITIONS = range(30, 35)
+    CONTACT_SHEET = 50
+    STEP = 100
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -1,10 +1,28 @@
-"""Bare names: `cells` is the shard set data/cells or the run runs/cells; anything with a slash is a path."""
+"""Names on disk: what the files of shard sets, runs and predictions are called, and what a bare name means.
+
+`cells` is the shard set data/cells or the run runs/cells; anything with a slash is a path.
+"""
 
 from pathlib import Path
 
 DATA, RUNS = Path("data"), Path("runs")
 
-RUN_FILES = ("config.json", "best.safetensors", "last.safetensors", "slurm")
+MANIFEST = "manifest.json"
+
+CONFIG, METRICS, EVENTS, SUMMARY = "config.json", "metrics.jsonl", "events.jsonl", "summary.json"
+BEST_MODEL, LAST_MODEL = "best.safetensors", "last.safetensors"
+CHECKPOINTS, PREDICTIONS, PIPELINE = "checkpoints", "predictions", "pipeline"
+"""Folders in a run."""
+SLURM_LOGS = "slurm"
+"""Folder in a run with the logs and the records of its submitted jobs."""
+REPORT, COMPARISON = "report.html", "comparison.html"
+
+SCORES, FAILURES, TIMES = "scores.json", "failures.json", "times.jsonl"
+MASKS, PROBABILITIES, FIGURES, PREVIEWS = "masks", "probabilities", "figures", "previews"
+STATE = "state"
+"""Folders in a folder of predictions."""
+
+RUN_FILES = (CONFIG, BEST_MODEL, LAST_MODEL, SLURM_LOGS)
 """What makes a folder a run: any of these. A user's folder of images may well be called like the run."""
 
 
@@ -13,7 +31,7 @@ def set_dir(name: str) -> str | Path:
     if "://" in name:
         return name
     path = Path(name)
-    return path if len(path.parts) > 1 or (path / "manifest.json").is_file() else DATA / path
+    return path if len(path.parts) > 1 or (path / MANIFEST).is_file() else DATA / path
 
 
 def run_dir(name: str) -> Path:

@@ -15,14 +15,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from segdist.core.keyed import hash64, uniform
+from segdist.core.keyed import Purpose, hash64, uniform
 from segdist.training.augment_config import AugmentConfig
 
 CONTROL_DISTANCE = 24
 """Pixels between the control points of the elastic deformation."""
-
-# What a draw is for. The numbers are part of every run's identity: never change one.
-_ROTATE90, _ROTATE, _SCALE, _BRIGHTNESS, _CONTRAST, _GAMMA, _NOISE, _BLUR, _ELASTIC, _PIXELS = range(16, 26)
 
 
 class Augmenter:
@@ -46,7 +43,7 @@ class Augmenter:
         images, masks = flip(images, flips), flip(masks, flips)
         draw = _Draws(self.seed, epoch, step, np.asarray(slots), images.device)
         if self.config.rotate90:
-            turns = draw.integers(_ROTATE90, 4)
+            turns = draw.integers(Purpose.ROTATE90, 4)
             images, masks = turn(images, turns), turn(masks, turns)
         if self._geometry:
             grid = self._grid(draw, *masks.shape[1:])
@@ -58,8 +55,8 @@ class Augmenter:
     def _grid(self, draw: "_Draws", height: int, width: int) -> torch.Tensor:
         """Where each output pixel comes from: (B, H, W, 2), x and y in pixels of the input."""
         config = self.config
-        angle = draw.between(_ROTATE, -config.rotate, config.rotate) * (torch.pi / 180)
-        zoom = draw.factor(_SCALE, config.scale)
+        angle = draw.between(Purpose.ROTATE, -config.rotate, config.rotate) * (torch.pi / 180)
+        zoom = draw.factor(Purpose.SCALE, config.scale)
         device = angle.device
         y = torch.arange(height, device=device, dtype=torch.float32).view(1, -1, 1) - (height - 1) / 2
         x = torch.arange(width, device=device, dtype=torch.float32).view(1, 1, -1) - (width - 1) / 2
@@ -67,7 +64,7 @@ class Augmenter:
         grid = torch.stack([cos * x - sin * y + (width - 1) / 2, sin * x + cos * y + (height - 1) / 2], dim=-1)
         if config.elastic:
             points = (-(-height // CONTROL_DISTANCE) + 1, -(-width // CONTROL_DISTANCE) + 1)
-            shifts = draw.normal_points(_ELASTIC, (2, *points)) * config.elastic
+            shifts = draw.normal_points(Purpose.ELASTIC, (2, *points)) * config.elastic
             smooth = F.interpolate(shifts, (height, width), mode="bicubic", align_corners=True)
             grid = grid + smooth.permute(0, 2, 3, 1)
         return grid
@@ -75,18 +72,20 @@ class Augmenter:
     def _intensities(self, images: torch.Tensor, draw: "_Draws") -> torch.Tensor:
         config, full = self.config, self.full_scale
         if config.blur:
-            images = blur(images, draw.between(_BLUR, 0, config.blur), config.blur)
+            images = blur(images, draw.between(Purpose.BLUR, 0, config.blur), config.blur)
         if config.contrast:
             mean = images.mean(dim=(1, 2, 3), keepdim=True)
-            images = mean + (images - mean) * _per_sample(draw.factor(_CONTRAST, config.contrast))
+            images = mean + (images - mean) * _per_sample(draw.factor(Purpose.CONTRAST, config.contrast))
         if config.brightness:
-            images = images + _per_sample(draw.between(_BRIGHTNESS, -config.brightness, config.brightness)) * full
+            images = (
+                images + _per_sample(draw.between(Purpose.BRIGHTNESS, -config.brightness, config.brightness)) * full
+            )
         if config.gamma:
-            power = _per_sample(draw.factor(_GAMMA, config.gamma))
+            power = _per_sample(draw.factor(Purpose.GAMMA, config.gamma))
             images = (images / full).clamp(0, 1) ** power * full
         if config.noise:
-            deviation = _per_sample(draw.between(_NOISE, 0, config.noise)) * full
-            images = images + deviation * draw.normal_pixels(_PIXELS, images.shape[1:])
+            deviation = _per_sample(draw.between(Purpose.NOISE, 0, config.noise)) * full
+            images = images + deviation * draw.normal_pixels(Purpose.PIXELS, images.shape[1:])
         return images
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from segdist.core.errors import UserError
-from segdist.core.keyed import hash64
+from segdist.core.keyed import Purpose, hash64
 from segdist.core.paths import run_dir
 from segdist.core.terminal import warn
 from segdist.model.compiling import explain_compiler_errors
@@ -40,8 +40,6 @@ from segdist.training.validation import ValidationResult, validate
 from segdist.training.warm_start import take_over
 
 State = Literal["finished", "stopped"]
-
-_STEP_SEED = 100  # what a draw is for; segdist.core.keyed's callers use small numbers
 
 
 @dataclass
@@ -175,7 +173,7 @@ class Run:
                 epoch = at.step // self.steps_per_epoch
                 rate = learning_rate(config.optim, at.step, self.steps)
                 # Dropout and the like: a function of the step too, so that no generator has to be restored.
-                torch.manual_seed(int(hash64(config.seed, _STEP_SEED, at.step, self.ranks.rank) >> 1))
+                torch.manual_seed(int(hash64(config.seed, Purpose.STEP, at.step, self.ranks.rank) >> 1))
                 self.learner.step(self.preprocess.training(batch), rate, at.step)
                 at.step += 1
                 profiler.step()

@@ -9,13 +9,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from segdist.core.errors import UserError
+from segdist.core.keyed import Purpose
 from shards.build.recipe import ImagesConfig, MakeShardsConfig, SplitConfig
 from shards.build.sources import Source, chosen_numbers
 from shards.images.masks import MasksConfig
 from shards.images.opening import IMAGE_SUFFIXES, TIFF_SUFFIXES, ZARR_SUFFIX, page_address
 from shards.manifest import SPLITS
-
-_TEST_DRAW, _VALIDATION_DRAW = 4, 2  # what a draw is for
 
 SHOWN = 10
 """Files that a message names."""
@@ -77,10 +76,10 @@ def deal(pairs: list[Pair], settings: SplitConfig, seed: int) -> list[Pair]:
     follow = {group: max(splits) for group, splits in spread.items()}
     pairs = [replace(pair, split=follow[groups[pair.name]]) for pair in pairs]
     if settings.test:
-        pairs = _draw(pairs, "", "test", settings.test, (seed, _TEST_DRAW), groups)
+        pairs = _draw(pairs, "", "test", settings.test, (seed, Purpose.TEST_SPLIT), groups)
     pairs = [replace(pair, split=pair.split or "train") for pair in pairs]
     if not any(pair.split == "val" for pair in pairs):
-        pairs = _draw(pairs, "train", "val", settings.validation, (seed, _VALIDATION_DRAW), groups)
+        pairs = _draw(pairs, "train", "val", settings.validation, (seed, Purpose.VALIDATION_SPLIT), groups)
     return pairs
 
 

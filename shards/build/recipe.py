@@ -18,7 +18,7 @@ from shards.images.masks import MasksConfig, synthetic_masks_config
 
 PATHS = ("folder", "csv", "train_list", "validation_list", "test_list")
 """Settings of a recipe that are paths."""
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Goes up when the same settings give other bytes."""
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
-from segdist.core.keyed import generator
+from segdist.core.keyed import Purpose, generator
 from shards.build.patches import LabeledImage, bands
 from shards.build.recipe import MakeShardsConfig, SyntheticConfig
 from shards.build.synthetic import CLASSES, draw
@@ -24,8 +24,6 @@ from shards.manifest import SourcePair
 from shards.records import encode_png
 
 DIGEST_BYTES = 16
-
-_SPLIT_DRAW = 2  # what a draw is for; 0 and 1 draw images, 3 positions
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def open_source(source: Source, config: MakeShardsConfig, channels: int) -> Iter
 
 def synthetic_sources(config: MakeShardsConfig) -> list[Source]:
     """The drawn images, training ones dealt to train and val."""
-    held = chosen_numbers(config.synthetic.train, config.split.validation, config.seed, _SPLIT_DRAW)
+    held = chosen_numbers(config.synthetic.train, config.split.validation, config.seed, Purpose.VALIDATION_SPLIT)
     sources, counts = [], {"train": 0, "val": 0, "test": 0}
     for part, count in (("train", config.synthetic.train), ("test", config.synthetic.test)):
         digits = max(4, len(str(count - 1)))

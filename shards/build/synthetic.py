@@ -7,7 +7,7 @@ processes.
 import numpy as np
 from numpy.typing import NDArray
 
-from segdist.core.keyed import generator
+from segdist.core.keyed import Purpose, generator
 from shards.manifest import ClassInfo
 
 CLASSES = (
@@ -17,7 +17,7 @@ CLASSES = (
 )
 BACKGROUND, LINE, ELLIPSE = range(3)
 
-_STREAM = {"train": 0, "test": 1}
+_PURPOSE = {"train": Purpose.TRAINING_IMAGES, "test": Purpose.TEST_IMAGES}
 
 
 def draw(seed: int, part: str, number: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -28,7 +28,7 @@ def draw(seed: int, part: str, number: int, height: int, width: int) -> tuple[ND
     (length 20 to the width, half-thickness 1 or 2, any angle), each with one intensity from 0 to 0.7. Centers are
     anywhere; what crosses the border is cut.
     """
-    random = generator(seed, _STREAM[part], number)
+    random = generator(seed, _PURPOSE[part], number)
     image = _truncated_normal(random, random.uniform(0.7, 0.9), 0.1, 0.6, 1.0, height * width).reshape(height, width)
     mask = np.full((height, width), BACKGROUND, np.uint8)
     count = int(random.integers(1, 10))

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file, write_json
-from segdist.core.keyed import generator
+from segdist.core.keyed import Purpose, generator
 from shards.build.patches import Patches, cut_patches
 from shards.build.recipe import MakeShardsConfig
 from shards.build.sources import Source, open_source
 from shards.manifest import IGNORE, ClassInfo
 from shards.records import END, MAX_RECORDS, NpyLayout, index_dtype, png_records, record_crc
 
-_POSITIONS = 3  # what a draw is for
 _SPLIT_KEY = {"train": 0, "val": 1, "test": 2}
 
 
@@ -93,7 +92,7 @@ def build_shard(unit: Unit, target: Target, note_path: Path) -> None:
     with whole_file(folder / f"{unit.name}.tar") as file:
         writer = ShardWriter(file, unit.number, target)
         for source in unit.sources:
-            random = generator(target.config.seed, _POSITIONS, _SPLIT_KEY[unit.split], source.number)
+            random = generator(target.config.seed, Purpose.POSITIONS, _SPLIT_KEY[unit.split], source.number)
             with open_source(source, target.config, target.channels) as image:
                 for patches in cut_patches(image, target.config.patches, random):
                     writer.add(patches, source.number)

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdist.core.keyed import generator
+from segdist.core.keyed import Purpose, generator
 from shards.manifest import IGNORE, ClassInfo, median_frequency_weights
 from shards.read.reader import ShardSet
 
 COLUMNS, ROWS = 6, 4
 _GAP = 4
-_SHEET = 50  # what a draw is for
 
 
 def summary(shard_set: ShardSet) -> str:
@@ -59,7 +58,7 @@ def contact_sheet(shard_set: ShardSet, split: str = "train", seed: int = 0) -> b
     manifest = shard_set.manifest
     sizes = np.cumsum(shard_set.sizes(split))
     count = min(COLUMNS * ROWS, int(sizes[-1]))
-    chosen = np.sort(generator(seed, _SHEET).choice(int(sizes[-1]), count, replace=False))
+    chosen = np.sort(generator(seed, Purpose.CONTACT_SHEET).choice(int(sizes[-1]), count, replace=False))
     shard = np.searchsorted(sizes, chosen, side="right")
     record = chosen - np.concatenate([[0], sizes])[shard]
     images, masks = shard_set.read(split, shard, record)

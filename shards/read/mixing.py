@@ -13,15 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdist.core.errors import UserError
-from segdist.core.keyed import hash64, permute
+from segdist.core.keyed import Purpose, hash64, permute
 from shards.manifest import Manifest
 from shards.read.order import WINDOW, Int64, SampleOrder, Samples
 from shards.read.reader import ShardSet
 
 BLOCK = 1000
 """Slots in which the quotas hold exactly; weights are met to 1/1000."""
-
-_MIX, _SEED = 10, 11  # what a draw is for
 
 
 class MixedOrder:
@@ -52,7 +50,7 @@ class MixedOrder:
         self._orders = []
         for number, sizes in enumerate(shard_sizes):
             pairs = sum(sizes) * (4 if flips else 1)
-            own_seed = int(hash64(seed, _SEED, number) >> np.uint64(1))
+            own_seed = int(hash64(seed, Purpose.MIXED_SEED, number) >> np.uint64(1))
             # A set that fits one window is mixed whole, and one lane leaves none of its pairs out.
             lanes = global_batch if pairs > max(window, global_batch) else 1
             self._orders.append(SampleOrder(sizes, lanes, own_seed, flips=flips, window=window))
@@ -78,7 +76,7 @@ class MixedOrder:
     def choose(self, place: Int64) -> tuple[Int64, Int64]:
         """Which set the slot at `place` in the endless row takes from, and how many that set has given before."""
         block, inside = np.divmod(place, BLOCK)
-        moved = permute(inside, BLOCK, hash64(self.seed, _MIX, block)).astype(np.int64)
+        moved = permute(inside, BLOCK, hash64(self.seed, Purpose.MIX, block)).astype(np.int64)
         ends = np.cumsum(self.quotas)
         chosen = np.searchsorted(ends, moved, side="right")
         return chosen, block * self.quotas[chosen] + moved - (ends - self.quotas)[chosen]

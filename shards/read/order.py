@@ -23,12 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdist.core.errors import UserError
-from segdist.core.keyed import generator, hash64, permute
+from segdist.core.keyed import Purpose, generator, hash64, permute
 
 WINDOW = 16384
 """Positions that are mixed with each other inside a slot's part of the epoch."""
-
-_ROTATION, _WINDOW, _FLIP, _SHARDS = range(4)  # what a draw is for
 
 Int64 = NDArray[np.int64]
 
@@ -103,7 +101,7 @@ class SampleOrder:
         window = step // self.window
         start = window * self.window
         size = np.minimum(self.window, self.steps_per_epoch - start)
-        key = hash64(self.seed, _WINDOW, epoch, slot, window)
+        key = hash64(self.seed, Purpose.ORDER_WINDOW, epoch, slot, window)
         moved = start + permute(step - start, size, key).astype(np.int64)
         position = plan.offset + slot * self.steps_per_epoch + moved
         position -= self.pairs * (position >= self.pairs)  # both are below `pairs`: no division is needed
@@ -116,17 +114,18 @@ class SampleOrder:
         if self.flips == 1:
             flip = np.zeros(record.shape, np.uint8)
         else:
-            flip = ((sweep.astype(np.uint64) + hash64(self.seed, _FLIP, epoch, shard, record)) & np.uint64(3)).astype(
-                np.uint8
-            )
+            flip = (
+                (sweep.astype(np.uint64) + hash64(self.seed, Purpose.ORDER_FLIP, epoch, shard, record)) & np.uint64(3)
+            ).astype(np.uint8)
         return Samples(shard, record, flip)
 
     def _make_epoch(self, epoch: int) -> "_Epoch":
         lists = [
-            generator(self.seed, _SHARDS, epoch, sweep).permutation(len(self.sizes)) for sweep in range(self.flips)
+            generator(self.seed, Purpose.ORDER_SHARDS, epoch, sweep).permutation(len(self.sizes))
+            for sweep in range(self.flips)
         ]
         shards = np.concatenate(lists)
-        offset = int(hash64(self.seed, _ROTATION, epoch) % np.uint64(self.pairs))
+        offset = int(hash64(self.seed, Purpose.ORDER_ROTATION, epoch) % np.uint64(self.pairs))
         return _Epoch(offset, shards, np.cumsum(self.sizes[shards]))
 
 

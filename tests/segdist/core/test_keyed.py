@@ -1,10 +1,13 @@
 """Hashes and keyed permutations."""
 
+import ast
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segdist.core.keyed import hash64, permute, uniform
+from segdist.core.keyed import Purpose, hash64, permute, uniform
+from tests.support.programs import ROOT
 
 
 @settings(deadline=None, max_examples=60)
@@ -50,3 +53,29 @@ def test_uniform_numbers_fill_the_unit_interval() -> None:
 
 def test_the_order_of_the_parts_matters() -> None:
     assert hash64(1, 2) != hash64(2, 1)
+
+
+def test_every_kind_of_draw_has_a_key_of_its_own() -> None:
+    assert len(Purpose.__members__) == len(set(Purpose))  # an alias would be a member without a value of its own
+    assert len({int(hash64(7, purpose, 3)) for purpose in Purpose}) == len(Purpose)
+
+
+def test_no_draw_is_keyed_by_a_bare_number() -> None:
+    """Every key is (seed, purpose, …): a number of one's own would sooner or later be another's too."""
+    calls = [
+        (path, node.args)
+        for room in ("segdist", "shards")
+        for path in (ROOT / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("generator", "hash64", "uniform")
+        if path.name != "keyed.py"
+    ]
+    assert len(calls) > 10
+    wrong = [str(path) for path, args in calls if not _names_a_purpose(args)]
+    assert not wrong
+
+
+def _names_a_purpose(args: list[ast.expr]) -> bool:
+    if any(isinstance(arg, ast.Starred) for arg in args[:1]):
+        return True  # the key was put together elsewhere
+    return len(args) > 1 and ("purpose" in ast.unparse(args[1]).lower())
