@@ -42,6 +42,7 @@ NOT_RUN = {
     "CONTRIBUTING.md": {
         "bash tests/run.sh": THESE_TESTS,
         "python -m tests.benchmarks.": BENCHMARK,
+        "python -m tests.support.rooms": "tests/test_rooms.py runs it",
         "python docs/make_pictures.py": "tests/docs/test_examples_and_pictures.py runs it, on a small run",
     },
     "cluster.md": {
