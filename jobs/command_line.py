@@ -12,7 +12,7 @@ from segdist.core.errors import UserError
 from segdist.core.parsing import from_dict, merge, read_file, to_dict
 
 if TYPE_CHECKING:
-    from segdist.ranks.process_group import RankEnvironment
+    from segdist.ranks.launchers import RankEnvironment
 
 Config = TypeVar("Config")
 

@@ -1,4 +1,4 @@
-"""`segdist export`: write a trained network as ONNX and check it with onnxruntime.
+"""`segdist export`: write a trained model as ONNX and check it with onnxruntime.
 
 segdist export --model runs/synthetic --out synthetic.onnx
 """
@@ -7,7 +7,7 @@ import sys
 
 from jobs.command_line import parse, print_config
 from jobs.exit_codes import FINISHED, run_job
-from segdist.model.export_config import ExportConfig
+from segdist.model.config import ExportConfig
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from jobs.exit_codes import FINISHED, STOPPED, run_job
 from segdist.core.files import write_json
 from segdist.core.paths import DATA, RUNS
 from segdist.core.terminal import say
-from segdist.model.factory import JsonTable
+from segdist.model.config import JsonTable
 from slurm.torchrun import run_here
 
 JOBS = Path(__file__).resolve().parent

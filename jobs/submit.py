@@ -23,7 +23,7 @@ from jobs.submit_plans import Planner, infer_links, missing_inputs, pipeline_lin
 from segdist.core.errors import UserError
 from segdist.core.paths import RUNS
 from segdist.core.terminal import say, warn
-from segdist.model.factory import JsonTable
+from segdist.model.config import JsonTable
 from slurm.errors import SubmitError
 from slurm.pipeline import Link, submit_chain
 from slurm.submit import sbatch_script

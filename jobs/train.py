@@ -13,7 +13,6 @@ Started again with the same settings, a run that was stopped goes on where it wa
 one is extended.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from jobs.command_line import launch_command, option_value, parse, print_config
 from jobs.exit_codes import FINISHED, STOPPED, run_job
 from segdist.core.errors import UserError
 from segdist.core.parsing import read_file
+from segdist.ranks.launchers import torchrun_would_restart
 from segdist.training.config import TrainConfig
 
 PRESETS = Path(__file__).resolve().parent.parent / "segdist" / "training" / "presets"
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         state = train(command.job, these, launch_command("train", arguments, these.environment))
         if these.is_main:
             refresh_report(command.job.run_dir, quiet=command.job.quiet)
-    if state == "stopped" and not _torchrun_would_restart():
+    if state == "stopped" and not torchrun_would_restart():
         return STOPPED
     return FINISHED
 
@@ -70,11 +70,6 @@ def find_preset(arguments: list[str]) -> tuple[str, dict[str, object]]:
     if flags & {"-e", "--epochs"} or (config_file is not None and "epochs" in read_file(Path(config_file))):
         values.pop("steps", None)
     return name, values
-
-
-def _torchrun_would_restart() -> bool:
-    """torchrun takes every exit code but 0 for a failure; with restarts left it would start a stopped run again."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def test_only_one_module_reads_the_launchers_variables() -> None:
         for path in (ROOT / room).rglob("*.py")
         if re.search(r"\b(SLURM_PROCID|LOCAL_RANK|WORLD_SIZE)\b", path.read_text())
     }
-    assert readers == {"segdist/ranks/process_group.py"}
+    assert readers == {"segdist/ranks/launchers.py"}
 
 
 def test_no_job_is_called_like_another_package() -> None:

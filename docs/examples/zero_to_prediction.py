@@ -84,7 +84,7 @@ print(f"patches and their masks: {sheet}")
 # finished, and with more `STEPS` it goes on.
 
 # %%
-from segdist.model.factory import ModelConfig
+from segdist.model.config import ModelConfig
 from segdist.ranks.process_group import ranks
 from segdist.tracking import TrackingConfig
 from segdist.training.config import OptimConfig, TrainConfig

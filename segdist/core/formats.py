@@ -38,3 +38,9 @@ def read_version(values: Any, newest: int, origin: str) -> int:
             "update it (pip install --upgrade segdist)"
         )
     return version
+
+
+def unstamped(values: Any, newest: int, origin: str) -> dict[str, Any]:
+    """`values` without their format version, once `read_version` has passed it."""
+    read_version(values, newest, origin)
+    return {key: value for key, value in values.items() if key != VERSION_KEY}

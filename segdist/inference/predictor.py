@@ -13,7 +13,8 @@ from torch import nn
 from segdist.core.errors import UserError
 from segdist.inference.grid import Blending, Borders, TileGrid, blending_window, make_grid
 from segdist.inference.tiler import FinishedRows, TileNetwork, Weights, finished_rows, labels_of
-from segdist.model.model_file import load_model, resolve_model_path
+from segdist.model.card import resolve_model_path
+from segdist.model.model_file import load_model
 from segdist.model.precision import Choice, choose_precision
 from shards.images.opening import match_channels, open_image
 

@@ -11,7 +11,7 @@ from segdist.inference.grid import TileGrid, make_grid
 from segdist.inference.inputs import Header, Inputs, find_inputs, read_headers
 from segdist.inference.layers import Layers
 from segdist.inference.tiler import Region
-from segdist.model.model_file import ModelCard, read_card, resolve_model_path
+from segdist.model.card import ModelCard, read_card, resolve_model_path
 from segdist.model.precision import Precision, choose_precision
 from segdist.ranks.process_group import Ranks
 

@@ -1,13 +1,12 @@
-"""A trained network as ONNX, checked against torch. Needs the extra `onnx`.
+"""A trained model as ONNX, checked against torch. Needs the extra `onnx`.
 
-The exported graph takes what `segdist` feeds its network: normalized tiles, float32 (B, C, H, W), and returns logits
+The exported graph takes what `segdist` feeds its model: normalized tiles, float32 (B, C, H, W), and returns logits
 (B, K, H, W); or, with `raw`, tiles as they are stored, and class probabilities, so that a program elsewhere needs no
 statistics. What it needs to know besides stands in the file's metadata.
 """
 
 import importlib
 import io
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from torch import nn
 
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
-from segdist.core.parsing import to_dict
+from segdist.core.model_header import CARD_KEY
 from segdist.core.paths import run_dir
-from segdist.model.export_config import ExportConfig
-from segdist.model.model_file import CARD_KEY, ModelCard, load_model, resolve_model_path
+from segdist.model.card import ModelCard, card_text, resolve_model_path
+from segdist.model.config import ExportConfig
+from segdist.model.model_file import load_model
 
 TOLERANCE = 1e-3
 """Largest difference to torch that passes, relative to the largest output."""
@@ -48,21 +48,22 @@ def export(config: ExportConfig) -> tuple[Path, float]:
         The file, and the largest difference relative to the largest output.
 
     Raises:
-        UserError: the extra is missing, the network can't be exported, or the results differ; then nothing is written.
+        UserError: the extra is missing, the model can't be exported, or the results differ; then nothing is written.
     """
     onnx, runtime = _packages()
     file = resolve_model_path(run_dir(config.model))
     model, card = load_model(file)
-    network = Raw(model, card).eval() if config.raw else model
+    if config.raw:
+        model = Raw(model, card).eval()
     path = Path(config.out) if config.out else file.with_suffix(".onnx")
     side = card.patch + -card.patch % card.stride_multiple
     sizes = {0: "batch"} if config.fixed_size else {0: "batch", 2: "height", 3: "width"}
-    graph = onnx.load_from_string(_graph(network, torch.zeros(1, card.channels, side, side), sizes, config))
+    graph = onnx.load_from_string(_graph(model, torch.zeros(1, card.channels, side, side), sizes, config))
     metadata = graph.metadata_props.add()
-    metadata.key, metadata.value = CARD_KEY, json.dumps(to_dict(card))
+    metadata.key, metadata.value = CARD_KEY, card_text(card)
     onnx.checker.check_model(graph)
     content = graph.SerializeToString()
-    difference = _compare(network, content, card, side, runtime, fixed=config.fixed_size)
+    difference = _compare(model, content, card, side, runtime, fixed=config.fixed_size)
     if not difference <= TOLERANCE:
         raise UserError(f"{file}: onnxruntime's result differs from torch's by {difference:.2g}; nothing was written")
     with whole_file(path) as target:
@@ -77,8 +78,8 @@ def _packages() -> tuple[Any, Any]:
         raise UserError(f"export needs the package {error.name}: pip install 'segdist[onnx]'") from None
 
 
-def _graph(network: nn.Module, example: torch.Tensor, sizes: dict[int, str], config: ExportConfig) -> bytes:
-    """The network as the bytes of an ONNX file."""
+def _graph(model: nn.Module, example: torch.Tensor, sizes: dict[int, str], config: ExportConfig) -> bytes:
+    """The model as the bytes of an ONNX file."""
     buffer = io.BytesIO()
     output = "probabilities" if config.raw else "logits"
     with warnings.catch_warnings():
@@ -86,23 +87,23 @@ def _graph(network: nn.Module, example: torch.Tensor, sizes: dict[int, str], con
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
-                network,
+                model,
                 (example,),
                 buffer,  # type: ignore[arg-type]
                 input_names=["images"],
                 output_names=[output],
                 dynamic_axes={"images": sizes, output: sizes},
                 opset_version=config.opset,
-                # The tracing exporter needs no further package, and leaves height and width free in networks that
+                # The tracing exporter needs no further package, and leaves height and width free in models that
                 # check them (the newer one proves such checks at export and refuses).
                 dynamo=False,
             )
         except Exception as error:  # torch raises a dozen kinds here; all mean the same to the person
-            raise UserError(f"this network can't be exported: {error}") from error
+            raise UserError(f"this model can't be exported: {error}") from error
     return buffer.getvalue()
 
 
-def _compare(network: nn.Module, content: bytes, card: ModelCard, side: int, runtime: Any, *, fixed: bool) -> float:
+def _compare(model: nn.Module, content: bytes, card: ModelCard, side: int, runtime: Any, *, fixed: bool) -> float:
     """Largest difference between torch and onnxruntime, relative to the largest output."""
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(0)
@@ -112,7 +113,7 @@ def _compare(network: nn.Module, content: bytes, card: ModelCard, side: int, run
             continue
         tiles = generator.normal(0, 1, (batch, card.channels, height, width)).astype(np.float32)
         with torch.inference_mode():
-            expected = network(torch.from_numpy(tiles)).numpy()
+            expected = model(torch.from_numpy(tiles)).numpy()
         found = session.run(None, {"images": tiles})[0]
         worst = max(worst, float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12)))
     return worst

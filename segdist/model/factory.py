@@ -1,63 +1,27 @@
-"""Which network: segdist's U-Net, or any factory that a config names by import path."""
+"""Which model: segdist's U-Net, or any factory that a config names by import path."""
 
 import importlib
 import inspect
-import json
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from segdist.core.errors import UserError
+from segdist.model.config import UNET, ModelConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-UNET = "segdist.model.unet:UNet"
 CLASS_COUNT_NAMES = ("out_channels", "classes", "num_classes", "n_classes")
 
-JsonTable = Annotated[
-    dict[str, Any],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="JSON",
-        instance_from_str=lambda words: json.loads(words[0]),
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [json.dumps(value)],
-    ),
-]
 
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The network. The U-Net's settings apply to the default factory only."""
-
-    factory: str = UNET
-    """Import path `package.module:callable`; called with in_channels, the number of classes under the name that its
-    signature has (out_channels, classes, num_classes or n_classes) and kwargs. It must return logits."""
-    kwargs: JsonTable = field(default_factory=dict)
-    """Further keyword arguments for the factory: a TOML table, or JSON on the command line."""
-    stride_multiple: int = 0
-    """Image sides must be multiples of this; 0: the network's attribute `stride_multiple`, else 32."""
-    width: int = 0
-    """U-Net: channels of the first level, doubled at every level; 0: 64 as in the original on a GPU, 16 on a CPU."""
-    depth: int = 4
-    """U-Net: number of times that the resolution is halved."""
-    norm: Literal["batch", "group", "instance"] = "batch"
-    """U-Net: normalization layer. Batch norm depends on the batch that a rank sees; group norm doesn't."""
-    upsampling: Literal["bilinear", "transposed"] = "bilinear"
-    """U-Net: bilinear interpolation or a transposed convolution on the way up."""
-
-
-def build_model(config: ModelConfig, channels: int, classes: int) -> "nn.Module":
-    """The network that `config` describes, freshly initialized by torch's global generator.
+def build_model(config: ModelConfig, channels: int, num_classes: int) -> "nn.Module":
+    """The model that `config` describes, freshly initialized by torch's global generator.
 
     Args:
         channels: channels of the input images.
-        classes: number of classes, which is the number of output channels.
+        num_classes: number of classes, which is the number of output channels.
 
     Returns:
-        A module float32 (B, channels, H, W) → logits (B, classes, H, W).
+        A module float32 (B, channels, H, W) → logits (B, num_classes, H, W).
 
     Raises:
         UserError: the factory can't be imported or doesn't take its arguments.
@@ -67,7 +31,7 @@ def build_model(config: ModelConfig, channels: int, classes: int) -> "nn.Module"
 
         return UNet(
             channels,
-            classes,
+            num_classes,
             width=config.width,
             depth=config.depth,
             norm=config.norm,
@@ -84,7 +48,7 @@ def build_model(config: ModelConfig, channels: int, classes: int) -> "nn.Module"
             f"of {', '.join(CLASS_COUNT_NAMES)}; wrap it in a function of your own that has"
         )
     try:
-        model: nn.Module = factory(**{"in_channels": channels, name: classes, **config.kwargs})
+        model: nn.Module = factory(**{"in_channels": channels, name: num_classes, **config.kwargs})
     except TypeError as error:
         raise UserError(f"model.factory {config.factory}: {error}; set model.kwargs") from error
     return model

@@ -9,13 +9,15 @@ import torch
 from shards.manifest import IGNORE
 
 
-def confusion_matrix(truth: torch.Tensor, prediction: torch.Tensor, classes: int, ignore: int = IGNORE) -> torch.Tensor:
+def confusion_matrix(
+    truth: torch.Tensor, prediction: torch.Tensor, num_classes: int, ignore: int = IGNORE
+) -> torch.Tensor:
     """Count the pixels of each (truth, prediction) pair.
 
     Args:
         truth: integer labels of any shape; pixels with `ignore` count nowhere.
-        prediction: integer labels of the same shape, all below `classes`.
-        classes: K.
+        prediction: integer labels of the same shape, all below `num_classes`.
+        num_classes: K.
 
     Returns:
         int64 (K, K) on the device of `truth`.
@@ -28,13 +30,13 @@ def confusion_matrix(truth: torch.Tensor, prediction: torch.Tensor, classes: int
     truth, prediction = truth.reshape(-1).long(), prediction.reshape(-1).long()
     # One bin beyond the classes takes the ignored pixels, and one more whatever should not be there: no mask that
     # copies, and on a GPU one synchronization only.
-    known = (truth < classes) & (prediction < classes)
-    bins = torch.where(known, truth * classes + prediction, classes * classes + 1)
-    bins = torch.where(truth == ignore, classes * classes, bins)
-    counts = torch.bincount(bins, minlength=classes * classes + 2)
-    if counts[classes * classes + 1]:
-        raise ValueError(f"labels outside the {classes} classes (and {ignore}, ignore) in truth or prediction")
-    return counts[: classes * classes].reshape(classes, classes)
+    known = (truth < num_classes) & (prediction < num_classes)
+    bins = torch.where(known, truth * num_classes + prediction, num_classes * num_classes + 1)
+    bins = torch.where(truth == ignore, num_classes * num_classes, bins)
+    counts = torch.bincount(bins, minlength=num_classes * num_classes + 2)
+    if counts[num_classes * num_classes + 1]:
+        raise ValueError(f"labels outside the {num_classes} classes (and {ignore}, ignore) in truth or prediction")
+    return counts[: num_classes * num_classes].reshape(num_classes, num_classes)
 
 
 def iou_per_class(matrix: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which number format the network computes in, and why."""
+"""Which number format the model computes in, and why."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ class Precision:
     reason: str
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """A context in which the network's forward pass runs in this precision."""
+        """A context in which the model's forward pass runs in this precision."""
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
         return torch.autocast(device.type, dtype=dtype, enabled=self.name != "fp32")
 

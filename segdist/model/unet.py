@@ -20,7 +20,7 @@ class UNet(nn.Module):
 
     Args:
         in_channels: C.
-        classes: K.
+        num_classes: K.
         width: channels of the first level, doubled at every level below.
         depth: number of times that the resolution is halved.
         norm: "batch", "group" or "instance".
@@ -34,7 +34,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        classes: int,
+        num_classes: int,
         width: int = 16,
         depth: int = 4,
         norm: str = "batch",
@@ -54,7 +54,7 @@ class UNet(nn.Module):
             _convolutions((below if upsampling == "bilinear" else above) + above, above, norm)
             for above, below in _pairs(widths)
         )
-        self.head = nn.Conv2d(width, classes, kernel_size=1)
+        self.head = nn.Conv2d(width, num_classes, kernel_size=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, K, H, W) of images (B, C, H, W)."""

@@ -1,6 +1,6 @@
-"""Telling the C library to keep the memory that a network gives back between two batches.
+"""Telling the C library to keep the memory that a model gives back between two batches.
 
-glibc hands large blocks back to the kernel when they are freed. A network frees and asks for the same blocks in every
+glibc hands large blocks back to the kernel when they are freed. A model frees and asks for the same blocks in every
 batch, and each page that comes back is cleared and mapped again at its first touch: on a CPU a quarter of the time of a
 U-Net in inference, a tenth in training. The price is that the process stays as large as it once was.
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segdist.core.errors import UserError
+from segdist.core.model_header import CARD_KEY, read_metadata
 from segdist.core.paths import RUNS, run_dir
 
 CONFIG, METRICS, EVENTS, SUMMARY = "config.json", "metrics.jsonl", "events.jsonl", "summary.json"
@@ -196,12 +197,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _class_names(model: Path) -> list[str]:
-    """From the card in the header of a safetensors file: 8 bytes of length, then JSON."""
+    """From the card of a model file; none where there is no such file yet, or a damaged one."""
     try:
-        with model.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return [item["name"] for item in json.loads(header["__metadata__"]["segdist"])["classes"]]
-    except (OSError, ValueError, KeyError):
+        return [item["name"] for item in json.loads(read_metadata(model)[CARD_KEY])["classes"]]
+    except (UserError, ValueError, KeyError):
         return []
 
 

@@ -8,7 +8,7 @@ import tyro
 
 from segdist.core import paths
 from segdist.core.errors import UserError
-from segdist.model.factory import ModelConfig
+from segdist.model.config import ModelConfig
 from segdist.tracking.config import TrackingConfig
 from segdist.training.augment_config import AugmentConfig
 
@@ -75,7 +75,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a network on a shard set."""
+    """Train a model on a shard set."""
 
     data: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-f"])] = ("synthetic",)
     """Shard sets: names under data/, or folders. Several are mixed by `data_weights`."""
@@ -118,7 +118,7 @@ class TrainConfig:
     channels_last: bool = True
     """Keep images and weights in NHWC order: faster on CPUs, and with AMP on GPUs."""
     compile: bool = False
-    """torch.compile the network."""
+    """torch.compile the model."""
     deterministic: bool = False
     """Only deterministic GPU kernels, so that a resumed run is bit-identical. On CPU it always is."""
     sync_batch_norm: bool = False

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: a smoother network for validation and inference."""
+"""Exponential moving average of the weights: a smoother model for validation and inference."""
 
 import copy
 
@@ -13,26 +13,26 @@ class WeightAverage:
     point (batch norm's statistics) are averaged too, integers copied.
     """
 
-    def __init__(self, net: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, net: nn.Module, step: int, skipped: torch.Tensor) -> None:
-        """Take in the weights of `net` after step `step`.
+    def update(self, model: nn.Module, step: int, skipped: torch.Tensor) -> None:
+        """Take in the weights of `model` after step `step`.
 
         Args:
             skipped: float32 scalar on the device, 1 where the step was skipped: then nothing changes.
         """
         share = (1 - min(self.decay, (1 + step) / (10 + step))) * (1 - skipped)
-        averages, values = self._floats(self.net), self._floats(net)
+        averages, values = self._floats(self.model), self._floats(model)
         difference = torch._foreach_sub(values, averages)
         torch._foreach_mul_(difference, share)
         torch._foreach_add_(averages, difference)
-        for average, value in zip(self.net.buffers(), net.buffers(), strict=True):
+        for average, value in zip(self.model.buffers(), model.buffers(), strict=True):
             if not average.is_floating_point():
                 average.copy_(value)
 
     @staticmethod
-    def _floats(net: nn.Module) -> list[torch.Tensor]:
-        return [tensor.detach() for tensor in (*net.parameters(), *net.buffers()) if tensor.is_floating_point()]
+    def _floats(model: nn.Module) -> list[torch.Tensor]:
+        return [tensor.detach() for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]

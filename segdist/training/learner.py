@@ -41,26 +41,26 @@ class StepFigures:
 
 
 class Learner:
-    """Network, optimizer and all else that an optimizer step changes.
+    """Model, optimizer and all else that an optimizer step changes.
 
     Args:
-        net: the network, on the device, the same on all ranks.
+        model: the model, on the device, the same on all ranks.
         ranks: `step` and `figures` are collective.
     """
 
-    def __init__(self, net: nn.Module, config: TrainConfig, loss: Loss, precision: Precision, ranks: Ranks) -> None:
-        self.net = net
+    def __init__(self, model: nn.Module, config: TrainConfig, loss: Loss, precision: Precision, ranks: Ranks) -> None:
+        self.model = model
         self.config = config
         self.loss = loss
         self.precision = precision
         self.ranks = ranks
-        self.optimizer = build_optimizer(config.optim, net)
-        self.average = WeightAverage(net, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.optimizer = build_optimizer(config.optim, model)
+        self.average = WeightAverage(model, config.optim.ema_decay) if config.optim.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision.scaled)
-        self._ddp = _distributed(net, ranks)
-        wrapped = self._ddp or net
+        self._ddp = _distributed(model, ranks)
+        wrapped = self._ddp or model
         self._wrapped: nn.Module = torch.compile(wrapped) if config.compile else wrapped  # type: ignore[assignment]
-        self._buffers = list(net.buffers())
+        self._buffers = list(model.buffers())
         zeros = torch.zeros(len(loss.parts), dtype=torch.float64, device=ranks.device)
         self._loss_sums, self._good_steps = zeros, zeros.new_zeros(())
         self._grad_norm = zeros.new_zeros(())
@@ -68,9 +68,9 @@ class Learner:
         """All skipped steps, and those in a row up to now."""
 
     @property
-    def best_net(self) -> nn.Module:
-        """The network to validate and to keep: the averaged one where there is one."""
-        return self.net if self.average is None else self.average.net
+    def best_model(self) -> nn.Module:
+        """The model to validate and to keep: the averaged one where there is one."""
+        return self.model if self.average is None else self.average.model
 
     def step(self, micro_batches: list[MicroBatch], rate: float, number: int) -> None:
         """Forward, backward and update for this rank's part of global batch `number`.
@@ -78,7 +78,7 @@ class Learner:
         The gradient is that of Σ loss over all ranks and micro batches / Σ count over the same, where DDP's mean over
         the ranks is made good by the factor R.
         """
-        self.net.train()
+        self.model.train()
         counts = torch.stack([self.loss.counts(truth) for _, truth in micro_batches]).sum(dim=0)
         counting = self._start_sum(counts)
         buffers = [buffer.clone() for buffer in self._buffers]
@@ -100,7 +100,7 @@ class Learner:
             for buffer, before in zip(self._buffers, buffers, strict=True):
                 buffer.copy_(torch.where(bad > 0, before, buffer))
         if self.average is not None:
-            self.average.update(self.net, number, bad)
+            self.average.update(self.model, number, bad)
         self._loss_sums += torch.where(bad > 0, 0.0, sums_of_step)
         self._good_steps += 1 - bad
         self.skipped = torch.stack([self.skipped[0] + (bad > 0), (self.skipped[1] + 1) * (bad > 0)])
@@ -121,14 +121,14 @@ class Learner:
         self._good_steps.zero_()
         return figures
 
-    def share_buffers(self, net: nn.Module) -> None:
-        """Give all ranks rank 0's norm buffers of `net`, this learner's network or its average: only those count.
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all ranks rank 0's norm buffers of `model`, this learner's model or its average: only those count.
 
         Training uses the statistics of each batch; the running ones are read by validation alone, so there is no
         need to send them at every step, as DDP would.
         """
         if self.ranks.world_size > 1:
-            for buffer in net.buffers():
+            for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,10 +137,10 @@ class Learner:
         All of it is the same on every rank but for the sums that the next row of figures is made of.
         """
         return {
-            "net": self.net.state_dict(),
+            "net": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.net.state_dict(),
+            "average": None if self.average is None else self.average.model.state_dict(),
             "skipped": self.skipped,
             "loss_sums": torch.tensor(self.ranks.gather(self._loss_sums.tolist()), dtype=torch.float64),
             "good_steps": self._good_steps,
@@ -148,11 +148,11 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state of `state_dict`, of any number of ranks."""
-        self.net.load_state_dict(state["net"])
+        self.model.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            self.average.net.load_state_dict(state["average"])
+            self.average.model.load_state_dict(state["average"])
         self.skipped = state["skipped"].to(self.ranks.device, copy=True)
         sums: torch.Tensor = state["loss_sums"]  # (ranks, parts)
         if len(sums) != self.ranks.world_size:
@@ -167,11 +167,11 @@ class Learner:
         """
         if self.precision.scaled:
             self.scaler.unscale_(self.optimizer)
-        gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         bad = (~norm.isfinite()).float()
         if self.config.optim.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), self.config.optim.clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.optim.clip_norm, norm)
         set_learning_rate(self.optimizer, rate)
         # The fused optimizers leave weights and moments alone where this is 1; it is how GradScaler tells them, too.
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]
@@ -190,12 +190,12 @@ class Learner:
         return self._ddp.no_sync() if yes and self._ddp is not None else nullcontext()
 
 
-def _distributed(net: nn.Module, ranks: Ranks) -> DistributedDataParallel | None:
-    """The network with gradients averaged over the ranks; None for a single one."""
+def _distributed(model: nn.Module, ranks: Ranks) -> DistributedDataParallel | None:
+    """The model with gradients averaged over the ranks; None for a single one."""
     if ranks.world_size == 1:
         return None
     return DistributedDataParallel(
-        net,
+        model,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
         forward_sync_buffers=False,
         gradient_as_bucket_view=True,

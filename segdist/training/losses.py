@@ -54,10 +54,10 @@ class Loss:
 
     def _dice(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         """1 - (2 sum pt + s) / (sum p + sum t + s) per image and class (Milletari et al. 2016, without squares)."""
-        classes = logits.shape[1]
+        num_classes = logits.shape[1]
         counted = (truth != IGNORE).unsqueeze(1)
         probabilities = logits.softmax(dim=1) * counted
-        target = functional.one_hot(torch.where(truth == IGNORE, 0, truth), classes).permute(0, 3, 1, 2) * counted
+        target = functional.one_hot(torch.where(truth == IGNORE, 0, truth), num_classes).permute(0, 3, 1, 2) * counted
         overlap = (probabilities * target).sum(dim=(2, 3))
         total = probabilities.sum(dim=(2, 3)) + target.sum(dim=(2, 3))
         dice = (2 * overlap + DICE_SMOOTHING) / (total + DICE_SMOOTHING)

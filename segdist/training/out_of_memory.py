@@ -61,15 +61,15 @@ def explain_out_of_memory(
     raise problem from None
 
 
-def training_attempt(net: nn.Module, loss: Loss, precision: Precision, channels: int) -> Callable[[int, int], None]:
-    """A function that computes loss and gradients of so many made-up patches of such a side, on a copy of `net`.
+def training_attempt(model: nn.Module, loss: Loss, precision: Precision, channels: int) -> Callable[[int, int], None]:
+    """A function that computes loss and gradients of so many made-up patches of such a side, on a copy of `model`.
 
     The copy has no part in DDP: one rank may try alone, and the weights and gradients of the run stay as they are.
     """
 
     def attempt(count: int, patch: int) -> None:
-        weight = next(net.parameters())
-        alone = copy.deepcopy(net)
+        weight = next(model.parameters())
+        alone = copy.deepcopy(model)
         for module in alone.modules():
             if isinstance(module, nn.SyncBatchNorm):
                 module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]  # it would wait for the other ranks

@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
-from segdist.ranks.process_group import resolve_environment
+from segdist.ranks.launchers import resolve_environment
 from segdist.tracking import check_trackers
 from segdist.training.config import TrainConfig
 from segdist.training.data import TrainingData
 from segdist.training.losses import Loss, class_weights
 from segdist.training.run_files import check_same_run, describe_run
-from segdist.training.trainer import build_net
+from segdist.training.trainer import make_model
 from segdist.training.training_job import resolve
 from shards.read.order import slots_of_rank
 
@@ -28,9 +28,9 @@ def training_plan(config: TrainConfig) -> str:
     slots = slots_of_rank(config.batch_size, environment.rank, environment.world_size)
     micro = -(-len(slots) // config.accumulate)
     with torch.device("meta"):  # shapes, but no memory and no time for initial weights
-        net = build_net(config, data)
-    weights = sum(parameter.numel() for parameter in net.parameters())
-    activations = activation_bytes(net, config, data, micro)
+        model = make_model(config, data)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    activations = activation_bytes(model, config, data, micro)
     # Weights, gradients and one (SGD) or two (AdamW) moments, in float32; and the average's copy.
     copies = 2 + (2 if config.optim.optimizer == "adamw" else 1) + (1 if config.optim.ema_decay else 0)
     folder = config.run_dir
@@ -44,7 +44,7 @@ def training_plan(config: TrainConfig) -> str:
             f"{data.channels}, classes {', '.join(info.name for info in data.classes)}",
             f"  steps: {data.steps} of {config.batch_size} samples, {data.steps_per_epoch} an epoch; "
             f"{environment.world_size} ranks, {len(slots)} samples a step on this one, {micro} at a time",
-            f"  network: {config.model.factory}, {weights / 1e6:.2f} million weights; {precision.name} "
+            f"  model: {config.model.factory}, {weights / 1e6:.2f} million weights; {precision.name} "
             f"({precision.reason})",
             f"  memory a rank: {(weights * 4 * copies + activations) / 1e6:.0f} MB for weights and activations "
             f"({activations / 1e6:.0f} MB for {micro} samples), and what torch itself takes",
@@ -52,11 +52,11 @@ def training_plan(config: TrainConfig) -> str:
     )
 
 
-def activation_bytes(net: nn.Module, config: TrainConfig, data: TrainingData, samples: int) -> int:
+def activation_bytes(model: nn.Module, config: TrainConfig, data: TrainingData, samples: int) -> int:
     """Bytes that the forward pass of `samples` patches keeps for the backward pass, in fp32.
 
     Args:
-        net: on torch's "meta" device, as is everything here.
+        model: on torch's "meta" device, as is everything here.
     """
     kept: dict[int, int] = {}
 
@@ -68,10 +68,10 @@ def activation_bytes(net: nn.Module, config: TrainConfig, data: TrainingData, sa
         images = torch.empty(samples, data.channels, data.patch, data.patch)
         truth = torch.zeros(samples, data.patch, data.patch, dtype=torch.uint8)
         weights = class_weights(config.loss, data.pixels).to("meta")
-    parameters = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
+    parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         # The result keeps the graph alive, so that no storage is counted under the address of a freed one.
-        result = Loss(config.loss, weights).sums(net(images), truth)
+        result = Loss(config.loss, weights).sums(model(images), truth)
     total = sum(size for address, size in kept.items() if address not in parameters)
     del result
     return total

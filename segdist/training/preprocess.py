@@ -1,4 +1,4 @@
-"""From stored batches to what the network sees: on the device, normalized, flipped and augmented."""
+"""From stored batches to what the model sees: on the device, normalized, flipped and augmented."""
 
 import torch
 
@@ -11,7 +11,7 @@ class Preprocessor:
     """Moves batches to the device as bytes and converts them there.
 
     Args:
-        mean, std: per channel, in stored units; the network sees (x - mean) / std.
+        mean, std: per channel, in stored units; the model sees (x - mean) / std.
         augmenter: flips and the other augmentations of training batches.
         accumulate: number of micro batches that a training batch is split into; at most the batch's samples.
     """

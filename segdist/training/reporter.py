@@ -1,7 +1,6 @@
 """What a training run tells: progress, a line per epoch, `metrics.jsonl`, trackers, `summary.json`. Rank 0 only."""
 
 import math
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,8 +10,9 @@ from typing import Any
 
 import torch
 
+from segdist.core.machine import peak_memory_mb
+from segdist.core.paths import BEST_MODEL
 from segdist.core.terminal import Progress, clock, say, warn
-from segdist.model.model_file import BEST
 from segdist.ranks.process_group import Ranks
 from segdist.runs.record import EVENTS, METRICS, read_rows
 from segdist.tracking import Trackers
@@ -158,8 +158,8 @@ class RunReporter:
         """A row of scores, pictures for the trackers, a line for the person.
 
         Args:
-            result: of the network that is kept; None where there is nothing to validate on.
-            latest: of the latest weights, where the network that is kept is their moving average.
+            result: of the model that is kept; None where there is nothing to validate on.
+            latest: of the latest weights, where the model that is kept is their moving average.
         """
         if self._metrics is None:
             return
@@ -203,17 +203,17 @@ class RunReporter:
     def _log_artifacts(self) -> None:
         """Offer the trackers the best model, and the last checkpoint, from which the run can be extended elsewhere."""
         checkpoint = max((self.folder / "checkpoints").glob("step-*.pt"), default=None)
-        for path, what in ((self.folder / BEST, "best"), (checkpoint, "checkpoint")):
+        for path, what in ((self.folder / BEST_MODEL, "best"), (checkpoint, "checkpoint")):
             if path is not None and path.is_file():
                 self.trackers.log_artifact(path, f"{self.folder.resolve().name}-{what}")
 
     def _say_where_it_stands(self, state: State, summary: dict[str, Any]) -> None:
         """How this start ended, the best epoch, and where everything is."""
         say(f"{self.folder}: {state} after step {summary['step']} of {summary['steps']}, {clock(summary['seconds'])}")
-        if summary["best_mean_iou"] is not None and (self.folder / BEST).is_file():
+        if summary["best_mean_iou"] is not None and (self.folder / BEST_MODEL).is_file():
             say(
                 f"  best: mean IoU {summary['best_mean_iou']:.4f} on the validation patches, "
-                f"epoch {summary['best_epoch'] + 1}, step {summary['best_step']}: {self.folder / BEST}"
+                f"epoch {summary['best_epoch'] + 1}, step {summary['best_step']}: {self.folder / BEST_MODEL}"
             )
         say(f"  figures: {self.folder / METRICS}, checkpoints: {self.folder / 'checkpoints'}")
         if state == "stopped":
@@ -260,4 +260,4 @@ def memory_mb(device: torch.device) -> float:
     """Highest memory so far in MB: of the GPU's allocator, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return peak_memory_mb()

@@ -16,11 +16,12 @@ import torch
 
 from segdist.core.errors import UserError
 from segdist.core.keyed import Purpose, hash64
-from segdist.core.paths import run_dir
+from segdist.core.paths import BEST_MODEL, LAST_MODEL, run_dir
 from segdist.core.terminal import warn
+from segdist.model.card import ModelCard
 from segdist.model.compiling import explain_compiler_errors
 from segdist.model.factory import build_model, stride_multiple
-from segdist.model.model_file import BEST, LAST, ModelCard, load_model, save_model
+from segdist.model.model_file import load_model, save_model
 from segdist.model.precision import Precision
 from segdist.ranks.process_group import Ranks
 from segdist.ranks.profiler import Profile
@@ -57,40 +58,40 @@ class Counters:
     """Length of `metrics.jsonl` in bytes."""
 
 
-def build_net(config: TrainConfig, data: TrainingData) -> torch.nn.Module:
-    """The network that the config describes for the classes and channels of the data, as its factory makes it.
+def make_model(config: TrainConfig, data: TrainingData) -> torch.nn.Module:
+    """The model that the config describes for the classes and channels of the data, as its factory makes it.
 
     Raises:
-        UserError: the factory doesn't work, or the network doesn't take patches of that size.
+        UserError: the factory doesn't work, or the model doesn't take patches of that size.
     """
-    net = build_model(config.model, data.channels, len(data.classes))
-    multiple = stride_multiple(config.model, net)
+    model = build_model(config.model, data.channels, len(data.classes))
+    multiple = stride_multiple(config.model, model)
     if data.patch % multiple:
         raise UserError(
-            f"the network needs image sides that are multiples of {multiple}, and the patches have {data.patch} "
+            f"the model needs image sides that are multiples of {multiple}, and the patches have {data.patch} "
             "pixels: make patches of another --patches.size, or lower --model.depth"
         )
-    return net
+    return model
 
 
-def prepare_net(config: TrainConfig, data: TrainingData, ranks: Ranks) -> torch.nn.Module:
-    """The network of a run with its initial weights, the same on all ranks, on the ranks' device.
+def prepare_model(config: TrainConfig, data: TrainingData, ranks: Ranks) -> torch.nn.Module:
+    """The model of a run with its initial weights, the same on all ranks, on the ranks' device.
 
     Raises:
-        UserError: see `build_net`; nothing of a warm start fits.
+        UserError: see `make_model`; nothing of a warm start fits.
     """
     torch.manual_seed(config.seed)
-    net = build_net(config, data)
+    model = make_model(config, data)
     if config.init_from:
-        take_over(load_model(run_dir(config.init_from)), net, data.classes, speak=ranks.is_main)
+        take_over(load_model(run_dir(config.init_from)), model, data.classes, speak=ranks.is_main)
     if config.sync_batch_norm and ranks.device.type == "cuda":
-        net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     elif config.sync_batch_norm and ranks.is_main:
         warn("--sync-batch-norm works on GPUs only: here every rank normalizes by its own part of the batch")
-    net = net.to(ranks.device)
+    model = model.to(ranks.device)
     if config.channels_last:
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this one
-    return net
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this one
+    return model
 
 
 class Run:
@@ -99,7 +100,7 @@ class Run:
     Args:
         folder: the run folder; exists.
         config: checked, `model.width` resolved.
-        net: see `prepare_net`.
+        model: see `prepare_model`.
         reporter: speaks on rank 0 and is silent elsewhere.
     """
 
@@ -108,7 +109,7 @@ class Run:
         folder: Path,
         config: TrainConfig,
         data: TrainingData,
-        net: torch.nn.Module,
+        model: torch.nn.Module,
         loss: Loss,
         precision: Precision,
         ranks: Ranks,
@@ -118,7 +119,7 @@ class Run:
         self.loss, self.precision = loss, precision
         self.steps_per_epoch = data.steps_per_epoch
         self.steps = data.steps
-        self.learner = Learner(net, config, loss, precision, ranks)
+        self.learner = Learner(model, config, loss, precision, ranks)
         largest = torch.iinfo(getattr(torch, data.dtype)).max
         augmenter = Augmenter(config.augment, config.seed, full_scale=float(largest))
         # The same number on all ranks, of which some may have one sample less.
@@ -211,9 +212,9 @@ class Run:
         gradients in the same order as one that was not.
         """
         before = copy_to_cpu(self.learner.state_dict())
-        net, patch = self.learner.net, self.data.patch
-        multiple = stride_multiple(self.config.model, net)
-        attempt = training_attempt(net, self.loss, self.precision, self.data.channels)
+        model, patch = self.learner.model, self.data.patch
+        multiple = stride_multiple(self.config.model, model)
+        attempt = training_attempt(model, self.loss, self.precision, self.data.channels)
         with (
             closing(self.data.batches(0)) as batches,
             explain_out_of_memory(self.config, patch, multiple, self.ranks.world_size, attempt),
@@ -221,7 +222,7 @@ class Run:
             for number, batch in enumerate(islice(batches, 2)):
                 self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)
         self.learner.figures()
-        self._score(self.learner.best_net, batches=1)
+        self._score(self.learner.best_model, batches=1)
         state = self._state()
         if self.ranks.is_main:
             self.checkpoints.try_out(state)
@@ -229,32 +230,32 @@ class Run:
 
     def _validate(self, epoch: int) -> None:
         """Score the validation patches and keep the model. Collective."""
-        result = self._score(self.learner.best_net)
-        latest = None if self.learner.average is None else self._score(self.learner.net)
+        result = self._score(self.learner.best_model)
+        latest = None if self.learner.average is None else self._score(self.learner.model)
         if not self.ranks.is_main:
             return
         at = self.counters
         score = None if result is None else result.mean_iou
-        self._keep(LAST, epoch, score)
-        if (score is None or score > at.best_mean_iou) and self._keep(BEST, epoch, score):
+        self._keep(LAST_MODEL, epoch, score)
+        if (score is None or score > at.best_mean_iou) and self._keep(BEST_MODEL, epoch, score):
             at.best_mean_iou, at.best_epoch, at.best_step = score if score is not None else -1.0, epoch, at.step
         self.reporter.validated(at.step, epoch, result, latest)
 
     def _keep(self, name: str, epoch: int, score: float | None) -> bool:
         """Write the model file `name`; False where the disk refuses it, which is no reason to stop."""
         try:
-            save_model(self.folder / name, self.learner.best_net.state_dict(), self._card(epoch, score))
+            save_model(self.folder / name, self.learner.best_model.state_dict(), self._card(epoch, score))
         except OSError as error:
             warn(f"{self.folder / name} of step {self.counters.step} could not be written: {error.strerror}")
             return False
         return True
 
-    def _score(self, net: torch.nn.Module, batches: int | None = None) -> ValidationResult | None:
-        self.learner.share_buffers(net)
+    def _score(self, model: torch.nn.Module, batches: int | None = None) -> ValidationResult | None:
+        self.learner.share_buffers(model)
         if self.data.validation is None:
             return None
         return validate(
-            net,
+            model,
             islice(self.data.validation, batches),
             self.preprocess,
             self.loss,
@@ -301,7 +302,7 @@ class Run:
             patch=self.data.patch,
             mean=self.data.mean,
             std=self.data.std,
-            stride_multiple=stride_multiple(self.config.model, self.learner.net),
+            stride_multiple=stride_multiple(self.config.model, self.learner.model),
             run=self.folder.name,
             epoch=epoch,
             step=self.counters.step,

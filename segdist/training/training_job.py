@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from segdist.core.terminal import say
-from segdist.model.factory import UNET
+from segdist.model.config import UNET
 from segdist.model.precision import Precision, choose_precision
 from segdist.ranks.process_group import Ranks
 from segdist.tracking import Trackers, check_trackers, open_trackers
@@ -18,14 +18,14 @@ from segdist.training.data import TrainingData
 from segdist.training.losses import Loss, class_weights
 from segdist.training.reporter import RunReporter
 from segdist.training.run_files import check_same_run, describe_run, write_description
-from segdist.training.trainer import Run, State, prepare_net
+from segdist.training.trainer import Run, State, prepare_model
 
 GPU_WIDTH, CPU_WIDTH = 64, 16
 """Base width of the U-Net where the config leaves it open: the original's on a GPU, a smaller one on a CPU."""
 
 
 def resolve(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Precision]:
-    """Fill in what the config leaves to the machine: the network's width and the precision."""
+    """Fill in what the config leaves to the machine: the model's width and the precision."""
     if config.model.factory == UNET and not config.model.width:
         width = GPU_WIDTH if device.type == "cuda" else CPU_WIDTH
         config = replace(config, model=replace(config.model, width=width))
@@ -51,7 +51,7 @@ def train(config: TrainConfig, ranks: Ranks, command: Sequence[str] = ()) -> Sta
     check_trackers(config.tracking)
     data = TrainingData(config, ranks.rank, ranks.world_size, pin=ranks.device.type == "cuda")
     # All that may be refused comes before the run folder is made.
-    net = prepare_net(config, data, ranks)
+    model = prepare_model(config, data, ranks)
     loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(ranks.device))
     folder = config.run_dir
     description = describe_run(config, data.identity(), precision.name, command)
@@ -78,7 +78,7 @@ def train(config: TrainConfig, ranks: Ranks, command: Sequence[str] = ()) -> Sta
         return trackers
 
     reporter = RunReporter(folder, data.classes, config.batch_size, ranks, start_trackers, config.quiet)
-    run = Run(folder, config, data, net, loss, precision, ranks, reporter)
+    run = Run(folder, config, data, model, loss, precision, ranks, reporter)
     try:
         state = run.train()
     except BaseException:

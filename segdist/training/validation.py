@@ -53,30 +53,30 @@ class ValidationResult:
 
 @torch.inference_mode()
 def validate(
-    net: nn.Module,
+    model: nn.Module,
     batches: Iterable[Batch],
     preprocess: Preprocessor,
     loss: Loss,
     precision: Precision,
     ranks: Ranks,
-    classes: int,
+    num_classes: int,
     examples: int = 4,
 ) -> ValidationResult:
-    """Run `net` over this rank's validation batches and reduce. Collective.
+    """Run `model` over this rank's validation batches and reduce. Collective.
 
     The batches are the same for any number of ranks and so, bit by bit, are the predictions: the confusion matrix
     is summed as integers, the loss in the order of the batches.
     """
-    net.eval()
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=ranks.device)
+    model.eval()
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=ranks.device)
     sums: list[tuple[int, torch.Tensor, torch.Tensor]] = []
     shown: list[Example] = []
     for batch in batches:
         images, truth = preprocess.plain(batch)
         with precision.autocast(images.device):
-            logits = net(images)
+            logits = model(images)
         prediction = logits.argmax(dim=1)
-        confusion += confusion_matrix(truth, prediction, classes)
+        confusion += confusion_matrix(truth, prediction, num_classes)
         sums.append((batch.step, loss.sums(logits, truth).double(), loss.counts(truth)))
         if ranks.is_main and not shown:
             shown = _examples(batch.images[:examples], truth[:examples], prediction[:examples])

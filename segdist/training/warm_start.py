@@ -5,21 +5,21 @@ from torch import nn
 
 from segdist.core.errors import UserError
 from segdist.core.terminal import say
-from segdist.model.model_file import ModelCard
+from segdist.model.card import ModelCard
 from shards.manifest import ClassInfo
 
 
 def take_over(
-    source: tuple[nn.Module, ModelCard], net: nn.Module, classes: tuple[ClassInfo, ...], speak: bool = True
+    source: tuple[nn.Module, ModelCard], model: nn.Module, classes: tuple[ClassInfo, ...], speak: bool = True
 ) -> list[str]:
-    """Copy the weights whose names and shapes agree into `net`.
+    """Copy the weights whose names and shapes agree into `model`.
 
     A class head of the same shape is left out too where the class names differ in kind or order: its rows would
     mean other classes.
 
     Args:
         source: what `load_model` gave.
-        classes: of the new network.
+        classes: of the new model.
 
     Returns:
         The names of the weights that were left as initialized.
@@ -29,7 +29,7 @@ def take_over(
     """
     weights = source[0].state_dict()
     same_classes = [info.name for info in source[1].classes] == [info.name for info in classes]
-    own = net.state_dict()
+    own = model.state_dict()
     head = _head_names(own, len(classes))
     taken: dict[str, torch.Tensor] = {}
     for name, value in own.items():
@@ -37,8 +37,8 @@ def take_over(
             taken[name] = weights[name]
     left_out = [name for name in own if name not in taken]
     if not any(value.ndim > 1 for value in taken.values()):
-        raise UserError(f"--init-from: no weight of that {source[1].model.factory} fits this network")
-    net.load_state_dict(taken, strict=False)
+        raise UserError(f"--init-from: no weight of that {source[1].model.factory} fits this model")
+    model.load_state_dict(taken, strict=False)
     if speak:
         say(f"warm start: {len(taken)} of {len(own)} weights taken over")
         if left_out:
@@ -46,9 +46,9 @@ def take_over(
     return left_out
 
 
-def _head_names(state: dict[str, torch.Tensor], classes: int) -> set[str]:
+def _head_names(state: dict[str, torch.Tensor], num_classes: int) -> set[str]:
     """The last weight whose first size is the number of classes, and its bias."""
-    names = [name for name, value in state.items() if value.ndim > 1 and len(value) == classes]
+    names = [name for name, value in state.items() if value.ndim > 1 and len(value) == num_classes]
     if not names:
         return set()
     module = names[-1].rpartition(".")[0]

@@ -147,7 +147,8 @@ def case_ranks(folder: str, mode: str) -> dict[str, Any]:
     """
     from segdist.inference import job as inference_job
     from segdist.inference.job import infer
-    from segdist.ranks.process_group import RankEnvironment, Ranks, ranks
+    from segdist.ranks.launchers import RankEnvironment
+    from segdist.ranks.process_group import Ranks, ranks
 
     if mode == "seamless":
         finished_rows = inference_job.finished_rows
@@ -220,8 +221,9 @@ def job_config(folder: Path, image: Path, out: Path, threads: int = 0) -> Any:
 
 def write_model(folder: Path, net: str) -> None:
     """The network as a model file."""
-    from segdist.model.factory import ModelConfig
-    from segdist.model.model_file import ModelCard, save_model
+    from segdist.model.card import ModelCard
+    from segdist.model.config import ModelConfig
+    from segdist.model.model_file import save_model
     from shards.manifest import ClassInfo
 
     model = build(net)

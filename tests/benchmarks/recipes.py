@@ -67,7 +67,7 @@ def step_costs(rounds: int = 3, steps: int = 20) -> None:
     """What a step of 16 patches on two threads costs: the least of several turns."""
     cases: list[tuple[str, dict[str, Any], dict[str, str]]] = [(name, options, {}) for name, options in STEP_COSTS]
     cases.append(("bilinear, NHWC, threads bound to cores", AS_THE_JOB, BOUND))
-    print("| network, layout, precision | s / step |\n|---|---|")
+    print("| model, layout, precision | s / step |\n|---|---|")
     turns = [[bare(steps, options, environ) for _, options, environ in cases] for _ in range(rounds)]
     for (name, _, _), seconds in zip(cases, zip(*turns, strict=True), strict=True):
         print(f"| {name} | {min(seconds):.3f} |")

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.train                  # all, about 40 minutes on 2 cores
     python -m tests.benchmarks.train overhead ranks   # only some of: overhead ranks accuracy longer paper size
 
-The bare loop is forward, backward and optimizer step on one batch that lies ready, with the same network, batch and
+The bare loop is forward, backward and optimizer step on one batch that lies ready, with the same model, batch and
 threads; nothing is read, reported, checked or saved. `overhead` and `ranks` compare rates in turns and quote the median
 of the ratios; there the bare loop has the job's memory layout and malloc settings, too. `accuracy` counts the whole of
 `segdist train` as a person waits for it, from the start of the process to its end, against the time of a number of bare

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 from jobs import cli
-from segdist.model.factory import ModelConfig, build_model
-from segdist.model.model_file import ModelCard, save_model
+from segdist.model.card import ModelCard
+from segdist.model.config import ModelConfig
+from segdist.model.factory import build_model
+from segdist.model.model_file import save_model
 from shards.manifest import read_manifest
 from tests.support.programs import ROOT, tiny_set
 

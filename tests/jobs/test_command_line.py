@@ -136,7 +136,7 @@ def test_torchrun_takes_none_of_our_flags_for_its_own(script: str) -> None:
 
 def test_the_command_to_do_it_again_names_a_launcher_for_as_many_ranks() -> None:
     from jobs.command_line import launch_command
-    from segdist.ranks.process_group import RankEnvironment
+    from segdist.ranks.launchers import RankEnvironment
 
     def command(**ranks: int) -> str:
         return " ".join(launch_command("train", ["-f", "cells"], RankEnvironment(launcher="slurm", **ranks)))

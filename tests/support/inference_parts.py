@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segdist.model.factory import ModelConfig, build_model
-from segdist.model.model_file import ModelCard, save_model
+from segdist.model.card import ModelCard
+from segdist.model.config import ModelConfig
+from segdist.model.factory import build_model
+from segdist.model.model_file import save_model
 from segdist.runs.record import TIMES
 from shards.manifest import ClassInfo
 

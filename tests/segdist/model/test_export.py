@@ -23,11 +23,11 @@ def test_the_file_gives_what_the_network_gives(tmp_path: Path, raw: bool) -> Non
     out = tmp_path / "net.onnx"
     assert run_job(export.main, ["-m", str(model), "-o", str(out), *(["--raw"] if raw else [])]) == FINISHED
     session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    net, card = load_model(model)
+    model, card = load_model(model)
     assert json.loads(session.get_modelmeta().custom_metadata_map["segdist"])["patch"] == card.patch
     tiles = np.random.default_rng(1).integers(0, 256, (5, 1, 24, 40)).astype(np.float32)
     with torch.inference_mode():
-        expected = (exporter.Raw(net, card) if raw else net)(torch.from_numpy(tiles)).numpy()
+        expected = (exporter.Raw(model, card) if raw else model)(torch.from_numpy(tiles)).numpy()
     assert np.allclose(session.run(None, {"images": tiles})[0], expected, atol=1e-3 * np.abs(expected).max())
 
 

@@ -46,11 +46,11 @@ def test_iou_is_torchmetrics_jaccard_index(seed: int, classes: int) -> None:
 
 def test_mean_iou_is_over_classes_that_occur_in_truth_or_prediction() -> None:
     # Keras' documented example: truth [0, 0, 1, 1], prediction [0, 1, 0, 1] has mean IoU 1/3.
-    matrix = confusion_matrix(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), classes=2)
+    matrix = confusion_matrix(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), num_classes=2)
     assert mean_iou(matrix) == pytest.approx(1 / 3)
     # A third class that nobody has or predicts changes nothing; one that is predicted only, counts as 0.
     assert mean_iou(confusion_matrix(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), 3)) == pytest.approx(1 / 3)
-    matrix = confusion_matrix(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2]), classes=3)
+    matrix = confusion_matrix(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2]), num_classes=3)
     assert mean_iou(matrix) == pytest.approx((1 + 0.5 + 0) / 3)
 
 
@@ -62,7 +62,7 @@ def test_dice_and_accuracy() -> None:
 
 def test_ignored_pixels_count_nowhere() -> None:
     truth = torch.tensor([IGNORE, IGNORE, 1], dtype=torch.uint8)
-    matrix = confusion_matrix(truth, torch.tensor([0, 1, 1]), classes=2)
+    matrix = confusion_matrix(truth, torch.tensor([0, 1, 1]), num_classes=2)
     assert matrix.tolist() == [[0, 0], [0, 1]]
 
 
@@ -72,9 +72,9 @@ def test_nothing_counted_has_no_score() -> None:
 
 def test_a_label_outside_the_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="outside the 2 classes"):
-        confusion_matrix(torch.tensor([0, 2]), torch.tensor([0, 1]), classes=2)
+        confusion_matrix(torch.tensor([0, 2]), torch.tensor([0, 1]), num_classes=2)
     with pytest.raises(ValueError, match="outside the 2 classes"):
-        confusion_matrix(torch.tensor([1, 1]), torch.tensor([0, 2]), classes=2)
+        confusion_matrix(torch.tensor([1, 1]), torch.tensor([0, 2]), num_classes=2)
 
 
 def test_sums_of_parts_are_the_whole_whatever_the_split() -> None:

@@ -6,14 +6,9 @@ import pytest
 import torch
 
 from segdist.core.errors import UserError
-from segdist.ranks.process_group import (
-    Launcher,
-    RankEnvironment,
-    choose_device,
-    default_threads,
-    first_host,
-    resolve_environment,
-)
+from segdist.ranks.device import choose_device
+from segdist.ranks.launchers import Launcher, RankEnvironment, first_host, resolve_environment
+from segdist.ranks.threads import default_threads
 
 TORCHRUN = {
     "RANK": "5",

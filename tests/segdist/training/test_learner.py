@@ -8,7 +8,8 @@ import torch
 
 from segdist.model.precision import Precision
 from segdist.model.unet import UNet
-from segdist.ranks.process_group import RankEnvironment, Ranks
+from segdist.ranks.launchers import RankEnvironment
+from segdist.ranks.process_group import Ranks
 from segdist.training.checkpoint import copy_to_cpu
 from segdist.training.config import LossConfig, OptimConfig, TrainConfig
 from segdist.training.learner import Learner, MicroBatch
@@ -26,10 +27,10 @@ def learner(
 ) -> Learner:
     torch.manual_seed(0)
     config = replace(TrainConfig(), optim=optim or OptimConfig(), loss=LossConfig(name=loss))
-    net = UNet(1, 3, width=4, depth=2, norm=norm)
+    model = UNet(1, 3, width=4, depth=2, norm=norm)
     # fp16 is refused to people on a CPU, where it is slow; the loss scaling is the same.
     chosen = Precision(precision, "for a test")
-    return Learner(net, config, Loss(config.loss, torch.ones(3)), chosen, Ranks(RankEnvironment("single"), CPU))
+    return Learner(model, config, Loss(config.loss, torch.ones(3)), chosen, Ranks(RankEnvironment("single"), CPU))
 
 
 def batch(seed: int = 0, count: int = 8) -> MicroBatch:
@@ -64,7 +65,7 @@ def test_accumulation_has_the_gradient_of_the_whole_batch(parts: int, loss: str)
     whole, cut = learner(loss=loss), learner(loss=loss)
     whole.step([(images, truth)], rate=0.1, number=0)
     cut.step(list(zip(images.tensor_split(parts), truth.tensor_split(parts), strict=True)), rate=0.1, number=0)
-    for one, other in zip(whole.net.parameters(), cut.net.parameters(), strict=True):
+    for one, other in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     assert whole.figures().loss == pytest.approx(cut.figures().loss, rel=1e-5)
 
@@ -103,29 +104,29 @@ def test_a_bad_step_in_between_is_as_if_it_had_not_been() -> None:
         with_it.step([item], rate=0.1, number=0)
     for item in (batch(0), batch(1)):
         without.step([item], rate=0.1, number=0)
-    assert same(with_it.net.state_dict(), without.net.state_dict())
+    assert same(with_it.model.state_dict(), without.model.state_dict())
     assert with_it.figures().skipped == 2
 
 
 def test_a_step_with_nothing_labeled_changes_no_weight() -> None:
     tested = learner(OptimConfig(weight_decay=0.0))
-    before = copy_to_cpu(tested.net.state_dict())
+    before = copy_to_cpu(tested.model.state_dict())
     images, truth = batch()
     tested.step([(images, torch.full_like(truth, IGNORE))], rate=0.1, number=0)
-    assert same(before, tested.net.state_dict())
+    assert same(before, tested.model.state_dict())
     assert tested.figures().loss == 0
 
 
 def test_clipping_bounds_the_update() -> None:
     plain, clipped = (learner(OptimConfig(momentum=0, weight_decay=0, clip_norm=norm)) for norm in (0.0, 1e-3))
-    start = [parameter.detach().clone() for parameter in plain.net.parameters()]
+    start = [parameter.detach().clone() for parameter in plain.model.parameters()]
     for tested in (plain, clipped):
         tested.step([batch()], rate=1.0, number=0)
     assert plain.figures().grad_norm == clipped.figures().grad_norm > 1e-3
 
     def moved(tested: Learner) -> float:
         return float(
-            sum((p.detach() - s).square().sum() for p, s in zip(tested.net.parameters(), start, strict=True)) ** 0.5
+            sum((p.detach() - s).square().sum() for p, s in zip(tested.model.parameters(), start, strict=True)) ** 0.5
         )
 
     assert moved(clipped) == pytest.approx(1e-3, rel=1e-2)
@@ -134,13 +135,13 @@ def test_clipping_bounds_the_update() -> None:
 
 def test_the_average_follows_the_weights() -> None:
     tested = learner(OptimConfig(ema_decay=0.5))
-    expected = copy_to_cpu(tested.net.state_dict())
+    expected = copy_to_cpu(tested.model.state_dict())
     for number in range(5):
         tested.step([batch(number)], rate=0.1, number=number)
         share = 1 - min(0.5, (1 + number) / (10 + number))
-        for name, value in tested.net.state_dict().items():
+        for name, value in tested.model.state_dict().items():
             expected[name] += share * (value - expected[name])
-    for name, value in tested.best_net.state_dict().items():
+    for name, value in tested.best_model.state_dict().items():
         torch.testing.assert_close(value, expected[name])
 
 
@@ -158,16 +159,16 @@ def test_a_state_taken_up_goes_on_with_the_same_bits() -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_takes_about_the_same_step(precision: Literal["bf16", "fp16"]) -> None:
     exact, reduced = (learner(OptimConfig(momentum=0), precision=name) for name in ("fp32", precision))
-    start = torch.cat([parameter.detach().flatten() for parameter in exact.net.parameters()])
+    start = torch.cat([parameter.detach().flatten() for parameter in exact.model.parameters()])
     moves = []
     for tested in (exact, reduced):
         tested.step([batch()], rate=1.0, number=0)
-        moves.append(torch.cat([parameter.detach().flatten() for parameter in tested.net.parameters()]) - start)
+        moves.append(torch.cat([parameter.detach().flatten() for parameter in tested.model.parameters()]) - start)
     assert torch.cosine_similarity(*moves, dim=0) > 0.97
     # The scale of 2^16 is gone from gradients and norm.
     assert float(moves[1].norm() / moves[0].norm()) == pytest.approx(1, abs=0.05)
     assert reduced.figures().grad_norm == pytest.approx(exact.figures().grad_norm, rel=0.05)
-    assert all(parameter.dtype == torch.float32 for parameter in reduced.net.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in reduced.model.parameters())
 
 
 def test_an_overflow_of_scaled_gradients_halves_the_scale_and_changes_nothing_else() -> None:

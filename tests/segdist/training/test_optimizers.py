@@ -51,11 +51,11 @@ def test_warm_up_rises_linearly_to_the_rate(schedule: str) -> None:
 @pytest.mark.parametrize("bad_first", [True, False])
 def test_a_step_with_found_inf_leaves_no_trace(optimizer: str, bad_first: bool) -> None:
     """Also as the very first step, when SGD's momentum would be made by the step that is skipped."""
-    net = nn.Linear(3, 2)
-    fused = build_optimizer(OptimConfig(optimizer=optimizer, lr=0.1), net)
-    plain_net = nn.Linear(3, 2)
-    plain_net.load_state_dict(net.state_dict())
-    plain = build_optimizer(OptimConfig(optimizer=optimizer, lr=0.1), plain_net)
+    model = nn.Linear(3, 2)
+    fused = build_optimizer(OptimConfig(optimizer=optimizer, lr=0.1), model)
+    plain_model = nn.Linear(3, 2)
+    plain_model.load_state_dict(model.state_dict())
+    plain = build_optimizer(OptimConfig(optimizer=optimizer, lr=0.1), plain_model)
 
     def step(target: nn.Module, optimizer: torch.optim.Optimizer, gradient: float) -> None:
         for parameter in target.parameters():
@@ -66,17 +66,17 @@ def test_a_step_with_found_inf_leaves_no_trace(optimizer: str, bad_first: bool) 
 
     gradients = [float("nan"), 1.0, 2.0] if bad_first else [1.0, float("nan"), 2.0]
     for gradient in gradients:
-        step(net, fused, gradient)
+        step(model, fused, gradient)
     for gradient in (1.0, 2.0):
-        step(plain_net, plain, gradient)
-    for one, other in zip(net.parameters(), plain_net.parameters(), strict=True):
+        step(plain_model, plain, gradient)
+    for one, other in zip(model.parameters(), plain_model.parameters(), strict=True):
         assert torch.equal(one, other)
     for one, other in zip(fused.state.values(), plain.state.values(), strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_adamw_does_not_decay_biases_and_norms() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    optimizer = build_optimizer(OptimConfig(optimizer="adamw", weight_decay=0.1), net)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    optimizer = build_optimizer(OptimConfig(optimizer="adamw", weight_decay=0.1), model)
     decays = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
-    assert [decays[id(parameter)] for parameter in net.parameters()] == [0.1, 0.0, 0.0, 0.0]
+    assert [decays[id(parameter)] for parameter in model.parameters()] == [0.1, 0.0, 0.0, 0.0]

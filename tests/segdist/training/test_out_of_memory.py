@@ -75,10 +75,10 @@ def train(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_rank_can_try_alone_what_fits_with_batch_norm_over_all_ranks() -> None:
-    net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(UNet(1, 3, width=4, depth=2))
-    attempt = training_attempt(net, Loss(LossConfig(), torch.ones(3)), Precision("fp32", "for a test"), channels=1)
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(UNet(1, 3, width=4, depth=2))
+    attempt = training_attempt(model, Loss(LossConfig(), torch.ones(3)), Precision("fp32", "for a test"), channels=1)
     attempt(2, 16)  # on a CPU, where a norm over all ranks can't even start
-    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in net.modules())
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_random_kills_leave_no_trace(work: Path, ranks: int, kills: int) -> None
 
 
 def test_kills_in_the_middle_of_writing_a_checkpoint(work: Path) -> None:
-    """A larger network, a checkpoint at every step, and a kill whenever a half-written file is seen."""
+    """A larger model, a checkpoint at every step, and a kill whenever a half-written file is seen."""
     settings = ["--checkpoint.every-steps", "1", "--model.width", "24", "--no-check", "--steps", "12"]
     run(train("large", 1, settings), work)
     folder = work / "runs" / "large-killed" / "checkpoints"

@@ -169,7 +169,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(work: Path) -> None:
     log = work / "twice.log"
     slow = [
         "--model.factory",
-        "tests.segdist.training.test_trainer:slow_net",
+        "tests.segdist.training.test_trainer:slow_model",
         "--model.stride-multiple",
         "1",
         "--no-check",
@@ -181,10 +181,10 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(work: Path) -> None:
     time.sleep(SECOND_INTERRUPT_AFTER + 0.2)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(SlowNet.SECONDS / 2) == 130, log.read_text()
+    assert process.wait(SlowModel.SECONDS / 2) == 130, log.read_text()
 
 
-class SlowNet(torch.nn.Conv2d):
+class SlowModel(torch.nn.Conv2d):
     """Takes minutes for a step, and leaves a sign when it is in one."""
 
     SECONDS = 120
@@ -195,14 +195,14 @@ class SlowNet(torch.nn.Conv2d):
         return super().forward(images)
 
 
-def slow_net(in_channels: int, classes: int) -> torch.nn.Module:
-    return SlowNet(in_channels, classes, 1)
+def slow_model(in_channels: int, classes: int) -> torch.nn.Module:
+    return SlowModel(in_channels, classes, 1)
 
 
 @pytest.mark.slow
 def test_bad_gradients_step_after_step_stop_the_run_and_name_the_samples(work: Path) -> None:
     command = train(
-        "bad", "--steps", "50", "--model.factory", "tests.segdist.training.test_trainer:nan_net", "--no-check"
+        "bad", "--steps", "50", "--model.factory", "tests.segdist.training.test_trainer:nan_model", "--no-check"
     )
     command += ["--model.stride-multiple", "1"]
     done = run(command, work, check=False)
@@ -213,11 +213,11 @@ def test_bad_gradients_step_after_step_stop_the_run_and_name_the_samples(work: P
     assert json.loads((work / "runs" / "bad" / "summary.json").read_text())["state"] == "failed"
 
 
-def nan_net(in_channels: int, classes: int) -> torch.nn.Module:
-    """A network whose weights are broken from the start."""
-    net = torch.nn.Conv2d(in_channels, classes, 1)
-    torch.nn.init.constant_(net.weight, float("nan"))
-    return net
+def nan_model(in_channels: int, classes: int) -> torch.nn.Module:
+    """A model whose weights are broken from the start."""
+    model = torch.nn.Conv2d(in_channels, classes, 1)
+    torch.nn.init.constant_(model.weight, float("nan"))
+    return model
 
 
 @pytest.mark.slow

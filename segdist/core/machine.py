@@ -1,0 +1,23 @@
+"""What this process may use of its machine, on Linux and elsewhere."""
+
+import importlib
+import os
+import sys
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those that it is bound to, where the system says so (Linux), else all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process had so far, in MB; NaN where the system doesn't tell (Windows)."""
+    try:
+        resource = importlib.import_module("resource")
+    except ImportError:
+        return float("nan")
+    # In KiB on Linux, in bytes on macOS.
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)

@@ -1,0 +1,74 @@
+"""The card in a model file: what inference needs to know beside the weights. Read without torch.
+
+It stands in the file's own metadata, so that weights and card can't be mixed up.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segdist.core.errors import UserError
+from segdist.core.formats import stamped, unstamped
+from segdist.core.model_header import CARD_KEY, read_metadata
+from segdist.core.parsing import from_dict, to_dict
+from segdist.core.paths import BEST_MODEL, LAST_MODEL
+from segdist.model.config import ModelConfig
+from shards.manifest import ClassInfo
+
+CARD_VERSION = 1
+"""1: the U-Net is segdist.model.unet:UNet; 0, without a number: segdist.unet:UNet."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What inference needs to know beside the weights."""
+
+    model: ModelConfig
+    classes: tuple[ClassInfo, ...]
+    channels: int
+    dtype: str
+    """dtype of the stored images that the model was trained on, "uint8" or "uint16"."""
+    patch: int
+    """Side of the training patches in pixels; the default tile side."""
+    mean: tuple[float, ...]
+    """Per channel, in stored units: the model sees (x - mean) / std."""
+    std: tuple[float, ...]
+    stride_multiple: int
+    """Image sides that the model takes are multiples of this."""
+    run: str = ""
+    epoch: int = 0
+    step: int = 0
+    score: float | None = None
+    """Mean IoU on the validation patches."""
+
+
+def card_text(card: ModelCard) -> str:
+    """The card as it stands in the metadata of model files and of ONNX files: JSON."""
+    return json.dumps(stamped(to_dict(card), CARD_VERSION))
+
+
+def read_card(path: Path) -> ModelCard:
+    """The card of a model file; reads the header only.
+
+    Raises:
+        UserError: the file is missing, damaged, was not written by segdist, or by a later one.
+    """
+    metadata = read_metadata(path)
+    if CARD_KEY not in metadata:
+        raise UserError(f"{path}: a safetensors file without segdist's card; give a file that `segdist train` wrote")
+    try:
+        values: Any = json.loads(metadata[CARD_KEY])
+    except ValueError as error:
+        raise UserError(f"{path}: its card is damaged ({error})") from None
+    return from_dict(ModelCard, unstamped(values, CARD_VERSION, str(path)), str(path))
+
+
+def resolve_model_path(path: Path) -> Path:
+    """The model file that `path` means: itself, or the best (else the last) model of a run folder."""
+    if not path.is_dir():
+        return path
+    for name in (BEST_MODEL, LAST_MODEL):
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path}: a folder without {BEST_MODEL} or {LAST_MODEL}; has the training run written a model yet?")

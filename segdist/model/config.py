@@ -1,0 +1,71 @@
+"""Settings of the model and of its export, importable without torch."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from segdist.core.errors import UserError
+
+UNET = "segdist.model.unet:UNet"
+UNET_BEFORE = "segdist.unet:UNet"
+"""The U-Net's import path in files of the time before there was `segdist.model`."""
+
+JsonTable = Annotated[
+    dict[str, Any],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda words: json.loads(words[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model. The U-Net's settings apply to the default factory only."""
+
+    factory: str = UNET
+    """Import path `package.module:callable`; called with in_channels, the number of classes under the name that its
+    signature has (out_channels, classes, num_classes or n_classes) and kwargs. It must return logits."""
+    kwargs: JsonTable = field(default_factory=dict)
+    """Further keyword arguments for the factory: a TOML table, or JSON on the command line."""
+    stride_multiple: int = 0
+    """Image sides must be multiples of this; 0: the model's attribute `stride_multiple`, else 32."""
+    width: int = 0
+    """U-Net: channels of the first level, doubled at every level; 0: 64 as in the original on a GPU, 16 on a CPU."""
+    depth: int = 4
+    """U-Net: number of times that the resolution is halved."""
+    norm: Literal["batch", "group", "instance"] = "batch"
+    """U-Net: normalization layer. Batch norm depends on the batch that a rank sees; group norm doesn't."""
+    upsampling: Literal["bilinear", "transposed"] = "bilinear"
+    """U-Net: bilinear interpolation or a transposed convolution on the way up."""
+
+    def __post_init__(self) -> None:
+        # Whatever file an old name stands in (model, run, TOML), it means the same model as today's.
+        if self.factory == UNET_BEFORE:
+            object.__setattr__(self, "factory", UNET)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a trained model as ONNX and check it against torch."""
+
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = ""
+    """Run folder (its best model) or model file; a bare name is looked for under runs/ as well."""
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    """The ONNX file; default: beside the model."""
+    raw: bool = False
+    """Take stored values (0 to 255 or 65535) and return probabilities, instead of normalized values and logits."""
+    fixed_size: bool = False
+    """Fix height and width to the patch side; some runtimes are faster then. The batch stays free."""
+    opset: int = 17
+    """ONNX operator set."""
+
+    def validate(self) -> None:
+        """Raises UserError where no model is named."""
+        if not self.model:
+            raise UserError("--model: name a run folder or a model file")

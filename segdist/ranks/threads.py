@@ -1,0 +1,20 @@
+"""How many CPU threads a rank uses."""
+
+import os
+
+from segdist.core.machine import usable_cores
+from segdist.ranks.launchers import RankEnvironment
+
+
+def default_threads(environment: RankEnvironment) -> int:
+    """CPU threads of a rank: OMP_NUM_THREADS, or the cores that this process may use shared between the node's ranks.
+
+    Where Slurm does not bind tasks to cores, a rank still keeps to the `--cpus-per-task` that its job asked for.
+    """
+    share = max(1, usable_cores() // environment.local_world_size)
+    if environment.launcher == "torchrun":  # which sets OMP_NUM_THREADS=1 by itself
+        return share
+    wanted, asked = (os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"))
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    return min(share, int(asked)) if asked.isdecimal() and int(asked) > 0 else share
