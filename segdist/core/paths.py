@@ -22,6 +22,9 @@ MASKS, PROBABILITIES, FIGURES, PREVIEWS = "masks", "probabilities", "figures", "
 STATE = "state"
 """Folders in a folder of predictions."""
 
+OWNERS = ".owners"
+"""Folder in whatever a job writes into: who is at it (`segdist.core.owner`)."""
+
 RUN_FILES = (CONFIG, BEST_MODEL, LAST_MODEL, SLURM_LOGS)
 """What makes a folder a run: any of these. A user's folder of images may well be called like the run."""
 

@@ -1,0 +1,286 @@
+"""Who may write into a folder: one job at a time, or several that belong together.
+
+Each owner keeps a record in `<folder>/.owners/` for as long as it lives. On one machine the kernel says whether an
+owner lives: it holds a lock on its record, which dies with its process. Between machines a heartbeat says so: the
+record's time changes every `BEAT` seconds. A Slurm job that was requeued replaces its earlier start at once.
+
+Two that come at the same moment: each first asks, under a name that the other sees. The one with the greater name
+steps back, the other waits until it has (Lamport's bakery, for names instead of numbers), so that exactly one gets in,
+on any file system and without a lock file that is left behind.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from segdist.core.errors import UserError
+from segdist.core.exit_codes import FAILED
+from segdist.core.formats import read_version, stamped
+from segdist.core.paths import OWNERS
+from segdist.core.terminal import show_error, warn
+
+try:
+    import fcntl
+
+    locks: Any = fcntl
+except ImportError:  # not on Windows; there the heartbeat decides alone
+    locks = None
+
+FORMAT = 1
+BEAT = 10.0
+"""Seconds between two signs of life."""
+STALE_AFTER = 60.0
+"""Seconds without a sign of life after which an owner on another machine counts as dead."""
+LOOK_EVERY = 0.5
+"""Seconds between two looks at an owner that is waited for."""
+ASKING, OWNING = ".asking", ".json"
+"""Suffixes of a record: before it is clear whether its job may write, and from then on."""
+
+_held: dict[Path, "Record"] = {}
+"""Records of this process. They are never opened again: closing any handle of a file ends the lock on it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One owner."""
+
+    job: str
+    """What it does, for people: `segdist train`."""
+    group: str
+    """Owners of one group may write at the same time; an owner of none is alone."""
+    host: str
+    machine: str
+    """The running kernel, the same in all its containers; the host's name where the system doesn't tell."""
+    process: int
+    slurm_job: str
+    """Cluster and job id, empty outside of Slurm …"""
+    slurm_restart: int
+    """… and how often Slurm has started it again."""
+    since: float
+    """Seconds since the epoch."""
+
+    def __str__(self) -> str:
+        slurm = f", Slurm job {self.slurm_job.rpartition('/')[2]}" if self.slurm_job else ""
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"{self.job} (process {self.process} on {self.host}{slurm}, since {since})"
+
+
+@contextmanager
+def owned(folder: Path, job: str, *, group: str = "", wait: float = 0.0) -> Iterator[None]:
+    """Be an owner of `folder` inside the context; made if it doesn't exist.
+
+    Args:
+        job: what this process does, for the message that others get, such as `segdist train`.
+        group: owners of the same group may write at the same time, such as the tasks of one array; "": one alone.
+        wait: seconds to wait for the end of others before they are a reason to refuse.
+
+    Raises:
+        UserError: another job writes there, which is named; the folder can't be written.
+    """
+    own = _describe(job, group)
+    record = _enter(folder, own, time.monotonic() + wait)
+    done = threading.Event()
+    heart = threading.Thread(target=_beat, args=(record, folder, done), daemon=True, name="owner's heartbeat")
+    heart.start()
+    try:
+        yield
+    finally:
+        done.set()
+        heart.join()
+        record.leave()
+
+
+class _OwnRecord:
+    """A record of this process, locked until it leaves."""
+
+    def __init__(self, folder: Path, record: Record) -> None:
+        # Names sort by age, so that mostly the one who came first gets in.
+        name = f"{time.time_ns():020}-{uuid.uuid4().hex[:8]}"
+        self.path = folder / OWNERS / f"{name}{ASKING}"
+        draft = self.path.with_suffix(".draft")
+        while True:
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._file = draft.open("x")
+                break
+            except FileNotFoundError:
+                continue  # the last owner has just removed the folder of records
+        json.dump(stamped(asdict(record), FORMAT), self._file)
+        self._file.flush()
+        if locks is None:
+            self._file.close()  # Windows renames no open file
+        else:
+            with contextlib.suppress(OSError):  # a file system without locks: the heartbeat decides
+                locks.lockf(self._file, locks.LOCK_EX | locks.LOCK_NB)  # children that it forks don't inherit it
+        # It appears whole and locked.
+        draft.rename(self.path)
+        _held[self.path] = record
+
+    def own(self) -> None:
+        """From asking to owning."""
+        record = _held.pop(self.path)
+        self.path = self.path.rename(self.path.with_suffix(OWNING))
+        _held[self.path] = record
+
+    def leave(self) -> None:
+        """Remove the record, and the folder of records if it was the last."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+            self.path.parent.rmdir()  # fails while there are others
+        _held.pop(self.path, None)
+        self._file.close()
+
+
+def _enter(folder: Path, own: Record, deadline: float) -> _OwnRecord:
+    while True:
+        try:
+            record = _OwnRecord(folder, own)
+        except OSError as error:
+            raise UserError(f"{folder}: can't be written ({error.strerror or error}); choose another folder") from None
+        try:
+            conflict = _conflict(record, own)
+            if conflict is None:
+                record.own()
+                return record
+        except BaseException:
+            record.leave()
+            raise
+        record.leave()
+        if time.monotonic() >= deadline:
+            raise _refusal(folder, conflict)
+        time.sleep(LOOK_EVERY)
+
+
+def _conflict(record: _OwnRecord, own: Record) -> Record | None:
+    """The owner that keeps `record` out; None when there is none. Removes what dead owners left."""
+    while True:
+        waiting = False
+        for path in sorted(record.path.parent.glob("*-*")):
+            if path.suffix not in (ASKING, OWNING) or path == record.path:
+                continue
+            other = _read(path)
+            if other is None or (own.group and other.group == own.group):
+                continue
+            if not _lives(path, other, own, record.path):
+                path.unlink(missing_ok=True)
+            elif path.suffix == OWNING or path.name < record.path.name:
+                return other
+            else:
+                waiting = True  # it steps back when it sees us, or owns already and we shall see that
+        if not waiting:
+            return None
+        time.sleep(0.01)
+
+
+def _lives(path: Path, other: Record, own: Record, own_path: Path) -> bool:
+    if path in _held:
+        return True
+    if other.slurm_job and other.slurm_job == own.slurm_job and other.slurm_restart < own.slurm_restart:
+        return False
+    if other.machine == own.machine:
+        locked = _is_locked(path)
+        if locked is not None:
+            return locked
+    return _beats(path, other, own_path)
+
+
+def _beats(path: Path, other: Record, own_path: Path) -> bool:
+    """Whether an owner on another machine gives a sign of life, which takes up to `STALE_AFTER` seconds to find out."""
+    try:
+        first = path.stat().st_mtime_ns
+        os.utime(own_path)
+        # Both times are the file server's, so that the machines' clocks need not agree.
+        silent = (own_path.stat().st_mtime_ns - first) / 1e9
+        if silent > 2 * BEAT:
+            warn(
+                f"{path.parent.parent}: {other} gave its last sign of life {silent:.0f} s ago; "
+                f"it counts as dead after {STALE_AFTER:.0f} s"
+            )
+        started = time.monotonic()
+        while silent + time.monotonic() - started < STALE_AFTER:
+            time.sleep(LOOK_EVERY)
+            if path.stat().st_mtime_ns != first:
+                return True
+    except FileNotFoundError:
+        pass  # it has left meanwhile
+    return False
+
+
+def _beat(record: _OwnRecord, folder: Path, done: threading.Event) -> None:
+    while not done.wait(BEAT):
+        try:
+            os.utime(record.path)
+        except FileNotFoundError:
+            others = list(record.path.parent.glob(f"*{OWNING}"))
+            if others and not done.is_set():
+                # This process was silent for so long that another took over; what it would write now is theirs.
+                show_error(f"{folder}: another job has taken over, because this process gave no sign of life")
+                os._exit(FAILED)
+        except OSError:
+            pass  # the file server is away for a moment
+
+
+def _refusal(folder: Path, other: Record) -> UserError:
+    return UserError(
+        f"{folder}: in use by {other}; wait for its end, or choose another folder. If its machine is down, the same "
+        f"command works {STALE_AFTER:.0f} s after its last sign of life"
+    )
+
+
+def _describe(job: str, group: str) -> Record:
+    environ = os.environ
+    slurm = environ.get("SLURM_JOB_ID", "")
+    return Record(
+        job=job,
+        group=group,
+        host=socket.gethostname(),
+        machine=_machine(),
+        process=os.getpid(),
+        slurm_job=f"{environ.get('SLURM_CLUSTER_NAME', '')}/{slurm}" if slurm else "",
+        slurm_restart=int(environ.get("SLURM_RESTART_COUNT") or 0),
+        since=round(time.time(), 3),
+    )
+
+
+def _machine() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _read(path: Path) -> Record | None:
+    if path in _held:
+        return _held[path]
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None  # gone meanwhile, or half a record that a crash of the file server left
+    read_version(values, FORMAT, str(path))
+    return Record(**{item.name: values[item.name] for item in fields(Record)})
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether a living process holds the lock on a record; None where locks don't tell."""
+    if locks is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            # Shared, so that two who look at the same time don't take each other for the owner.
+            locks.lockf(file, locks.LOCK_SH | locks.LOCK_NB)
+        return False
+    except FileNotFoundError:
+        return False
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        return None
