@@ -8,7 +8,7 @@ import tyro
 from segdist.core.errors import UserError
 from segdist.inference.grid import Blending, Borders, stride_of
 from segdist.tracking.config import TrackingConfig
-from shards.images.masks import MasksConfig
+from shards.images.config import MasksConfig
 
 ProbabilityType = Literal["none", "float32", "float16", "uint16", "uint8"]
 FileFormat = Literal["auto", "png", "tiff", "zarr"]

@@ -11,7 +11,8 @@ from segdist.core.errors import UserError
 from segdist.core.paths import set_dir
 from segdist.inference.config import InferConfig
 from shards.build.pairs import MaskFolder, csv_rows
-from shards.images.masks import MaskReader, mask_reader_from_recipe, synthetic_masks_config
+from shards.images.config import synthetic_masks_config
+from shards.images.masks import MaskReader, mask_reader_from_recipe
 from shards.images.opening import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image, page_address, split_address
 from shards.manifest import ClassInfo, read_manifest
 

@@ -12,7 +12,7 @@ from segdist.core.errors import UserError
 from segdist.core.keyed import Purpose
 from shards.build.recipe import ImagesConfig, MakeShardsConfig, SplitConfig
 from shards.build.sources import Source, chosen_numbers
-from shards.images.masks import MasksConfig
+from shards.images.config import MasksConfig
 from shards.images.opening import IMAGE_SUFFIXES, TIFF_SUFFIXES, ZARR_SUFFIX, page_address
 from shards.manifest import SPLITS
 

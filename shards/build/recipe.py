@@ -14,7 +14,7 @@ from segdist.core.errors import UserError
 from segdist.core.files import size_and_time
 from segdist.core.parsing import to_dict
 from shards.build.synthetic import CLASSES
-from shards.images.masks import MasksConfig, synthetic_masks_config
+from shards.images.config import MasksConfig, synthetic_masks_config
 
 PATHS = ("folder", "csv", "train_list", "validation_list", "test_list")
 """Settings of a recipe that are paths."""

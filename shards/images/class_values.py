@@ -1,7 +1,9 @@
 """What a class of a user's masks is made of, given as text: `myelin=127,128`, `axon=192-255`, `road=#804080`."""
 
 import colorsys
+import itertools
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdist.core.errors import UserError
+from shards.manifest import IGNORE, ClassInfo
+
+MAX_CLASSES = 253
+"""Labels fit one byte, with one left for pixels that count nowhere and one for values that are in no class."""
 
 # Okabe and Ito's colors, told apart with any color vision; class 0 is black.
 _COLORS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
@@ -21,6 +27,58 @@ class ClassValues:
     name: str
     ranges: tuple[tuple[int, int], ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes and what is ignored, understood together."""
+
+    labeled: tuple[tuple[int, ClassValues], ...]
+    """Each label with its values; IGNORE with what counts nowhere, last."""
+    by_color: bool
+    """Masks are read by their colors, not by their values."""
+    classes: tuple[ClassInfo, ...]
+
+
+def parse_classes(classes: tuple[str, ...], ignore: tuple[str, ...], colors: tuple[str, ...]) -> ClassTable:
+    """What `--masks.classes`, `--masks.ignore` and `--masks.colors` say. Raises UserError; it names the setting."""
+    if not classes:
+        raise UserError("--masks.classes: name the classes, label 0 first, for example `background=0 cell=255`")
+    if len(classes) > MAX_CLASSES:
+        raise UserError(f"--masks.classes: {len(classes)} classes, at most {MAX_CLASSES} fit one byte")
+    entries = [parse_class(text, label) for label, text in enumerate(classes)]
+    labeled = list(enumerate(entries))
+    if ignore:
+        labeled.append((IGNORE, parse_values("--masks.ignore", "ignore", ",".join(ignore))))
+    by_color = any(entry.colors for entry in entries)
+    for _, entry in labeled:
+        if bool(entry.colors) != by_color or (entry.colors and entry.ranges):
+            raise UserError(
+                f"--masks.classes: {entry.name!r} mixes values and colors with the others; "
+                "give every class colors (#rrggbb), or every class values"
+            )
+    names = Counter(entry.name for entry in entries)
+    if doubles := [name for name, count in names.items() if count > 1]:
+        raise UserError(f"--masks.classes: {', '.join(doubles)} is listed twice; join the values with a comma")
+    _refuse_overlaps(labeled)
+    if not colors:
+        shown = [entry.colors[0] if entry.colors else default_color(label) for label, entry in enumerate(entries)]
+    elif len(colors) != len(entries):
+        raise UserError(f"--masks.colors: {len(colors)} colors for {len(entries)} classes")
+    else:
+        shown = [parse_color("--masks.colors", text) for text in colors]
+    infos = tuple(ClassInfo(entry.name, color) for entry, color in zip(entries, shown, strict=True))
+    return ClassTable(tuple(labeled), by_color, infos)
+
+
+def _refuse_overlaps(labeled: list[tuple[int, ClassValues]]) -> None:
+    ranges = [(low, high, str(low), entry.name) for _, entry in labeled for low, high in entry.ranges]
+    for _, entry in labeled:
+        ranges += [(packed, packed, f"#{packed:06x}", entry.name) for packed in map(pack_color, entry.colors)]
+    ranges.sort()
+    for (_, end, _, name), (start, _, shown, other) in itertools.pairwise(ranges):
+        if start <= end:
+            raise UserError(f"--masks.classes: {shown} means {name!r} and {other!r}")
 
 
 def default_color(label: int) -> tuple[int, int, int]:

@@ -5,57 +5,29 @@ Classes are given as text, label 0 first: `background` (the label itself is the 
 the evaluation of predictions.
 """
 
+import io
 from collections import Counter
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from segdist.core.errors import UserError
 from segdist.core.parsing import from_dict
-from shards.images.class_values import (
-    ClassValues,
-    default_color,
-    pack_color,
-    parse_class,
-    parse_color,
-    parse_values,
-    unpack_colors,
-)
+from shards.images.class_values import pack_color, parse_classes, unpack_colors
+from shards.images.config import MasksConfig
+from shards.images.image_file import ImageFile
+from shards.images.opening import TIFF_SUFFIXES, open_image, split_address
 from shards.manifest import IGNORE, ClassInfo
 
-Unknown = Literal["refuse", "ignore", "nearest"]
 Labels = NDArray[np.uint8]
 
 _UNKNOWN = 254
-"""Label of values that stand in no class, while they are being looked up; so there are at most 254 classes."""
-
-
-@dataclass(frozen=True)
-class MasksConfig:
-    """What the masks look like."""
-
-    folder: Path | None = None
-    """Folder of the masks; the images' folder if left out."""
-    name: str = "{stem}"
-    """Name of an image's mask without its suffix; {stem} is the image's name without suffix ("{stem}_mask")."""
-    classes: tuple[str, ...] = ()
-    """Classes, label 0 first: `background cell` (values 0 and 1), `background=0 myelin=127,128 axon=192-255`, or
-    `sky=#87ceeb road=#804080` for color masks."""
-    ignore: tuple[str, ...] = ()
-    """Values, ranges or colors that count nowhere (`255`, `11`, `#ffffff`)."""
-    unknown: Unknown = "refuse"
-    """What to do with values that are in no class: refuse; ignore these pixels; or take the nearest class's value."""
-    colors: tuple[str, ...] = ()
-    """Colors to show the classes in (`#rrggbb`); the masks' own, or color-blind safe ones, if left out."""
-
-    def validate(self) -> None:
-        """Raises UserError where a class, a value or a color can't be understood or stands twice."""
-        MaskReader(self)
+"""Label of values that are in no class, while they are being looked up."""
 
 
 class MaskReader:
@@ -64,29 +36,8 @@ class MaskReader:
     def __init__(self, config: MasksConfig) -> None:
         """Raises UserError where the config makes no sense; the message names the setting."""
         self.config = config
-        if not config.classes:
-            raise UserError("--masks.classes: name the classes, label 0 first, for example `background=0 cell=255`")
-        if len(config.classes) >= _UNKNOWN:
-            raise UserError(f"--masks.classes: {len(config.classes)} classes, at most {_UNKNOWN - 1} fit one byte")
-        entries = [parse_class(text, label) for label, text in enumerate(config.classes)]
-        ignored = parse_values("--masks.ignore", "ignore", ",".join(config.ignore)) if config.ignore else None
-        self.by_color = any(entry.colors for entry in entries)
-        for entry in [*entries, *([ignored] if ignored else [])]:
-            if bool(entry.colors) != self.by_color or (entry.colors and entry.ranges):
-                raise UserError(
-                    f"--masks.classes: {entry.name!r} mixes values and colors with the others; "
-                    "give every class colors (#rrggbb), or every class values"
-                )
-        self._labeled = [(label, entry) for label, entry in enumerate(entries)]
-        if ignored:
-            self._labeled.append((IGNORE, ignored))
-        names = Counter(entry.name for entry in entries)
-        if doubles := [name for name, count in names.items() if count > 1]:
-            raise UserError(f"--masks.classes: {', '.join(doubles)} stands there twice; join the values with a comma")
-        self._refuse_overlaps()
-        self.classes = tuple(
-            ClassInfo(entry.name, color) for entry, color in zip(entries, self._display_colors(entries), strict=True)
-        )
+        table = parse_classes(config.classes, config.ignore, config.colors)
+        self.by_color, self.classes, self._labeled = table.by_color, table.classes, table.labeled
 
     def open(self, address: str | Path) -> "MaskFile":
         """The mask (as for `open_image`), to be read whole or by window. Raises UserError when it can't be read."""
@@ -165,32 +116,11 @@ class MaskReader:
             unknown.update({f"#{int(found[i]):06x}": int(counts[i]) for i in outside})
         return result[place].reshape(packed.shape), unknown
 
-    def _refuse_overlaps(self) -> None:
-        seen: dict[int, str] = {}
-        for _, entry in self._labeled:
-            values = [value for low, high in entry.ranges for value in range(low, high + 1)]
-            values += [pack_color(color) for color in entry.colors]
-            for value in values:
-                if value in seen:
-                    shown = f"#{value:06x}" if self.by_color else str(value)
-                    raise UserError(f"--masks.classes: {shown} stands for {seen[value]!r} and for {entry.name!r}")
-                seen[value] = entry.name
-
-    def _display_colors(self, entries: list[ClassValues]) -> list[tuple[int, int, int]]:
-        if not self.config.colors:
-            return [entry.colors[0] if entry.colors else default_color(label) for label, entry in enumerate(entries)]
-        if len(self.config.colors) != len(entries):
-            raise UserError(f"--masks.colors: {len(self.config.colors)} colors for {len(entries)} classes")
-        return [parse_color("--masks.colors", text) for text in self.config.colors]
-
 
 class MaskFile:
     """An open mask; a context manager. TIFF files are read by window, everything else is decoded once."""
 
     def __init__(self, reader: MaskReader, address: str | Path) -> None:
-        from shards.images.image_file import ImageFile
-        from shards.images.opening import TIFF_SUFFIXES, open_image, split_address
-
         path, page = split_address(address)
         self.reader, self.path = reader, path
         self._values: NDArray[Any] | None = None
@@ -258,12 +188,6 @@ def mask_reader_from_recipe(recipe: dict[str, Any]) -> MaskReader:
     return MaskReader(from_dict(MasksConfig, recipe["masks"], "recipe in the manifest"))
 
 
-def synthetic_masks_config(classes: tuple[ClassInfo, ...]) -> MasksConfig:
-    """The settings with which the palette masks of a synthetic set are read."""
-    colors = tuple(f"#{pack_color(info.color):06x}" for info in classes)
-    return MasksConfig(classes=tuple(info.name for info in classes), colors=colors)
-
-
 def unknown_message(found: dict[str, Counter[str]], config: MasksConfig) -> str:
     """What to tell about values outside the classes, per file, and the ways out."""
     lines = []
@@ -289,10 +213,6 @@ def unknown_message(found: dict[str, Counter[str]], config: MasksConfig) -> str:
 
 def encode_mask(labels: Labels, classes: tuple[ClassInfo, ...]) -> bytes:
     """A palette PNG of labels (H, W) in the classes' colors."""
-    import io
-
-    from PIL import Image
-
     image = Image.fromarray(labels, "L")
     image.putpalette([part for info in classes for part in info.color])
     buffer = io.BytesIO()
@@ -302,22 +222,15 @@ def encode_mask(labels: Labels, classes: tuple[ClassInfo, ...]) -> bytes:
 
 def mask_size(address: Path) -> tuple[int, int]:
     """(height, width) of a mask, from its header. Raises UserError when it can't be read."""
-    from shards.images.opening import open_image, split_address
-
     path, page = split_address(address)
     if page or not _has_palette(path, page):
         with open_image(address) as image:
             return image.height, image.width
-    # `open_image` decodes palette images to see whether they are gray.
-    from PIL import Image
-
     with Image.open(path) as image:
         return image.height, image.width
 
 
 def _has_palette(path: Path, page: int) -> bool:
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             image.seek(page)
@@ -328,10 +241,6 @@ def _has_palette(path: Path, page: int) -> bool:
 
 def _decode(path: Path, page: int, as_colors: bool) -> NDArray[Any]:
     """Pixel values (H, W, 1 or 3) of an image file; a palette image gives its indices, or its colors on demand."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    from shards.images.opening import open_image
-
     try:
         with Image.open(path) as file:
             if file.format == "PNG" and file.mode in ("RGB", "RGBA"):

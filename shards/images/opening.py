@@ -47,10 +47,10 @@ def open_image(address: str | Path) -> ImageFile:
             return ZarrImage(path)
     if is_tiff(path):
         # tifffile costs a tenth of a second to import, which jobs on PNG files needn't pay.
-        from shards.images.tiff_image import open_tiff
+        from shards.images.tiff_image import TiffImage
 
         with damage_reported(path):
-            return open_tiff(path, page)
+            return TiffImage(path, page)
     if page:
         raise UserError(f"{path}: page {page} asked for, but only TIFF files have pages")
     with damage_reported(path):

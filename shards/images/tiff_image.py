@@ -1,8 +1,7 @@
 """TIFF files by window: strips, tiles, BigTIFF; never the whole image in memory where the file allows it.
 
-tifffile finds and decodes the segments (strips or tiles); which segments a window needs, and what is kept between two
-windows, is decided here. LZW and JPEG, which tifffile leaves to `imagecodecs`, are decoded by
-`shards.images.tiff_segments`; rarer compressions whole by Pillow, where Pillow can.
+tifffile finds the segments (strips or tiles) and decodes them, with imagecodecs where they are compressed; which
+segments a window needs, and what is kept between two windows, is decided here.
 Shape letters: H W pixels, C channels.
 """
 
@@ -15,23 +14,9 @@ import tifffile
 
 from segdist.core.errors import UserError
 from shards.images.image_file import ImageFile, unsupported_values
-from shards.images.pillow_image import PillowImage
-from shards.images.tiff_segments import decodable, decode_segment
 
 ALPHA = (1, 2)
 """ExtraSamples values for associated and unassociated alpha."""
-
-
-def open_tiff(path: Path, page: int) -> ImageFile:
-    """Open page `page`, by window if its compression can be decoded here, else whole through Pillow."""
-    image = TiffImage(path, page)
-    problem = image.undecodable()
-    if problem is None:
-        return image
-    image.close()
-    if page == 0 and "imagecodecs" in problem and image.channels in (1, 3) and image.dtype == np.uint8:
-        return PillowImage(path)
-    raise UserError(f"{path}: {problem}; save the file uncompressed or with deflate, or `pip install imagecodecs`")
 
 
 class TiffImage(ImageFile):
@@ -76,8 +61,8 @@ class TiffImage(ImageFile):
         )
         self._segment_rows = self._page.tilelength if self._page.is_tiled else min(self._page.rowsperstrip, self.height)
         self.windowed = self._direct or self._segment_rows < self.height
-        self._through_pillow = False
         self._kept: dict[int, np.ndarray] = {}
+        self._check_codec()
         self._check_size()
 
     def _choose_channels(self) -> None:
@@ -95,19 +80,15 @@ class TiffImage(ImageFile):
         # Extra samples are the last ones; only a single last alpha channel is dropped.
         self.channels = self._samples - (1 if alpha and self._samples > 1 else 0)
 
-    def undecodable(self) -> str | None:
-        """Why the pixels can't be decoded here, or None if they can."""
+    def _check_codec(self) -> None:
         page = self._page
-        if page.compression == 1:
-            return None
         try:
+            # Looking a codec up tells whether it is there.
             tifffile.TIFF.DECOMPRESSORS[page.compression]
-            if page.predictor != 1:
-                tifffile.TIFF.UNPREDICTORS[page.predictor]
+            tifffile.TIFF.UNPREDICTORS[page.predictor]
         except KeyError as error:
-            self._through_pillow = decodable(page)
-            return None if self._through_pillow else str(error).strip("\"'")
-        return None
+            problem = str(error).strip("\"'")
+            raise UserError(f"{self.path}: {problem}; save the file uncompressed or with deflate") from None
 
     def close(self) -> None:
         self._kept.clear()
@@ -200,15 +181,8 @@ class TiffImage(ImageFile):
             return np.zeros((self._segment_rows, columns, samples), self.dtype)
         handle.seek(self._page.dataoffsets[index])
         content = handle.read(count)
-        if self._through_pillow:
-            return self._decode_through_pillow(content, index)
-        segment, _, _ = self._page.decode(content, index)
+        # The tables stand once for all segments of a JPEG file.
+        segment, _, _ = self._page.decode(content, index, jpegtables=self._page.jpegtables)
         if segment is None:
             raise UserError(f"{self.path}: damaged: segment {index} can't be decoded")
         return np.asarray(segment[0])
-
-    def _decode_through_pillow(self, content: bytes, index: int) -> np.ndarray:
-        if self._page.is_tiled:
-            return decode_segment(self._page, content, self._segment_rows, self._page.tilewidth)
-        _, y, _ = self._place(index)
-        return decode_segment(self._page, content, min(self._segment_rows, self.height - y), self.width)

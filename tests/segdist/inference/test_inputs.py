@@ -10,7 +10,7 @@ from PIL import Image
 from segdist.core.errors import UserError
 from segdist.inference.config import InferConfig
 from segdist.inference.inputs import find_inputs
-from shards.images.masks import MasksConfig
+from shards.images.config import MasksConfig
 from shards.manifest import ClassInfo
 
 CLASSES = (ClassInfo("background", (0, 0, 0)), ClassInfo("cell", (255, 0, 0)))

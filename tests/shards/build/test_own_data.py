@@ -13,7 +13,7 @@ from segdist.core.errors import UserError
 from shards.build.build import make_shards
 from shards.build.plan import make_plan
 from shards.build.recipe import ImagesConfig, MakeShardsConfig, PatchesConfig, SplitConfig, digest_of_files
-from shards.images.masks import MasksConfig
+from shards.images.config import MasksConfig
 from shards.images.opening import match_channels, open_image
 from shards.manifest import Manifest, read_manifest
 from shards.read.batches import TrainBatches

@@ -136,11 +136,6 @@ def test_tiff_alpha_palette_inverted_and_one_bit(tmp_path: Path) -> None:
     assert (whole(tmp_path / "bits.tif")[..., 0] == np.where(GRAY > 128, 255, 0)).all()
 
 
-def test_lzw_tiff_is_read_without_imagecodecs(tmp_path: Path) -> None:
-    Image.fromarray(GRAY).save(tmp_path / "a.tif", compression="tiff_lzw")
-    assert (whole(tmp_path / "a.tif")[..., 0] == GRAY).all()
-
-
 def test_pages(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.stack([GRAY, 255 - GRAY]), photometric="minisblack")
     with open_image(page_address(tmp_path / "a.tif", 1)) as image:

@@ -10,13 +10,8 @@ from PIL import Image
 from segdist.core.errors import UserError
 from shards.build.synthetic import CLASSES
 from shards.images.class_values import default_color
-from shards.images.masks import (
-    MaskReader,
-    MasksConfig,
-    encode_mask,
-    mask_reader_from_recipe,
-    synthetic_masks_config,
-)
+from shards.images.config import MasksConfig, synthetic_masks_config
+from shards.images.masks import MaskReader, encode_mask, mask_reader_from_recipe
 from shards.manifest import IGNORE
 from tests.shards.images.test_images import png_of_16_bit
 
@@ -162,8 +157,8 @@ def test_a_damaged_mask_is_named(tmp_path: Path, name: str) -> None:
     [
         ({}, "name the classes"),
         ({"classes": ("a=0", "b=#ffffff")}, "mixes values and colors"),
-        ({"classes": ("a=0-10", "b=10")}, "10 stands for 'a' and for 'b'"),
-        ({"classes": ("a=0", "a=1")}, "stands there twice"),
+        ({"classes": ("a=0-10", "b=10")}, "10 means 'a' and 'b'"),
+        ({"classes": ("a=0", "a=1")}, "is listed twice"),
         ({"classes": ("a=zero",)}, "'zero' of 'a' is no value"),
         ({"classes": ("a=70000",)}, "range of values"),
         ({"classes": ("=1",)}, "has no name"),

@@ -1,4 +1,4 @@
-"""LZW and JPEG segments of TIFF files are read by window, with the pixels that libtiff gives for the whole file."""
+"""TIFF files in any compression are read by window, with the pixels that were written (or that libtiff gives)."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -142,3 +142,26 @@ def test_a_damaged_segment_is_named(tmp_path: Path, tag: int) -> None:
     path.write_bytes(content)
     with open_image(path) as image, pytest.raises(UserError, match=r"a\.tif: damaged"):
         image.read(0, HEIGHT)
+
+
+ANY_PIXELS = ("zstd", "lzma", "jpeg2000", "lerc", "packbits", "lzw", "jpegxl", "png")
+
+
+@pytest.mark.parametrize(
+    ("compression", "channels", "dtype"),
+    [
+        *((name, *kind) for name in ANY_PIXELS for kind in ((1, "uint8"), (3, "uint8"), (3, "uint16"))),
+        ("webp", 3, "uint8"),
+    ],
+)
+def test_lossless_compressions(tmp_path: Path, compression: str, channels: int, dtype: str) -> None:
+    array = picture(channels, dtype)
+    options = {"compressionargs": {"lossless": True}} if compression == "webp" else {}
+    tifffile.imwrite(tmp_path / "a.tif", array, tile=(TILE, TILE), compression=compression, **options)
+    assert_windows(tmp_path / "a.tif", array)
+
+
+def test_scanned_pages(tmp_path: Path) -> None:
+    array = picture(1) > 100
+    Image.fromarray(array).save(tmp_path / "a.tif", compression="group4", tiffinfo={278: 16})
+    assert_windows(tmp_path / "a.tif", np.where(array, 255, 0).astype(np.uint8))
