@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     command = parse(InferConfig, argv, "infer", __doc__ or "")
     # Heavy imports come after the command line: --help must not wait for torch.
     from segdist.inference.job import infer
-    from segdist.inference.summary import inference_plan, summary_text
+    from segdist.inference.printout import inference_plan, summary_text
     from segdist.inference.task import prepare
     from segdist.ranks.process_group import ranks
     from segdist.runs.record import note_inference

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from segdist.core.errors import UserError
-from segdist.inference.outputs import ROWS_AT_ONCE, Rows
+from segdist.inference.parts import ROWS_AT_ONCE, Rows
 from segdist.model.metrics import confusion_matrix, dice_per_class, iou_per_class, mean_iou, pixel_accuracy
 from shards.images.masks import MaskFile, unknown_message
 

@@ -20,14 +20,14 @@ from segdist.core.terminal import Progress, warn
 from segdist.inference.assignment import Stretch, assign, remaining
 from segdist.inference.config import InferConfig
 from segdist.inference.evaluation import confusion_of_image, image_scores, summarize
+from segdist.inference.gpu_transfer import Arriving, ReadAhead, arrived
 from segdist.inference.grid import blending_window
-from segdist.inference.image_files import write_layers, write_pictures
 from segdist.inference.layers import MASK, Layers
-from segdist.inference.outputs import MemoryRows, Part, PartRows, PartWriter, Rows
-from segdist.inference.state import OutputFolder, result_settings, source_of
+from segdist.inference.outputs import write_layers, write_pictures
+from segdist.inference.parts import MemoryRows, Part, PartRows, PartWriter, Rows
+from segdist.inference.result_folder import OutputFolder, result_settings, source_of
 from segdist.inference.task import Setup, prepare
 from segdist.inference.tiler import NOT_A_NUMBER, FinishedRows, NetworkError, TileNetwork, Weights, finished_rows
-from segdist.inference.transfer import Arriving, ReadAhead, arrived
 from segdist.model.model_file import load_model
 from segdist.ranks.process_group import Ranks
 from shards.images.opening import match_channels, open_image

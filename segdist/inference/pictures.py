@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from segdist.core.files import whole_file
-from segdist.inference.outputs import Rows
+from segdist.inference.parts import Rows
 from shards.images.image_file import ImageFile
 from shards.manifest import IGNORE, ClassInfo
 

@@ -13,7 +13,7 @@ from jobs import infer
 from jobs.exit_codes import FINISHED, INCOMPLETE, USAGE, run_job
 from segdist import predict
 from segdist.core.errors import UserError
-from segdist.inference.transfer import ReadAhead
+from segdist.inference.gpu_transfer import ReadAhead
 from segdist.model.metrics import confusion_matrix, mean_iou
 from tests.support.inference_parts import CLASSES, checksums, labels, write_images, write_model, write_truth
 
@@ -323,7 +323,7 @@ def test_parts_go_on_after_an_exception_in_the_middle(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from segdist.inference import job as inference_job
-    from segdist.inference import outputs
+    from segdist.inference import parts as outputs
 
     images = write_images(tmp_path / "images", {"tall": (117, 41)})
     options = ["--output.probabilities", "float32", "--output.mask-format", "tiff"]
@@ -352,7 +352,7 @@ def test_rows_of_an_image_that_has_changed_since_are_computed_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from segdist.inference import job as inference_job
-    from segdist.inference import outputs
+    from segdist.inference import parts as outputs
 
     images = write_images(tmp_path / "images", {"tall": (117, 41)})
     monkeypatch.setattr(inference_job, "MEMORY_LIMIT", 0)

@@ -101,7 +101,7 @@ def test_the_same_bytes_after_kills_at_random_moments_and_with_changing_ranks(fo
     # Rows are made safe after every tile row, everything goes through parts, and the network is slowed down, so that
     # the kills hit all phases.
     prelude = (
-        "import time, segdist.inference.outputs as o, segdist.inference.job as j, segdist.inference.tiler as i; "
+        "import time, segdist.inference.parts as o, segdist.inference.job as j, segdist.inference.tiler as i; "
         "o.SAFE_INTERVAL = 0; j.MEMORY_LIMIT = 0; f = i.TileNetwork.probabilities; "
         "i.TileNetwork.probabilities = lambda self, tiles: (time.sleep(0.01), f(self, tiles))[1]"
     )

@@ -19,7 +19,7 @@ from segdist.core.files import whole_file, write_json
 from segdist.core.parsing import to_dict
 from segdist.inference.config import InferConfig
 from segdist.inference.inputs import Header, InputImage
-from segdist.inference.outputs import Part, find_parts
+from segdist.inference.parts import Part, find_parts
 
 STATE = "state"
 
