@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     command = parse(InferConfig, argv, "infer", __doc__ or "")
     # Heavy imports come after the command line: --help must not wait for torch.
     from segdist.inference.job import infer
-    from segdist.inference.printout import inference_plan, summary_text
+    from segdist.inference.printout import plan_text, summary_text
     from segdist.inference.task import prepare
     from segdist.ranks.process_group import ranks
     from segdist.runs.record import note_inference
@@ -44,10 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     check_trackers(config.tracking)  # and not when hours of work are done
     with ranks(config.device, config.threads, PATIENCE) as these:
         if command.dry_run:
-            setup = prepare(config, these)
+            task = prepare(config, these)
             if these.is_main:
                 print_config(config)
-                print(inference_plan(setup, these.world_size))
+                print(plan_text(task, these.world_size))
             return FINISHED
         began = time.monotonic()
         result = infer(config, these)

@@ -18,8 +18,8 @@ SLURM_LOGS = "slurm"
 REPORT, COMPARISON = "report.html", "comparison.html"
 
 SCORES, FAILURES, TIMES = "scores.json", "failures.json", "times.jsonl"
-MASKS, PROBABILITIES, FIGURES, PREVIEWS = "masks", "probabilities", "figures", "previews"
-STATE = "state"
+MASKS, PROBABILITIES, CONFIDENCE, ENTROPY = "masks", "probabilities", "confidence", "entropy"
+PREVIEWS, FIGURES, STATE = "previews", "figures", "state"
 """Folders in a folder of predictions."""
 
 OWNERS = ".owners"

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from segdist.inference.task import ImageTask
+
 SMALLEST_CUT = 512
 """Images of fewer tiles are not cut between ranks: the tile rows at a seam are computed twice, and each image that is
 whole on one rank is finished without waiting for another."""
@@ -13,37 +15,36 @@ whole on one rank is finished without waiting for another."""
 class Stretch:
     """Tile rows of one image that are still to be done."""
 
-    image: int
+    image: ImageTask
     rows: range
-    across: int
-    """Tiles in a row that are needed."""
 
     @property
     def tiles(self) -> int:
         """Number of tiles."""
-        return len(self.rows) * self.across
+        return len(self.rows) * self.image.tiles_across
 
 
-def assign(stretches: Sequence[Stretch], ranks: int) -> list[list[Stretch]]:
-    """Cut the list of stretches into `ranks` pieces of about equal numbers of tiles.
+def assign(stretches: Sequence[Stretch], world_size: int) -> list[list[Stretch]]:
+    """Cut the list of stretches into `world_size` pieces of about equal numbers of tiles.
 
     A pure function of the image sizes and what is done: every rank computes the same. Large images are cut between
     tile rows, small ones go whole to the rank that has the larger part of them.
     """
     total = sum(stretch.tiles for stretch in stretches)
-    pieces: list[list[Stretch]] = [[] for _ in range(ranks)]
+    pieces: list[list[Stretch]] = [[] for _ in range(world_size)]
     before = 0
     for stretch in stretches:
         end = before + stretch.tiles
         if stretch.tiles < SMALLEST_CUT:
             middle = (before + end) / 2
-            pieces[min(int(middle * ranks / total), ranks - 1)].append(stretch)
+            pieces[min(int(middle * world_size / total), world_size - 1)].append(stretch)
         else:
-            edges = [(total * rank / ranks - before) / stretch.across for rank in range(ranks + 1)]
+            across = stretch.image.tiles_across
+            edges = [(total * rank / world_size - before) / across for rank in range(world_size + 1)]
             cuts = [min(max(round(edge), 0), len(stretch.rows)) for edge in edges]
             for rank, (first, last) in enumerate(pairwise(cuts)):
                 if first < last:
-                    pieces[rank].append(Stretch(stretch.image, stretch.rows[first:last], stretch.across))
+                    pieces[rank].append(Stretch(stretch.image, stretch.rows[first:last]))
         before = end
     return pieces
 

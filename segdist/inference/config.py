@@ -65,19 +65,19 @@ class InferConfig:
     flips: bool = False
     """Average over the four flips of each tile: four times the work."""
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 16
-    """Tiles in one pass of the network. Part of the result's identity: another one may change last bits."""
+    """Tiles in one pass of the model. Part of the result's identity: another one may change last bits."""
     roi: tuple[int, int, int, int] | None = None
     """Segment only this part of each image: top, left, height, width. The pixels are those of the full result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs; auto: a GPU if there is one."""
+    """Where the model runs; auto: a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast type of the network; probabilities are always summed in fp32."""
+    """Autocast type of the model; probabilities are always summed in fp32."""
     threads: int = 0
     """CPU threads per rank; 0: the node's cores shared between its ranks."""
     channels_last: bool = True
-    """Run the network in NHWC order: a third faster on CPUs, faster with reduced precision on GPUs."""
+    """Run the model in NHWC order: a third faster on CPUs, faster with reduced precision on GPUs."""
     compile: bool = False
-    """torch.compile the network."""
+    """torch.compile the model."""
     task: str = ""
     """i/n: only the i-th of n parts of the images (i from 0), for job arrays. The same command without it, at the end,
     merges the scores."""
@@ -135,3 +135,9 @@ class InferConfig:
         if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
             raise UserError(f"--task {self.task}: write i/n with i from 0 to n - 1")
         return int(index), int(count)
+
+    def of_this_part(self, file: str) -> str:
+        """What a file of the whole job is called in one task of an array: scores.json, scores-1-of-4.json."""
+        part, parts = self.task_part()
+        stem, dot, suffix = file.partition(".")
+        return f"{stem}-{part}-of-{parts}{dot}{suffix}" if parts > 1 else file

@@ -15,7 +15,7 @@ from segdist.model.metrics import confusion_matrix, dice_per_class, iou_per_clas
 from shards.images.masks import MaskFile, unknown_message
 
 
-def confusion_of_image(truth: MaskFile, prediction: Rows, classes: int, top: int, left: int) -> torch.Tensor:
+def confusion_of_image(truth: MaskFile, prediction: Rows, num_classes: int, top: int, left: int) -> torch.Tensor:
     """Confusion matrix of an image, block by block.
 
     Args:
@@ -31,14 +31,14 @@ def confusion_of_image(truth: MaskFile, prediction: Rows, classes: int, top: int
             f"{truth.path}: the mask has {truth.height} x {truth.width} pixels, the image at least "
             f"{top + height} x {left + width}; give the mask that belongs to the image"
         )
-    total = torch.zeros(classes, classes, dtype=torch.int64)
+    total = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     unknown: Counter[str] = Counter()
     for start in range(0, height, ROWS_AT_ONCE):
         end = min(start + ROWS_AT_ONCE, height)
         labels, others = truth.read_counted(top + start, top + end, left, left + width)
         unknown += others
         if not unknown:
-            total += confusion_matrix(torch.from_numpy(labels), _tensor(prediction, start, end), classes)
+            total += confusion_matrix(torch.from_numpy(labels), _tensor(prediction, start, end), num_classes)
     if unknown:
         raise UserError(unknown_message({str(truth.path): unknown}, truth.reader.config))
     return total
@@ -55,7 +55,7 @@ def image_scores(confusion: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def summarize(classes: list[str], images: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(class_names: list[str], images: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of `scores.json`.
 
     Two means of the mean IoU are common and differ: `mean_iou_pixels` comes from the confusion matrix of all pixels
@@ -64,7 +64,7 @@ def summarize(classes: list[str], images: list[dict[str, Any]]) -> dict[str, Any
     Args:
         images: per image its `name` and what `image_scores` gave.
     """
-    total = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+    total = torch.zeros(len(class_names), len(class_names), dtype=torch.int64)
     for image in images:
         total += torch.tensor(image["confusion_matrix"])
     counted = [image for image in images if image["mean_iou"] is not None]
@@ -73,7 +73,7 @@ def summarize(classes: list[str], images: list[dict[str, Any]]) -> dict[str, Any
     return {
         "mean_iou_pixels": overall.pop("mean_iou"),
         "mean_iou_over_images": _number(over_images),
-        "classes": classes,
+        "classes": class_names,
         **overall,
         "worst": [image["name"] for image in sorted(counted, key=lambda image: image["mean_iou"])[:10]],
         "images": images,

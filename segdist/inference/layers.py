@@ -16,16 +16,16 @@ MASK, CONFIDENCE, ENTROPY = "mask", "confidence", "entropy"
 class Layers:
     """Which layers an image gets."""
 
-    classes: int
+    num_classes: int
     probabilities: ProbabilityType = "none"
     confidence: bool = False
     entropy: bool = False
 
     @staticmethod
-    def wanted(output: OutputConfig, classes: int, *, figure: bool) -> "Layers":
+    def wanted(output: OutputConfig, num_classes: int, *, figure: bool) -> "Layers":
         """What the config asks for; a figure needs probability maps too, of whatever type."""
         kind = output.probabilities
-        return Layers(classes, "uint8" if kind == "none" and figure else kind, output.confidence, output.entropy)
+        return Layers(num_classes, "uint8" if kind == "none" and figure else kind, output.confidence, output.entropy)
 
     def dtypes(self) -> dict[str, np.dtype]:
         """dtype of each layer."""
@@ -40,7 +40,7 @@ class Layers:
 
     def probability_names(self) -> list[str]:
         """Names of the probability layers, in class order."""
-        return [f"p{label}" for label in range(self.classes)]
+        return [f"p{label}" for label in range(self.num_classes)]
 
     def bytes_per_pixel(self) -> int:
         """Of all layers together."""
@@ -59,7 +59,9 @@ class Layers:
         if self.confidence:
             encoded[CONFIDENCE] = quantized(means.amax(dim=0), "uint8")
         if self.entropy:
-            bits = torch.special.entr(means).sum(dim=0).div_(math.log(self.classes) if self.classes > 1 else 1.0)
+            bits = (
+                torch.special.entr(means).sum(dim=0).div_(math.log(self.num_classes) if self.num_classes > 1 else 1.0)
+            )
             encoded[ENTROPY] = quantized(bits, "uint8")
         return encoded
 

@@ -1,26 +1,25 @@
-"""What is written for an image: layers of pixels, first as raw part files that grow row by row, then as whole files.
+"""Layers of pixels while an image is at work: raw part files that grow row by row, or arrays in memory.
 
 A layer is one plane of pixels (the class mask, the probability of one class, …). While an image is at work, every
 contiguous stretch of tile rows has a part: one raw file per layer and a small JSON file that says how many tile rows of
 it are safe on the disk. The parts are the state from which a killed job goes on. When the parts of an image are
-complete, the files that the person asked for are written from them, whole or not at all.
+complete, the files that were asked for are written from them, whole or not at all.
 """
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from segdist.core.files import whole_file, write_json
-from segdist.inference.palette_png import write_palette_png
-from shards.images.zarr_image import import_zarr
-from shards.manifest import ClassInfo
+from segdist.core.files import write_json
+from segdist.core.formats import stamped, unstamped
+
+PART_VERSION = 1
 
 SAFE_INTERVAL = 5.0
 """Seconds between two moments at which the rows of a part are forced to the disk and counted as done."""
@@ -80,11 +79,9 @@ class PartWriter:
         """Force what was appended to the disk, then note that it is there."""
         for file in self._files.values():
             file.flush()
-            os.fdatasync(file.fileno())
-        write_json(
-            self.folder / f"{self.first:08}.json",
-            {"tile_rows": [self.first, self._done], "rows": [self._top, self._bottom]},
-        )
+            os.fsync(file.fileno())
+        safe = {"tile_rows": [self.first, self._done], "rows": [self._top, self._bottom]}
+        write_json(self.folder / f"{self.first:08}.json", stamped(safe, PART_VERSION))
         self._safe = time.monotonic()
 
     def close(self, *, complete: bool) -> None:
@@ -104,7 +101,7 @@ def find_parts(folder: Path) -> list[Part]:
     """The parts in a folder, from the top down."""
     parts = []
     for file in sorted(folder.glob("*.json")):
-        content = json.loads(file.read_text())
+        content = unstamped(json.loads(file.read_text()), PART_VERSION, str(file))
         parts.append(Part(range(*content["tile_rows"]), *content["rows"]))
     return parts
 
@@ -155,88 +152,3 @@ def blocks(rows: Rows, size: int = ROWS_AT_ONCE) -> Iterator[np.ndarray]:
     """The layer in blocks of rows, from the top down."""
     for top in range(0, rows.shape[0], size):
         yield rows.read(top, min(top + size, rows.shape[0]))
-
-
-def write_mask_png(path: Path, mask: Rows, classes: Sequence[ClassInfo]) -> None:
-    """A palette PNG in the classes' colors, written band by band."""
-    with whole_file(path) as file:
-        write_palette_png(file, mask.shape, blocks(mask), (info.color for info in classes))
-
-
-def write_gray_png(path: Path, layer: Rows) -> None:
-    """An 8-bit gray PNG."""
-    from PIL import Image
-
-    with whole_file(path) as file:
-        Image.fromarray(np.concatenate(list(blocks(layer)))).save(file, "PNG")
-
-
-def write_tiff(path: Path, layers: Sequence[Rows], classes: Sequence[ClassInfo] | None = None) -> None:
-    """A tiled, deflate-compressed TIFF, one page per layer; with `classes` a palette image in their colors."""
-    import tifffile
-
-    height, width = layers[0].shape
-    options: dict[str, Any] = {"photometric": "minisblack"}
-    if classes is not None:
-        colormap = np.zeros((3, 256), np.uint16)
-        colormap[:, : len(classes)] = np.array([info.color for info in classes], np.uint16).T * 257
-        options = {"photometric": "palette", "colormap": colormap}
-    size = sum(layer.dtype.itemsize * height * width for layer in layers)
-    with whole_file(path) as file, tifffile.TiffWriter(file, bigtiff=size > 2**31) as tiff:
-        for layer in layers:
-            tiff.write(
-                _tiles(layer),
-                shape=(height, width),
-                dtype=layer.dtype,
-                tile=(ROWS_AT_ONCE, ROWS_AT_ONCE),
-                compression="zlib",
-                metadata=None,
-                **options,
-            )
-
-
-def _tiles(layer: Rows) -> Iterator[np.ndarray]:
-    for block in blocks(layer):
-        for left in range(0, layer.shape[1], ROWS_AT_ONCE):
-            tile = np.zeros((ROWS_AT_ONCE, ROWS_AT_ONCE), layer.dtype)
-            part = block[:, left : left + ROWS_AT_ONCE]
-            tile[: part.shape[0], : part.shape[1]] = part
-            yield tile
-
-
-def write_npy(path: Path, layers: Sequence[Rows]) -> None:
-    """One array (layer, height, width)."""
-    with whole_file(path) as file:
-        header = {
-            "descr": np.lib.format.dtype_to_descr(layers[0].dtype),
-            "fortran_order": False,
-            "shape": (len(layers), *layers[0].shape),
-        }
-        np.lib.format.write_array_header_1_0(file, header)
-        for layer in layers:
-            for block in blocks(layer):
-                file.write(np.ascontiguousarray(block).data)
-
-
-def write_zarr(path: Path, layers: Sequence[Rows], attributes: dict[str, Any], *, stacked: bool) -> None:
-    """A Zarr array (height, width), or (layer, height, width) if `stacked`; the folder appears when it is whole."""
-    zarr = import_zarr()
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    height, width = layers[0].shape
-    lead = (len(layers),) if stacked else ()
-    array = zarr.create_array(
-        str(temporary),
-        shape=(*lead, height, width),
-        chunks=(*(1 for _ in lead), min(ROWS_AT_ONCE, height), min(ROWS_AT_ONCE, width)),
-        dtype=layers[0].dtype,
-    )
-    array.attrs.update(attributes)
-    for index, layer in enumerate(layers):
-        for number, block in enumerate(blocks(layer)):
-            top = number * ROWS_AT_ONCE
-            where = (slice(top, top + len(block)), slice(None))
-            array[(index, *where) if stacked else where] = block
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.replace(path)

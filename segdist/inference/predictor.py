@@ -12,7 +12,7 @@ from torch import nn
 
 from segdist.core.errors import UserError
 from segdist.inference.grid import Blending, Borders, TileGrid, blending_window, make_grid
-from segdist.inference.tiler import FinishedRows, TileNetwork, Weights, finished_rows, labels_of
+from segdist.inference.tiler import FinishedRows, TileModel, Weights, finished_rows, labels_of
 from segdist.model.card import resolve_model_path
 from segdist.model.model_file import load_model
 from segdist.model.precision import Choice, choose_precision
@@ -25,12 +25,12 @@ class Predictor:
     """A model that is loaded once and segments any number of images.
 
     Args:
-        model: run folder or model file; or a network of your own, float32 (B, C, H, W) → logits (B, K, H, W), for which
-            `classes`, `mean` and `std` (per channel, in the images' units) and `tile` must be given.
+        model: run folder or model file; or a model of your own, float32 (B, C, H, W) → logits (B, K, H, W), for which
+            `num_classes`, `mean` and `std` (per channel, in the images' units) and `tile` must be given.
         tile: tile side; default the side of the training patches.
         overlap: share of the tile side that neighboring tiles have in common.
         device: "auto", "cpu" or "cuda".
-        channels_last: run the network in NHWC order, which is faster; the last bits differ from NCHW.
+        channels_last: run the model in NHWC order, which is faster; the last bits differ from NCHW.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Predictor:
         device: str = "auto",
         precision: Choice = "auto",
         channels_last: bool = True,
-        classes: int = 0,
+        num_classes: int = 0,
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
         stride_multiple: int = 0,
@@ -54,17 +54,17 @@ class Predictor:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if isinstance(model, nn.Module):
-            if not (classes and mean and len(mean) == len(std) and tile):
-                raise UserError("a network of your own needs classes, tile, and mean and std per channel")
-            net = model.to(device).eval()
+            if not (num_classes and mean and len(mean) == len(std) and tile):
+                raise UserError("a model of your own needs num_classes, tile, and mean and std per channel")
+            module = model.to(device).eval()
             stride_multiple = stride_multiple or int(getattr(model, "stride_multiple", 1))
         else:
-            net, card = load_model(resolve_model_path(Path(model)), device)
-            classes, mean, std, stride_multiple = len(card.classes), card.mean, card.std, card.stride_multiple
+            module, card = load_model(resolve_model_path(Path(model)), device)
+            num_classes, mean, std, stride_multiple = len(card.classes), card.mean, card.std, card.stride_multiple
             tile = tile or card.patch
-        self.network = TileNetwork(
-            net,
-            classes,
+        self.model = TileModel(
+            module,
+            num_classes,
             mean,
             std,
             device,
@@ -80,8 +80,8 @@ class Predictor:
         """Class probabilities, float32 (K, H, W), of an image (H, W) or (H, W, C), or of an image file."""
         pixels = self._pixels(image)
         grid = self._grid(pixels)
-        weights = Weights(grid, self.window, self.network.device)
-        result = np.empty((self.network.classes, *pixels.shape[:2]), np.float32)
+        weights = Weights(grid, self.window, self.model.device)
+        result = np.empty((self.model.num_classes, *pixels.shape[:2]), np.float32)
         for rows in self._rows(pixels, grid):
             result[:, rows.top : rows.bottom] = weights.mean(rows).cpu().numpy()
         return result
@@ -103,13 +103,13 @@ class Predictor:
         return out
 
     def _pixels(self, image: np.ndarray | str | Path) -> np.ndarray:
-        """The image as uint8 or uint16 (H, W, C) with the network's channels."""
+        """The image as uint8 or uint16 (H, W, C) with the model's channels."""
         if not isinstance(image, np.ndarray):
             with open_image(image) as opened:
-                return match_channels(opened.read(0, opened.height), self.network.channels, opened.path)
+                return match_channels(opened.read(0, opened.height), self.model.channels, opened.path)
         if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or 0 in image.shape:
             raise UserError(f"an image of {image.dtype} {image.shape}: give uint8 or uint16, (H, W) or (H, W, C)")
-        return match_channels(image[..., None] if image.ndim == 2 else image, self.network.channels, "the image")
+        return match_channels(image[..., None] if image.ndim == 2 else image, self.model.channels, "the image")
 
     def _grid(self, pixels: np.ndarray) -> TileGrid:
         height, width, _ = pixels.shape
@@ -119,14 +119,14 @@ class Predictor:
         def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
             return pixels[top:bottom, left:right]
 
-        return finished_rows(self.network, read, grid, self.window)
+        return finished_rows(self.model, read, grid, self.window)
 
 
 def predict(model: str | Path | nn.Module, image: np.ndarray | str | Path, **options: object) -> np.ndarray:
     """Class probabilities of an image.
 
     Args:
-        model: run folder, model file, or a network of your own; see `Predictor`, which also lists the options.
+        model: run folder, model file, or a model of your own; see `Predictor`, which also lists the options.
         image: uint8 or uint16 (H, W) or (H, W, C), or the path of an image file.
 
     Returns:

@@ -1,9 +1,9 @@
-"""The inference loop: tiles of an image through a network, summed up row by row, finished rows handed on.
+"""The inference loop: tiles of an image through a model, summed up row by row, finished rows handed on.
 
 What is alive at any time is one batch of tiles, the image rows under it, and two rows of tiles of class sums: memory
 grows with the image's width, the tile and the classes, never with the height.
 
-The bits of the result depend on nothing but image, network, grid and batch size. Batches are fixed slices of the
+The bits of the result depend on nothing but image, model, grid and batch size. Batches are fixed slices of the
 image's list of tiles; sums are taken inside each tile row first, then over the tile rows from the top down. Whoever
 starts at a later tile row (another rank, a restart, a region of interest) computes the few rows above that reach into
 its own once more, and gets the same bits.
@@ -29,22 +29,22 @@ ReadWindow = Callable[[int, int, int, int], np.ndarray]
 """(top, bottom, left, right) → pixels of the image, uint8 or uint16 (h, w, C); as `ImageFile.read`."""
 
 NOT_A_NUMBER = 255
-"""Label of pixels for which the network returned NaN; no class has it."""
+"""Label of pixels for which the model returned NaN; no class has it."""
 
 
-class NetworkError(UserError):
-    """The network can't be run as it was asked for; no other image would fare better."""
+class ModelError(UserError):
+    """The model can't be run as it was asked for; no other image would fare better."""
 
 
-class TileNetwork:
-    """A network as the tiler sees it: normalized tiles in, class probabilities out.
+class TileModel:
+    """A model as the tiler sees it: normalized tiles in, class probabilities out.
 
     Args:
         model: float32 (B, C, H, W) → logits (B, K, H, W), in eval mode on `device`.
-        classes: K.
-        mean, std: per channel, in stored units; the network sees (x - mean) / std.
-        stride_multiple: tile sides that the network takes; others are padded by reflection and cropped again.
-        precision: autocast of the network; the softmax is always taken in float32.
+        num_classes: K.
+        mean, std: per channel, in stored units; the model sees (x - mean) / std.
+        stride_multiple: tile sides that the model takes; others are padded by reflection and cropped again.
+        precision: autocast of the model; the softmax is always taken in float32.
         flips: average the probabilities over the four flips of each tile.
         channels_last: keep weights and tiles in NHWC order, which convolutions are faster in; changes the order of
             the weights of `model` in place, not their values.
@@ -53,7 +53,7 @@ class TileNetwork:
     def __init__(
         self,
         model: nn.Module,
-        classes: int,
+        num_classes: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         device: torch.device | str = "cpu",
@@ -66,7 +66,7 @@ class TileNetwork:
         self.device = torch.device(device)
         self.channels_last = channels_last
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
-        self.classes = classes
+        self.num_classes = num_classes
         self.channels = len(mean)
         self.mean = torch.tensor(mean, dtype=torch.float32, device=self.device).view(-1, 1, 1)
         # As in training: a constant channel has no spread to divide by.
@@ -76,11 +76,11 @@ class TileNetwork:
         self.flips: list[list[int]] = [[], [3], [2], [2, 3]] if flips else [[]]
 
     def normalized(self, rows: np.ndarray) -> torch.Tensor:
-        """Stored pixels (h, W, C) as the network sees them, float32 (C, h, W) on the device."""
+        """Stored pixels (h, W, C) as the model sees them, float32 (C, h, W) on the device."""
         # torch wants to own what it wraps; rows that are only a view of a decoded file are copied.
         pixels = torch.from_numpy(np.require(rows, requirements=["C", "W"]))
         if self.device.type == "cuda":
-            # Bytes travel, floats are made on the device; pinned memory lets the copy run beside the network.
+            # Bytes travel, floats are made on the device; pinned memory lets the copy run beside the model.
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         return pixels.permute(2, 0, 1).float().sub_(self.mean).mul_(self.scale)
 
@@ -104,19 +104,19 @@ class TileNetwork:
         if self.channels_last:
             tiles = tiles.contiguous(memory_format=torch.channels_last)
         try:
-            with explain_compiler_errors(NetworkError), self.precision.autocast(self.device):
+            with explain_compiler_errors(ModelError), self.precision.autocast(self.device):
                 logits: torch.Tensor = self.model(tiles)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise NetworkError(
+            raise ModelError(
                 f"the memory doesn't hold {len(tiles)} tiles of {side} x {side} pixels; use a smaller "
                 "--batch-size or --tile"
             ) from None
-        if logits.shape != (len(tiles), self.classes, *tiles.shape[-2:]):
-            raise NetworkError(
-                f"the network returned logits of shape {tuple(logits.shape)} for tiles of {tuple(tiles.shape)}; "
-                f"it must return one map for each of the {self.classes} classes, of the tiles' size"
+        if logits.shape != (len(tiles), self.num_classes, *tiles.shape[-2:]):
+            raise ModelError(
+                f"the model returned logits of shape {tuple(logits.shape)} for tiles of {tuple(tiles.shape)}; "
+                f"it must return one map for each of the {self.num_classes} classes, of the tiles' size"
             )
         return logits[..., :side, :side] if padding else logits
 
@@ -146,7 +146,7 @@ class Region:
 
 
 def finished_rows(
-    network: TileNetwork,
+    model: TileModel,
     read: ReadWindow,
     grid: TileGrid,
     window: np.ndarray,
@@ -171,15 +171,15 @@ def finished_rows(
     needed = range(max(wanted.start - grid.rows.depth + 1, 0), wanted.stop)
     across = grid.columns.touching(region.left, region.right)
     with torch.inference_mode():
-        image = _ImageRows(network, read, grid, needed.start, across)
-        sums = _RowSums(network, grid, window, across)
-        tiles = torch.zeros(grid.batch, network.channels, grid.rows.tile, grid.rows.tile, device=network.device)
+        image = _ImageRows(model, read, grid, needed.start, across)
+        sums = _RowSums(model, grid, window, across)
+        tiles = torch.zeros(grid.batch, model.channels, grid.rows.tile, grid.rows.tile, device=model.device)
         row = needed.start
         for pieces in grid.batches(needed, across):
             for piece in pieces:
                 image.copy_tiles(piece, tiles[piece.slot : piece.slot + piece.tiles])
             # Always the whole buffer: slots that nobody needs (another rank's, beyond the last) hold older tiles.
-            probabilities = network.probabilities(tiles)
+            probabilities = model.probabilities(tiles)
             for piece in pieces:
                 for finished in range(row, piece.row):
                     yield from sums.finish(finished, wanted, region)
@@ -191,14 +191,14 @@ def finished_rows(
 class _ImageRows:
     """The normalized rows of the image under the tile rows at work, reflected beyond its borders."""
 
-    def __init__(self, network: TileNetwork, read: ReadWindow, grid: TileGrid, first_row: int, across: range) -> None:
-        self.network, self.read, self.grid, self.across = network, read, grid, across
+    def __init__(self, model: TileModel, read: ReadWindow, grid: TileGrid, first_row: int, across: range) -> None:
+        self.model, self.read, self.grid, self.across = model, read, grid, across
         # A batch may reach over several rows of tiles; their pixels are needed together.
         together = 2 + (grid.batch - 2) // grid.columns.count if grid.batch > 1 else 1
         self.together = min(together, grid.rows.count)
         capacity = grid.rows.tile + (self.together - 1) * grid.rows.stride
         extent = (len(across) - 1) * grid.columns.stride + grid.columns.tile
-        self.pixels = torch.empty(network.channels, capacity, extent, device=network.device)
+        self.pixels = torch.empty(model.channels, capacity, extent, device=model.device)
         self.top = self.end = grid.rows.start(first_row)
         """Image rows `top` to `end` stand at the front of `pixels`."""
 
@@ -224,7 +224,7 @@ class _ImageRows:
                 end = min(start + step, kept)
                 self.pixels[:, start:end] = self.pixels[:, start + step : end + step]
         first, self.top, self.end = top + kept, top, rows.start(row) + rows.tile
-        self.pixels[:, kept : self.end - top] = self.network.normalized(self._reflected(first, self.end))
+        self.pixels[:, kept : self.end - top] = self.model.normalized(self._reflected(first, self.end))
 
     def _reflected(self, first: int, end: int) -> np.ndarray:
         """Stored pixels of rows `first` to `end` under the tiles, (h, extent, C); reflected outside the image."""
@@ -247,21 +247,21 @@ class _ImageRows:
 class _RowSums:
     """Sums of weighted probabilities: those of the current tile row, and what the rows above reach down with."""
 
-    def __init__(self, network: TileNetwork, grid: TileGrid, window: np.ndarray, across: range) -> None:
+    def __init__(self, model: TileModel, grid: TileGrid, window: np.ndarray, across: range) -> None:
         self.grid, self.across = grid, across
         extent = (len(across) - 1) * grid.columns.stride + grid.columns.tile
-        self.current = torch.zeros(network.classes, grid.rows.tile, extent, device=network.device)
+        self.current = torch.zeros(model.num_classes, grid.rows.tile, extent, device=model.device)
         self.above = torch.zeros_like(self.current)
         self.window: torch.Tensor | None = None
         if not (window == 1).all():
-            self.window = torch.from_numpy(np.outer(window, window).astype(np.float32)).to(network.device)
+            self.window = torch.from_numpy(np.outer(window, window).astype(np.float32)).to(model.device)
 
     def add(self, piece: Piece, probabilities: torch.Tensor) -> None:
         """Add the tiles of a piece, (n, K, P, P), to the current tile row."""
         if self.window is not None:
             probabilities.mul_(self.window)
         depth, stride = self.grid.columns.depth, self.grid.columns.stride
-        classes, line, _ = self.current.stride()
+        plane, line, _ = self.current.stride()
         # Tiles that lie `depth` apart don't overlap: they are added in one go. Which go a tile is in depends on its
         # column alone, so each pixel's sum has a fixed order.
         for go in range(depth):
@@ -269,7 +269,7 @@ class _RowSums:
             part = probabilities[skipped::depth]
             offset = (piece.left + skipped - self.across.start) * stride
             if len(part):
-                self.current.as_strided(part.shape, (depth * stride, classes, line, 1), offset).add_(part)
+                self.current.as_strided(part.shape, (depth * stride, plane, line, 1), offset).add_(part)
 
     def finish(self, row: int, wanted: range, region: Region) -> Iterator[FinishedRows]:
         """Add what the rows above reach down with to tile row `row`; yield what it finishes; begin the next row."""

@@ -86,7 +86,7 @@ def case_ours(net: str, height: int, width: int, repeat: int) -> dict[str, Any]:
         return call
 
     options: dict[str, Any] = {
-        "classes": CLASSES,
+        "num_classes": CLASSES,
         "mean": MEAN,
         "std": STD,
         "tile": TILE,
@@ -95,7 +95,7 @@ def case_ours(net: str, height: int, width: int, repeat: int) -> dict[str, Any]:
     }
     predictor = Predictor(model, device="cpu", stride_multiple=1, **options)
     warm_up(model)
-    predictor.network.probabilities = timed(predictor.network.probabilities, "network")  # type: ignore[method-assign]
+    predictor.model.probabilities = timed(predictor.model.probabilities, "network")  # type: ignore[method-assign]
     model.forward = timed(model.forward, "forward")
     result = measured(lambda: predictor.labels(image, out=mask), repeat)
     return result | {name: seconds / repeat for name, seconds in inside.items()}
@@ -145,19 +145,19 @@ def case_ranks(folder: str, mode: str) -> dict[str, Any]:
     The last leaves out the tile row above the seam, which gives a wrong result there: it shows what handing over the
     partial sums could save at most.
     """
-    from segdist.inference import job as inference_job
+    from segdist.inference import segment
     from segdist.inference.job import infer
     from segdist.ranks.launchers import RankEnvironment
     from segdist.ranks.process_group import Ranks, ranks
 
     if mode == "seamless":
-        finished_rows = inference_job.finished_rows
+        finished_rows = segment.finished_rows
 
-        def without_halo(network: Any, read: Any, grid: Any, *rest: Any) -> Any:
+        def without_halo(model: Any, read: Any, grid: Any, *rest: Any) -> Any:
             grid.rows.__dict__["depth"] = 1  # a cached property: only for this grid
-            return finished_rows(network, read, grid, *rest)
+            return finished_rows(model, read, grid, *rest)
 
-        inference_job.finished_rows = without_halo  # type: ignore[assignment]
+        segment.finished_rows = without_halo  # type: ignore[assignment]
     with ranks("cpu", threads=1) as these:
         alone = Ranks(RankEnvironment("single"), these.device)
         if mode != "halves":

@@ -10,6 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from segdist.inference.grid import make_grid
+from segdist.inference.inputs import Header
+from segdist.inference.layers import Layers
+from segdist.inference.task import ImageTask
+from segdist.inference.tiler import Region
 from segdist.model.card import ModelCard
 from segdist.model.config import ModelConfig
 from segdist.model.factory import build_model
@@ -48,6 +53,13 @@ def write_truth(folder: Path, shapes: dict[str, tuple[int, int]] | None = None) 
     for name, shape in (shapes or SHAPES).items():
         Image.fromarray(rng.integers(0, 3, shape, dtype=np.uint8)).save(folder / f"{name}.png")
     return folder
+
+
+def image_task(number: int, rows: int, across: int) -> ImageTask:
+    """An image of `rows` x `across` tiles, which are its pixels."""
+    grid = make_grid(rows, across, tile=1, overlap=0, batch=1)
+    header, region = Header(rows, across, 1, "uint8"), Region(0, rows, 0, across)
+    return ImageTask(number, str(number), f"{number}.png", None, header, region, grid, Layers(2), has_figure=False)
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -217,7 +217,7 @@ def test_damaged_images_are_listed_and_the_others_done(model: Path, images: Path
     (images / "text.png").write_text("no image")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(images / "color.png")
     assert job(model, images, tmp_path / "out") == INCOMPLETE
-    failures = json.loads((tmp_path / "out/failures.json").read_text())
+    failures = json.loads((tmp_path / "out/failures.json").read_text())["failures"]
     assert {Path(failure["image"]).name for failure in failures} == {"broken.png", "text.png", "color.png"}
     assert all(failure["image"] in failure["error"] for failure in failures)
     assert (tmp_path / "out/masks/odd.png").exists()
@@ -238,7 +238,7 @@ def test_strict_stops_at_a_damaged_image(
     assert "odd.png" in capsys.readouterr().err
 
 
-def test_a_network_that_cant_run_stops_the_job_instead_of_failing_every_image(
+def test_a_model_that_cant_run_stops_the_job_instead_of_failing_every_image(
     model: Path,
     images: Path,
     tmp_path: Path,
@@ -262,7 +262,7 @@ def test_a_mask_of_another_size_is_a_failure_of_its_image(model: Path, images: P
     write_truth(tmp_path / "truth", {"odd": (60, 83)})
     options = ["--masks.folder", str(tmp_path / "truth")]
     assert job(model, images / "odd.png", tmp_path / "out", *options) == INCOMPLETE
-    assert "60 x 83" in json.loads((tmp_path / "out/failures.json").read_text())[0]["error"]
+    assert "60 x 83" in json.loads((tmp_path / "out/failures.json").read_text())["failures"][0]["error"]
 
 
 def test_tasks_of_an_array_are_merged_by_a_last_run(model: Path, tmp_path: Path) -> None:
@@ -322,24 +322,23 @@ def test_output_among_the_inputs_is_refused(model: Path, images: Path) -> None:
 def test_parts_go_on_after_an_exception_in_the_middle(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from segdist.inference import job as inference_job
-    from segdist.inference import parts as outputs
+    from segdist.inference import parts, segment
 
     images = write_images(tmp_path / "images", {"tall": (117, 41)})
     options = ["--output.probabilities", "float32", "--output.mask-format", "tiff"]
     job(model, images, tmp_path / "whole", *options)
-    monkeypatch.setattr(inference_job, "MEMORY_LIMIT", 0)
-    monkeypatch.setattr(outputs, "SAFE_INTERVAL", 0.0)
-    original = outputs.PartWriter.append
+    monkeypatch.setattr(segment, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(parts, "SAFE_INTERVAL", 0.0)
+    original = parts.PartWriter.append
     computed: list[int] = []
 
-    def stop_now_and_then(self: outputs.PartWriter, tile_row: int, *rest: object) -> None:
+    def stop_now_and_then(self: parts.PartWriter, tile_row: int, *rest: object) -> None:
         original(self, tile_row, *rest)  # type: ignore[arg-type]
         computed.append(tile_row)
         if len(computed) % 4 == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(outputs.PartWriter, "append", stop_now_and_then)
+    monkeypatch.setattr(parts.PartWriter, "append", stop_now_and_then)
     codes = [job(model, images, tmp_path / "parts", *options) for _ in range(5)]
     assert codes[0] == 130
     assert codes[-1] == FINISHED
@@ -351,21 +350,20 @@ def test_parts_go_on_after_an_exception_in_the_middle(
 def test_rows_of_an_image_that_has_changed_since_are_computed_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from segdist.inference import job as inference_job
-    from segdist.inference import parts as outputs
+    from segdist.inference import parts, segment
 
     images = write_images(tmp_path / "images", {"tall": (117, 41)})
-    monkeypatch.setattr(inference_job, "MEMORY_LIMIT", 0)
-    monkeypatch.setattr(outputs, "SAFE_INTERVAL", 0.0)
-    original = outputs.PartWriter.append
+    monkeypatch.setattr(segment, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(parts, "SAFE_INTERVAL", 0.0)
+    original = parts.PartWriter.append
 
-    def stop_at_the_fifth(self: outputs.PartWriter, tile_row: int, *rest: object) -> None:
+    def stop_at_the_fifth(self: parts.PartWriter, tile_row: int, *rest: object) -> None:
         original(self, tile_row, *rest)  # type: ignore[arg-type]
         if tile_row == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(outputs.PartWriter, "append", stop_at_the_fifth)
+        patched.setattr(parts.PartWriter, "append", stop_at_the_fifth)
         assert job(model, images, tmp_path / "out") == 130
     Image.fromarray(np.asarray(Image.open(images / "tall.png"))[::-1].copy()).save(images / "tall.png")
     assert job(model, images, tmp_path / "out") == FINISHED

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segdist.inference.palette_png import write_palette_png
-from segdist.inference.parts import ROWS_AT_ONCE, MemoryRows, write_mask_png
+from segdist.inference.parts import ROWS_AT_ONCE, MemoryRows
+from segdist.inference.writers import write_mask_png
 from tests.support.inference_parts import CLASSES
 
 COLORS = [(0, 0, 0), (230, 159, 0), (86, 180, 233)]

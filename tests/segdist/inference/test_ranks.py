@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segdist.inference.assignment import SMALLEST_CUT, Stretch, assign, remaining
-from tests.support.inference_parts import checksums, run, start, write_images, write_model, write_truth
+from tests.support.inference_parts import checksums, image_task, run, start, write_images, write_model, write_truth
 
 
 @given(
@@ -18,15 +18,15 @@ from tests.support.inference_parts import checksums, run, start, write_images, w
     st.integers(1, 9),
 )
 @settings(deadline=None)
-def test_every_tile_row_has_one_owner_and_the_work_is_even(images: list[tuple[int, int]], ranks: int) -> None:
-    stretches = [Stretch(index, range(rows), across) for index, (rows, across) in enumerate(images)]
-    pieces = assign(stretches, ranks)
-    owned = sorted((part.image, row) for piece in pieces for part in piece for row in part.rows)
+def test_every_tile_row_has_one_owner_and_the_work_is_even(images: list[tuple[int, int]], world_size: int) -> None:
+    stretches = [Stretch(image_task(index, rows, across), range(rows)) for index, (rows, across) in enumerate(images)]
+    pieces = assign(stretches, world_size)
+    owned = sorted((part.image.number, row) for piece in pieces for part in piece for row in part.rows)
     assert owned == [(index, row) for index, (rows, _) in enumerate(images) for row in range(rows)]
-    share = sum(stretch.tiles for stretch in stretches) / ranks
+    share = sum(stretch.tiles for stretch in stretches) / world_size
     # A piece may end half an uncut image, or half a tile row, off its share on each side.
     uncut = [stretch.tiles for stretch in stretches if stretch.tiles < SMALLEST_CUT]
-    slack = max(uncut + [stretch.across for stretch in stretches])
+    slack = max(uncut + [stretch.image.tiles_across for stretch in stretches])
     assert all(abs(sum(part.tiles for part in piece) - share) <= slack + 1 for piece in pieces)
 
 
@@ -98,12 +98,12 @@ def test_the_same_bytes_with_weighted_blending_full_borders_and_flips(folder: Pa
 
 @pytest.mark.slow
 def test_the_same_bytes_after_kills_at_random_moments_and_with_changing_ranks(folder: Path) -> None:
-    # Rows are made safe after every tile row, everything goes through parts, and the network is slowed down, so that
+    # Rows are made safe after every tile row, everything goes through parts, and the model is slowed down, so that
     # the kills hit all phases.
     prelude = (
-        "import time, segdist.inference.parts as o, segdist.inference.job as j, segdist.inference.tiler as i; "
-        "o.SAFE_INTERVAL = 0; j.MEMORY_LIMIT = 0; f = i.TileNetwork.probabilities; "
-        "i.TileNetwork.probabilities = lambda self, tiles: (time.sleep(0.01), f(self, tiles))[1]"
+        "import time, segdist.inference.parts as o, segdist.inference.segment as j, segdist.inference.tiler as i; "
+        "o.SAFE_INTERVAL = 0; j.MEMORY_LIMIT = 0; f = i.TileModel.probabilities; "
+        "i.TileModel.probabilities = lambda self, tiles: (time.sleep(0.01), f(self, tiles))[1]"
     )
     chance = random.Random(11)
     reference = results(folder, "reference")
@@ -123,8 +123,8 @@ def test_the_same_bytes_after_kills_at_random_moments_and_with_changing_ranks(fo
 @pytest.mark.slow
 def test_a_rank_that_dies_leaves_no_other_hanging(folder: Path) -> None:
     prelude = (
-        "import os, segdist.inference.tiler as i; f = i.TileNetwork.probabilities; "
-        "i.TileNetwork.probabilities = lambda s, t: os._exit(9) if os.environ['RANK'] == '1' else f(s, t)"
+        "import os, segdist.inference.tiler as i; f = i.TileModel.probabilities; "
+        "i.TileModel.probabilities = lambda s, t: os._exit(9) if os.environ['RANK'] == '1' else f(s, t)"
     )
     processes = start(arguments(folder, "dies"), 3, prelude)
     codes = [process.wait(timeout=120) for process in processes]

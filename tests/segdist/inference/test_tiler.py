@@ -14,7 +14,7 @@ from torch import nn
 from segdist import Predictor, predict
 from segdist.core.errors import UserError
 from segdist.inference.grid import TileGrid, blending_window, make_grid
-from segdist.inference.tiler import NOT_A_NUMBER, Region, TileNetwork, Weights, finished_rows, labels_of
+from segdist.inference.tiler import NOT_A_NUMBER, Region, TileModel, Weights, finished_rows, labels_of
 from segdist.model.unet import UNet
 
 TILE = 16
@@ -22,7 +22,7 @@ overlaps = st.sampled_from([0.0, 0.25, 0.5, 0.6, 0.75])
 blendings = st.sampled_from(["mean", "hann", "gaussian"])
 borders = st.sampled_from(["corner", "full"])
 sides = st.integers(1, 3 * TILE + 5)
-# 16 is where this network's last bits differ from those of smaller batches.
+# 16 is where this model's last bits differ from those of smaller batches.
 batches = st.sampled_from([16, 3, 7])
 
 
@@ -52,12 +52,12 @@ def image_of(height: int, width: int, channels: int = 1, seed: int = 0) -> np.nd
     return np.random.default_rng(seed).integers(1, 255, (height, width, channels), dtype=np.uint8)
 
 
-def network(net: nn.Module, classes: int, **options: Any) -> TileNetwork:
-    return TileNetwork(net.eval(), classes, (0.0,), (255.0,), **options)
+def tile_model(module: nn.Module, num_classes: int, **options: Any) -> TileModel:
+    return TileModel(module.eval(), num_classes, (0.0,), (255.0,), **options)
 
 
 def stitched(
-    net: TileNetwork,
+    model: TileModel,
     image: np.ndarray,
     grid: TileGrid,
     blending: Any = "mean",
@@ -66,29 +66,32 @@ def stitched(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities and labels of the rows that come, put together."""
     window = blending_window(blending, grid.rows.tile)
-    weights = Weights(grid, window, net.device)
+    weights = Weights(grid, window, model.device)
     read = lambda top, bottom, left, right: image[top:bottom, left:right]  # noqa: E731
     found = [
-        (weights.mean(rows), labels_of(rows.sums)) for rows in finished_rows(net, read, grid, window, tile_rows, region)
+        (weights.mean(rows), labels_of(rows.sums))
+        for rows in finished_rows(model, read, grid, window, tile_rows, region)
     ]
     return torch.cat([means for means, _ in found], dim=1), torch.cat([labels for _, labels in found])
 
 
 @given(sides, sides, overlaps, blendings, borders, st.integers(1, 7))
 @settings(deadline=None, max_examples=80)
-def test_identity_network_returns_the_image(
+def test_identity_model_returns_the_image(
     height: int, width: int, overlap: float, blending: Any, border: Any, batch: int
 ) -> None:
     image = image_of(height, width)
-    means, _ = stitched(network(Identity(), 2), image, make_grid(height, width, TILE, overlap, batch, border), blending)
+    means, _ = stitched(
+        tile_model(Identity(), 2), image, make_grid(height, width, TILE, overlap, batch, border), blending
+    )
     assert torch.allclose(means[0], torch.from_numpy(image[..., 0]) / 255, atol=2e-6)
 
 
 @given(sides, sides, borders, st.integers(1, 7))
 @settings(deadline=None, max_examples=40)
-def test_constant_network_returns_the_constant_exactly(height: int, width: int, border: Any, batch: int) -> None:
+def test_constant_model_returns_the_constant_exactly(height: int, width: int, border: Any, batch: int) -> None:
     image = image_of(height, width)
-    means, labels = stitched(network(Constant(), 4), image, make_grid(height, width, TILE, 0.5, batch, border))
+    means, labels = stitched(tile_model(Constant(), 4), image, make_grid(height, width, TILE, 0.5, batch, border))
     expected = torch.softmax(Constant()(torch.zeros(1, 1, 1, 1)), dim=1)[0]
     assert means.shape == (4, height, width)
     assert torch.equal(means, expected.expand_as(means))
@@ -101,7 +104,7 @@ def test_each_pixel_is_the_documented_weighted_mean(
     height: int, width: int, overlap: float, blending: Any, border: Any
 ) -> None:
     grid = make_grid(height, width, TILE, overlap, 5, border)
-    means, _ = stitched(network(Position(), 2), image_of(height, width), grid, blending)
+    means, _ = stitched(tile_model(Position(), 2), image_of(height, width), grid, blending)
     tile = Position()(torch.zeros(1, 1, TILE, TILE))[0, 0].exp().double()
     window = torch.from_numpy(np.outer(*[blending_window(blending, TILE)] * 2))
     total, weight = torch.zeros(2, grid.rows.extent, grid.columns.extent, dtype=torch.float64)
@@ -119,24 +122,24 @@ def test_each_pixel_is_the_documented_weighted_mean(
 @settings(deadline=None, max_examples=15)
 def test_moving_the_image_by_one_stride_moves_the_result(height: int, width: int) -> None:
     torch.manual_seed(0)
-    net = network(nn.Conv2d(1, 3, 3, padding=1), 3)
+    model = tile_model(nn.Conv2d(1, 3, 3, padding=1), 3)
     stride = TILE // 2
     image = image_of(height + stride, width + stride)
-    whole, _ = stitched(net, image, make_grid(height + stride, width + stride, TILE, 0.5, 1))
-    moved, _ = stitched(net, image[stride:, stride:], make_grid(height, width, TILE, 0.5, 1))
+    whole, _ = stitched(model, image, make_grid(height + stride, width + stride, TILE, 0.5, 1))
+    moved, _ = stitched(model, image[stride:, stride:], make_grid(height, width, TILE, 0.5, 1))
     # Away from the corner, where the moved image has fewer tiles.
     assert torch.equal(whole[:, 2 * stride :, 2 * stride :], moved[:, stride:, stride:])
 
 
 @pytest.fixture(scope="module")
-def unet() -> TileNetwork:
+def unet() -> TileModel:
     torch.manual_seed(1)
-    return TileNetwork(UNet(1, 3, width=4, depth=2).eval(), 3, (120.0,), (40.0,), stride_multiple=4)
+    return TileModel(UNet(1, 3, width=4, depth=2).eval(), 3, (120.0,), (40.0,), stride_multiple=4)
 
 
 @given(st.data())
 @settings(deadline=None, max_examples=25)
-def test_any_range_of_tile_rows_gives_the_bits_of_the_whole(unet: TileNetwork, data: st.DataObject) -> None:
+def test_any_range_of_tile_rows_gives_the_bits_of_the_whole(unet: TileModel, data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 70))
     overlap, border = data.draw(overlaps), data.draw(borders)
     blending, batch = data.draw(blendings), data.draw(batches)
@@ -154,8 +157,8 @@ def test_any_range_of_tile_rows_gives_the_bits_of_the_whole(unet: TileNetwork, d
 
 
 @pytest.mark.parametrize("cut", [2, 3])
-def test_a_range_of_tile_rows_of_the_default_network_gives_the_bits_of_the_whole(
-    default_unet: TileNetwork, cut: int
+def test_a_range_of_tile_rows_of_the_default_model_gives_the_bits_of_the_whole(
+    default_unet: TileModel, cut: int
 ) -> None:
     image = image_of(301, 207)
     grid = make_grid(301, 207, 96, 0.5, 16)  # 6 x 4 tiles: the second batch is filled up
@@ -166,7 +169,7 @@ def test_a_range_of_tile_rows_of_the_default_network_gives_the_bits_of_the_whole
 
 @given(st.data())
 @settings(deadline=None, max_examples=25)
-def test_a_region_has_the_bits_of_the_whole(unet: TileNetwork, data: st.DataObject) -> None:
+def test_a_region_has_the_bits_of_the_whole(unet: TileModel, data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 70))
     image = image_of(height, width)
     grid = make_grid(height, width, TILE, data.draw(overlaps), data.draw(batches), data.draw(borders))
@@ -179,15 +182,15 @@ def test_a_region_has_the_bits_of_the_whole(unet: TileNetwork, data: st.DataObje
 
 
 @pytest.fixture(scope="module")
-def default_unet() -> TileNetwork:
-    """The network and the tile side that training chooses: the kernels depend on their shapes."""
+def default_unet() -> TileModel:
+    """The model and the tile side that training chooses: the kernels depend on their shapes."""
     torch.manual_seed(1)
-    return TileNetwork(UNet(1, 3).eval(), 3, (120.0,), (40.0,), stride_multiple=16)
+    return TileModel(UNet(1, 3).eval(), 3, (120.0,), (40.0,), stride_multiple=16)
 
 
-@pytest.mark.parametrize(("net", "tile"), [("unet", 32), ("default_unet", 96)])
-def test_threads_dont_change_the_bits(net: str, tile: int, request: pytest.FixtureRequest) -> None:
-    network: TileNetwork = request.getfixturevalue(net)
+@pytest.mark.parametrize(("name", "tile"), [("unet", 32), ("default_unet", 96)])
+def test_threads_dont_change_the_bits(name: str, tile: int, request: pytest.FixtureRequest) -> None:
+    model: TileModel = request.getfixturevalue(name)
     image = image_of(131, 203)
     grid = make_grid(131, 203, tile, 0.5, 16)
     before = torch.get_num_threads()
@@ -195,14 +198,14 @@ def test_threads_dont_change_the_bits(net: str, tile: int, request: pytest.Fixtu
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            results.append(stitched(network, image, grid)[0])
+            results.append(stitched(model, image, grid)[0])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
 
-def test_the_image_is_read_once_and_in_order_but_for_the_reflected_end(unet: TileNetwork) -> None:
+def test_the_image_is_read_once_and_in_order_but_for_the_reflected_end(unet: TileModel) -> None:
     image = image_of(100, 40)
     reads: list[tuple[int, int]] = []
 
@@ -222,11 +225,11 @@ def test_flips_average_the_four_views() -> None:
     views = [torch.softmax(conv(tiles.flip(dims)), 1).flip(dims) for dims in ([], [3], [2], [2, 3])]
     expected = sum(views) / 4
     with torch.inference_mode():
-        assert torch.allclose(network(conv, 2, flips=True).probabilities(tiles), expected, atol=1e-6)  # type: ignore[arg-type]
+        assert torch.allclose(tile_model(conv, 2, flips=True).probabilities(tiles), expected, atol=1e-6)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tile", [1, 3, 17, 30])
-def test_tiles_that_the_network_cant_take_are_padded(unet: TileNetwork, tile: int) -> None:
+def test_tiles_that_the_model_cant_take_are_padded(unet: TileModel, tile: int) -> None:
     means, _ = stitched(unet, image_of(50, 41), make_grid(50, 41, tile, 0.0 if tile == 1 else 0.5, 4))
     assert means.shape == (3, 50, 41)
     assert torch.allclose(means.sum(0), torch.ones(50, 41), atol=1e-5)
@@ -247,9 +250,9 @@ def test_labels_are_those_of_argmax(classes: int, seed: int) -> None:
     assert torch.equal(labels_of(sums).long(), torch.from_numpy(sums.numpy().argmax(axis=0)))
 
 
-def test_a_network_with_the_wrong_number_of_classes_is_named() -> None:
+def test_a_model_with_the_wrong_number_of_classes_is_named() -> None:
     with pytest.raises(UserError, match="each of the 3 classes"):
-        stitched(network(Identity(), 3), image_of(20, 20), make_grid(20, 20, TILE, 0.5, 2))
+        stitched(tile_model(Identity(), 3), image_of(20, 20), make_grid(20, 20, TILE, 0.5, 2))
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("input has more than INT_MAX elements")])
@@ -259,12 +262,12 @@ def test_too_many_tiles_at_a_time_are_named_with_the_way_out(error: Exception) -
             raise error
 
     with pytest.raises(UserError, match=r"the memory doesn't hold \d+ tiles .* smaller --batch-size or --tile"):
-        stitched(network(TooLarge(), 2), image_of(20, 20), make_grid(20, 20, TILE, 0.5, 2))
+        stitched(tile_model(TooLarge(), 2), image_of(20, 20), make_grid(20, 20, TILE, 0.5, 2))
 
 
-def test_predict_takes_arrays_and_a_network_of_ones_own() -> None:
+def test_predict_takes_arrays_and_a_model_of_ones_own() -> None:
     image = image_of(33, 21)
-    options: dict[str, Any] = {"classes": 2, "tile": TILE, "mean": (0.0,), "std": (255.0,), "device": "cpu"}
+    options: dict[str, Any] = {"num_classes": 2, "tile": TILE, "mean": (0.0,), "std": (255.0,), "device": "cpu"}
     result = predict(Identity(), image[..., 0], **options)
     assert result.shape == (2, 33, 21)
     assert np.allclose(result[0], image[..., 0] / 255, atol=1e-6)
@@ -274,7 +277,7 @@ def test_predict_takes_arrays_and_a_network_of_ones_own() -> None:
 def test_labels_go_where_they_are_wanted(tmp_path: Path) -> None:
     image = image_of(33, 21)
     predictor = Predictor(
-        Identity(), classes=2, tile=TILE, mean=(0.0,), std=(255.0,), device="cpu", precision="fp32", overlap=0.5
+        Identity(), num_classes=2, tile=TILE, mean=(0.0,), std=(255.0,), device="cpu", precision="fp32", overlap=0.5
     )
     out = np.memmap(tmp_path / "mask", np.uint8, "w+", shape=(33, 21))
     assert predictor.labels(image, out=out) is out
@@ -285,17 +288,17 @@ def test_labels_go_where_they_are_wanted(tmp_path: Path) -> None:
 
 
 def test_predict_refuses_what_it_cant_use() -> None:
-    with pytest.raises(UserError, match="classes, tile"):
+    with pytest.raises(UserError, match="num_classes, tile"):
         predict(Identity(), image_of(4, 4))
     with pytest.raises(UserError, match="float64"):
-        predict(Identity(), np.zeros((4, 4)), classes=2, tile=8, mean=(0.0,), std=(1.0,))
+        predict(Identity(), np.zeros((4, 4)), num_classes=2, tile=8, mean=(0.0,), std=(1.0,))
 
 
 @pytest.mark.gpu
 def test_a_gpu_agrees_with_the_cpu_to_rounding() -> None:
     torch.manual_seed(4)
     image = image_of(301, 207)
-    options: dict[str, Any] = {"classes": 3, "tile": 64, "mean": (120.0,), "std": (40.0,), "precision": "fp32"}
-    net = UNet(1, 3, width=8)
-    found = {device: predict(net, image, device=device, **options) for device in ("cpu", "cuda")}
+    options: dict[str, Any] = {"num_classes": 3, "tile": 64, "mean": (120.0,), "std": (40.0,), "precision": "fp32"}
+    model = UNet(1, 3, width=8)
+    found = {device: predict(model, image, device=device, **options) for device in ("cpu", "cuda")}
     assert np.abs(found["cpu"] - found["cuda"]).max() < 1e-3

@@ -1,0 +1,128 @@
+"""One stretch of tile rows of one image through the model, into memory or into part files."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from segdist.core.errors import UserError
+from segdist.inference.assignment import Stretch
+from segdist.inference.gpu_transfer import Arriving, ReadAhead, arrived
+from segdist.inference.grid import blending_window
+from segdist.inference.layers import MASK
+from segdist.inference.parts import MemoryRows, PartWriter, Rows
+from segdist.inference.result_folder import ResultFolder
+from segdist.inference.task import Task
+from segdist.inference.tiler import NOT_A_NUMBER, FinishedRows, TileModel, Weights, finished_rows
+from segdist.model.model_file import load_model
+from shards.images.opening import match_channels, open_image
+
+MEMORY_LIMIT = 8 * 2**20
+"""Bytes of all layers up to which an image that is whole on one rank is kept in memory instead of part files.
+
+When a job dies, such an image is lost: with masks alone 2900 x 2900 pixels, half a minute of two cores."""
+
+EncodedRows = Iterator[tuple[FinishedRows, dict[str, np.ndarray]]]
+"""Rows as a stretch finishes them, and their layers."""
+Advance = Callable[[float], None]
+"""Told how many megapixels are done."""
+
+
+def load_tile_model(task: Task, device: torch.device) -> TileModel:
+    """The task's model, ready for tiles on `device`."""
+    model, card = load_model(task.model_file, str(device))
+    if task.config.compile:
+        model = torch.compile(model)  # type: ignore[assignment]
+    return TileModel(
+        model,
+        len(card.classes),
+        card.mean,
+        card.std,
+        device,
+        stride_multiple=card.stride_multiple,
+        precision=task.precision,
+        flips=task.config.flips,
+        channels_last=task.config.channels_last,
+    )
+
+
+def segment(
+    model: TileModel, task: Task, folder: ResultFolder, stretch: Stretch, advance: Advance, *, alone: bool
+) -> dict[str, Rows] | None:
+    """Compute a stretch.
+
+    Args:
+        alone: no other rank has a stretch of this image.
+
+    Returns:
+        The image's layers, if they are kept in memory; else they are in parts.
+    """
+    image = stretch.image
+    small = image.shape[0] * image.shape[1] * image.layers.bytes_per_pixel() <= MEMORY_LIMIT
+    if small and alone and stretch.rows == image.tile_rows:
+        return _into_memory(_encoded_rows(model, task, stretch), stretch, advance)
+    _into_parts(_encoded_rows(model, task, stretch), stretch, folder, advance)
+    return None
+
+
+def megapixels(stretch: Stretch) -> float:
+    """What a stretch finishes, in millions of pixels."""
+    rows, region = stretch.image.grid.rows, stretch.image.region
+    top = max(rows.finished(stretch.rows.start)[0], region.top)
+    bottom = min(rows.finished(stretch.rows.stop - 1)[1], region.bottom)
+    return (bottom - top) * (region.right - region.left) / 1e6
+
+
+def _into_memory(encoded: EncodedRows, stretch: Stretch, advance: Advance) -> dict[str, Rows]:
+    image = stretch.image
+    arrays = {name: np.empty(image.shape, dtype) for name, dtype in image.layers.dtypes().items()}
+    for rows, found in encoded:
+        for name, array in arrays.items():
+            array[rows.top - image.region.top : rows.bottom - image.region.top] = found[name]
+        advance((rows.bottom - rows.top) * image.shape[1] / 1e6)
+    return {name: MemoryRows(array) for name, array in arrays.items()}
+
+
+def _into_parts(encoded: EncodedRows, stretch: Stretch, folder: ResultFolder, advance: Advance) -> None:
+    image = stretch.image
+    writer = PartWriter(folder.begin_parts(image), stretch.rows.start, image.layers.dtypes())
+    complete = False
+    try:
+        for rows, found in encoded:
+            writer.append(rows.tile_row, rows.top, rows.bottom, found)
+            advance((rows.bottom - rows.top) * image.shape[1] / 1e6)
+        complete = True
+    finally:
+        writer.close(complete=complete)
+
+
+def _encoded_rows(model: TileModel, task: Task, stretch: Stretch) -> EncodedRows:
+    """The layers of the rows that a stretch finishes, as they come."""
+    image = stretch.image
+    window = blending_window(task.config.blending, task.tile)
+    weights = Weights(image.grid, window, model.device)
+    with open_image(image.path) as opened:
+
+        def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+            return match_channels(opened.read(top, bottom, left, right), model.channels, image.path)
+
+        def encoded(read: Any) -> Iterator[Arriving[FinishedRows]]:
+            for rows in finished_rows(model, read, image.grid, window, stretch.rows, image.region):
+                yield Arriving(rows, image.layers.encode(rows, weights))
+
+        if model.device.type == "cuda":
+            with ReadAhead(read, image.grid.rows.size) as ahead:
+                yield from _without_nan(arrived(encoded(ahead), model.device), task, image.path)
+        else:
+            yield from _without_nan(arrived(encoded(read), model.device), task, image.path)
+
+
+def _without_nan(results: EncodedRows, task: Task, path: str) -> EncodedRows:
+    for rows, found in results:
+        if found[MASK].max() == NOT_A_NUMBER:
+            raise UserError(
+                f"{path}: the model returned NaN in rows {rows.top} to {rows.bottom}; "
+                f"{'try --precision fp32' if task.precision.name != 'fp32' else 'is the model trained well?'}"
+            )
+        yield rows, found

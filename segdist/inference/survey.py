@@ -1,0 +1,45 @@
+"""Looking around in the result folder: which images are finished, which rows of the others are done."""
+
+from dataclasses import dataclass, field
+
+from segdist.inference.assignment import Stretch, remaining
+from segdist.inference.outputs import FIGURE
+from segdist.inference.parts import Part
+from segdist.inference.result_folder import Record, ResultFolder
+from segdist.inference.task import Task
+from segdist.ranks.process_group import Ranks
+
+
+@dataclass
+class Survey:
+    """What earlier jobs have left, by the images' numbers; the same on all ranks."""
+
+    records: dict[int, Record] = field(default_factory=dict)
+    """Of finished images."""
+    parts: dict[int, list[Part]] = field(default_factory=dict)
+    """Of all others."""
+
+    def stretches(self, task: Task) -> list[Stretch]:
+        """The tile rows that are still to be computed, image by image."""
+        return [
+            Stretch(image, rows)
+            for image in task.images
+            if image.number in self.parts
+            for rows in remaining(image.tile_rows, [part.tile_rows for part in self.parts[image.number]])
+        ]
+
+
+def survey(task: Task, folder: ResultFolder, ranks: Ranks) -> Survey:
+    """Look at the records and the parts of all images, each rank at a share. Collective."""
+    mine = Survey()
+    for image in task.images[ranks.rank :: ranks.world_size]:
+        record = folder.finished_record(image)
+        if record is None or (image.has_figure and FIGURE not in record["files"]):
+            mine.parts[image.number] = folder.parts(image)
+        else:
+            mine.records[image.number] = record
+    found = Survey()
+    for share in ranks.gather(mine):
+        found.records |= share.records
+        found.parts |= share.parts
+    return found
