@@ -1,0 +1,71 @@
+"""Recipes of the benchmark of quality: options of the three commands, by name.
+
+Recipes of one's own stand in a TOML file, a table each:
+
+    ["half size"]
+    shards = "--patches.size 128"
+    train = "--preset fast --loss.name cross_entropy+dice"
+    infer = "--flips"
+"""
+
+import random
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Options of make-shards, train and infer; `{minutes}` in those of train is the time that the budget means."""
+
+    name: str
+    shards: str = ""
+    train: str = ""
+    infer: str = ""
+
+
+BUILT_IN = {
+    "fast": Recipe("fast", "--patches.size 96 --patches.per-image 20", "--preset fast"),
+}
+RANDOM = "random"
+"""`random-1`, `random-2` …: configurations drawn for each set anew."""
+
+
+def recipe_of(name: str, set_name: str, own: dict[str, Recipe]) -> Recipe:
+    """The recipe that `name` means on a set. Raises SystemExit for an unknown one."""
+    if name in own:
+        return own[name]
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    kind, _, number = name.rpartition("-")
+    if kind == RANDOM and number.isdecimal():
+        return drawn_recipe(set_name, int(number))
+    known = ", ".join([*own, *BUILT_IN, f"{RANDOM}-1", f"{RANDOM}-2 …"])
+    raise SystemExit(f"error: recipe {name!r}: choose from {known}")
+
+
+def read_recipes(path: Path | None) -> dict[str, Recipe]:
+    """The recipes of a TOML file."""
+    tables = tomllib.loads(path.read_text()) if path else {}
+    return {name: Recipe(name, **table) for name, table in tables.items()}
+
+
+def drawn_recipe(set_name: str, number: int) -> Recipe:
+    """A configuration drawn for this very set: patch, scale, width, loss, rate, augmentation."""
+    draw = random.Random(f"{set_name} {number}")
+    shards = f"--patches.size {draw.choice((64, 96, 128, 192, 256))}"
+    train = [
+        f"--model.width {draw.choice((8, 16, 24, 32))}",
+        f"--loss.name {draw.choice(('cross_entropy', 'cross_entropy+dice', 'dice', 'focal'))}",
+        f"--optim.lr {10 ** draw.uniform(-3.3, -1.7):.2g}",
+        *draw.choice(
+            (
+                (),
+                ("--augment.rotate90",),
+                ("--augment.brightness 0.1", "--augment.contrast 0.25", "--augment.gamma 0.25"),
+                ("--augment.rotate 15", "--augment.scale 0.25", "--augment.contrast 0.25", "--augment.noise 0.02"),
+                ("--augment.rotate 180", "--augment.scale 0.4", "--augment.elastic 3", "--augment.contrast 0.4"),
+            )
+        ),
+    ]
+    return Recipe(f"{RANDOM}-{number}", f"--patches.per-image 20 {shards}", "--preset fast " + " ".join(train))

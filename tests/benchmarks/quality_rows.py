@@ -1,0 +1,115 @@
+"""Rows of the benchmark of quality: kept in a file, one JSON object a line, and what is computed from them."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained and scored model. The first six fields name it; a row with the same is not measured again.
+
+    Figures of other tools can be added to the file by hand, under a recipe's name of their own.
+    """
+
+    recipe: str
+    set: str
+    part: str
+    budget: float
+    seed: int
+    precision: str
+    mean_iou: float
+    """Over the pixels of all held-out images."""
+    iou: tuple[float | None, ...] = ()
+    mean_iou_over_images: float | None = None
+    steps: int = 0
+    cpu_seconds: float = 0.0
+    """CPU time of `segdist train`, from its start to its end."""
+    reference: float = 0.0
+    """CPU seconds of a reference step, measured just before."""
+    options: tuple[str, ...] = ()
+    """The recipe's, of make-shards, train and infer."""
+    version: str = ""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return self.recipe, self.set, self.part, self.budget, self.seed, self.precision
+
+    @property
+    def spent(self) -> float:
+        """Reference steps that the training took."""
+        return self.cpu_seconds / self.reference if self.reference else 0.0
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file; a later one takes the place of an earlier one with the same key."""
+    rows: dict[tuple[object, ...], Row] = {}
+    known = {item.name for item in fields(Row)}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        values = {key: value for key, value in json.loads(line).items() if key in known}
+        row = Row(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        rows[row.key] = row
+    return list(rows.values())
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add a row at the end of the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(row)) + "\n")
+
+
+def medians(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
+    """Median over seeds of the mean IoU, by recipe and set."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        found.setdefault((row.recipe, row.set), []).append(row.mean_iou)
+    return {key: statistics.median(values) for key, values in found.items()}
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Lines of a Markdown table: a line a recipe, a column a set, and the mean error beside the first recipe's."""
+    scores = medians(rows)
+    recipes, sets = list(dict.fromkeys(row.recipe for row in rows)), list(dict.fromkeys(row.set for row in rows))
+    lines = [f"| recipe | {' | '.join(sets)} | error, by that of {recipes[0]} |", "|---" * (len(sets) + 2) + "|"]
+    for recipe in recipes:
+        cells = [f"{scores[recipe, name]:.4f}" if (recipe, name) in scores else "" for name in sets]
+        ratio = error_ratio(scores, recipe, recipes[0], sets)
+        lines.append(f"| {recipe} | {' | '.join(cells)} | {'' if ratio is None else f'{ratio:.3f}'} |")
+    return lines
+
+
+def error_ratio(scores: dict[tuple[str, str], float], recipe: str, to: str, sets: list[str]) -> float | None:
+    """Geometric mean over the sets that both have of (1 - mean IoU) of `recipe` by that of `to`."""
+    ratios = [
+        (1 - scores[recipe, name]) / (1 - scores[to, name])
+        for name in sets
+        if (recipe, name) in scores and scores.get((to, name), 1.0) < 1
+    ]
+    return math.prod(ratios) ** (1 / len(ratios)) if ratios else None
+
+
+def leave_one_out(rows: list[Row]) -> list[str]:
+    """For each set, which recipe the other sets would choose, and how that one does here beside the best."""
+    scores = medians(rows)
+    recipes, sets = list(dict.fromkeys(row.recipe for row in rows)), list(dict.fromkeys(row.set for row in rows))
+    whole = [recipe for recipe in recipes if all((recipe, name) in scores for name in sets)]
+    if len(whole) < 2 or len(sets) < 2:
+        return []
+    lines = []
+    for left in sets:
+        others = [name for name in sets if name != left]
+        chosen = min(whole, key=_error_on(scores, whole[0], others))
+        best = max(whole, key=lambda recipe: scores[recipe, left])
+        lines.append(
+            f"without {left}: {chosen} is chosen; there {scores[chosen, left]:.4f}, "
+            f"the best is {best} with {scores[best, left]:.4f}"
+        )
+    return lines
+
+
+def _error_on(scores: dict[tuple[str, str], float], to: str, sets: list[str]) -> Callable[[str], float]:
+    return lambda recipe: error_ratio(scores, recipe, to, sets) or math.inf
