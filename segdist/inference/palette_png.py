@@ -1,8 +1,8 @@
 """A palette PNG written band by band: a mask of any height without holding it.
 
-The usual libraries take a whole picture. Each row is stored as its difference to the row above (the filter "up"),
-which leaves runs of zeros where classes go on: looking for runs alone then compresses real masks as well as looking for
-any repetition, in a fifth of the time.
+Pillow takes a whole picture (3.6 GB for a mask of 60,000 x 60,000), imagecodecs writes no palette. Each row is stored
+as its difference to the row above (the filter "up"), which leaves runs of zeros where a class continues: looking for
+runs alone takes half of Pillow's time (8192 x 8192 pixels of discs: 0.08 s, Pillow 0.17 s; 486 kB, Pillow 341 kB).
 """
 
 import struct

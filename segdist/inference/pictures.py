@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from segdist.core.files import whole_file
 from segdist.inference.parts import Rows
@@ -38,7 +39,7 @@ def draw_figure(
         truth, prediction: labels, uint8.
         probabilities: 0 to 1.
     """
-    # No display is needed, and no state of pyplot that other threads would share.
+    # Half a second to import, for jobs with figures only. No pyplot: no display is needed, and no shared state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -133,8 +134,6 @@ def write_preview(
     Args:
         mask: labels of a part of the image whose corner is at `origin` (row, column).
     """
-    from PIL import Image
-
     step = max(1, -(-max(mask.shape) // side))
     picture = overlay(reduced_image(image, mask.shape, origin, step), reduced(mask, step), classes)
     with whole_file(path) as file:

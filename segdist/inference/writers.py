@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from segdist.core.files import whole_file
 from segdist.inference.palette_png import write_palette_png
@@ -22,15 +23,13 @@ def write_mask_png(path: Path, mask: Rows, classes: Sequence[ClassInfo]) -> None
 
 def write_gray_png(path: Path, layer: Rows) -> None:
     """An 8-bit gray PNG."""
-    from PIL import Image
-
     with whole_file(path) as file:
         Image.fromarray(np.concatenate(list(blocks(layer)))).save(file, "PNG")
 
 
 def write_tiff(path: Path, layers: Sequence[Rows], classes: Sequence[ClassInfo] | None = None) -> None:
     """A tiled, deflate-compressed TIFF, one page per layer; with `classes` a palette image in their colors."""
-    import tifffile
+    import tifffile  # a tenth of a second, which jobs on PNG files needn't pay
 
     height, width = layers[0].shape
     options: dict[str, Any] = {"photometric": "minisblack"}
