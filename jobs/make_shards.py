@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, fields
 
 from jobs.command_line import parse, print_config
 from jobs.exit_codes import FINISHED, run_job
+from segdist.core.paths import MANIFEST
 from segdist.core.terminal import say
 from segdist.tracking.config import TrackingConfig
 from shards.build.build import make_shards
-from shards.build.plan import make_plan
-from shards.build.recipe import MakeShardsConfig
+from shards.build.config import MakeShardsConfig
+from shards.build.plan import plan_lines
+from shards.build.work import find_work
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     config = command.job.shard_set
     if command.dry_run:
         print_config(command.job)
-        print("plan:", *make_plan(config).describe(), sep="\n  ")
+        print("plan:", *plan_lines(find_work(config)), sep="\n  ")
         return FINISHED
     tracking = command.job.tracking
     wanted = bool(tracking.names) and tracking.wandb != "off" and not config.task
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         from segdist.tracking import check_trackers
 
         check_trackers(tracking)
-    new = config.overwrite or not (config.folder / "manifest.json").exists()
+    new = config.overwrite or not (config.folder / MANIFEST).exists()
     manifest = make_shards(config)
     if manifest is None:
         say(f"{config.folder}: task {config.task} is done; when all are, run the same command with --finish")

@@ -16,8 +16,8 @@ import tyro
 from jobs.exit_codes import FINISHED, INCOMPLETE, run_job
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
+from segdist.core.paths import CONTACT_SHEET, MANIFEST
 from segdist.core.terminal import say
-from shards.manifest import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     say(summary(shard_set))
     if not shard_set.manifest.samples(command.split):
         raise UserError(f"{folder}: no patches in {command.split}; choose another --split")
-    out = command.out or folder / "contact_sheet.png"
+    out = command.out or folder / CONTACT_SHEET
     with whole_file(out) as file:
         file.write(contact_sheet(shard_set, command.split, command.seed))
     say(f"  contact sheet: {out}")

@@ -10,10 +10,11 @@ from typing import Any
 
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
+from segdist.core.formats import VERSION_KEY, read_version
 from segdist.core.parsing import from_dict, to_dict
+from segdist.core.paths import INDEX_SUFFIX, MANIFEST
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 SPLITS = ("train", "val", "test")
 
 IGNORE = 255
@@ -51,7 +52,7 @@ class ShardInfo:
 
     @property
     def index_file(self) -> str:
-        return self.file.removesuffix(".tar") + ".index.npy"
+        return self.file.removesuffix(".tar") + INDEX_SUFFIX
 
     @property
     def number(self) -> int:
@@ -107,7 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = Path(folder) / MANIFEST
     try:
-        text = path.read_text()
+        content = path.read_bytes()
     except FileNotFoundError:
         if not Path(folder).is_dir():
             raise UserError(f"{folder}: no such shard set; make it with `segdist make-shards`") from None
@@ -117,22 +118,17 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror})") from None
-    return parse_manifest(text, str(path))
+    return parse_manifest(content, str(path))
 
 
-def parse_manifest(text: str, origin: str) -> Manifest:
-    """The manifest in `text`; `origin` names it in errors."""
+def parse_manifest(content: bytes, origin: str) -> Manifest:
+    """The manifest in `content`, UTF-8; `origin` names it in errors."""
     try:
-        values = json.loads(text)
-    except ValueError as error:
+        values = json.loads(content.decode())
+    except ValueError as error:  # no UTF-8, or no JSON
         raise UserError(f"{origin}: damaged ({error}); build the set again with `--overwrite`") from None
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{origin}: format version {version!r}, this program reads {FORMAT_VERSION}; "
-            "build the set again with `--overwrite`, or use the program's version that built it"
-        )
-    return from_dict(Manifest, values, origin)
+    version = read_version(values, FORMAT_VERSION, origin)
+    return from_dict(Manifest, {**values, VERSION_KEY: version}, origin)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -60,7 +60,7 @@ for seed in range(11):
 
 # %%
 from shards.build.build import make_shards
-from shards.build.recipe import ImagesConfig, MakeShardsConfig, PatchesConfig
+from shards.build.config import ImagesConfig, MakeShardsConfig, PatchesConfig
 from shards.images.config import MasksConfig
 from shards.read.inspect import contact_sheet
 from shards.read.reader import ShardSet

@@ -7,7 +7,9 @@ from pathlib import Path
 
 DATA, RUNS = Path("data"), Path("runs")
 
-MANIFEST = "manifest.json"
+MANIFEST, CONTACT_SHEET, INDEX_SUFFIX = "manifest.json", "contact_sheet.png", ".index.npy"
+SOURCE, BUILDING, RECIPE = "source", ".building", "recipe.json"
+"""In a shard set: the drawn images; while it is built, the notes of finished shards, and with them the recipe."""
 
 CONFIG, METRICS, EVENTS, SUMMARY = "config.json", "metrics.jsonl", "events.jsonl", "summary.json"
 BEST_MODEL, LAST_MODEL = "best.safetensors", "last.safetensors"

@@ -1,4 +1,4 @@
-"""Building a shard set: plan, shards, manifest.
+"""Building a shard set: work, shards, manifest.
 
 The sources of a split are cut into runs, one per shard, by the recipe alone; so a shard is the same whoever builds
 it, and processes, array tasks and builders after a crash share the work shard by shard. A shard is three files: the
@@ -23,20 +23,25 @@ from typing import Any
 
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
+from segdist.core.formats import VERSION_KEY, read_version, stamped
+from segdist.core.machine import usable_cores
 from segdist.core.parsing import from_dict
+from segdist.core.paths import BUILDING, CONTACT_SHEET, INDEX_SUFFIX, MANIFEST, RECIPE, SOURCE
 from segdist.core.terminal import Progress, say
-from shards.build.plan import NOTES, Plan, make_plan
-from shards.build.recipe import MakeShardsConfig, differences
-from shards.build.source_check import changed_sources
+from shards.build.changes import changed_sources
+from shards.build.config import MakeShardsConfig
+from shards.build.recipe import differences, other_version
 from shards.build.sources import Source, UnknownLabels
-from shards.build.writer import ShardNote, Unit, build_shard
+from shards.build.work import Work, find_work
+from shards.build.writer import NOTE_FORMAT, ShardNote, Unit, build_shard
 from shards.images.masks import unknown_message
-from shards.manifest import FORMAT_VERSION, MANIFEST, SPLITS, Manifest, ShardInfo, combined_statistics, read_manifest
+from shards.manifest import FORMAT_VERSION, SPLITS, Manifest, ShardInfo, combined_statistics, read_manifest
 from shards.manifest import write_manifest as save_manifest
 
-RECIPE = "recipe.json"
+RECIPE_FORMAT = 1
+"""Version of `recipe.json`."""
 
-_SET_FILES = re.compile(r"(train|val)-\d{5}(\.tar|\.index\.npy)|\..*\.tmp|manifest\.json|contact_sheet\.png")
+_SET_FILES = re.compile(rf"(train|val)-\d{{5}}(\.tar|{re.escape(INDEX_SUFFIX)})|\..*\.tmp|{re.escape(CONTACT_SHEET)}")
 
 
 class UnwritableShard(UserError):
@@ -49,21 +54,23 @@ def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | 
     Raises:
         UserError: bad sources or settings, another recipe in the folder, a full disk.
     """
-    plan = make_plan(config)
+    work = find_work(config)
     folder = config.folder
     if config.overwrite:
         _remove_set(folder)
-    if _finished(plan, quiet):
+    if _finished(work, quiet):
         manifest = read_manifest(folder)
         if not quiet:
-            say(f"{folder}: finished already, with this recipe")
+            made_by = other_version(manifest.recipe)
+            old = f", by {made_by}; it stays as it is, --overwrite cuts it anew" if made_by else ""
+            say(f"{folder}: finished already, with this recipe{old}")
         return manifest
-    fresh = _claim_folder(plan)
+    fresh = _claim_folder(work)
     try:
         if not config.finish:
             task, tasks = config.task_share()
-            _build_units(plan, plan.units[task::tasks], quiet)
-        return None if config.task else _finish(plan, quiet)
+            _build_units(work, work.units[task::tasks], quiet)
+        return None if config.task else _finish(work, quiet)
     except UnwritableShard:
         raise
     except UserError:
@@ -73,36 +80,53 @@ def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | 
         raise
 
 
-def _finished(plan: Plan, quiet: bool) -> bool:
+def _finished(work: Work, quiet: bool) -> bool:
     """A manifest of this recipe is there. Raises UserError where the folder holds another recipe."""
-    folder = plan.config.folder
+    folder = work.config.folder
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
-        _refuse_other_recipe(plan, manifest.recipe, "a shard set")
-        _refuse_changed_sources(plan, manifest, quiet)
+        _refuse_other_recipe(work, manifest.recipe, "a shard set")
+        _refuse_changed_sources(work, manifest, quiet)
         return True
-    note = folder / NOTES / RECIPE
-    if note.exists():
-        _refuse_other_recipe(plan, json.loads(note.read_text()), "an unfinished set")
+    if (recipe := _read_recipe(folder)) is not None:
+        _refuse_other_recipe(work, recipe, "an unfinished set")
+        if began := other_version(recipe):
+            raise UserError(
+                f"{folder} holds an unfinished set that {began} began: it cuts other patches from the same settings; "
+                "finish it with that one, choose another --name, or throw it away with --overwrite"
+            )
     return False
 
 
-def _refuse_other_recipe(plan: Plan, found: dict[str, Any], what: str) -> None:
-    if lines := list(differences(found, plan.recipe)):
+def _read_recipe(folder: Path) -> dict[str, Any] | None:
+    """The recipe of the unfinished set in `folder`; None where there is none."""
+    path = folder / BUILDING / RECIPE
+    try:
+        recipe = json.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); throw the set away with --overwrite") from None
+    read_version(recipe, RECIPE_FORMAT, str(path))
+    return {key: value for key, value in recipe.items() if key != VERSION_KEY}
+
+
+def _refuse_other_recipe(work: Work, found: dict[str, Any], what: str) -> None:
+    if lines := differences(found, work.recipe):
         raise UserError(
-            f"{plan.config.folder} holds {what} of another recipe (there → now):\n  " + "\n  ".join(lines[:20]) + "\n"
+            f"{work.config.folder} holds {what} of another recipe (there → now):\n  " + "\n  ".join(lines[:20]) + "\n"
             "choose another --name, or throw it away with --overwrite"
         )
 
 
-def _refuse_changed_sources(plan: Plan, manifest: Manifest, quiet: bool) -> None:
+def _refuse_changed_sources(work: Work, manifest: Manifest, quiet: bool) -> None:
     """Files that were changed in place, without a change of name or size."""
-    contents = [manifest.sources[source.split][source.number].content for source in plan.sources]
-    finished = (plan.config.folder / MANIFEST).stat().st_mtime_ns
-    if changed := changed_sources(plan.sources, contents, finished, plan.config, plan.target.channels, quiet=quiet):
+    contents = [manifest.sources[source.split][source.number].content for source in work.sources]
+    finished = (work.config.folder / MANIFEST).stat().st_mtime_ns
+    if changed := changed_sources(work.sources, contents, finished, work.config, work.target.channels, quiet=quiet):
         shown = [f"{source.image} or its mask {source.mask}" for source in changed]
         raise UserError(
-            f"{plan.config.folder} was cut from other pixels or labels than these files hold now:\n  "
+            f"{work.config.folder} was cut from other pixels or labels than these files hold now:\n  "
             + "\n  ".join(shown[:10])
             + ("\n  …" if len(shown) > 10 else "")
             + "\nbuild the set again with --overwrite, or choose another --name to keep the old one as well"
@@ -113,80 +137,83 @@ def _remove_set(folder: Path) -> None:
     """Throw a set away: the manifest first, so that what is half gone is never taken for a set."""
     if not folder.exists():
         return
-    if not (folder / MANIFEST).exists() and not (folder / NOTES).exists() and any(folder.iterdir()):
+    if not (folder / MANIFEST).exists() and not (folder / BUILDING).exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: --overwrite, but this is no shard set; choose another --name or empty the folder")
     (folder / MANIFEST).unlink(missing_ok=True)
     for path in folder.iterdir():
         if _SET_FILES.fullmatch(path.name):
             path.unlink(missing_ok=True)
-    for name in ("source", NOTES):
+    for name in (SOURCE, BUILDING):
         shutil.rmtree(folder / name, ignore_errors=True)
     if not any(folder.iterdir()):
         folder.rmdir()
 
 
-def _claim_folder(plan: Plan) -> bool:
+def _claim_folder(work: Work) -> bool:
     """Note the recipe in the folder, so that nobody goes on with another one; True if nothing was there."""
-    folder = plan.config.folder
-    known = plan.config.overwrite or (folder / NOTES).exists()  # what --overwrite leaves is the user's
+    folder = work.config.folder
+    known = work.config.overwrite or (folder / BUILDING).exists()  # what --overwrite leaves is the user's
     if folder.exists() and not known and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty, and no shard set; choose another --name or empty the folder")
-    fresh = not (folder / NOTES).exists()
+    fresh = not (folder / BUILDING).exists()
     with _writing(folder, "the recipe"):
-        write_json(folder / NOTES / RECIPE, plan.recipe)
+        write_json(folder / BUILDING / RECIPE, stamped(work.recipe, RECIPE_FORMAT))
     return fresh
 
 
-def _build_units(plan: Plan, units: Iterable[Unit], quiet: bool) -> None:
+def _build_units(work: Work, units: Iterable[Unit], quiet: bool) -> None:
     """Build the units that aren't whole yet; problems with masks are collected and told together."""
     units = list(units)
-    missing = [unit for unit in units if not _is_whole(plan, unit)]
+    missing = [unit for unit in units if not _is_whole(work, unit)]
     # Two builders of one set share the work when they don't walk through it in step.
     random.shuffle(missing)
     total = sum(len(unit.sources) for unit in units)
     done = total - sum(len(unit.sources) for unit in missing)
-    label = f"building {plan.config.folder}"
+    label = f"building {work.config.folder}"
     unknown: dict[str, Counter[str]] = {}
     with Progress(label, total=total, unit="images", quiet=quiet, done=done) as progress:
-        for unit, problem in _run(plan, missing):
+        for unit, problem in _run(work, missing):
             if problem is not None:
                 unknown[str(problem.path)] = problem.counts
             progress.advance(len(unit.sources))
     if unknown:
-        raise UserError(unknown_message(dict(sorted(unknown.items())), plan.config.masks))
+        raise UserError(unknown_message(dict(sorted(unknown.items())), work.config.masks))
 
 
-def _is_whole(plan: Plan, unit: Unit) -> bool:
+def _is_whole(work: Work, unit: Unit) -> bool:
     """The unit's note is there (or the whole set's manifest), its tar has the size that the note says, and its sources
     are still those that it was cut from."""
-    if (plan.config.folder / MANIFEST).exists():
+    if (work.config.folder / MANIFEST).exists():
         return True
-    note, written = _read_note(plan.note_path(unit))
+    note, written = _read_note(work.note_path(unit))
     if note is None or len(note.contents) != len(unit.sources):
         return False
     if unit.split == "test":
-        whole = all(source.drawn < 0 or source.image.exists() for source in unit.sources)
+        whole = all(source.kept() for source in unit.sources)
     else:
-        tar = plan.config.folder / f"{unit.name}.tar"
-        whole = tar.exists() and tar.stat().st_size == note.bytes and tar.with_suffix(".index.npy").exists()
-    return whole and not changed_sources(unit.sources, note.contents, written, plan.config, plan.target.channels)
+        tar = work.config.folder / f"{unit.name}.tar"
+        whole = tar.exists() and tar.stat().st_size == note.bytes and tar.with_suffix(INDEX_SUFFIX).exists()
+    return whole and not changed_sources(unit.sources, note.contents, written, work.config, work.target.channels)
 
 
 def _read_note(path: Path) -> tuple[ShardNote | None, int]:
-    """A shard's note, and when it was written (nanoseconds)."""
+    """A shard's note, and when it was written (nanoseconds); None where there is none that can be understood."""
     try:
-        with path.open() as file:
-            return from_dict(ShardNote, json.load(file), str(path)), os.fstat(file.fileno()).st_mtime_ns
-    except FileNotFoundError:
+        with path.open("rb") as file:
+            values, written = json.loads(file.read().decode()), os.fstat(file.fileno()).st_mtime_ns
+    except (FileNotFoundError, ValueError):
         return None, 0
+    read_version(values, NOTE_FORMAT, str(path))
+    values.pop(VERSION_KEY, None)
+    return from_dict(ShardNote, values, str(path)), written
 
 
-def _run(plan: Plan, units: list[Unit]) -> Iterator[tuple[Unit, UnknownLabels | None]]:
+def _run(work: Work, units: list[Unit]) -> Iterator[tuple[Unit, UnknownLabels | None]]:
     """Build `units` here or in worker processes, in any order."""
-    processes = min(plan.config.processes or len(os.sched_getaffinity(0)), len(units))
+    processes = min(work.config.processes or usable_cores(), len(units))
     if processes <= 1:
         for unit in units:
-            yield unit, _build_unit(plan, unit)
+            yield unit, _build_unit(work, unit)
         return
     # Spawned: a fork of a process with threads (the progress bar's) can hang.
     context = multiprocessing.get_context("spawn")
@@ -194,7 +221,7 @@ def _run(plan: Plan, units: list[Unit]) -> Iterator[tuple[Unit, UnknownLabels | 
         running = {}
         try:
             for unit in units:
-                running[pool.submit(_build_unit, plan.without_sources(), unit)] = unit
+                running[pool.submit(_build_unit, work.without_sources(), unit)] = unit
             for future in as_completed(running):
                 yield running[future], future.result()
         except BaseException:
@@ -202,13 +229,13 @@ def _run(plan: Plan, units: list[Unit]) -> Iterator[tuple[Unit, UnknownLabels | 
             raise
 
 
-def _build_unit(plan: Plan, unit: Unit) -> UnknownLabels | None:
+def _build_unit(work: Work, unit: Unit) -> UnknownLabels | None:
     """Build one unit, unless another builder has done so by now."""
-    if _is_whole(plan, unit):
+    if _is_whole(work, unit):
         return None
     try:
-        with _writing(plan.config.folder, unit.name):
-            build_shard(unit, plan.target, plan.note_path(unit))
+        with _writing(work.config.folder, unit.name):
+            build_shard(unit, work.target, work.note_path(unit))
     except UnknownLabels as error:
         return error
     return None
@@ -238,26 +265,26 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _finish(plan: Plan, quiet: bool) -> Manifest:
+def _finish(work: Work, quiet: bool) -> Manifest:
     """Write the manifest from the notes, then remove them."""
-    config = plan.config
-    notes = {unit: _read_note(plan.note_path(unit))[0] if _is_whole(plan, unit) else None for unit in plan.units}
+    config = work.config
+    notes = {unit: _read_note(work.note_path(unit))[0] if _is_whole(work, unit) else None for unit in work.units}
     # Another builder may have been faster. It removes the notes after the manifest is there, so look in this order.
-    if _finished(plan, quiet):
-        shutil.rmtree(config.folder / NOTES, ignore_errors=True)
+    if _finished(work, quiet):
+        shutil.rmtree(config.folder / BUILDING, ignore_errors=True)
         return read_manifest(config.folder)
     if missing := [unit.name for unit, note in notes.items() if note is None]:
         shown = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")
         raise UserError(
-            f"{config.folder}: {len(missing)} of {len(plan.units)} parts are missing ({shown}); "
+            f"{config.folder}: {len(missing)} of {len(work.units)} parts are missing ({shown}); "
             "run their tasks again, or make-shards without --task, then --finish"
         )
     whole = [(unit, note) for unit, note in notes.items() if note is not None]
     _refuse_copies(whole)
-    manifest = _manifest(plan, whole)
+    manifest = _manifest(work, whole)
     with _writing(config.folder, MANIFEST):
         save_manifest(config.folder, manifest)
-    shutil.rmtree(config.folder / NOTES, ignore_errors=True)
+    shutil.rmtree(config.folder / BUILDING, ignore_errors=True)
     return manifest
 
 
@@ -279,8 +306,8 @@ def _refuse_copies(notes: list[tuple[Unit, ShardNote]]) -> None:
         )
 
 
-def _manifest(plan: Plan, notes: list[tuple[Unit, ShardNote]]) -> Manifest:
-    target, config = plan.target, plan.config
+def _manifest(work: Work, notes: list[tuple[Unit, ShardNote]]) -> Manifest:
+    target, config = work.target, work.config
     train = [note for unit, note in notes if unit.split == "train"]
     samples = sum(note.samples for note in train)
     if not samples:
@@ -295,7 +322,7 @@ def _manifest(plan: Plan, notes: list[tuple[Unit, ShardNote]]) -> Manifest:
     )
     return Manifest(
         format_version=FORMAT_VERSION,
-        recipe=plan.recipe,
+        recipe=work.recipe,
         classes=target.classes,
         patch=config.patches.size,
         channels=target.channels,

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.build.recipe import PatchesConfig
+from shards.build.config import PatchesConfig
 from shards.manifest import IGNORE
 
 CHUNK = 256

@@ -1,192 +1,21 @@
-"""The settings of `segdist make-shards`, and the part of them that decides a set's content: its recipe."""
+"""The part of the settings that decides a set's content: its recipe, by which two sets are told apart."""
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from os.path import abspath
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
-
-from segdist.core.errors import UserError
 from segdist.core.files import size_and_time
-from segdist.core.parsing import to_dict
-from shards.build.synthetic import CLASSES
-from shards.images.config import MasksConfig, synthetic_masks_config
+from segdist.core.parsing import merge, to_dict
+from shards.build.config import MakeShardsConfig
 
 PATHS = ("folder", "csv", "train_list", "validation_list", "test_list")
 """Settings of a recipe that are paths."""
+VERSION = "recipe_version"
 RECIPE_VERSION = 2
-"""Goes up when the same settings give other bytes."""
-
-
-@dataclass(frozen=True)
-class SyntheticConfig:
-    """Drawn images: lines and ellipses on noise. Used where no images of your own are given."""
-
-    train: int = 100
-    """Images for training and validation."""
-    test: int = 10
-    """Held-out images."""
-    width: int = 200
-    """Pixels."""
-    height: int = 400
-    """Pixels."""
-
-
-@dataclass(frozen=True)
-class ImagesConfig:
-    """Your own images."""
-
-    folder: Path | None = None
-    """Folder of the images: PNG, JPEG, TIFF, …; 8 or 16 bit, gray or RGB."""
-    pattern: str = "*"
-    """Which files of the folder (`*.png`; `**/*.tif` searches folders inside as well)."""
-    csv: Path | None = None
-    """Instead of a folder: a CSV file with the columns image, mask and, if wanted, split (train, val, test)."""
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """Which source images go where. All patches of an image, and all images of a group, stay in one split."""
-
-    validation: float = 0.1
-    """Share of the training images (or groups) that validate."""
-    test: float = 0.0
-    """Share of your own images that is held out; 0 with a list or names below, or for none."""
-    group: str = ""
-    """Regular expression on the image's name; images with the same match stay together (`sub-rat\\d+`)."""
-    test_images: tuple[str, ...] = ()
-    """Names or patterns of the images that are held out (`sub-rat1*`)."""
-    validation_images: tuple[str, ...] = ()
-    """Names or patterns of the images that validate, instead of a share."""
-    train_list: Path | None = None
-    """Text file with the names of the training images, one a line; images in no list are left out then."""
-    validation_list: Path | None = None
-    """Text file with the names of the validation images."""
-    test_list: Path | None = None
-    """Text file with the names of the held-out images."""
-
-
-@dataclass(frozen=True)
-class PatchesConfig:
-    """How patches are cut."""
-
-    size: int = 96
-    """Side of a patch in pixels. Images that are smaller are completed by reflection."""
-    per_image: int = 20
-    """Random patches per image."""
-    drop_background: bool = True
-    """Leave out patches that hold nothing but background (label 0)."""
-    balance: float = 0.0
-    """Share of the patches that are placed on a pixel of a class drawn at random among those of the image, so that
-    rare classes are seen more often; 0 places all of them anywhere."""
-    channels: int | None = None
-    """Channels of the stored patches; 3 repeats gray images. Left out: those of the images."""
-
-
-@dataclass(frozen=True)
-class MakeShardsConfig:
-    """Settings of `segdist make-shards`."""
-
-    name: Annotated[str, tyro.conf.arg(aliases=["-f"])] = "synthetic"
-    """Name of the shard set: the folder under `root`."""
-    root: Path = Path("data")
-    """Where shard sets live."""
-    seed: int = 0
-    """Everything random is drawn from it: images, positions, the split."""
-    encoding: Literal["npy", "png"] = "npy"
-    """npy is read fastest; png takes less space, for photographs on slow disks."""
-    shard_mb: int = 64
-    """Size to aim at for one shard, in megabytes of uncompressed patches."""
-    processes: int = 0
-    """Worker processes; 0: one per core. The bytes don't depend on it."""
-    task: str = ""
-    """`i/n`: build only this share of the shards (i from 0 to n - 1), as one task of a job array."""
-    finish: bool = False
-    """Only write the manifest, when all tasks are done."""
-    overwrite: bool = False
-    """Throw away a set of that name and build anew."""
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    images: ImagesConfig = field(default_factory=ImagesConfig)
-    masks: MasksConfig = field(default_factory=MasksConfig)
-    split: SplitConfig = field(default_factory=SplitConfig)
-    patches: PatchesConfig = field(default_factory=PatchesConfig)
-
-    @property
-    def folder(self) -> Path:
-        return self.root / self.name
-
-    @property
-    def own_data(self) -> bool:
-        return self.images.folder is not None or self.images.csv is not None
-
-    @property
-    def mask_settings(self) -> MasksConfig:
-        """The masks' settings; those of the drawn images where there are no own ones."""
-        return self.masks if self.own_data else synthetic_masks_config(CLASSES)
-
-    def task_share(self) -> tuple[int, int]:
-        """(i, n) of `task`; (0, 1) without."""
-        if not self.task:
-            return 0, 1
-        left, slash, right = self.task.partition("/")
-        if not (slash and left.isdigit() and right.isdigit() and int(left) < int(right)):
-            raise UserError(f"--task {self.task!r}: write i/n with i from 0 to n - 1, for example 0/8 … 7/8")
-        return int(left), int(right)
-
-    def validate(self) -> None:
-        """Refuse what can't be built, before anything is read or written. Raises UserError naming the flags."""
-        _require(
-            bool(self.name) and Path(self.name).name == self.name, f"--name {self.name!r}: one folder name, no path"
-        )
-        _require(self.patches.size >= 8, f"--patches.size {self.patches.size}: at least 8 pixels")
-        _require(self.patches.per_image >= 1, f"--patches.per-image {self.patches.per_image}: at least 1")
-        _require(0 <= self.patches.balance <= 1, f"--patches.balance {self.patches.balance}: a share from 0 to 1")
-        _require(0 <= self.split.validation < 1, f"--split.validation {self.split.validation}: a share from 0 up to 1")
-        _require(0 <= self.split.test < 1, f"--split.test {self.split.test}: a share from 0 up to 1")
-        _require(0 <= self.seed < 2**63, f"--seed {self.seed}: from 0 to 2^63 - 1")
-        _require(self.shard_mb >= 1, f"--shard-mb {self.shard_mb}: at least 1")
-        _require(self.processes >= 0, f"--processes {self.processes}: 0 for one per core, or a number")
-        self.task_share()
-        _require(not (self.task and self.finish), "--task and --finish: first all tasks, then --finish on its own")
-        _require(
-            not (self.overwrite and (self.task or self.finish)),
-            f"--overwrite with --task or --finish: one task would throw away the others' shards; "
-            f"remove {self.folder} yourself, then start the tasks",
-        )
-        if self.own_data:
-            self._check_own_data()
-        else:
-            self._check_synthetic()
-
-    def _check_own_data(self) -> None:
-        _require(
-            self.images.folder is None or self.images.csv is None, "--images.folder and --images.csv: give one of them"
-        )
-        self.masks.validate()
-        _require(
-            not (self.images.csv and self.masks.folder),
-            "--masks.folder: the masks stand in the CSV file of --images.csv",
-        )
-        _require(
-            "{stem}" in self.masks.name, f"--masks.name {self.masks.name!r}: needs {{stem}}, for example {{stem}}_mask"
-        )
-
-    def _check_synthetic(self) -> None:
-        synthetic = self.synthetic
-        _require(synthetic.train >= 1, f"--synthetic.train {synthetic.train}: at least 1 image")
-        _require(synthetic.test >= 0, f"--synthetic.test {synthetic.test}: 0 or more")
-        _require(
-            min(synthetic.width, synthetic.height) >= 1, "--synthetic.width and --synthetic.height: at least 1 pixel"
-        )
-        _require(
-            self.masks == MasksConfig() and self.split == SplitConfig(validation=self.split.validation),
-            "--masks.* and --split.* (but for --split.validation) are for your own images; "
-            "say where they are with --images.folder or --images.csv",
-        )
+"""Goes up when the same settings give other bytes. 2: the positions of patches have a key of their own."""
 
 
 def recipe_of(config: MakeShardsConfig, source_files: str) -> dict[str, Any]:
@@ -200,13 +29,13 @@ def recipe_of(config: MakeShardsConfig, source_files: str) -> dict[str, Any]:
     values["masks"] = to_dict(config.mask_settings)
     if config.own_data:
         del values["synthetic"]
-    return {"recipe_version": RECIPE_VERSION, "source_files": source_files, **values}
+    return {VERSION: RECIPE_VERSION, "source_files": source_files, **values}
 
 
 def digest_of_files(files: list[tuple[str, Path]]) -> str:
     """A fingerprint of (split, file) pairs by names and sizes: cheap, and a changed collection changes it.
 
-    What changes without changing in size is found by `shards.build.source_check.changed_sources`.
+    What changes without changing in size is found by `shards.build.changes.changed_sources`.
     """
     digest = hashlib.sha256()
     for split, path in files:
@@ -214,16 +43,29 @@ def digest_of_files(files: list[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Lines `key: old → new` for all that differs between two recipes; a path may be written in several ways."""
+def other_version(old: dict[str, Any]) -> str:
+    """Who made a recipe under which the same settings give other bytes; empty for those of this version."""
+    version = old.get(VERSION, 0)
+    if version == RECIPE_VERSION:
+        return ""
+    who = "an earlier" if version < RECIPE_VERSION else "a later"
+    return f"{who} segdist (recipe version {version}, this program's is {RECIPE_VERSION})"
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines `key: old → new` for all settings that differ between two recipes; a path may be written in several ways.
+
+    A setting that `old` lacks is younger than that recipe and counts as its default. Versions are not compared.
+    """
+    defaults = {key: value for key, value in to_dict(MakeShardsConfig()).items() if key in new}
+    old, new = ({key: value for key, value in each.items() if key != VERSION} for each in (merge(defaults, old), new))
+    return list(_differences(old, new, ""))
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> Iterator[str]:
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            yield from differences(before, after, f"{prefix}{key}.")
+            yield from _differences(before, after, f"{prefix}{key}.")
         elif before != after and not (key in PATHS and before and after and abspath(before) == abspath(after)):
             yield f"{prefix}{key}: {before!r} → {after!r}"
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)

@@ -1,9 +1,9 @@
-"""The labeled images that a shard set is built from: drawn ones, or pairs of files."""
+"""The labeled images that a shard set is built from: the user's files, or drawings whose files are written here."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
-from segdist.core.keyed import Purpose, generator
+from shards.build.config import MakeShardsConfig
 from shards.build.patches import LabeledImage, bands
-from shards.build.recipe import MakeShardsConfig, SyntheticConfig
 from shards.build.synthetic import CLASSES, draw
 from shards.images.image_file import ImageFile
 from shards.images.masks import MaskFile, MaskReader, encode_mask
@@ -27,8 +26,8 @@ DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Source:
-    """One labeled image of a split. For drawn images the files are where they are to be written."""
+class FileSource:
+    """A labeled image of a split, in two files of the user's."""
 
     split: str
     number: int
@@ -36,12 +35,62 @@ class Source:
     image: Path
     """The file, or the address of a page in it (`shards.images.opening.page_address`); so is `mask`."""
     mask: Path
-    drawn: int = -1
-    """Number of the drawing; -1 for the user's own."""
+
+    @contextmanager
+    def open(self, config: MakeShardsConfig, channels: int) -> Iterator[LabeledImage]:
+        """The labeled image, with `channels` channels.
+
+        Raises:
+            UserError: a file is damaged, or image and mask don't fit each other.
+            UnknownLabels: see there.
+        """
+        with open_image(self.image) as image, MaskReader(config.masks).open(self.mask) as mask:
+            sizes = (image.height, image.width), (mask.height, mask.width)
+            if sizes[0] != sizes[1]:
+                raise UserError(sizes_differ(self.image, self.mask, *sizes))
+            yield FileImage(image, mask, channels)
+
+    def kept(self) -> bool:
+        """True where the source has all files that a finished shard leaves of it: none of its own."""
+        return True
 
     def pair(self, folder: Path, content: str) -> SourcePair:
         """The manifest's entry."""
         return SourcePair(_relative(self.image, folder), _relative(self.mask, folder), content)
+
+
+@dataclass(frozen=True)
+class DrawnSource:
+    """A synthetic image of a split, drawn when it is opened; that also writes its files."""
+
+    split: str
+    number: int
+    image: Path
+    mask: Path
+    drawing: int
+    """Its number among the drawn images of training and validation, or among the test images."""
+
+    @contextmanager
+    def open(self, config: MakeShardsConfig, channels: int) -> Iterator[LabeledImage]:
+        """The labeled image, with `channels` channels."""
+        size = config.synthetic
+        part = "test" if self.split == "test" else "train"
+        image, mask = draw(config.seed, part, self.drawing, size.height, size.width)
+        for path, content in ((self.image, encode_png(image[:, :, 0])), (self.mask, encode_mask(mask, CLASSES))):
+            with whole_file(path) as file:
+                file.write(content)
+        yield ArrayImage(match_channels(image, channels, self.image), mask)
+
+    def kept(self) -> bool:
+        """True where its files are there."""
+        return self.image.exists() and self.mask.exists()
+
+    def pair(self, folder: Path, content: str) -> SourcePair:
+        """The manifest's entry."""
+        return SourcePair(_relative(self.image, folder), _relative(self.mask, folder), content)
+
+
+Source = FileSource | DrawnSource
 
 
 class ArrayImage:
@@ -110,64 +159,12 @@ class UnknownLabels(Exception):
         self.path, self.counts = path, counts
 
 
-@contextmanager
-def open_source(source: Source, config: MakeShardsConfig, channels: int) -> Iterator[LabeledImage]:
-    """The labeled image of `source`, with `channels` channels; a drawn one is drawn and its files are written.
-
-    Raises:
-        UserError: a file is damaged, or image and mask don't fit each other.
-        UnknownLabels: see there.
-    """
-    if source.drawn >= 0:
-        yield _draw_and_write(source, config, channels)
-        return
-    with ExitStack() as stack:
-        image = stack.enter_context(open_image(source.image))
-        mask = stack.enter_context(MaskReader(config.masks).open(source.mask))
-        sizes = (image.height, image.width), (mask.height, mask.width)
-        if sizes[0] != sizes[1]:
-            raise UserError(sizes_differ(source, *sizes))
-        yield FileImage(image, mask, channels)
-
-
-def synthetic_sources(config: MakeShardsConfig) -> list[Source]:
-    """The drawn images, training ones dealt to train and val."""
-    held = chosen_numbers(config.synthetic.train, config.split.validation, config.seed, Purpose.VALIDATION_SPLIT)
-    sources, counts = [], {"train": 0, "val": 0, "test": 0}
-    for part, count in (("train", config.synthetic.train), ("test", config.synthetic.test)):
-        digits = max(4, len(str(count - 1)))
-        for drawn in range(count):
-            split = "val" if part == "train" and drawn in held else part
-            folder, name = config.folder / "source" / part, f"{drawn:0{digits}}.png"
-            sources.append(Source(split, counts[split], folder / "images" / name, folder / "masks" / name, drawn=drawn))
-            counts[split] += 1
-    return sources
-
-
-def chosen_numbers(count: int, share: float, *key: int) -> set[int]:
-    """Which of `count` images (or groups) a split gets, drawn by `key`: the share rounded, at least one, never all."""
-    if share == 0 or count < 2:
-        return set()
-    chosen = min(max(1, round(share * count)), count - 1)
-    return set(generator(*key).permutation(count)[:chosen].tolist())
-
-
-def sizes_differ(source: Source, image: tuple[int, int], mask: tuple[int, int]) -> str:
+def sizes_differ(image: Path, mask: Path, image_size: tuple[int, int], mask_size: tuple[int, int]) -> str:
     """The message for a mask that doesn't lie on its image; sizes are (height, width)."""
     return (
-        f"{source.image} is {image[0]} x {image[1]} pixels (height x width), its mask {source.mask} is "
-        f"{mask[0]} x {mask[1]}; save the mask at the image's size, or pair them otherwise with --masks.name"
+        f"{image} is {image_size[0]} x {image_size[1]} pixels (height x width), its mask {mask} is "
+        f"{mask_size[0]} x {mask_size[1]}; save the mask at the image's size, or pair them otherwise with --masks.name"
     )
-
-
-def _draw_and_write(source: Source, config: MakeShardsConfig, channels: int) -> ArrayImage:
-    settings: SyntheticConfig = config.synthetic
-    part = "test" if source.split == "test" else "train"
-    image, mask = draw(config.seed, part, source.drawn, settings.height, settings.width)
-    for path, content in ((source.image, encode_png(image[:, :, 0])), (source.mask, encode_mask(mask, CLASSES))):
-        with whole_file(path) as file:
-            file.write(content)
-    return ArrayImage(match_channels(image, channels, source.image), mask)
 
 
 def _relative(path: Path, folder: Path) -> str:

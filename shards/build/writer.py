@@ -15,12 +15,18 @@ from numpy.typing import NDArray
 
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file, write_json
+from segdist.core.formats import stamped
 from segdist.core.keyed import Purpose, generator
+from segdist.core.parsing import to_dict
+from segdist.core.paths import INDEX_SUFFIX
+from shards.build.config import MakeShardsConfig
 from shards.build.patches import Patches, cut_patches
-from shards.build.recipe import MakeShardsConfig
-from shards.build.sources import Source, open_source
+from shards.build.sources import Source
 from shards.manifest import IGNORE, ClassInfo
 from shards.records import END, MAX_RECORDS, NpyLayout, index_dtype, png_records, record_crc
+
+NOTE_FORMAT = 1
+"""Version of the notes."""
 
 _SPLIT_KEY = {"train": 0, "val": 1, "test": 2}
 
@@ -84,7 +90,7 @@ def build_shard(unit: Unit, target: Target, note_path: Path) -> None:
     digests, contents = [], []
     if unit.split == "test":
         for source in unit.sources:
-            with open_source(source, target.config, target.channels) as image:  # drawn and written, or checked
+            with source.open(target.config, target.channels) as image:  # drawn and written, or checked
                 digests.append(image.digest)
                 contents.append(image.content)
         write_note(note_path, ShardNote(unit.name, digests=tuple(digests), contents=tuple(contents)))
@@ -93,14 +99,14 @@ def build_shard(unit: Unit, target: Target, note_path: Path) -> None:
         writer = ShardWriter(file, unit.number, target)
         for source in unit.sources:
             random = generator(target.config.seed, Purpose.POSITIONS, _SPLIT_KEY[unit.split], source.number)
-            with open_source(source, target.config, target.channels) as image:
+            with source.open(target.config, target.channels) as image:
                 for patches in cut_patches(image, target.config.patches, random):
                     writer.add(patches, source.number)
                 digests.append(image.digest)
                 contents.append(image.content)
         writer.finish()
     index = writer.index()
-    with whole_file(folder / f"{unit.name}.index.npy") as file:
+    with whole_file(folder / f"{unit.name}{INDEX_SUFFIX}") as file:
         file.write(index)
     note = writer.note(unit.name, index)
     write_note(note_path, replace(note, digests=tuple(digests), contents=tuple(contents)))
@@ -185,4 +191,4 @@ class ShardWriter:
 
 def write_note(path: Path, note: ShardNote) -> None:
     """Say that a shard is whole."""
-    write_json(path, {name: getattr(note, name) for name in note.__dataclass_fields__})
+    write_json(path, stamped(to_dict(note), NOTE_FORMAT))

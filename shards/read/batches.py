@@ -115,8 +115,8 @@ def views(rows: torch.Tensor, layout: NpyLayout) -> tuple[torch.Tensor, torch.Te
 class TrainBatches:
     """This rank's part of every global batch, in the order of `order`.
 
-    `prefetch` batches or more are gathered ahead by `workers` threads; with 0 they are gathered when they are asked
-    for. The samples are the same either way. One thread is enough: small PNG files, too, are decoded mostly under the
+    `prefetch` batches or more are gathered ahead by a thread; with 0 they are gathered when they are asked for. The
+    samples are the same either way. One thread is enough: small PNG files, too, are decoded mostly under the
     interpreter's lock, so that more threads bring nothing.
     """
 
@@ -128,13 +128,12 @@ class TrainBatches:
         world_size: int = 1,
         *,
         prefetch: int = 4,
-        workers: int = 1,
         pin: bool = False,
     ) -> None:
         """`pin`: page-locked buffers, for copies to a GPU that run beside the computation."""
         self.order = order
         self.slots = slots_of_rank(order.global_batch, rank, world_size)
-        self._source = _Source(shard_set, "train", len(self.slots), prefetch, workers, pin)
+        self._source = _Source(shard_set, "train", len(self.slots), prefetch, pin)
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from `first_step` on; starting late costs nothing."""
@@ -169,7 +168,6 @@ class ValidationBatches:
         world_size: int = 1,
         *,
         prefetch: int = 4,
-        workers: int = 1,
         pin: bool = False,
     ) -> None:
         if batch_size < 1:
@@ -177,7 +175,7 @@ class ValidationBatches:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.ends = np.cumsum(shard_set.sizes("val"), dtype=np.int64)
         self.samples = shard_set.manifest.samples("val")
-        self._source = _Source(shard_set, "val", batch_size, prefetch, workers, pin)
+        self._source = _Source(shard_set, "val", batch_size, prefetch, pin)
 
     def __len__(self) -> int:
         """Batches of this rank."""
@@ -216,16 +214,16 @@ Filled = tuple[_Group, "_Buffer"]
 class _Source:
     """Turns groups into batches, through a ring of buffers."""
 
-    def __init__(self, shard_set: Samplable, split: str, batch: int, prefetch: int, workers: int, pin: bool) -> None:
-        self.shard_set, self.split, self.workers = shard_set, split, workers
+    def __init__(self, shard_set: Samplable, split: str, batch: int, prefetch: int, pin: bool) -> None:
+        self.shard_set, self.split = shard_set, split
         self.per_group = max(1, GROUP_BYTES // (shard_set.layout.stride * batch))
-        self.ahead = max(-(-prefetch // self.per_group), workers) if prefetch else 0
-        """Groups that are gathered ahead, one per thread at least."""
+        self.ahead = -(-prefetch // self.per_group)
+        """Groups that are gathered ahead."""
         self._batch, self._pin = batch, pin
         self._free: list[_Buffer] = []
 
     def stream(self, groups: Iterator[_Group]) -> Iterator[Batch]:
-        """Batches in the order of the groups. Errors of the threads are raised here, at their place.
+        """Batches in the order of the groups. Errors of the thread are raised here, at their place.
 
         The stream takes its buffers for itself alone, and gives them back for the next stream.
         """
@@ -253,7 +251,7 @@ class _Source:
         running: deque[tuple[Future[None], _Group, _Buffer]] = deque()
         # Waiting for a copy opens a context on the thread's GPU, which is the first one unless it is told.
         there = (torch.cuda.set_device, (torch.cuda.current_device(),)) if self._pin else (None, ())
-        pool = ThreadPoolExecutor(self.workers, "shards", *there)
+        pool = ThreadPoolExecutor(1, "shards", *there)
         try:
             while True:
                 # Fill every buffer but the one whose batches the consumer holds while this generator sleeps.

@@ -2,7 +2,8 @@
 
 A batch gathered from single mappings costs a call per sample; from one range it is one `numpy.take`. The range is
 reserved first, without memory behind it; each shard's file is laid into its place when it is first used. The places
-begin at multiples of both the page and the record, so that the whole range is one array of records.
+begin at multiples of both the page and the record, so that the whole range is one array of records. Where the system
+can't map files to given addresses (Windows), a shard is read into its place instead.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +22,20 @@ _MAP_FIXED = 0x10  # these two are the same on Linux and macOS; Python has no na
 _PROT_NONE = 0
 _FAILED = ctypes.c_void_p(-1).value
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+def _c_library() -> Any:
+    """The library with `mmap`, or None on systems without it."""
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        library.mmap.restype = ctypes.c_void_p
+        library.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+        library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    except (OSError, TypeError, AttributeError):
+        return None
+    return library
+
+
+_libc = _c_library()
 
 Bytes = NDArray[np.uint8]
 
@@ -43,12 +55,15 @@ class MappedShards:
         self.first_row = self._starts // stride
         """Row in `rows` of each shard's first record."""
         total = max(int(ends[-1]) if len(ends) else 0, unit)
-        self._address = _map(0, total, _PROT_NONE, mmap.MAP_ANONYMOUS, -1)
-        memory = (ctypes.c_uint8 * total).from_address(self._address)
-        # Views of the array keep `memory`, and with it the mapping, alive.
-        weakref.finalize(memory, _libc.munmap, self._address, total)
-        self._bytes: Bytes = np.ctypeslib.as_array(memory)
-        self._bytes.flags.writeable = False
+        if _libc:
+            self._address = _map(0, total, _PROT_NONE, mmap.MAP_ANONYMOUS, -1)
+            memory = (ctypes.c_uint8 * total).from_address(self._address)
+            # Views of the array keep `memory`, and with it the mapping, alive.
+            weakref.finalize(memory, _libc.munmap, self._address, total)
+            self._bytes: Bytes = np.ctypeslib.as_array(memory)
+            self._bytes.flags.writeable = False
+        else:
+            self._bytes = np.zeros(total, np.uint8)
         self.rows: Bytes = self._bytes.reshape(-1, stride)
         """Every record, (rows, stride). Only rows of shards that `require` has seen may be touched."""
         self._mapped = np.zeros(len(sizes), bool)
@@ -64,15 +79,15 @@ class MappedShards:
         """All bytes of one shard's file."""
         start, size = int(self._starts[number]), self._sizes[number]
         if not self._mapped[number]:
-            path = self._open(number)
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                # Reading behind the end of a file that is too short would kill the process.
-                if os.fstat(handle).st_size != size:
-                    raise OSError(f"{path}: {os.fstat(handle).st_size} bytes instead of {size}")
-                _map(self._address + start, size, mmap.PROT_READ, _MAP_FIXED, handle)
-            finally:
-                os.close(handle)  # a mapping needs no open file
+            with self._open(number).open("rb") as file:  # a mapping needs no open file afterwards
+                # Reading behind the end of a mapped file that is too short would kill the process.
+                found = os.fstat(file.fileno()).st_size
+                if found != size:
+                    raise OSError(f"{file.name}: {found} bytes instead of {size}")
+                if _libc:
+                    _map(self._address + start, size, mmap.PROT_READ, _MAP_FIXED, file.fileno())
+                else:
+                    file.readinto(self._bytes[start : start + size].data)
             self._mapped[number] = True
             self._left = int(np.count_nonzero(~self._mapped))
         return self._bytes[start : start + size]

@@ -5,7 +5,6 @@ kept; a folder that has been fetched whole is an ordinary local set. Needs the e
 for some protocols fsspec's own helper (s3fs for s3).
 """
 
-import fcntl
 import hashlib
 import os
 import time
@@ -17,8 +16,14 @@ from typing import Any
 
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
+from segdist.core.paths import MANIFEST
 from segdist.core.terminal import Progress
-from shards.manifest import MANIFEST, Manifest, parse_manifest, write_manifest
+from shards.manifest import Manifest, parse_manifest, write_manifest
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 PART = 8 << 20
 """Bytes asked for at once: what a dropped connection costs at most."""
@@ -53,8 +58,8 @@ class RemoteSet:
             self._files, self._base = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise UserError(f"{url}: can't be opened: {error}") from None
-        text = self._retry(f"{self.url}/{MANIFEST}", lambda: self._files.cat_file(f"{self._base}/{MANIFEST}"))
-        self.manifest: Manifest = parse_manifest(text.decode(), f"{self.url}/{MANIFEST}")
+        content = self._retry(f"{self.url}/{MANIFEST}", lambda: self._files.cat_file(f"{self._base}/{MANIFEST}"))
+        self.manifest: Manifest = parse_manifest(content, f"{self.url}/{MANIFEST}")
         self.folder = (cache or default_cache()) / self.manifest.fingerprint[:32]
         self.folder.mkdir(parents=True, exist_ok=True)
         write_manifest(self.folder, self.manifest)
@@ -125,9 +130,11 @@ def fetched_whole(url: str, cache: Path | None = None) -> Path:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One process (or thread) of this machine at a time."""
+    """One process (or thread) of this machine at a time. Without file locks (Windows) several may fetch the same file:
+    each writes its own, and the last one is renamed into place."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from segdist.core.errors import UserError
+from segdist.core.paths import MANIFEST
 from segdist.core.terminal import Progress
-from shards.manifest import IGNORE, MANIFEST
+from shards.manifest import IGNORE
 from shards.read.reader import ShardSet, size_problem
 from shards.records import record_crc
 

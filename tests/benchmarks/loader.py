@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from segdist.core.keyed import generator
 from shards.build.build import make_shards
+from shards.build.config import MakeShardsConfig, PatchesConfig, SplitConfig, SyntheticConfig
 from shards.build.patches import cut_patches
-from shards.build.recipe import MakeShardsConfig, PatchesConfig, SplitConfig, SyntheticConfig
 from shards.build.sources import ArrayImage
 from shards.build.synthetic import CLASSES, draw
 from shards.build.writer import ShardWriter, Target
@@ -141,7 +141,7 @@ def full_batches(npy: Path, png: Path, images: np.ndarray, masks: np.ndarray, ro
         Contender("segdist npy, prefetch thread", lambda: ours(npy, Converter(), prefetch=4)),
         Contender("segdist npy, every record checked", lambda: ours(npy, Converter(), prefetch=0, check="records")),
         Contender("segdist png", lambda: ours(png, Converter(), prefetch=0)),
-        Contender("segdist png, 2 threads", lambda: ours(png, Converter(), prefetch=8, workers=2)),
+        Contender("segdist png, a thread ahead", lambda: ours(png, Converter(), prefetch=8)),
         Contender("webdataset, npy tars", lambda: stock_webdataset(npy, "npy")),
         Contender("webdataset, npy tars, 2 workers", lambda: stock_webdataset(npy, "npy", workers=2)),
         Contender("webdataset, png tars", lambda: stock_webdataset(png, "png")),
@@ -184,15 +184,13 @@ def gather_new(images: np.ndarray, masks: np.ndarray) -> Iterator[Any]:
         yield torch.from_numpy(images[chosen].astype(np.float32)), torch.from_numpy(masks[chosen].astype(np.int64))
 
 
-def ours(
-    folder: Path, convert: Converter | None, prefetch: int, workers: int = 1, check: Any = "sizes"
-) -> Iterator[Any]:
+def ours(folder: Path, convert: Converter | None, prefetch: int, check: Any = "sizes") -> Iterator[Any]:
     """This project's reader, with its order of samples; an epoch has 32,000 of them."""
     shard_set = ShardSet(folder, check=check)
     order = SampleOrder(shard_set.sizes("train"), BATCH, 0)
     epoch = 0
     while True:
-        for batch in TrainBatches(shard_set, order, prefetch=prefetch, workers=workers).batches(epoch):
+        for batch in TrainBatches(shard_set, order, prefetch=prefetch).batches(epoch):
             yield convert(batch.images, batch.masks) if convert else (batch.images, batch.masks)
         epoch += 1
 

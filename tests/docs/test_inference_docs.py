@@ -18,7 +18,8 @@ from segdist.model.config import ModelConfig
 from segdist.model.factory import build_model
 from segdist.model.model_file import save_model
 from shards.manifest import read_manifest
-from tests.support.programs import ROOT, tiny_set
+from tests.support.programs import ROOT
+from tests.support.sets import tiny_set
 
 PAGE = (ROOT / "docs" / "inference.md").read_text()
 COMMANDS = re.findall(r"^    (segdist .*|torchrun .*)$", PAGE, re.MULTILINE)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import tiny_set
+from tests.support.sets import tiny_set
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Small sets and small runs for tests: seconds, not minutes, but the real program."""
+"""Small runs for tests: seconds, not minutes, but the real program."""
 
 import contextlib
 import os
@@ -10,30 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.build.build import make_shards
-from shards.build.recipe import MakeShardsConfig, PatchesConfig, SyntheticConfig
-
 ROOT = Path(__file__).resolve().parents[2]
 
 TINY_NET = ["--model.width", "4", "--model.depth", "2", "--model.norm", "group"]
 QUIET = ["--wandb", "off", "--quiet"]
-
-
-SMALL_PATCHES = PatchesConfig(size=32, per_image=6)
-
-
-def tiny_set(root: Path, name: str = "tiny", patches: PatchesConfig = SMALL_PATCHES, **settings: Any) -> Path:
-    """A synthetic shard set of small patches, built in about a second; returns its folder."""
-    config = MakeShardsConfig(
-        name=name,
-        root=root,
-        processes=1,
-        synthetic=SyntheticConfig(train=10, test=3, width=70, height=90),
-        patches=patches,
-        **settings,
-    )
-    make_shards(config, quiet=True)
-    return root / name
 
 
 def job(name: str, arguments: Sequence[str], ranks: int = 1, torchrun: Sequence[str] = ()) -> list[str]:

@@ -15,8 +15,9 @@ from segdist.ranks.out_of_memory import largest_that_fits
 from segdist.training.config import LossConfig, TrainConfig
 from segdist.training.losses import Loss
 from segdist.training.out_of_memory import explain_out_of_memory, training_attempt
-from shards.build.recipe import PatchesConfig
-from tests.support.programs import QUIET, environment, job, tiny_set
+from shards.build.config import PatchesConfig
+from tests.support.programs import QUIET, environment, job
+from tests.support.sets import tiny_set
 
 LIMIT = 1200 << 20
 """Bytes of address space: enough for torch and a small batch."""

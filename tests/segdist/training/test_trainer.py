@@ -16,7 +16,8 @@ from segdist.model.model_file import load_model
 from segdist.ranks.stop import SECOND_INTERRUPT_AFTER
 from segdist.runs.record import read_rows
 from tests.segdist.training.test_learner import same
-from tests.support.programs import QUIET, TINY_NET, environment, job, run, start, tiny_set, wait_until
+from tests.support.programs import QUIET, TINY_NET, environment, job, run, start, wait_until
+from tests.support.sets import tiny_set
 
 TIMINGS = {"time", "samples_per_s", "data_wait", "memory_mb"}
 

@@ -15,16 +15,17 @@ import pytest
 from segdist.core.errors import UserError
 from shards.build import build
 from shards.build.build import make_shards
-from shards.build.plan import make_plan
-from shards.build.recipe import PatchesConfig, SplitConfig, SyntheticConfig
+from shards.build.config import PatchesConfig, SplitConfig, SyntheticConfig
+from shards.build.work import find_work
 from shards.manifest import IGNORE, read_manifest
 from shards.read.reader import ShardSet
 from shards.read.verify import verify
-from tests.shards.conftest import contents, small_config
+from tests.support.programs import ROOT
+from tests.support.sets import contents, tiny_config
 
-ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = [
-    *("--synthetic.train", "14", "--synthetic.test", "2", "--synthetic.width", "60", "--synthetic.height", "80"),
+    *("-f", "tiny"),
+    *("--synthetic.train", "10", "--synthetic.test", "3", "--synthetic.width", "70", "--synthetic.height", "90"),
     *("--patches.size", "32", "--patches.per-image", "6"),
 ]
 
@@ -38,12 +39,12 @@ def command(root: Path, *more: str) -> list[str]:
 def test_any_number_of_processes_gives_the_same_bytes(small_set: Path, tmp_path: Path) -> None:
     for processes in (2, 3):
         root = tmp_path / str(processes)
-        make_shards(small_config(root, processes=processes), quiet=True)
-        assert contents(root / "synthetic") == contents(small_set)
+        make_shards(tiny_config(root, processes=processes), quiet=True)
+        assert contents(root / "tiny") == contents(small_set)
 
 
 def test_tasks_of_an_array_give_the_same_bytes(small_set: Path, tmp_path: Path) -> None:
-    config = small_config(tmp_path)
+    config = tiny_config(tmp_path)
     for task in ("2/3", "0/3", "1/3"):
         assert make_shards(replace(config, task=task), quiet=True) is None
         with pytest.raises(UserError, match="unfinished shard set"):
@@ -53,7 +54,7 @@ def test_tasks_of_an_array_give_the_same_bytes(small_set: Path, tmp_path: Path) 
 
 
 def test_finishing_names_what_is_missing(tmp_path: Path) -> None:
-    config = small_config(tmp_path)
+    config = tiny_config(tmp_path)
     make_shards(replace(config, task="0/2"), quiet=True)
     with pytest.raises(UserError, match=r"parts are missing \(train-00001"):
         make_shards(replace(config, finish=True), quiet=True)
@@ -64,7 +65,7 @@ def test_finishing_names_what_is_missing(tmp_path: Path) -> None:
 def test_killed_at_any_moment_and_started_again_it_finishes_with_the_same_bytes(
     small_set: Path, tmp_path: Path, processes: str
 ) -> None:
-    folder, kills = tmp_path / "synthetic", 0
+    folder, kills = tmp_path / "tiny", 0
     moments = np.random.default_rng().uniform(0, 0.25, 6)
     print("killed after", moments)
     for moment in moments:
@@ -86,7 +87,7 @@ def test_killed_at_any_moment_and_started_again_it_finishes_with_the_same_bytes(
 
 
 def test_what_is_whole_is_kept_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config(tmp_path)
+    config = tiny_config(tmp_path)
     real, built = build.build_shard, []
 
     def crash_after_three(unit: build.Unit, *rest: object) -> None:
@@ -100,11 +101,11 @@ def test_what_is_whole_is_kept_after_a_crash(tmp_path: Path, monkeypatch: pytest
         make_shards(config, quiet=True)
     monkeypatch.setattr(build, "build_shard", lambda unit, *rest: (built.append(unit.name), real(unit, *rest)))
     make_shards(config, quiet=True)
-    assert len(built) == len(set(built)) == len(make_plan(config).units)
+    assert len(built) == len(set(built)) == len(find_work(config).units)
 
 
 def test_a_shard_that_was_cut_after_it_was_noted_is_built_again(small_set: Path, tmp_path: Path) -> None:
-    config = small_config(tmp_path)
+    config = tiny_config(tmp_path)
     make_shards(replace(config, task="0/1"), quiet=True)
     tar = config.folder / "train-00002.tar"
     tar.write_bytes(tar.read_bytes()[:-600])
@@ -116,12 +117,12 @@ def test_a_shard_that_was_cut_after_it_was_noted_is_built_again(small_set: Path,
 def test_two_builders_at_once_do_no_harm(small_set: Path, tmp_path: Path) -> None:
     builders = [subprocess.Popen(command(tmp_path, "--processes", "1")) for _ in range(3)]
     assert [builder.wait() for builder in builders] == [0, 0, 0]
-    assert contents(tmp_path / "synthetic") == contents(small_set)
+    assert contents(tmp_path / "tiny") == contents(small_set)
 
 
 def test_a_finished_set_is_left_alone(small_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in small_set.rglob("*")}
-    manifest = make_shards(small_config(small_set.parent))
+    manifest = make_shards(tiny_config(small_set.parent))
     assert manifest == read_manifest(small_set)
     assert "finished already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in small_set.rglob("*")} == before
@@ -129,7 +130,7 @@ def test_a_finished_set_is_left_alone(small_set: Path, capsys: pytest.CaptureFix
 
 def test_another_recipe_is_refused_with_the_difference(small_set: Path) -> None:
     before = contents(small_set)
-    other = small_config(small_set.parent, seed=5, patches=PatchesConfig(size=32, per_image=7))
+    other = tiny_config(small_set.parent, seed=5, patches=PatchesConfig(size=32, per_image=7))
     with pytest.raises(UserError, match="another recipe") as error:
         make_shards(other, quiet=True)
     assert "patches.per_image: 6 → 7" in str(error.value)
@@ -139,7 +140,7 @@ def test_another_recipe_is_refused_with_the_difference(small_set: Path) -> None:
 
 
 def test_another_recipe_is_refused_in_an_unfinished_set_too(tmp_path: Path) -> None:
-    config = small_config(tmp_path)
+    config = tiny_config(tmp_path)
     make_shards(replace(config, task="0/2"), quiet=True)
     with pytest.raises(UserError, match="unfinished set of another recipe"):
         make_shards(replace(config, task="1/2", seed=1), quiet=True)
@@ -148,15 +149,15 @@ def test_another_recipe_is_refused_in_an_unfinished_set_too(tmp_path: Path) -> N
 def test_overwriting_leaves_nothing_of_the_old_set(fresh_set: Callable[..., Path]) -> None:
     folder = fresh_set(synthetic=SyntheticConfig(train=30, test=5, width=60, height=80))
     (folder / "notes.txt").write_text("mine")
-    config = small_config(folder.parent, overwrite=True)
+    config = tiny_config(folder.parent, overwrite=True)
     make_shards(config, quiet=True)
     assert (folder / "notes.txt").read_text() == "mine"
-    assert len(list((folder / "source" / "test" / "images").iterdir())) == 2
+    assert len(list((folder / "source" / "test" / "images").iterdir())) == 3
     assert len(list(folder.glob("*.tar"))) == len(read_manifest(folder).shards)
 
 
 def test_a_folder_that_is_no_shard_set_is_never_touched(tmp_path: Path) -> None:
-    config = small_config(tmp_path, overwrite=True)
+    config = tiny_config(tmp_path, overwrite=True)
     config.folder.mkdir()
     (config.folder / "thesis.tex").write_text("years of work")
     for overwrite in (True, False):
@@ -181,13 +182,13 @@ def test_the_manifest_tells_the_statistics_of_the_train_split(small_set: Path) -
 def test_splits_are_by_source_image(small_set: Path) -> None:
     manifest = read_manifest(small_set)
     images = {split: {pair.image for pair in pairs} for split, pairs in manifest.sources.items()}
-    assert [len(images[split]) for split in ("train", "val", "test")] == [13, 1, 2]
+    assert [len(images[split]) for split in ("train", "val", "test")] == [9, 1, 3]
     assert not images["train"] & images["val"]
 
 
 def test_the_recipe_builds_the_set_again(small_set: Path) -> None:
     recipe = read_manifest(small_set).recipe
-    assert recipe["synthetic"] == {"train": 14, "test": 2, "width": 60, "height": 80}
+    assert recipe["synthetic"] == {"train": 10, "test": 3, "width": 70, "height": 90}
     assert recipe["patches"]["size"] == 32
     assert recipe["seed"] == 0
     assert "processes" not in recipe
@@ -196,7 +197,7 @@ def test_the_recipe_builds_the_set_again(small_set: Path) -> None:
 def test_a_full_disk_keeps_what_is_finished_and_says_so(
     small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small_config(tmp_path)
+    config = tiny_config(tmp_path)
     make_shards(replace(config, task="0/3"), quiet=True)
     whole = contents(config.folder)
 
@@ -226,9 +227,9 @@ def test_a_disk_that_takes_no_more_ends_the_command_with_a_message(
     assert "can't be written: File too large; what is finished stays" in done.stderr
     assert "Traceback" not in done.stderr
     with pytest.raises(UserError, match="unfinished"):
-        ShardSet(tmp_path / "synthetic")
+        ShardSet(tmp_path / "tiny")
     subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
-    assert contents(tmp_path / "synthetic") == contents(small_set)
+    assert contents(tmp_path / "tiny") == contents(small_set)
 
 
 @pytest.mark.parametrize(
@@ -245,20 +246,20 @@ def test_a_disk_that_takes_no_more_ends_the_command_with_a_message(
 )
 def test_wrong_settings_are_refused_with_the_flag(tmp_path: Path, changes: dict[str, object], flag: str) -> None:
     with pytest.raises(UserError, match=flag):
-        small_config(tmp_path, **changes).validate()
+        tiny_config(tmp_path, **changes).validate()
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     done = subprocess.run(command(tmp_path / "new", "--dry-run"), check=True, capture_output=True, text=True)
-    assert "images: 13 train, 1 val, 2 test" in done.stdout
-    assert "at most 84 of 32 x 32" in done.stdout
+    assert "images: 9 train, 1 val, 3 test" in done.stdout
+    assert "at most 60 of 32 x 32" in done.stdout
     assert not (tmp_path / "new").exists()
 
 
 def test_an_unfinished_set_says_how_to_finish_it(tmp_path: Path) -> None:
-    make_shards(small_config(tmp_path, task="0/2"), quiet=True)
+    make_shards(tiny_config(tmp_path, task="0/2"), quiet=True)
     with pytest.raises(UserError, match="run the same `segdist make-shards` again"):
-        ShardSet(tmp_path / "synthetic")
+        ShardSet(tmp_path / "tiny")
 
 
 def test_a_manifest_of_another_version_is_refused(fresh_set: Callable[..., Path]) -> None:

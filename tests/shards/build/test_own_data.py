@@ -11,59 +11,19 @@ from PIL import Image
 
 from segdist.core.errors import UserError
 from shards.build.build import make_shards
-from shards.build.plan import make_plan
-from shards.build.recipe import ImagesConfig, MakeShardsConfig, PatchesConfig, SplitConfig, digest_of_files
+from shards.build.config import ImagesConfig, PatchesConfig, SplitConfig
+from shards.build.plan import plan_lines
+from shards.build.recipe import digest_of_files
+from shards.build.work import find_work
 from shards.images.config import MasksConfig
 from shards.images.opening import match_channels, open_image
-from shards.manifest import Manifest, read_manifest
+from shards.manifest import read_manifest
 from shards.read.batches import TrainBatches
 from shards.read.order import SampleOrder
 from shards.read.reader import ShardSet
+from tests.support.sets import add, build_own, labels, noise, own_config
 
-SIZE = 16
-
-
-def noise(seed: int, height: int = 40, width: int = 30, channels: int = 1, dtype: str = "uint8") -> np.ndarray:
-    values = np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, (height, width, channels)).astype(dtype)
-    return values[:, :, 0] if channels == 1 else values
-
-
-def labels(height: int = 40, width: int = 30) -> np.ndarray:
-    return (np.add.outer(np.arange(height), np.arange(width)) // 5 % 2 * 255).astype(np.uint8)
-
-
-def add(folder: Path, name: str, image: np.ndarray, mask: np.ndarray | None = None, mask_name: str = "") -> None:
-    """Save an image in folder/images and its mask in folder/masks."""
-    for kind, array, file in (("images", image, name), ("masks", mask, mask_name or f"{name.rpartition('.')[0]}.png")):
-        path = folder / kind / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if array is None:
-            continue
-        if path.suffix == ".tif":
-            kind_of_values = "rgb" if array.shape[2:] == (3,) else "minisblack"
-            tifffile.imwrite(path, array, rowsperstrip=8, photometric=kind_of_values, planarconfig="contig")
-        else:
-            Image.fromarray(array).save(path)
-
-
-def config(folder: Path, **changes: object) -> MakeShardsConfig:
-    base = MakeShardsConfig(
-        name="own",
-        root=folder / "data",
-        processes=1,
-        images=ImagesConfig(folder=folder / "images"),
-        masks=MasksConfig(folder=folder / "masks", classes=("background=0", "cell=255")),
-        patches=PatchesConfig(size=SIZE, per_image=5, drop_background=False),
-    )
-    return replace(base, **changes)  # type: ignore[arg-type]
-
-
-def build(folder: Path, **changes: object) -> Manifest:
-    chosen = config(folder, **changes)
-    chosen.validate()
-    manifest = make_shards(chosen, quiet=True)
-    assert manifest is not None
-    return manifest
+SIZE = 16  # of the patches of `own_config`
 
 
 def some_images(folder: Path, count: int = 6) -> None:
@@ -88,7 +48,7 @@ def assert_patches_are_windows(folder: Path) -> None:
 def test_dots_and_spaces_in_names_and_images_of_different_sizes(tmp_path: Path) -> None:
     some_images(tmp_path)
     add(tmp_path, "big one.0.5um.t1.png", noise(50, 90, 70), labels(90, 70))
-    manifest = build(tmp_path)
+    manifest = build_own(tmp_path)
     assert manifest.samples("train") + manifest.samples("val") == 35
     assert [info.name for info in manifest.classes] == ["background", "cell"]
     assert_patches_are_windows(tmp_path)
@@ -99,7 +59,7 @@ def test_dots_and_spaces_in_names_and_images_of_different_sizes(tmp_path: Path) 
 def test_formats_gray_and_rgb(tmp_path: Path, suffix: str, channels: int) -> None:
     for number in range(3):
         add(tmp_path, f"{number}{suffix}", noise(number, channels=channels), labels())
-    assert build(tmp_path).channels == channels
+    assert build_own(tmp_path).channels == channels
     assert_patches_are_windows(tmp_path)
 
 
@@ -107,7 +67,7 @@ def test_formats_gray_and_rgb(tmp_path: Path, suffix: str, channels: int) -> Non
 def test_16_bit_images(tmp_path: Path, suffix: str) -> None:
     for number in range(3):
         add(tmp_path, f"{number}{suffix}", noise(number, dtype="uint16"), labels())
-    manifest = build(tmp_path)
+    manifest = build_own(tmp_path)
     assert manifest.dtype == "uint16"
     assert 25_000 < manifest.mean[0] < 40_000
     assert_patches_are_windows(tmp_path)
@@ -116,7 +76,7 @@ def test_16_bit_images(tmp_path: Path, suffix: str) -> None:
 def test_many_channels_in_tiff(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"{number}.tif", noise(number, channels=5), labels(), f"{number}.tif")
-    assert build(tmp_path).channels == 5
+    assert build_own(tmp_path).channels == 5
     assert_patches_are_windows(tmp_path)
 
 
@@ -126,7 +86,7 @@ def test_transparency_is_dropped_and_palettes_are_looked_up(tmp_path: Path, mode
         add(tmp_path, f"{number}.png", noise(number), labels())
         path = tmp_path / "images" / f"{number}.png"
         Image.open(path).convert(mode).save(path)
-    manifest = build(tmp_path)
+    manifest = build_own(tmp_path)
     assert manifest.channels == (1 if mode in ("LA", "P") else 3)
     assert_patches_are_windows(tmp_path)
 
@@ -136,7 +96,7 @@ def test_every_page_of_a_multi_page_tiff_is_an_image(tmp_path: Path) -> None:
     for kind, stack in (("images", pages), ("masks", np.stack([labels()] * 4))):
         (tmp_path / kind).mkdir()
         tifffile.imwrite(tmp_path / kind / "stack.tif", stack, photometric="minisblack")
-    manifest = build(tmp_path, split=SplitConfig(validation=0))
+    manifest = build_own(tmp_path, split=SplitConfig(validation=0))
     assert len(manifest.sources["train"]) == 4
     shard_set = ShardSet(tmp_path / "data" / "own")
     for shard in range(4):
@@ -149,7 +109,7 @@ def test_every_page_of_a_multi_page_tiff_is_an_image(tmp_path: Path) -> None:
 def test_images_smaller_than_a_patch_are_reflected(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"{number}.png", noise(number, 10, 9), labels(10, 9))
-    build(tmp_path)
+    build_own(tmp_path)
     shard_set = ShardSet(tmp_path / "data" / "own")
     image, mask = shard_set.read("train", np.array([0]), np.array([0]))
     assert np.array_equal(image[0, 0, :, 9:], image[0, 0, :, 1:8][:, ::-1])
@@ -159,7 +119,7 @@ def test_images_smaller_than_a_patch_are_reflected(tmp_path: Path) -> None:
 def test_masks_by_suffix_in_the_same_folder(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"{number}.png", noise(number), labels(), f"../images/{number}_mask.png")
-    manifest = build(
+    manifest = build_own(
         tmp_path, masks=MasksConfig(name="{stem}_mask", classes=("background=0", "cell=255")), split=SplitConfig()
     )
     assert sum(len(pairs) for pairs in manifest.sources.values()) == 3
@@ -172,7 +132,7 @@ def test_a_csv_of_pairs_with_splits(tmp_path: Path) -> None:
         for n, split in enumerate(["train"] * 2 + ["val"] * 2 + ["test"])
     ]
     (tmp_path / "pairs.csv").write_text("\n".join(["image,mask,split", *rows]))
-    manifest = build(
+    manifest = build_own(
         tmp_path,
         images=ImagesConfig(csv=tmp_path / "pairs.csv"),
         masks=MasksConfig(classes=("background=0", "cell=255")),
@@ -185,7 +145,7 @@ def test_split_lists_patterns_and_groups(tmp_path: Path) -> None:
         for number in range(3):
             add(tmp_path, f"rat{animal}_{number}.png", noise(10 * animal + number), labels())
     (tmp_path / "val.txt").write_text("rat1_0\nrat1_1.png\n\nrat1_2\n")
-    manifest = build(
+    manifest = build_own(
         tmp_path,
         split=SplitConfig(group=r"rat\d", test_images=("rat0*",), validation_list=tmp_path / "val.txt"),
     )
@@ -197,7 +157,7 @@ def test_drawn_splits_keep_groups_together(tmp_path: Path) -> None:
     for animal in range(6):
         for number in range(3):
             add(tmp_path, f"rat{animal}_{number}.png", noise(10 * animal + number), labels())
-    manifest = build(tmp_path, split=SplitConfig(validation=0.2, test=0.3, group=r"rat\d"))
+    manifest = build_own(tmp_path, split=SplitConfig(validation=0.2, test=0.3, group=r"rat\d"))
     names = {split: {Path(pair.image).name[:4] for pair in pairs} for split, pairs in manifest.sources.items()}
     assert [len(names[split]) for split in ("train", "val", "test")] == [3, 1, 2]
     assert [len(manifest.sources[split]) for split in ("train", "val", "test")] == [9, 3, 6]
@@ -208,18 +168,18 @@ def test_processes_and_tasks_give_the_same_bytes(tmp_path: Path) -> None:
     some_images(tmp_path, 12)
     results = []
     for name, changes in (("a", {}), ("b", {"processes": 2})):
-        build(tmp_path, name=name, **changes)
+        build_own(tmp_path, name=name, **changes)
         results.append({path.name: path.read_bytes() for path in (tmp_path / "data" / name).glob("*.*")})
     for task in ("0/2", "1/2"):
-        make_shards(config(tmp_path, name="c", task=task), quiet=True)
-    make_shards(config(tmp_path, name="c", finish=True), quiet=True)
+        make_shards(own_config(tmp_path, name="c", task=task), quiet=True)
+    make_shards(own_config(tmp_path, name="c", finish=True), quiet=True)
     results.append({path.name: path.read_bytes() for path in (tmp_path / "data" / "c").glob("*.*")})
     assert results[0] == results[1] == results[2]
 
 
 def refused(folder: Path, **changes: object) -> str:
     with pytest.raises(UserError) as error:
-        build(folder, **changes)
+        build_own(folder, **changes)
     return str(error.value)
 
 
@@ -249,7 +209,7 @@ def test_labels_outside_the_classes_are_refused_for_all_files_at_once_and_leave_
     assert "masks/x.png: 130 (40 px)" in message
     assert "masks/y.png: 130 (40 px)" in message
     assert not (tmp_path / "data" / "own").exists()
-    assert build(tmp_path, masks=replace(config(tmp_path).masks, unknown="ignore")).ignored_pixels
+    assert build_own(tmp_path, masks=replace(own_config(tmp_path).masks, unknown="ignore")).ignored_pixels
 
 
 def test_mixed_channels_are_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -259,7 +219,7 @@ def test_mixed_channels_are_refused_with_the_way_out(tmp_path: Path) -> None:
     assert "color.png" in message
     assert "--patches.channels 3" in message
     chosen = PatchesConfig(size=SIZE, per_image=5, drop_background=False, channels=3)
-    assert build(tmp_path, patches=chosen).channels == 3
+    assert build_own(tmp_path, patches=chosen).channels == 3
 
 
 def test_mixed_bit_depths_are_refused(tmp_path: Path) -> None:
@@ -355,9 +315,9 @@ def test_background_alone_is_refused_in_the_end(tmp_path: Path) -> None:
 def test_paths_may_be_written_in_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         add(tmp_path, f"{number}.png", noise(number), labels())
-    make_shards(config(tmp_path), quiet=True)
+    make_shards(own_config(tmp_path), quiet=True)
     monkeypatch.chdir(tmp_path)
-    relative = config(tmp_path, images=ImagesConfig(folder=Path("images")))
+    relative = own_config(tmp_path, images=ImagesConfig(folder=Path("images")))
     make_shards(relative, quiet=True)
     (tmp_path / "masks").rename(tmp_path / "others")
     elsewhere = replace(relative, masks=replace(relative.masks, folder=Path("others")))
@@ -367,7 +327,7 @@ def test_paths_may_be_written_in_another_way(tmp_path: Path, monkeypatch: pytest
 
 def test_changed_files_are_another_recipe(tmp_path: Path) -> None:
     some_images(tmp_path)
-    build(tmp_path)
+    build_own(tmp_path)
     add(tmp_path, "new.png", noise(99), labels())
     assert "source_files" in refused(tmp_path)
 
@@ -390,31 +350,31 @@ def bmp_images(folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["images", "masks"])
 def test_files_changed_in_place_are_noticed_and_named(tmp_path: Path, kind: str) -> None:
     bmp_images(tmp_path)
-    build(tmp_path)
+    build_own(tmp_path)
     change_in_place(tmp_path / kind / "1.bmp")
     message = refused(tmp_path)
     assert f"{kind}/1.bmp" in message
     assert f"{kind}/2.bmp" not in message
     assert "--overwrite" in message
-    build(tmp_path, overwrite=True)
-    assert build(tmp_path) == read_manifest(tmp_path / "data" / "own")
+    build_own(tmp_path, overwrite=True)
+    assert build_own(tmp_path) == read_manifest(tmp_path / "data" / "own")
 
 
 def test_files_that_were_only_touched_are_the_same(tmp_path: Path) -> None:
     bmp_images(tmp_path)
-    manifest = build(tmp_path)
+    manifest = build_own(tmp_path)
     later = (tmp_path / "data" / "own" / "manifest.json").stat().st_mtime + 100
     os.utime(tmp_path / "masks" / "1.bmp", (later, later))
-    assert build(tmp_path) == manifest
+    assert build_own(tmp_path) == manifest
 
 
 def test_a_shard_whose_sources_changed_before_the_set_was_finished_is_built_again(tmp_path: Path) -> None:
     bmp_images(tmp_path)
-    make_shards(config(tmp_path, task="0/1"), quiet=True)
+    make_shards(own_config(tmp_path, task="0/1"), quiet=True)
     change_in_place(tmp_path / "images" / "1.bmp")
-    manifest = build(tmp_path)
+    manifest = build_own(tmp_path)
     assert_patches_are_windows(tmp_path)
-    assert build(tmp_path, name="anew").fingerprint == manifest.fingerprint
+    assert build_own(tmp_path, name="anew").fingerprint == manifest.fingerprint
 
 
 def test_a_zarr_image_is_known_by_the_size_of_all_its_files(tmp_path: Path) -> None:
@@ -427,4 +387,4 @@ def test_a_zarr_image_is_known_by_the_size_of_all_its_files(tmp_path: Path) -> N
 
 def test_the_plan_of_own_data_says_what_is_there(tmp_path: Path) -> None:
     some_images(tmp_path)
-    assert "5 train, 1 val, 0 test (1 channel, uint8)" in make_plan(config(tmp_path)).describe()[0]
+    assert "5 train, 1 val, 0 test (1 channel, uint8)" in plan_lines(find_work(own_config(tmp_path)))[0]

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.build.config import PatchesConfig
 from shards.build.patches import cut_patches, draw_class_pixels, draw_corners
-from shards.build.recipe import PatchesConfig
 from shards.build.sources import ArrayImage
 from shards.manifest import IGNORE
 

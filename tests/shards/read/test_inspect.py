@@ -19,7 +19,7 @@ def test_the_summary_tells_counts_classes_and_recipe(small_set: Path) -> None:
     manifest = shard_set.manifest
     text = summary(shard_set)
     assert f"train     {manifest.samples('train')} patches in 8 shards" in text
-    assert "test      2 source images" in text
+    assert "test      3 source images" in text
     assert "line       #e69f00" in text
     assert "    patches.per-image = 6\n" in text
     assert "masks.classes = background line ellipse" in text
@@ -46,7 +46,7 @@ def test_the_contact_sheet_shows_patches_beside_their_masks(small_set: Path) -> 
 
 def test_the_command_inspects(fresh_set: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     folder = fresh_set()
-    assert main(["shards", "inspect", "synthetic", "--root", str(folder.parent)]) == 0
+    assert main(["shards", "inspect", "tiny", "--root", str(folder.parent)]) == 0
     assert "per class" in capsys.readouterr().out
     assert Image.open(folder / "contact_sheet.png").size[0] > 300
     assert main(["shards", "inspect", str(folder), "--split", "val", "--out", str(folder.parent / "val.png")]) == 0

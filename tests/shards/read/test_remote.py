@@ -80,7 +80,7 @@ def server(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def read(shard_set: ShardSet) -> list[bytes]:
-    batches = TrainBatches(shard_set, SampleOrder(shard_set.sizes("train"), 16, 0), workers=2)
+    batches = TrainBatches(shard_set, SampleOrder(shard_set.sizes("train"), 16, 0))
     return [batch.images.numpy().tobytes() + batch.masks.numpy().tobytes() for batch in batches.batches(0)]
 
 

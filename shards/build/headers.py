@@ -1,4 +1,4 @@
-"""What all sources must have in common, found from their headers before anything is built; and which have changed."""
+"""What all sources must have in common, found from their headers before anything is built."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segdist.core.errors import UserError
-from segdist.core.files import size_and_time
-from segdist.core.terminal import Progress
-from shards.build.recipe import MakeShardsConfig
-from shards.build.sources import Source, UnknownLabels, open_source, sizes_differ
+from shards.build.sources import FileSource, sizes_differ
 from shards.images.masks import mask_size
-from shards.images.opening import open_image, split_address
+from shards.images.opening import open_image
 
 THREADS = 8
 SHOWN = 10
@@ -27,7 +24,7 @@ class Header:
     problem: str = ""
 
 
-def common_format(sources: Sequence[Source], channels: int | None) -> tuple[int, str]:
+def common_format(sources: Sequence[FileSource], channels: int | None) -> tuple[int, str]:
     """Channels and dtype of the patches; `channels` is what the user asked for, None for those of the images.
 
     Raises:
@@ -59,56 +56,16 @@ def common_format(sources: Sequence[Source], channels: int | None) -> tuple[int,
     return channels, next(iter(by_dtype))
 
 
-def read_header(source: Source) -> Header:
+def read_header(source: FileSource) -> Header:
     """The headers of one source's files."""
     try:
         with open_image(source.image) as image:
             size = mask_size(source.mask)
             if size != (image.height, image.width):
-                return Header(problem=sizes_differ(source, (image.height, image.width), size))
+                return Header(problem=sizes_differ(source.image, source.mask, (image.height, image.width), size))
             return Header(image.channels, str(image.dtype))
     except UserError as error:
         return Header(problem=str(error))
-
-
-def changed_sources(
-    sources: Sequence[Source],
-    contents: Sequence[str],
-    since: int,
-    config: MakeShardsConfig,
-    channels: int,
-    *,
-    quiet: bool = True,
-) -> list[Source]:
-    """Those that hold other pixels or labels than the digests `contents` tell.
-
-    Files that were last written before `since` (nanoseconds) are taken for unchanged, as `make` does it; so as a rule
-    this costs a look at the times. The others are read.
-    """
-    known = [pair for pair in zip(sources, contents, strict=True) if pair[1]]
-    with ThreadPoolExecutor(THREADS) as pool:
-        times = list(pool.map(_written, [source for source, _ in known]))
-    newer = [pair for pair, written in zip(known, times, strict=True) if written > since]
-    changed = []
-    label = f"comparing what is newer than {config.folder}"
-    with Progress(label, total=len(newer), unit="images", quiet=quiet or not newer) as progress:
-        for source, content in newer:
-            if _content(source, config, channels) != content:
-                changed.append(source)
-            progress.advance()
-    return changed
-
-
-def _written(source: Source) -> int:
-    return max(size_and_time(split_address(address)[0])[1] for address in (source.image, source.mask))
-
-
-def _content(source: Source, config: MakeShardsConfig, channels: int) -> str:
-    try:
-        with open_source(source, config, channels) as image:
-            return image.content
-    except (UserError, UnknownLabels):
-        return "unreadable"  # so it has changed; building again says how
 
 
 def _groups(files: dict[str, list[Path]]) -> str:

@@ -1,0 +1,124 @@
+"""The work of a build, known before anything is written: sources, their common format, and their cut into shards."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from segdist.core.errors import UserError
+from segdist.core.keyed import Purpose
+from segdist.core.paths import BUILDING, SOURCE
+from shards.build.config import MakeShardsConfig
+from shards.build.headers import common_format
+from shards.build.pairs import find_pairs
+from shards.build.recipe import digest_of_files, recipe_of
+from shards.build.sources import DrawnSource, FileSource, Source
+from shards.build.splits import chosen_numbers, deal
+from shards.build.synthetic import CLASSES
+from shards.build.writer import Target, Unit
+from shards.images.masks import MaskReader
+from shards.images.opening import page_address, split_address
+from shards.manifest import SPLITS
+from shards.records import MAX_SHARDS
+
+MIN_SHARDS = 8
+"""Per split, where there are as many images."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be built, known before anything is written."""
+
+    config: MakeShardsConfig
+    recipe: dict[str, Any]
+    sources: tuple[Source, ...]
+    target: Target
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """All shards, and the runs of test images. Cut evenly, by the number of sources and the recipe alone."""
+        units = []
+        for split in SPLITS:
+            sources = [source for source in self.sources if source.split == split]
+            patch_bytes = self.target.layout.stride * self.config.patches.per_image
+            wanted = -(-len(sources) * patch_bytes // (self.config.shard_mb << 20))
+            # A few shards even of a small set, so that several processes find work.
+            count = min(max(wanted, MIN_SHARDS), len(sources))
+            if count > MAX_SHARDS:
+                raise UserError(f"{count} shards, at most {MAX_SHARDS} have a name; raise --shard-mb")
+            cuts = [len(sources) * number // max(count, 1) for number in range(count + 1)]
+            units += [Unit(split, number, tuple(sources[cuts[number] : cuts[number + 1]])) for number in range(count)]
+        return tuple(units)
+
+    @property
+    def max_patches(self) -> int:
+        """Patches if none is dropped."""
+        return self.config.patches.per_image * sum(source.split != "test" for source in self.sources)
+
+    def without_sources(self) -> "Work":
+        """What a worker needs beside its unit: no list of a million sources."""
+        return replace(self, sources=())
+
+    def note_path(self, unit: Unit) -> Path:
+        return self.config.folder / BUILDING / f"{unit.name}.json"
+
+
+def find_work(config: MakeShardsConfig) -> Work:
+    """Find the sources and what they have in common; reads names and headers, writes nothing.
+
+    Raises:
+        UserError: sources that can't be used together, with the files' names.
+    """
+    if not config.own_data:
+        target = Target(config, CLASSES, config.patches.channels or 1, "uint8")
+        return Work(config, recipe_of(config, ""), tuple(drawn_sources(config)), target)
+    sources = file_sources(config)
+    # An array of tasks looks at the headers once between them; the first source tells all what to expect.
+    task, tasks = config.task_share()
+    mine = list(dict.fromkeys(sources[:1] + sources[task::tasks]))
+    channels, dtype = common_format(mine, config.patches.channels)
+    if config.encoding == "png" and not (channels == 1 or (channels == 3 and dtype == "uint8")):
+        raise UserError(
+            f"--encoding png: PNG stores gray, or RGB of 8 bit; these images have {channels} channels of {dtype}; "
+            "use --encoding npy"
+        )
+    files = digest_of_files(
+        [(source.split, split_address(path)[0]) for source in sources for path in (source.image, source.mask)]
+    )
+    target = Target(config, MaskReader(config.masks).classes, channels, dtype)
+    return Work(config, recipe_of(config, files), tuple(sources), target)
+
+
+def file_sources(config: MakeShardsConfig) -> list[FileSource]:
+    """The user's labeled images with their splits.
+
+    Raises:
+        UserError: nothing found, an image without mask, names that can mean two files, an image in two splits.
+    """
+    pairs = deal(find_pairs(config), config.split, config.seed)
+    sources, counts = [], Counter[str]()
+    for pair in pairs:
+        for page in range(pair.pages):
+            image, mask = (page_address(path, page) for path in (pair.image, pair.mask))
+            sources.append(FileSource(pair.split, counts[pair.split], image, mask))
+            counts[pair.split] += 1
+    if not counts["train"]:
+        raise UserError(f"no image is left to train on ({dict(counts)}); check --split.*")
+    return sources
+
+
+def drawn_sources(config: MakeShardsConfig) -> list[DrawnSource]:
+    """The drawn images, training ones dealt to train and val."""
+    held = chosen_numbers(config.synthetic.train, config.split.validation, config.seed, Purpose.VALIDATION_SPLIT)
+    sources, counts = [], Counter[str]()
+    for part, count in (("train", config.synthetic.train), ("test", config.synthetic.test)):
+        digits = max(4, len(str(count - 1)))
+        for drawing in range(count):
+            split = "val" if part == "train" and drawing in held else part
+            folder, name = config.folder / SOURCE / part, f"{drawing:0{digits}}.png"
+            sources.append(
+                DrawnSource(split, counts[split], folder / "images" / name, folder / "masks" / name, drawing)
+            )
+            counts[split] += 1
+    return sources

@@ -1,0 +1,86 @@
+"""Tiny shard sets for tests, built by the real program in about a second, and folders of labeled images to cut."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from shards.build.build import make_shards
+from shards.build.config import ImagesConfig, MakeShardsConfig, PatchesConfig, SyntheticConfig
+from shards.images.config import MasksConfig
+from shards.manifest import Manifest
+
+SMALL_PATCHES = PatchesConfig(size=32, per_image=6)
+
+
+def tiny_config(
+    root: Path, name: str = "tiny", patches: PatchesConfig = SMALL_PATCHES, **changes: Any
+) -> MakeShardsConfig:
+    """13 drawn images of 90 x 70, 3 of them held out, 6 patches of 32 x 32 each, in this process."""
+    drawn = SyntheticConfig(train=10, test=3, width=70, height=90)
+    return replace(MakeShardsConfig(name=name, root=root, processes=1, synthetic=drawn, patches=patches), **changes)
+
+
+def tiny_set(root: Path, name: str = "tiny", patches: PatchesConfig = SMALL_PATCHES, **changes: Any) -> Path:
+    """The folder of the set that `tiny_config` describes, built."""
+    config = tiny_config(root, name, patches, **changes)
+    make_shards(config, quiet=True)
+    return config.folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def noise(seed: int, height: int = 40, width: int = 30, channels: int = 1, dtype: str = "uint8") -> np.ndarray:
+    """An image (H, W), or (H, W, C) of several channels."""
+    values = np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, (height, width, channels)).astype(dtype)
+    return values[:, :, 0] if channels == 1 else values
+
+
+def labels(height: int = 40, width: int = 30) -> np.ndarray:
+    """A mask (H, W) of 0 and 255 in diagonal stripes, so that every patch has both."""
+    return (np.add.outer(np.arange(height), np.arange(width)) // 5 % 2 * 255).astype(np.uint8)
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    """An image or mask in the format of its suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".tif":
+        kind_of_values = "rgb" if array.shape[2:] == (3,) else "minisblack"
+        tifffile.imwrite(path, array, rowsperstrip=8, photometric=kind_of_values, planarconfig="contig")
+    else:
+        Image.fromarray(array).save(path)
+
+
+def add(folder: Path, name: str, image: np.ndarray, mask: np.ndarray | None = None, mask_name: str = "") -> None:
+    """Save an image in folder/images and its mask, where there is one, in folder/masks."""
+    save(folder / "images" / name, image)
+    if mask is not None:
+        save(folder / "masks" / (mask_name or f"{name.rpartition('.')[0]}.png"), mask)
+
+
+def own_config(folder: Path, **changes: Any) -> MakeShardsConfig:
+    """Settings for the images in folder/images and the masks in folder/masks: 5 patches of 16 x 16 from each."""
+    base = MakeShardsConfig(
+        name="own",
+        root=folder / "data",
+        processes=1,
+        images=ImagesConfig(folder=folder / "images"),
+        masks=MasksConfig(folder=folder / "masks", classes=("background=0", "cell=255")),
+        patches=PatchesConfig(size=16, per_image=5, drop_background=False),
+    )
+    return replace(base, **changes)
+
+
+def build_own(folder: Path, **changes: Any) -> Manifest:
+    """The manifest of the set that `own_config` describes, built."""
+    config = own_config(folder, **changes)
+    config.validate()
+    manifest = make_shards(config, quiet=True)
+    assert manifest is not None
+    return manifest
