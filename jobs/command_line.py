@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from segdist.core.errors import UserError
-from segdist.core.parsing import from_dict, merge, read_file, to_dict
+from segdist.core.parsing import from_dict, merge, option_value, read_file, to_dict
 
 if TYPE_CHECKING:
     from segdist.ranks.launchers import RankEnvironment
@@ -94,16 +93,3 @@ def print_config(config: Any) -> None:
 
     print("config:")
     show(to_dict(config), "")
-
-
-def option_value(arguments: list[str], flag: str) -> str | None:
-    """The value of `--flag VALUE` or `--flag=VALUE`, the last one counts, before anything else is parsed."""
-    value = None
-    for index, argument in enumerate(arguments):
-        if argument == flag:
-            if index + 1 == len(arguments):
-                raise UserError(f"{flag} needs a value")
-            value = arguments[index + 1]
-        elif argument.startswith(f"{flag}="):
-            value = argument.removeprefix(f"{flag}=")
-    return value

@@ -8,13 +8,13 @@ from typing import Any
 
 from jobs.command_line import option_value, parse
 from jobs.make_shards import MakeShardsJob
-from jobs.train import find_preset
 from segdist.core import paths as core_paths
 from segdist.core.code_version import current_version
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
 from segdist.inference.config import InferConfig
 from segdist.training.config import TrainConfig
+from segdist.training.presets import find_preset
 from slurm.pipeline import Link
 from slurm.profiles import load_profile
 from slurm.submit import Order

@@ -14,16 +14,12 @@ one is extended.
 """
 
 import sys
-from pathlib import Path
 
-from jobs.command_line import launch_command, option_value, parse, print_config
+from jobs.command_line import launch_command, parse, print_config
 from jobs.exit_codes import FINISHED, STOPPED, run_job
-from segdist.core.errors import UserError
-from segdist.core.parsing import read_file
 from segdist.ranks.launchers import torchrun_would_restart
 from segdist.training.config import TrainConfig
-
-PRESETS = Path(__file__).resolve().parent.parent / "segdist" / "training" / "presets"
+from segdist.training.presets import find_preset
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     # Heavy imports come after the command line: --help must not wait for torch.
     from segdist.ranks.process_group import ranks
     from segdist.runs.report import refresh_report
-    from segdist.training.training_job import train
+    from segdist.training.trainer import Trainer
 
     if command.dry_run:
         from segdist.training.plan import training_plan
@@ -43,33 +39,12 @@ def main(argv: list[str] | None = None) -> int:
         print(training_plan(command.job))
         return FINISHED
     with ranks(command.job.device, command.job.threads) as these:
-        state = train(command.job, these, launch_command("train", arguments, these.environment))
+        state = Trainer(command.job, these, launch_command("train", arguments, these.environment)).train()
         if these.is_main:
             refresh_report(command.job.run_dir, quiet=command.job.quiet)
     if state == "stopped" and not torchrun_would_restart():
         return STOPPED
     return FINISHED
-
-
-def find_preset(arguments: list[str]) -> tuple[str, dict[str, object]]:
-    """Name and settings of the preset that the command line asks for, "paper" where it asks for none.
-
-    A preset's number of steps gives way to a number of epochs in the config file or on the command line.
-
-    Raises:
-        UserError: there is no such preset.
-    """
-    name = option_value(arguments, "--preset") or "paper"
-    path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.toml")))
-        raise UserError(f"--preset {name}: choose one of {known}, or give a .toml file")
-    values = read_file(path)
-    config_file = option_value(arguments, "--config")
-    flags = {argument.partition("=")[0] for argument in arguments}
-    if flags & {"-e", "--epochs"} or (config_file is not None and "epochs" in read_file(Path(config_file))):
-        values.pop("steps", None)
-    return name, values
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ from segdist.model.config import ModelConfig
 from segdist.ranks.process_group import ranks
 from segdist.tracking import TrackingConfig
 from segdist.training.config import OptimConfig, TrainConfig
-from segdist.training.training_job import train
+from segdist.training.trainer import Trainer
 
 config = TrainConfig(
     data=("discs",),
@@ -102,7 +102,7 @@ config = TrainConfig(
     tracking=TrackingConfig(wandb="off"),
 )
 with ranks() as these:  # one process here; torchrun and Slurm give more
-    train(config, these)
+    Trainer(config, these).train()
 
 # %% [markdown]
 # ## A prediction

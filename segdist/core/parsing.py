@@ -74,6 +74,19 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def option_value(arguments: list[str], flag: str) -> str | None:
+    """The value of `--flag VALUE` or `--flag=VALUE`, the last one counts, before anything else is parsed."""
+    value = None
+    for index, argument in enumerate(arguments):
+        if argument == flag:
+            if index + 1 == len(arguments):
+                raise UserError(f"{flag} needs a value")
+            value = arguments[index + 1]
+        elif argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
+    return value
+
+
 def _refuse_unknown_keys(cls: type, values: dict[str, Any], origin: str, prefix: str) -> None:
     hints = get_type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls)}

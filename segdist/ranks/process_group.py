@@ -6,18 +6,21 @@ which do nothing in a single process.
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
+from segdist.core.errors import UserError
 from segdist.ranks.allocator import keep_freed_memory
 from segdist.ranks.device import choose_device
 from segdist.ranks.launchers import RankEnvironment, resolve_environment, torchrun_shares_its_store
 from segdist.ranks.threads import default_threads
+
+Result = TypeVar("Result")
 
 STORE_KEY = "segdist/port"
 
@@ -63,6 +66,26 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def on_main(self, function: Callable[[], Result]) -> Result:
+        """Call `function` on rank 0 alone.
+
+        Returns:
+            What it returned (anything that pickles), on all ranks.
+
+        Raises:
+            UserError: it raised one; on all ranks.
+        """
+        found: Result | UserError | None = None
+        if self.is_main:
+            try:
+                found = function()
+            except UserError as error:
+                found = error
+        found = self.broadcast(found)
+        if isinstance(found, UserError):
+            raise found
+        return cast(Result, found)
 
 
 @contextmanager

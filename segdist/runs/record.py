@@ -5,19 +5,17 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from segdist.core.errors import UserError
+from segdist.core.formats import RUN_VERSION, unstamped
 from segdist.core.model_header import CARD_KEY, read_metadata
-from segdist.core.paths import RUNS, run_dir
-
-CONFIG, METRICS, EVENTS, SUMMARY = "config.json", "metrics.jsonl", "events.jsonl", "summary.json"
-SCORES, TIMES = "scores.json", "times.jsonl"
+from segdist.core.paths import BEST_MODEL, CONFIG, EVENTS, LAST_MODEL, METRICS, RUNS, SCORES, SUMMARY, TIMES, run_dir
+from segdist.core.states import ENDED, State
 
 SILENT_AFTER = 120.0
 """Seconds without a sign of life after which a run that has not ended is called silent (or 10 usual intervals)."""
 
-State = Literal["running", "silent", "finished", "stopped", "failed", "waiting"]
 Row = dict[str, Any]
 
 
@@ -87,7 +85,7 @@ class RunRecord:
     @cached_property
     def classes(self) -> list[str]:
         """Class names: of the model's card, else of the predictions, else numbers."""
-        for model in ("last.safetensors", "best.safetensors"):
+        for model in (LAST_MODEL, BEST_MODEL):
             if names := _class_names(self.folder / model):
                 return names
         for item in self.predictions:
@@ -101,7 +99,7 @@ class RunRecord:
 
     def state(self, now: float | None = None) -> State:
         """How the run stands; "silent" is a guess: killed, or very slow."""
-        if self.events and self.events[-1]["what"] in ("finished", "stopped", "failed"):
+        if self.events and self.events[-1]["what"] in ENDED:
             ended: State = self.events[-1]["what"]
             return ended
         if self.last_sign is None:
@@ -165,11 +163,11 @@ def read_run(folder: Path) -> RunRecord:
     rows = read_rows(folder / METRICS)
     return RunRecord(
         folder=folder,
-        description=_read_json(folder / CONFIG),
+        description=_read_run_file(folder / CONFIG),
         train=[row for row in rows if row["kind"] == "train"],
         val=[row for row in rows if row["kind"] == "val"],
         events=read_rows(folder / EVENTS),
-        summary=_read_json(folder / SUMMARY),
+        summary=_read_run_file(folder / SUMMARY),
         predictions=predictions,
     )
 
@@ -184,6 +182,10 @@ def read_rows(path: Path) -> list[Row]:
             except json.JSONDecodeError:
                 break
     return rows
+
+
+def _read_run_file(path: Path) -> dict[str, Any]:
+    return unstamped(_read_json(path), RUN_VERSION, str(path))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

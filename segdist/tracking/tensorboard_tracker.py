@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from segdist.core.errors import UserError
+from segdist.core.states import State
 from segdist.tracking.confusion_picture import confusion_picture
-from segdist.tracking.tracker import State
 from shards.manifest import ClassInfo
 
 

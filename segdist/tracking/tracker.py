@@ -5,11 +5,11 @@ Shapes: H W pixels, K classes.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-State = Literal["finished", "stopped", "failed"]
+from segdist.core.states import State
 
 
 class Tracker(Protocol):

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from segdist.core.states import State
 from segdist.core.terminal import warn
 from segdist.tracking.config import TrackingConfig
-from segdist.tracking.tracker import State, Tracker
+from segdist.tracking.tracker import Tracker
 from shards.manifest import ClassInfo
 
 

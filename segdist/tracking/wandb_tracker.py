@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from segdist.core.states import State
 from segdist.core.terminal import say, warn
 from segdist.tracking.config import TrackingConfig
 from segdist.tracking.confusion_picture import confusion_picture
-from segdist.tracking.tracker import State
 from segdist.tracking.wandb_mode import choose_mode
 from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, first_line, rows_in
 from segdist.tracking.wandb_run import WandbRun, environment_or, prepare_wandb, wandb_settings

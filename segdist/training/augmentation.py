@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from segdist.core.keyed import Purpose, hash64, uniform
-from segdist.training.augment_config import AugmentConfig
+from segdist.training.config import AugmentConfig
 
 CONTROL_DISTANCE = 24
 """Pixels between the control points of the elastic deformation."""

@@ -13,7 +13,11 @@ import torch
 
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
+from segdist.core.formats import stamped, unstamped
 from segdist.core.terminal import warn
+
+CHECKPOINT_VERSION = 1
+"""1: with this number; 0: without, the same content."""
 
 NAME = re.compile(r"step-(\d{8,})\.pt")
 
@@ -46,6 +50,7 @@ class CheckpointFolder:
     def save(self, state: dict[str, Any], step: int) -> None:
         """Write `state`, which must hold only tensors and plain Python values; waits for the one before it."""
         self.wait()
+        state = stamped(state, CHECKPOINT_VERSION)
         if not self.background:
             self._write(state, step)
             return
@@ -68,14 +73,18 @@ class CheckpointFolder:
         """The newest state that can be read whole, on the CPU; None when there is none.
 
         A damaged file is named in a warning and the one before it is used.
+
+        Raises:
+            UserError: a later program wrote it.
         """
         for path in reversed(self.paths()):
             problem = find_damage(path)
             if problem is None:
                 # The zip's own tables have no checksum: torch may find fault with what looked whole.
                 try:
-                    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-                    return state
+                    return unstamped(
+                        torch.load(path, map_location="cpu", weights_only=True), CHECKPOINT_VERSION, str(path)
+                    )
                 except UNREADABLE as error:
                     problem = f"{type(error).__name__}: {error}".splitlines()[0]
             warn(f"{path}: damaged checkpoint ({problem}); going back to the one before it")

@@ -4,24 +4,20 @@ Nothing in here asks the device for a number, so a GPU is never waited for; `fig
 print some.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from segdist.model.precision import Precision
 from segdist.ranks.process_group import Ranks
-from segdist.training.config import TrainConfig
+from segdist.training.config import OptimConfig
+from segdist.training.data_parallel import DataParallel
 from segdist.training.ema import WeightAverage
-from segdist.training.losses import Loss
 from segdist.training.optimizers import build_optimizer, set_learning_rate
-
-MicroBatch = tuple[torch.Tensor, torch.Tensor]
-"""Images float32 (b, C, P, P), normalized, and labels uint8 (b, P, P), both on the device."""
+from segdist.training.preprocess import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -44,24 +40,24 @@ class Learner:
     """Model, optimizer and all else that an optimizer step changes.
 
     Args:
-        model: the model, on the device, the same on all ranks.
+        model: on the device, the same on all ranks.
+        engine: computes the gradients of a global batch of `model`.
         ranks: `step` and `figures` are collective.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, loss: Loss, precision: Precision, ranks: Ranks) -> None:
+    def __init__(
+        self, model: nn.Module, config: OptimConfig, engine: DataParallel, precision: Precision, ranks: Ranks
+    ) -> None:
         self.model = model
-        self.config = config
-        self.loss = loss
-        self.precision = precision
+        self.clip_norm = config.clip_norm
+        self.engine = engine
         self.ranks = ranks
-        self.optimizer = build_optimizer(config.optim, model)
-        self.average = WeightAverage(model, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.optimizer = build_optimizer(config, model)
+        self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision.scaled)
-        self._ddp = _distributed(model, ranks)
-        wrapped = self._ddp or model
-        self._wrapped: nn.Module = torch.compile(wrapped) if config.compile else wrapped  # type: ignore[assignment]
         self._buffers = list(model.buffers())
-        zeros = torch.zeros(len(loss.parts), dtype=torch.float64, device=ranks.device)
+        self._parts = engine.loss.parts
+        zeros = torch.zeros(len(self._parts), dtype=torch.float64, device=ranks.device)
         self._loss_sums, self._good_steps = zeros, zeros.new_zeros(())
         self._grad_norm = zeros.new_zeros(())
         self.skipped = torch.zeros(2, dtype=torch.int64, device=ranks.device)
@@ -73,28 +69,11 @@ class Learner:
         return self.model if self.average is None else self.average.model
 
     def step(self, micro_batches: list[MicroBatch], rate: float, number: int) -> None:
-        """Forward, backward and update for this rank's part of global batch `number`.
-
-        The gradient is that of Σ loss over all ranks and micro batches / Σ count over the same, where DDP's mean over
-        the ranks is made good by the factor R.
-        """
+        """Forward, backward and update for this rank's part of global batch `number`. Collective."""
         self.model.train()
-        counts = torch.stack([self.loss.counts(truth) for _, truth in micro_batches]).sum(dim=0)
-        counting = self._start_sum(counts)
         buffers = [buffer.clone() for buffer in self._buffers]
-        sums_of_step = torch.zeros_like(self._loss_sums)
         self.optimizer.zero_grad(set_to_none=True)
-        for index, (images, truth) in enumerate(micro_batches):
-            with self._gradients_stay_here(index < len(micro_batches) - 1):
-                with self.precision.autocast(images.device):
-                    logits = self._wrapped(images)
-                sums = self.loss.sums(logits, truth)
-                if counting is not None:
-                    counting.wait()
-                    counting = None
-                shares = sums / counts.clamp(min=1)
-                self.scaler.scale(shares.sum() * self.ranks.world_size).backward()
-            sums_of_step += shares.detach()
+        sums_of_step = self.engine.backward(micro_batches, self.scaler)
         bad = self._update(rate)
         with torch.no_grad():
             for buffer, before in zip(self._buffers, buffers, strict=True):
@@ -111,7 +90,7 @@ class Learner:
         skipped, in_a_row = self.skipped.tolist()
         figures = StepFigures(
             loss=sum(losses),
-            loss_parts=dict(zip(self.loss.parts, losses, strict=True)),
+            loss_parts=dict(zip(self._parts, losses, strict=True)),
             grad_norm=float(self._grad_norm),
             skipped=skipped,
             skipped_in_a_row=in_a_row,
@@ -165,38 +144,19 @@ class Learner:
 
         The gradients are the reduced ones, so all ranks come to the same decision without talking.
         """
-        if self.precision.scaled:
+        if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         bad = (~norm.isfinite()).float()
-        if self.config.optim.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.optim.clip_norm, norm)
+        if self.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_norm, norm)
         set_learning_rate(self.optimizer, rate)
         # The fused optimizers leave weights and moments alone where this is 1; it is how GradScaler tells them, too.
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
-        if self.precision.scaled:
+        if self.scaler.is_enabled():
             self.scaler.update()
         self._grad_norm = norm.detach()
         return bad
-
-    def _start_sum(self, counts: torch.Tensor) -> dist.Work | None:
-        """Sum the denominators over the ranks, beside the forward pass."""
-        return dist.all_reduce(counts, async_op=True) if self.ranks.world_size > 1 else None
-
-    def _gradients_stay_here(self, yes: bool) -> Any:
-        return self._ddp.no_sync() if yes and self._ddp is not None else nullcontext()
-
-
-def _distributed(model: nn.Module, ranks: Ranks) -> DistributedDataParallel | None:
-    """The model with gradients averaged over the ranks; None for a single one."""
-    if ranks.world_size == 1:
-        return None
-    return DistributedDataParallel(
-        model,
-        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-        forward_sync_buffers=False,
-        gradient_as_bucket_view=True,
-    )

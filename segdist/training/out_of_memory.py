@@ -11,17 +11,17 @@ from torch import nn
 from segdist.core.errors import UserError
 from segdist.model.precision import Precision
 from segdist.ranks.out_of_memory import is_out_of_memory, largest_that_fits
-from segdist.training.config import TrainConfig
 from segdist.training.losses import Loss
 
 
 @contextmanager
 def explain_out_of_memory(
-    config: TrainConfig, patch: int, multiple: int, world_size: int, try_out: Callable[[int, int], None]
+    batch_size: int, accumulate: int, patch: int, multiple: int, world_size: int, try_out: Callable[[int, int], None]
 ) -> Iterator[None]:
     """Turn the allocator's error into one that names settings that fit.
 
     Args:
+        batch_size, accumulate: the settings of those names.
         patch: side of the patches.
         multiple: what the side must be a multiple of.
         try_out: computes a step on so many patches of such a side; see `training_attempt`.
@@ -38,8 +38,8 @@ def explain_out_of_memory(
         said = (str(error).splitlines() or [type(error).__name__])[0]
         # The frames on the way hold the step's tensors, and room is needed to find out what fits.
         traceback.clear_frames(error.__traceback__)
-    local = -(-config.batch_size // world_size)
-    micro = -(-local // config.accumulate)
+    local = -(-batch_size // world_size)
+    micro = -(-local // accumulate)
     fitting = largest_that_fits(lambda count: try_out(count, patch), micro)
     # Where not even one patch fits, smaller ones may.
     side = patch if fitting else multiple * largest_that_fits(lambda n: try_out(1, n * multiple), patch // multiple)
@@ -54,8 +54,8 @@ def explain_out_of_memory(
     else:
         way_out = "not even one of the smallest patches fits: use a lower --model.width, or --precision bf16"
     problem = UserError(
-        f"out of memory with {micro} patches of {patch} x {patch} at a time (--batch-size {config.batch_size} over "
-        f"{world_size} ranks, --accumulate {config.accumulate}); {way_out}. torch said: {said}"
+        f"out of memory with {micro} patches of {patch} x {patch} at a time (--batch-size {batch_size} over "
+        f"{world_size} ranks, --accumulate {accumulate}); {way_out}. torch said: {said}"
     )
     problem.on_this_rank = True
     raise problem from None

@@ -7,10 +7,9 @@ from segdist.ranks.launchers import resolve_environment
 from segdist.tracking import check_trackers
 from segdist.training.config import TrainConfig
 from segdist.training.data import TrainingData
+from segdist.training.initial_model import make_model, resolve
 from segdist.training.losses import Loss, class_weights
 from segdist.training.run_files import check_same_run, describe_run
-from segdist.training.trainer import make_model
-from segdist.training.training_job import resolve
 from shards.read.order import slots_of_rank
 
 
@@ -28,7 +27,7 @@ def training_plan(config: TrainConfig) -> str:
     slots = slots_of_rank(config.batch_size, environment.rank, environment.world_size)
     micro = -(-len(slots) // config.accumulate)
     with torch.device("meta"):  # shapes, but no memory and no time for initial weights
-        model = make_model(config, data)
+        model = make_model(config.model, data)
     weights = sum(parameter.numel() for parameter in model.parameters())
     activations = activation_bytes(model, config, data, micro)
     # Weights, gradients and one (SGD) or two (AdamW) moments, in float32; and the average's copy.

@@ -3,8 +3,10 @@
 import torch
 
 from segdist.training.augmentation import Augmenter
-from segdist.training.learner import MicroBatch
 from shards.read.batches import Batch
+
+MicroBatch = tuple[torch.Tensor, torch.Tensor]
+"""Images float32 (b, C, P, P), normalized, and labels uint8 (b, P, P), both on the device."""
 
 
 class Preprocessor:

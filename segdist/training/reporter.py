@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from segdist.core.machine import peak_memory_mb
-from segdist.core.paths import BEST_MODEL
+from segdist.core.paths import BEST_MODEL, CHECKPOINTS, EVENTS, METRICS
+from segdist.core.states import State
 from segdist.core.terminal import Progress, clock, say, warn
 from segdist.ranks.process_group import Ranks
-from segdist.runs.record import EVENTS, METRICS, read_rows
+from segdist.runs.record import read_rows
 from segdist.tracking import Trackers
-from segdist.tracking.tracker import State
 from segdist.training.learner import StepFigures
 from segdist.training.run_files import MetricsLog, append_event, write_summary
 from segdist.training.validation import ValidationResult
@@ -63,7 +63,7 @@ class RunReporter:
         self.ranks, self._start_trackers = ranks, start_trackers
         self.trackers = Trackers({})
         self.quiet = quiet or not ranks.is_main
-        self._metrics = MetricsLog(folder / METRICS) if ranks.is_main else None
+        self._metrics: MetricsLog | None = None
         self._progress = Progress("training", total=0, unit="steps", quiet=True)
         self._rows, self._epoch = _Pace(), _Pace()
         self._loss = float("nan")
@@ -71,6 +71,10 @@ class RunReporter:
         self._skipped = 0
         self._steps = 0
         self._nothing_to_do = False
+
+    def open(self) -> None:
+        """Open the files of the run's folder, which exists by now. Rank 0 calls this."""
+        self._metrics = MetricsLog(self.folder / METRICS)
 
     def started(self, step: int, steps: int, metrics_position: int, checkpoint: dict[str, Any] | None) -> None:
         """A start of the run at `step` of `steps`; rows of steps that will be done again are forgotten.
@@ -202,7 +206,7 @@ class RunReporter:
 
     def _log_artifacts(self) -> None:
         """Offer the trackers the best model, and the last checkpoint, from which the run can be extended elsewhere."""
-        checkpoint = max((self.folder / "checkpoints").glob("step-*.pt"), default=None)
+        checkpoint = max((self.folder / CHECKPOINTS).glob("step-*.pt"), default=None)
         for path, what in ((self.folder / BEST_MODEL, "best"), (checkpoint, "checkpoint")):
             if path is not None and path.is_file():
                 self.trackers.log_artifact(path, f"{self.folder.resolve().name}-{what}")

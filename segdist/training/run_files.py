@@ -14,9 +14,10 @@ import torch
 from segdist.core.code_version import commit
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
-from segdist.core.parsing import to_dict
+from segdist.core.formats import RUN_VERSION, stamped, unstamped
+from segdist.core.parsing import from_dict, read_file, to_dict
+from segdist.core.paths import CONFIG, EVENTS, SUMMARY
 from segdist.core.terminal import warn
-from segdist.runs.record import CONFIG, EVENTS, SUMMARY
 from segdist.training.config import TrainConfig
 
 MAY_CHANGE = {
@@ -91,7 +92,7 @@ def describe_run(
     Args:
         command: what does the same again; empty where no command started the run.
     """
-    return {
+    values = {
         "config": to_dict(config),
         "data": data,
         "precision": precision,
@@ -100,18 +101,22 @@ def describe_run(
         "versions": {name: version(name) for name in ("torch", "numpy", "webdataset")},
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
+    return stamped(values, RUN_VERSION)
 
 
 def check_same_run(folder: Path, description: dict[str, Any]) -> None:
     """Refuse to go on with other settings than those that the folder's run was started with.
 
     Raises:
-        UserError: names each setting that differs, with both values.
+        UserError: names each setting that differs, with both values; or a later program wrote the folder.
     """
     path = folder / CONFIG
     if not path.exists():
         return
-    differences = _differences(_identity(json.loads(path.read_text())), _identity(description))
+    there = unstamped(read_file(path), RUN_VERSION, str(path))
+    # Through today's config: a setting that is not there yet counts as its default, which is what was done then.
+    there["config"] = to_dict(from_dict(TrainConfig, there["config"], str(path)))
+    differences = _differences(_identity(there), _identity(description))
     if differences:
         raise UserError(
             f"{folder} holds a run with other settings:\n"
@@ -128,7 +133,7 @@ def write_description(folder: Path, description: dict[str, Any]) -> None:
 def write_summary(folder: Path, **values: Any) -> None:
     """Write `summary.json`, which says how the run stands."""
     try:
-        write_json(folder / SUMMARY, _without_nan(values))
+        write_json(folder / SUMMARY, stamped(_without_nan(values), RUN_VERSION))
     except OSError as error:
         warn(f"{folder / SUMMARY}: {error.strerror}; it is not up to date")
 

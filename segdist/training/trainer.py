@@ -1,46 +1,49 @@
-"""The training job: set up, rehearse, loop, keep the best.
+"""A training run: build its parts, rehearse, loop, keep the best.
 
 One optimizer step sees the global batch B; sample and augmentation of each of its slots are functions of
 (seed, epoch, step, slot), and so is all other randomness: nothing but the tensors of the `Learner` and a few counters
 has to be restored for a run to go on as if it had never been stopped.
 """
 
+import os
 import time
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from segdist.core.errors import UserError
 from segdist.core.keyed import Purpose, hash64
-from segdist.core.paths import BEST_MODEL, LAST_MODEL, run_dir
-from segdist.core.terminal import warn
+from segdist.core.paths import BEST_MODEL, CHECKPOINTS, LAST_MODEL
+from segdist.core.states import State
+from segdist.core.terminal import say, warn
 from segdist.model.card import ModelCard
 from segdist.model.compiling import explain_compiler_errors
-from segdist.model.factory import build_model, stride_multiple
-from segdist.model.model_file import load_model, save_model
-from segdist.model.precision import Precision
+from segdist.model.factory import stride_multiple
+from segdist.model.model_file import save_model
 from segdist.ranks.process_group import Ranks
 from segdist.ranks.profiler import Profile
 from segdist.ranks.stop import StopRequest
+from segdist.tracking import Trackers, check_trackers, open_trackers
+from segdist.tracking.job_log import data_facts, log_contact_sheets
 from segdist.training.augmentation import Augmenter
 from segdist.training.bad_batch import stop_for_bad_gradients
 from segdist.training.checkpoint import CheckpointFolder, copy_to_cpu
 from segdist.training.config import TrainConfig
 from segdist.training.data import TrainingData
+from segdist.training.data_parallel import DataParallel
+from segdist.training.initial_model import make_initial_model, resolve
 from segdist.training.learner import Learner
-from segdist.training.losses import Loss
+from segdist.training.losses import Loss, class_weights
 from segdist.training.optimizers import learning_rate
 from segdist.training.out_of_memory import explain_out_of_memory, training_attempt
 from segdist.training.preprocess import Preprocessor
 from segdist.training.reporter import RunReporter
-from segdist.training.validation import ValidationResult, validate
-from segdist.training.warm_start import take_over
-
-State = Literal["finished", "stopped"]
+from segdist.training.run_files import check_same_run, describe_run, write_description
+from segdist.training.validation import ValidationResult, evaluate
 
 
 @dataclass
@@ -58,99 +61,84 @@ class Counters:
     """Length of `metrics.jsonl` in bytes."""
 
 
-def make_model(config: TrainConfig, data: TrainingData) -> torch.nn.Module:
-    """The model that the config describes for the classes and channels of the data, as its factory makes it.
-
-    Raises:
-        UserError: the factory doesn't work, or the model doesn't take patches of that size.
-    """
-    model = build_model(config.model, data.channels, len(data.classes))
-    multiple = stride_multiple(config.model, model)
-    if data.patch % multiple:
-        raise UserError(
-            f"the model needs image sides that are multiples of {multiple}, and the patches have {data.patch} "
-            "pixels: make patches of another --patches.size, or lower --model.depth"
-        )
-    return model
-
-
-def prepare_model(config: TrainConfig, data: TrainingData, ranks: Ranks) -> torch.nn.Module:
-    """The model of a run with its initial weights, the same on all ranks, on the ranks' device.
-
-    Raises:
-        UserError: see `make_model`; nothing of a warm start fits.
-    """
-    torch.manual_seed(config.seed)
-    model = make_model(config, data)
-    if config.init_from:
-        take_over(load_model(run_dir(config.init_from)), model, data.classes, speak=ranks.is_main)
-    if config.sync_batch_norm and ranks.device.type == "cuda":
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    elif config.sync_batch_norm and ranks.is_main:
-        warn("--sync-batch-norm works on GPUs only: here every rank normalizes by its own part of the batch")
-    model = model.to(ranks.device)
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this one
-    return model
-
-
-class Run:
-    """A training run in its folder, from one rank's point of view.
+class Trainer:
+    """A training run in its folder, from one rank's point of view. Collective.
 
     Args:
-        folder: the run folder; exists.
-        config: checked, `model.width` resolved.
-        model: see `prepare_model`.
-        reporter: speaks on rank 0 and is silent elsewhere.
+        config: checked.
+        command: what a person would type to do the same again; for the run's description.
+
+    Raises:
+        UserError: whatever can be refused before the run's folder is made or changed; see `TrainingData`,
+            `make_initial_model`, `check_same_run`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        config: TrainConfig,
-        data: TrainingData,
-        model: torch.nn.Module,
-        loss: Loss,
-        precision: Precision,
-        ranks: Ranks,
-        reporter: RunReporter,
-    ) -> None:
-        self.folder, self.config, self.data, self.ranks, self.reporter = folder, config, data, ranks, reporter
-        self.loss, self.precision = loss, precision
-        self.steps_per_epoch = data.steps_per_epoch
-        self.steps = data.steps
-        self.learner = Learner(model, config, loss, precision, ranks)
+    def __init__(self, config: TrainConfig, ranks: Ranks, command: Sequence[str] = ()) -> None:
+        config, precision = resolve(config, ranks.device)
+        if config.deterministic:
+            # Without the variable torch refuses matrix products on GPUs.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        check_trackers(config.tracking)
+        self.config, self.ranks, self.precision, self.run_dir = config, ranks, precision, config.run_dir
+        self.data = data = TrainingData(config, ranks.rank, ranks.world_size, pin=ranks.device.type == "cuda")
+        self.steps, self.steps_per_epoch = data.steps, data.steps_per_epoch
+        model = make_initial_model(config, data, ranks)
+        self.loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(ranks.device))
+        self.description = describe_run(config, data.identity(), precision.name, command)
+        check_same_run(self.run_dir, self.description)
+        engine = DataParallel(model, self.loss, precision, ranks, config.compile)
+        self.learner = Learner(model, config.optim, engine, precision, ranks)
         largest = torch.iinfo(getattr(torch, data.dtype)).max
         augmenter = Augmenter(config.augment, config.seed, full_scale=float(largest))
         # The same number on all ranks, of which some may have one sample less.
         parts = min(config.accumulate, config.batch_size // ranks.world_size)
         self.preprocess = Preprocessor(data.mean, data.std, augmenter, ranks.device, parts, config.channels_last)
+        self.card = ModelCard(
+            model=config.model,
+            classes=data.classes,
+            channels=data.channels,
+            dtype=data.dtype,
+            patch=data.patch,
+            mean=data.mean,
+            std=data.std,
+            stride_multiple=stride_multiple(config.model, model),
+            run=self.run_dir.name,
+        )
         self.checkpoints = CheckpointFolder(
-            folder / "checkpoints", config.checkpoint.keep_last, config.checkpoint.background
+            self.run_dir / CHECKPOINTS, config.checkpoint.keep_last, config.checkpoint.background
+        )
+        self.reporter = RunReporter(
+            self.run_dir, data.classes, config.batch_size, ranks, self._start_trackers, config.quiet
         )
         self.stop = StopRequest(ranks)
         self.counters = Counters()
         self._started = self._checkpointed = time.monotonic()
 
     def train(self) -> State:
-        """Train to the end or to a request to stop. Collective.
+        """Train, or go on training, to the end or to a request to stop. Collective.
+
+        Returns:
+            "finished", or "stopped" when a signal asked for it; the same config goes on from there.
 
         Raises:
             UserError: too many bad gradients in a row; the batch doesn't fit into memory; torch.compile fails.
         """
-        self._resume()
-        if self.counters.step >= self.steps:
-            return "finished"
-        with self.stop.listening(), explain_compiler_errors():
-            if self.config.check:
-                self._rehearse()
-            with self.reporter.progress(self.counters.step, self.steps), closing(self.checkpoints):
-                state = self._loop()
-        if state == "finished" and self.ranks.is_main and self.checkpoints.last_step() != self.counters.step:
-            raise UserError(
-                f"{self.folder}: step {self.counters.step} is done, but the disk took no checkpoint after step "
-                f"{self.checkpoints.last_step()}; make room, and the same command goes on from there"
-            )
+        self._open_run_dir()
+        try:
+            self._resume()
+            state: State = "finished"
+            if self.counters.step < self.steps:
+                with self.stop.listening(), explain_compiler_errors():
+                    if self.config.check:
+                        self._rehearse()
+                    with self.reporter.progress(self.counters.step, self.steps), closing(self.checkpoints):
+                        state = self._loop()
+                self._check_last_checkpoint(state)
+        except BaseException:
+            self.reporter.finished("failed", **self.summary())
+            raise
+        self.reporter.finished(state, **self.summary())
         return state
 
     def summary(self) -> dict[str, Any]:
@@ -168,7 +156,7 @@ class Run:
 
     def _loop(self) -> State:
         at, config = self.counters, self.config
-        profiler = Profile(config.profile, self.folder, self.ranks)
+        profiler = Profile(config.profile, self.run_dir, self.ranks)
         with closing(self.data.batches(at.step)) as batches, profiler:
             for batch in self.reporter.waiting_for(islice(batches, self.steps - at.step)):
                 epoch = at.step // self.steps_per_epoch
@@ -184,7 +172,7 @@ class Run:
                     figures = self.learner.figures()
                     self.reporter.trained(at.step, epoch, rate, figures)
                     if figures.skipped_in_a_row >= config.max_bad_steps:
-                        stop_for_bad_gradients(self.folder, batch, figures.skipped_in_a_row, self.ranks)
+                        stop_for_bad_gradients(self.run_dir, batch, figures.skipped_in_a_row, self.ranks)
                 if at.step % (config.validate_every or self.steps_per_epoch) == 0 or last:
                     self._validate(epoch)
                 elif at.step % self.steps_per_epoch == 0:
@@ -196,9 +184,33 @@ class Run:
                     return "stopped"
         return "finished"
 
+    def _open_run_dir(self) -> None:
+        """Make the run's folder, or take it up again, once all ranks have looked at what is in it."""
+        self.ranks.barrier()
+        if self.ranks.is_main:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            write_description(self.run_dir, self.description)
+            if not self.config.quiet:
+                say(self._headline())
+            self.reporter.open()
+        self.ranks.barrier()
+
+    def _start_trackers(self, run_id: str | None) -> Trackers:
+        trackers = open_trackers(
+            self.config.tracking,
+            self.run_dir,
+            self.description | {"shard_sets": data_facts(self.data.sets)},
+            run_id=run_id,
+            is_main=self.ranks.is_main,
+            job_type="train",
+            classes=self.data.classes,
+        )
+        log_contact_sheets(trackers, self.data.sets)
+        return trackers
+
     def _resume(self) -> None:
         """Take up the newest whole checkpoint; all ranks the one that rank 0 found."""
-        state = self.ranks.broadcast(self.checkpoints.load_latest() if self.ranks.is_main else None)
+        state = self.ranks.on_main(self.checkpoints.load_latest)
         if state is not None:
             self.learner.load_state_dict(state["learner"])
             self.counters = Counters(**state["counters"])
@@ -212,12 +224,17 @@ class Run:
         gradients in the same order as one that was not.
         """
         before = copy_to_cpu(self.learner.state_dict())
-        model, patch = self.learner.model, self.data.patch
-        multiple = stride_multiple(self.config.model, model)
-        attempt = training_attempt(model, self.loss, self.precision, self.data.channels)
+        attempt = training_attempt(self.learner.model, self.loss, self.precision, self.data.channels)
         with (
             closing(self.data.batches(0)) as batches,
-            explain_out_of_memory(self.config, patch, multiple, self.ranks.world_size, attempt),
+            explain_out_of_memory(
+                self.config.batch_size,
+                self.config.accumulate,
+                self.data.patch,
+                self.card.stride_multiple,
+                self.ranks.world_size,
+                attempt,
+            ),
         ):
             for number, batch in enumerate(islice(batches, 2)):
                 self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)
@@ -236,17 +253,18 @@ class Run:
             return
         at = self.counters
         score = None if result is None else result.mean_iou
-        self._keep(LAST_MODEL, epoch, score)
-        if (score is None or score > at.best_mean_iou) and self._keep(BEST_MODEL, epoch, score):
+        card = replace(self.card, epoch=epoch, step=at.step, score=score)
+        self._keep(LAST_MODEL, card)
+        if (score is None or score > at.best_mean_iou) and self._keep(BEST_MODEL, card):
             at.best_mean_iou, at.best_epoch, at.best_step = score if score is not None else -1.0, epoch, at.step
         self.reporter.validated(at.step, epoch, result, latest)
 
-    def _keep(self, name: str, epoch: int, score: float | None) -> bool:
+    def _keep(self, name: str, card: ModelCard) -> bool:
         """Write the model file `name`; False where the disk refuses it, which is no reason to stop."""
         try:
-            save_model(self.folder / name, self.learner.best_model.state_dict(), self._card(epoch, score))
+            save_model(self.run_dir / name, self.learner.best_model.state_dict(), card)
         except OSError as error:
-            warn(f"{self.folder / name} of step {self.counters.step} could not be written: {error.strerror}")
+            warn(f"{self.run_dir / name} of step {self.counters.step} could not be written: {error.strerror}")
             return False
         return True
 
@@ -254,7 +272,7 @@ class Run:
         self.learner.share_buffers(model)
         if self.data.validation is None:
             return None
-        return validate(
+        return evaluate(
             model,
             islice(self.data.validation, batches),
             self.preprocess,
@@ -293,18 +311,19 @@ class Run:
             "trackers": self.reporter.tracker_state(),
         }
 
-    def _card(self, epoch: int, score: float | None) -> ModelCard:
-        return ModelCard(
-            model=self.config.model,
-            classes=self.data.classes,
-            channels=self.data.channels,
-            dtype=self.data.dtype,
-            patch=self.data.patch,
-            mean=self.data.mean,
-            std=self.data.std,
-            stride_multiple=stride_multiple(self.config.model, self.learner.model),
-            run=self.folder.name,
-            epoch=epoch,
-            step=self.counters.step,
-            score=score,
+    def _check_last_checkpoint(self, state: State) -> None:
+        last = self.checkpoints.last_step()
+        if state == "finished" and self.ranks.is_main and last != self.counters.step:
+            raise UserError(
+                f"{self.run_dir}: step {self.counters.step} is done, but the disk took no checkpoint after step "
+                f"{last}; make room, and the same command goes on from there"
+            )
+
+    def _headline(self) -> str:
+        data, config = self.data, self.config
+        return (
+            f"{self.run_dir}: {data.samples['train']} patches of {data.patch} x {data.patch} to train, "
+            f"{data.samples['val']} to validate; {data.steps} steps of {config.batch_size}, {data.steps_per_epoch} "
+            f"steps an epoch\n{self.ranks.world_size} ranks on {self.ranks.device.type}, {torch.get_num_threads()} "
+            f"threads each, {self.precision.name} ({self.precision.reason})"
         )

@@ -52,7 +52,7 @@ class ValidationResult:
 
 
 @torch.inference_mode()
-def validate(
+def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
     preprocess: Preprocessor,

@@ -12,8 +12,8 @@ import tyro
 
 from jobs.cli import JOBS, main
 from jobs.command_line import parse
-from jobs.train import find_preset
 from segdist.core.errors import UserError
+from segdist.training.presets import find_preset
 
 
 @dataclass(frozen=True)

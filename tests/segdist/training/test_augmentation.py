@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from segdist.core.errors import UserError
-from segdist.training.augment_config import AugmentConfig
 from segdist.training.augmentation import Augmenter, flip, turn
+from segdist.training.config import AugmentConfig
 
 ALL = AugmentConfig(
     rotate90=True, rotate=20, scale=0.2, elastic=2, brightness=0.1, contrast=0.2, gamma=0.3, noise=0.05, blur=1.0

@@ -1,6 +1,5 @@
 """One optimizer step: global normalization, accumulation, bad gradients that leave no trace, averaged weights."""
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -11,10 +10,13 @@ from segdist.model.unet import UNet
 from segdist.ranks.launchers import RankEnvironment
 from segdist.ranks.process_group import Ranks
 from segdist.training.checkpoint import copy_to_cpu
-from segdist.training.config import LossConfig, OptimConfig, TrainConfig
-from segdist.training.learner import Learner, MicroBatch
+from segdist.training.config import LossConfig, OptimConfig
+from segdist.training.data_parallel import DataParallel
+from segdist.training.learner import Learner
 from segdist.training.losses import Loss
+from segdist.training.preprocess import MicroBatch
 from shards.manifest import IGNORE
+from tests.support.states import same
 
 CPU = torch.device("cpu")
 
@@ -22,15 +24,16 @@ CPU = torch.device("cpu")
 def learner(
     optim: OptimConfig | None = None,
     norm: str = "group",
-    loss: str = "cross_entropy",
+    loss: Any = "cross_entropy",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
 ) -> Learner:
     torch.manual_seed(0)
-    config = replace(TrainConfig(), optim=optim or OptimConfig(), loss=LossConfig(name=loss))
     model = UNet(1, 3, width=4, depth=2, norm=norm)
     # fp16 is refused to people on a CPU, where it is slow; the loss scaling is the same.
     chosen = Precision(precision, "for a test")
-    return Learner(model, config, Loss(config.loss, torch.ones(3)), chosen, Ranks(RankEnvironment("single"), CPU))
+    alone = Ranks(RankEnvironment("single"), CPU)
+    engine = DataParallel(model, Loss(LossConfig(name=loss), torch.ones(3)), chosen, alone, compiled=False)
+    return Learner(model, optim or OptimConfig(), engine, chosen, alone)
 
 
 def batch(seed: int = 0, count: int = 8) -> MicroBatch:
@@ -40,22 +43,6 @@ def batch(seed: int = 0, count: int = 8) -> MicroBatch:
     truth[torch.rand(truth.shape, generator=generator) < 0.2] = IGNORE
     truth[: count // 2, :8] = IGNORE  # unevenly spread: a mean of the parts' means would be another number
     return images, truth
-
-
-def flat(value: Any) -> list[Any]:
-    """Tensors and numbers of a state, in order."""
-    if isinstance(value, dict):
-        return [leaf for key in value for leaf in flat(value[key])]
-    if isinstance(value, list | tuple):
-        return [leaf for item in value for leaf in flat(item)]
-    return [value]
-
-
-def same(one: Any, other: Any) -> bool:
-    return all(
-        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-        for a, b in zip(flat(one), flat(other), strict=True)
-    )
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy+dice", "focal"])

@@ -12,7 +12,7 @@ from segdist.core.errors import UserError
 from segdist.model.precision import Precision
 from segdist.model.unet import UNet
 from segdist.ranks.out_of_memory import largest_that_fits
-from segdist.training.config import LossConfig, TrainConfig
+from segdist.training.config import LossConfig
 from segdist.training.losses import Loss
 from segdist.training.out_of_memory import explain_out_of_memory, training_attempt
 from shards.build.config import PatchesConfig
@@ -55,7 +55,7 @@ def test_what_fits_is_named(room: int, says: str) -> None:
 
     with (
         pytest.raises(UserError, match="out of memory with 16 patches of 96 x 96 at a time") as caught,
-        explain_out_of_memory(TrainConfig(), patch=96, multiple=16, world_size=1, try_out=attempt),
+        explain_out_of_memory(16, 1, patch=96, multiple=16, world_size=1, try_out=attempt),
     ):
         attempt(16, 96)
     assert says in str(caught.value)

@@ -13,8 +13,8 @@ import torch
 
 from segdist.model.model_file import load_model
 from segdist.runs.record import read_rows
-from tests.segdist.training.test_trainer import metrics
 from tests.support.programs import QUIET, ROOT, TINY_NET, kill_all, processes, run, script, start, wait_until
+from tests.support.states import metrics
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from segdist.runs.record import read_rows
-from tests.segdist.training.test_trainer import assert_same_run, metrics
 from tests.support.programs import QUIET, TINY_NET, job, kill_all, run, start, wait_until
+from tests.support.states import assert_same_run, metrics
 
 pytestmark = pytest.mark.slow
 

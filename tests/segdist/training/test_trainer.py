@@ -7,7 +7,6 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,40 +14,14 @@ import torch
 from segdist.model.model_file import load_model
 from segdist.ranks.stop import SECOND_INTERRUPT_AFTER
 from segdist.runs.record import read_rows
-from tests.segdist.training.test_learner import same
 from tests.support.programs import QUIET, TINY_NET, environment, job, run, start, wait_until
 from tests.support.sets import tiny_set
-
-TIMINGS = {"time", "samples_per_s", "data_wait", "memory_mb"}
+from tests.support.states import assert_same_run, metrics
 
 
 def train(name: str, *arguments: str, ranks: int = 1) -> list[str]:
     settings = ["-f", "tiny", "--name", name, "-b", "8", "--log-every", "5", *TINY_NET, *QUIET]
     return job("train", [*settings, *arguments], ranks)
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows without their timings."""
-    rows = read_rows(folder / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
-
-
-def final_state(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint, without timings and file positions."""
-    path = max((folder / "checkpoints").glob("step-*.pt"))
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    for name in ("seconds", "metrics_position"):
-        state["counters"].pop(name)
-    return state
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert metrics(one) == metrics(other)
-    assert same(final_state(one), final_state(other))
-    for name in ("best.safetensors", "last.safetensors"):
-        models = [load_model(folder / name) for folder in (one, other)]
-        assert same(*(model.state_dict() for model, _ in models))
-        assert models[0][1].score == models[1][1].score
 
 
 def test_a_run_leaves_a_complete_folder(work: Path) -> None:

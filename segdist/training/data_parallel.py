@@ -1,0 +1,73 @@
+"""Gradients of the global batch through DistributedDataParallel: sums over ranks beside the backward pass."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from segdist.model.precision import Precision
+from segdist.ranks.process_group import Ranks
+from segdist.training.losses import Loss
+from segdist.training.preprocess import MicroBatch
+
+
+class DataParallel:
+    """The default engine of a `Learner`: as fast as the ranks can be, and equal for any number of them up to rounding.
+
+    Args:
+        model: on the device, the same on all ranks.
+        compiled: run it through torch.compile.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, precision: Precision, ranks: Ranks, compiled: bool) -> None:
+        self.loss, self.precision, self.ranks = loss, precision, ranks
+        self._ddp = _distributed(model, ranks)
+        wrapped = self._ddp or model
+        self._wrapped: nn.Module = torch.compile(wrapped) if compiled else wrapped  # type: ignore[assignment]
+
+    def backward(self, micro_batches: list[MicroBatch], scaler: torch.amp.GradScaler) -> torch.Tensor:
+        """Leave the gradients of the global batch in the parameters; returns this rank's part of the loss. Collective.
+
+        The gradient is that of Σ loss over all ranks and micro batches / Σ count over the same, where DDP's mean over
+        the ranks is made good by the factor R.
+
+        Returns:
+            float64 (parts,): this rank's numerators over the global denominators.
+        """
+        counts = torch.stack([self.loss.counts(truth) for _, truth in micro_batches]).sum(dim=0)
+        counting = self._start_sum(counts)
+        total = torch.zeros(len(self.loss.parts), dtype=torch.float64, device=self.ranks.device)
+        for index, (images, truth) in enumerate(micro_batches):
+            with self._gradients_stay_here(index < len(micro_batches) - 1):
+                with self.precision.autocast(images.device):
+                    logits = self._wrapped(images)
+                sums = self.loss.sums(logits, truth)
+                if counting is not None:
+                    counting.wait()
+                    counting = None
+                shares = sums / counts.clamp(min=1)
+                scaler.scale(shares.sum() * self.ranks.world_size).backward()
+            total += shares.detach()
+        return total
+
+    def _start_sum(self, counts: torch.Tensor) -> dist.Work | None:
+        """Sum the denominators over the ranks, beside the forward pass."""
+        return dist.all_reduce(counts, async_op=True) if self.ranks.world_size > 1 else None
+
+    def _gradients_stay_here(self, yes: bool) -> Any:
+        return self._ddp.no_sync() if yes and self._ddp is not None else nullcontext()
+
+
+def _distributed(model: nn.Module, ranks: Ranks) -> DistributedDataParallel | None:
+    """The model with gradients averaged over the ranks; None for a single one."""
+    if ranks.world_size == 1:
+        return None
+    return DistributedDataParallel(
+        model,
+        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+    )

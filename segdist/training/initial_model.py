@@ -1,0 +1,64 @@
+"""The model that a run starts with, and what its config leaves to the machine."""
+
+from dataclasses import replace
+
+import torch
+
+from segdist.core.errors import UserError
+from segdist.core.paths import run_dir
+from segdist.core.terminal import warn
+from segdist.model.config import UNET, ModelConfig
+from segdist.model.factory import build_model, stride_multiple
+from segdist.model.model_file import load_model
+from segdist.model.precision import Precision, choose_precision
+from segdist.ranks.process_group import Ranks
+from segdist.training.config import TrainConfig
+from segdist.training.data import TrainingData
+from segdist.training.warm_start import take_over
+
+GPU_WIDTH, CPU_WIDTH = 64, 16
+"""Base width of the U-Net where the config leaves it open: the original's on a GPU, a smaller one on a CPU."""
+
+
+def resolve(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Precision]:
+    """Fill in what the config leaves to the machine: the model's width and the precision."""
+    if config.model.factory == UNET and not config.model.width:
+        width = GPU_WIDTH if device.type == "cuda" else CPU_WIDTH
+        config = replace(config, model=replace(config.model, width=width))
+    return config, choose_precision(config.precision, device)
+
+
+def make_model(config: ModelConfig, data: TrainingData) -> torch.nn.Module:
+    """The model for the classes and channels of the data, as its factory makes it.
+
+    Raises:
+        UserError: the factory doesn't work, or the model doesn't take patches of that size.
+    """
+    model = build_model(config, data.channels, len(data.classes))
+    multiple = stride_multiple(config, model)
+    if data.patch % multiple:
+        raise UserError(
+            f"the model needs image sides that are multiples of {multiple}, and the patches have {data.patch} "
+            "pixels: make patches of another --patches.size, or lower --model.depth"
+        )
+    return model
+
+
+def make_initial_model(config: TrainConfig, data: TrainingData, ranks: Ranks) -> torch.nn.Module:
+    """The model of a run with its initial weights, the same on all ranks, on the ranks' device.
+
+    Raises:
+        UserError: see `make_model`; nothing of a warm start fits.
+    """
+    torch.manual_seed(config.seed)
+    model = make_model(config.model, data)
+    if config.init_from:
+        take_over(load_model(run_dir(config.init_from)), model, data.classes, speak=ranks.is_main)
+    if config.sync_batch_norm and ranks.device.type == "cuda":
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    elif config.sync_batch_norm and ranks.is_main:
+        warn("--sync-batch-norm works on GPUs only: here every rank normalizes by its own part of the batch")
+    model = model.to(ranks.device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this one
+    return model

@@ -1,0 +1,104 @@
+"""A run of an earlier version goes on as that version would have; one of a later version is refused in a sentence.
+
+`fixtures/run_without_versions.tar.xz`: a run of 10 steps that a signal stopped after step 5, its shard set, and the end
+of the same run without a stop, all by the last program whose files had no format versions (commit 62b2f21).
+"""
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segdist.core.formats import RUN_VERSION
+from segdist.runs.record import read_rows, read_run
+from segdist.training.checkpoint import CHECKPOINT_VERSION
+from tests.support.programs import job, run
+from tests.support.states import metrics
+
+FIXTURE = Path(__file__).parent / "fixtures" / "run_without_versions.tar.xz"
+SETTINGS = [
+    *("-f", "old", "--name", "old", "-b", "8", "--steps", "10", "--log-every", "2", "--validate-every", "3"),
+    *("--model.width", "2", "--model.depth", "1", "--optim.optimizer", "adamw", "--optim.ema-decay", "0.9"),
+    *("--seed", "3", "--augment.rotate90", "--device", "cpu", "--threads", "1", "--wandb", "off", "--quiet"),
+]
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """The folder of the old run."""
+    with tarfile.open(FIXTURE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "runs" / "old"
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_run_without_versions_goes_on_bit_by_bit(old: Path) -> None:
+    description = json.loads((old / "config.json").read_text())
+    assert "format_version" not in description
+    assert description["config"]["model"]["factory"] == "segdist.unet:UNet"
+    run(job("train", SETTINGS), old.parent.parent)
+    assert [row["what"] for row in read_rows(old / "events.jsonl")] == ["started", "stopped", "resumed", "finished"]
+    found, expected = (load_file(folder / "last.safetensors") for folder in (old, old.parent.parent / "finished"))
+    rows, expected_rows = metrics(old), metrics(old.parent.parent / "finished")
+    assert [(row["kind"], row["step"]) for row in rows] == [(row["kind"], row["step"]) for row in expected_rows]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+    # Bits depend on the processor's instructions and on the build of torch.
+    here = (torch.backends.cpu.get_cpu_capability(), torch.__version__)
+    if here == (description["cpu_capability"], description["versions"]["torch"]):
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        assert rows == expected_rows
+    assert json.loads((old / "config.json").read_text())["format_version"] == RUN_VERSION
+    assert json.loads((old / "summary.json").read_text())["format_version"] == RUN_VERSION
+    newest = torch.load(max((old / "checkpoints").glob("step-*.pt")), weights_only=True)
+    assert newest["format_version"] == CHECKPOINT_VERSION
+    assert read_run(old).classes == ["background", "line", "ellipse"]
+
+
+@pytest.mark.slow
+def test_other_settings_than_those_of_the_old_run_are_still_refused(old: Path) -> None:
+    done = run([*job("train", SETTINGS), "--model.norm", "group"], old.parent.parent, check=False)
+    assert done.returncode == 2
+    assert "model.norm: there 'batch', now 'group'" in done.stderr
+    assert "factory" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_setting_that_the_old_run_did_not_know_counts_as_what_was_done_then(old: Path) -> None:
+    description = json.loads((old / "config.json").read_text())
+    del description["config"]["augment"]["blur"]
+    edit(old / "config.json", config=description["config"])
+    done = run([*job("train", SETTINGS), "--augment.blur", "1"], old.parent.parent, check=False)
+    assert "augment.blur: there 0.0, now 1.0" in done.stderr
+    run(job("train", SETTINGS), old.parent.parent)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+def test_a_run_of_a_later_program_is_refused(old: Path, name: str) -> None:
+    edit(old / name, format_version=RUN_VERSION + 1)
+    commands = [[*job("status", [str(old)])]]
+    if name == "config.json":
+        commands.append(job("train", SETTINGS))
+    for command in commands:
+        done = run(command, old.parent.parent, check=False)
+        assert done.returncode == 2
+        assert f"{name}: format version {RUN_VERSION + 1}, written by a later segdist" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_a_later_program_is_refused_not_taken_for_damaged(old: Path) -> None:
+    path = old / "checkpoints" / "step-00000005.pt"
+    torch.save(torch.load(path, weights_only=True) | {"format_version": CHECKPOINT_VERSION + 1}, path)
+    for ranks in (1, 2):
+        done = run(job("train", SETTINGS, ranks), old.parent.parent, check=False)
+        assert f"{path.relative_to(old.parent.parent)}: format version {CHECKPOINT_VERSION + 1}" in done.stderr
+        assert "gloo" not in done.stderr  # the other rank hears of it as well, instead of losing its peer
+    assert path.exists()

@@ -1,0 +1,53 @@
+"""Comparing what trainings leave behind: states bit by bit, rows of figures without their timings."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segdist.model.model_file import load_model
+from segdist.runs.record import read_rows
+
+TIMINGS = {"time", "samples_per_s", "data_wait", "memory_mb"}
+
+
+def flat(value: Any) -> list[Any]:
+    """Tensors and numbers of a state, in order."""
+    if isinstance(value, dict):
+        return [leaf for key in value for leaf in flat(value[key])]
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in flat(item)]
+    return [value]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states have the same bits."""
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        for a, b in zip(flat(one), flat(other), strict=True)
+    )
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run without their timings."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint of a run, without timings and file positions."""
+    path = max((folder / "checkpoints").glob("step-*.pt"))
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    for name in ("seconds", "metrics_position"):
+        state["counters"].pop(name)
+    return state
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Figures, final state and model files of two runs are the same, bit by bit."""
+    assert metrics(one) == metrics(other)
+    assert same(final_state(one), final_state(other))
+    for name in ("best.safetensors", "last.safetensors"):
+        models = [load_model(folder / name) for folder in (one, other)]
+        assert same(*(model.state_dict() for model, _ in models))
+        assert models[0][1].score == models[1][1].score
