@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -113,7 +114,9 @@ def test_two_that_ask_at_the_same_moment_do_not_both_get_in(tmp_path: Path, monk
 
     def look_when_both_ask(*arguments: Any) -> Any:
         both_ask.wait(60)
-        return look(*arguments)
+        seen = look(*arguments)
+        time.sleep(0.3)  # neither owns yet when the other looks
+        return seen
 
     monkeypatch.setattr(owner, "_conflict", look_when_both_ask)
 
