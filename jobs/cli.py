@@ -4,7 +4,7 @@ import difflib
 import importlib
 import sys
 
-from jobs.exit_codes import run_job
+from jobs.entry import run_job
 
 JOBS = {
     "make-shards": ("jobs.make_shards", "draw or read labeled images, cut patches, write a shard set"),
@@ -39,7 +39,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the job that the first argument names; returns the exit code (see `jobs.exit_codes`)."""
+    """Run the job that the first argument names; returns the exit code (see `segdist.core.exit_codes`)."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

@@ -6,7 +6,8 @@ segdist export --model runs/synthetic --out synthetic.onnx
 import sys
 
 from jobs.command_line import parse, print_config
-from jobs.exit_codes import FINISHED, run_job
+from jobs.entry import run_job
+from segdist.core.exit_codes import FINISHED
 from segdist.model.config import ExportConfig
 
 

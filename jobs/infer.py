@@ -19,7 +19,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from jobs.command_line import parse, print_config
-from jobs.exit_codes import FINISHED, INCOMPLETE, run_job
+from jobs.entry import run_job
+from segdist.core.exit_codes import FINISHED, INCOMPLETE
 from segdist.inference.config import InferConfig
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import sys
 from dataclasses import dataclass, field, fields
 
 from jobs.command_line import parse, print_config
-from jobs.exit_codes import FINISHED, run_job
+from jobs.entry import run_job
+from segdist.core.exit_codes import FINISHED
 from segdist.core.paths import MANIFEST
 from segdist.core.terminal import say
 from segdist.tracking.config import TrackingConfig

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command_line import parse, print_config
-from jobs.exit_codes import FINISHED, STOPPED, run_job
-from segdist.core.files import write_json
-from segdist.core.paths import DATA, RUNS
+from jobs.entry import run_job
+from segdist.core.exit_codes import FINISHED, STOPPED
+from segdist.core.parsing import write_settings
+from segdist.core.paths import DATA, MANIFEST, PIPELINE, RUNS
 from segdist.core.terminal import say
 from segdist.model.config import JsonTable
 from slurm.torchrun import run_here
@@ -81,13 +82,13 @@ def main(argv: list[str] | None = None) -> int:
         ("infer", config.processes, tables["infer"], ["-m", config.name, "-f", config.name]),
     ]
     for number, (job, ranks, settings, arguments) in enumerate(steps, start=1):
-        if command.dry_run and job != "make_shards" and not (data / "manifest.json").exists():
+        if command.dry_run and job != "make_shards" and not (data / MANIFEST).exists():
             say(f"{job}: can be planned when the shards are made")
             continue
         if settings:
             # In the run folder, where what was asked for can be seen later.
-            file = run / "pipeline" / f"{job}.json"
-            write_json(file, settings)
+            file = run / PIPELINE / f"{job}.json"
+            write_settings(file, settings)
             arguments = ["--config", str(file), *arguments]
         if command.dry_run:
             arguments.append("--dry-run")

@@ -14,7 +14,8 @@ from typing import Annotated
 
 import tyro
 
-from jobs.exit_codes import FINISHED, run_job
+from jobs.entry import run_job
+from segdist.core.exit_codes import FINISHED
 
 
 @dataclass(frozen=True)

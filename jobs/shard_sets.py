@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jobs.exit_codes import FINISHED, INCOMPLETE, run_job
+from jobs.entry import run_job
 from segdist.core.errors import UserError
+from segdist.core.exit_codes import FINISHED, INCOMPLETE
 from segdist.core.files import whole_file
 from segdist.core.paths import CONTACT_SHEET, MANIFEST
 from segdist.core.terminal import say

@@ -11,15 +11,16 @@ from pathlib import Path
 import tyro
 
 from jobs.command_line import parse
-from jobs.exit_codes import FINISHED, run_job
-from jobs.submit_plans import LOGS
+from jobs.entry import run_job
 from segdist.core.errors import UserError
-from segdist.core.paths import RUNS, run_dir
+from segdist.core.exit_codes import FINISHED
+from segdist.core.paths import RUNS, SLURM_LOGS, run_dir
 from segdist.core.terminal import say
-from slurm.errors import SubmitError
 from slurm.standing import Standing, standings
 
 HEADINGS = ("run", "link", "job", "state", "starts", "time", "nodes", "reason")
+WIDE = 1000
+"""Characters of a line that goes to a file or a program."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,23 @@ class QueueConfig:
 def main(argv: list[str] | None = None) -> int:
     """Print a table; returns the exit code."""
     names = parse(QueueConfig, argv, "queue", __doc__ or "").job.names
-    runs = [_run_folder(name) for name in names] or sorted(path.parent for path in RUNS.glob(f"*/{LOGS}"))
-    try:
-        rows = [_row(run, standing) for run in runs for standing in standings((run / LOGS).absolute())]
-    except SubmitError as error:
-        raise UserError(str(error)) from None
+    runs = [_run_folder(name) for name in names] or sorted(path.parent for path in RUNS.glob(f"*/{SLURM_LOGS}"))
+    rows = [_row(run, standing) for run in runs for standing in standings((run / SLURM_LOGS).absolute())]
     if not rows:
         say("nothing was submitted from this folder; `segdist submit --help`")
         return FINISHED
-    widths = [max(len(row[column]) for row in [HEADINGS, *rows]) for column in range(len(HEADINGS))]
-    for row in [HEADINGS, *rows]:
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    # Here, and not for --help: rich takes a tenth of a second.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for heading in HEADINGS:
+        table.add_column(heading, no_wrap=heading != "reason", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    # Where nobody looks, a line stays a line, for grep.
+    Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(table)
     return FINISHED
 
 
@@ -63,7 +70,7 @@ def _row(run: Path, standing: Standing) -> tuple[str, ...]:
 
 def _run_folder(name: str) -> Path:
     path = run_dir(name)
-    if not (path / LOGS).is_dir():
+    if not (path / SLURM_LOGS).is_dir():
         raise UserError(f"{name}: nothing was submitted for a run of that name; `segdist queue` lists all")
     return path
 

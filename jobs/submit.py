@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Literal
 
 from jobs.command_line import parse
-from jobs.exit_codes import FINISHED, run_job
+from jobs.entry import run_job
+from jobs.links import Submission, infer_links, missing_inputs, pipeline_links, shard_links, train_links
 from jobs.pipeline import tracked
-from jobs.submit_plans import Planner, infer_links, missing_inputs, pipeline_links, shard_links, train_links
 from segdist.core.errors import UserError
-from segdist.core.paths import RUNS
+from segdist.core.exit_codes import FINISHED
+from segdist.core.paths import PIPELINE, RUNS
 from segdist.core.terminal import say, warn
 from segdist.model.config import JsonTable
-from slurm.errors import SubmitError
 from slurm.pipeline import Link, submit_chain
 from slurm.submit import sbatch_script
 
@@ -92,21 +92,18 @@ def main(argv: list[str] | None = None) -> int:
         return FINISHED
     job, *rest = arguments
     own, job_arguments = _split(rest)
-    try:
-        if job == "pipeline":
-            return _submit_pipeline(own, job_arguments)
-        if job in SINGLE:
-            return _submit_single(job, own, job_arguments)
-    except SubmitError as error:
-        raise UserError(str(error)) from None
+    if job == "pipeline":
+        return _submit_pipeline(own, job_arguments)
+    if job in SINGLE:
+        return _submit_single(job, own, job_arguments)
     raise UserError(f"segdist submit {job}: choose from {', '.join([*SINGLE, 'pipeline'])}")
 
 
 def _submit_single(job: str, own: list[str], job_arguments: list[str]) -> int:
     command = parse(SubmitConfig, own, f"submit {job}", __doc__ or "")
     config = command.job
-    planner = Planner(config.profile, config.cluster, config.tasks, config.stage_to)
-    links = SINGLE[job](planner, job_arguments)
+    submission = Submission(config.profile, config.cluster, config.tasks, config.stage_to)
+    links = SINGLE[job](submission, job_arguments)
     for missing in missing_inputs(job, job_arguments):
         warn(f"{missing} is not there: the job fails unless it is when it starts")
     return _place(links, config.cluster, command.dry_run)
@@ -119,11 +116,11 @@ def _submit_pipeline(own: list[str], job_arguments: list[str]) -> int:
         )
     command = parse(SubmitPipelineConfig, own, "submit pipeline", __doc__ or "")
     config = command.job
-    planner = Planner(config.profile, config.cluster, config.shard_tasks, config.stage_to)
+    submission = Submission(config.profile, config.cluster, config.shard_tasks, config.stage_to)
     tables = tracked(config.tracking, {"make_shards": config.make_shards, "train": config.train, "infer": config.infer})
     with tempfile.TemporaryDirectory() as draft:
-        settings = Path(draft) if command.dry_run else RUNS / config.name / "pipeline"
-        links = pipeline_links(planner, config.name, **tables, infer_tasks=config.infer_tasks, settings=settings)
+        settings = Path(draft) if command.dry_run else RUNS / config.name / PIPELINE
+        links = pipeline_links(submission, config.name, **tables, infer_tasks=config.infer_tasks, settings=settings)
         return _place(links, config.cluster, command.dry_run)
 
 

@@ -16,7 +16,8 @@ one is extended.
 import sys
 
 from jobs.command_line import launch_command, parse, print_config
-from jobs.exit_codes import FINISHED, STOPPED, run_job
+from jobs.entry import run_job
+from segdist.core.exit_codes import FINISHED, STOPPED
 from segdist.ranks.launchers import torchrun_would_restart
 from segdist.training.config import TrainConfig
 from segdist.training.presets import find_preset

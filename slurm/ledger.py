@@ -1,4 +1,4 @@
-"""A job's starts and its end, in one small file beside its logs: `<job id>_ledger.json`.
+"""A job's starts and its end, in one small file next to its logs: `<job id>_ledger.json`.
 
 Slurm may start a job again and again: after preemption, at each time limit, after a node has died. How often is no
 measure of trouble; three starts in a row that leave nothing behind are. So every start notes what the job has made
@@ -11,6 +11,13 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from segdist.core.errors import UserError
+from segdist.core.files import write_json
+from segdist.core.formats import read_version, stamped
+from segdist.core.launcher import read_reason
+
+FORMAT = 1
 
 STARTS_WITHOUT_PROGRESS = 3
 
@@ -32,17 +39,25 @@ class Ledger:
     path: Path
     starts: list[Start] = field(default_factory=list)
     end: str = ""
-    """"finished", "failed", "cancelled", or empty while the job goes on."""
+    """"finished", "failed", "cancelled", or empty while the job runs, and when nobody was left to note its end."""
     reason: str = ""
     """One line for a person: why the job ended as it did."""
 
     @classmethod
     def read(cls, path: Path) -> "Ledger":
-        """The ledger at `path`, an empty one if there is none."""
+        """The ledger at `path`, an empty one if there is none.
+
+        Raises:
+            UserError: it is damaged, or a later program wrote it.
+        """
         if not path.exists():
             return cls(path)
-        values = json.loads(path.read_text())
-        return cls(path, [Start(**start) for start in values["starts"]], values["end"], values["reason"])
+        try:
+            values = json.loads(path.read_text())
+            read_version(values, FORMAT, str(path))
+            return cls(path, [Start(**start) for start in values["starts"]], values["end"], values["reason"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}: damaged; delete it, which only forgets how often the job was started") from None
 
     def begin(self, host: str, progress: str) -> None:
         """Note a start."""
@@ -51,14 +66,9 @@ class Ledger:
 
     def close(self, end: str, reason: str) -> None:
         """Note how the job ended, and why."""
-        self.end, self.reason = end, reason
-        values = {"starts": [asdict(start) for start in self.starts], "end": end, "reason": reason}
-        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with draft.open("w") as file:
-            json.dump(values, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.path)
+        self.end, self.reason = end, " ".join(reason.split())
+        values = {"starts": [asdict(start) for start in self.starts], "end": self.end, "reason": self.reason}
+        write_json(self.path, stamped(values, FORMAT))
 
     def standstill(self, progress: str) -> str:
         """Why the job should not be started again, or nothing: it has made nothing new in its last three starts."""
@@ -75,6 +85,17 @@ class Ledger:
 def ledger_path(folder: Path, job_id: str) -> Path:
     """Where the ledger of a job lies among the logs in `folder`."""
     return folder / f"{job_id}_ledger.json"
+
+
+def reason_path(folder: Path, job_id: str, restart: str) -> Path:
+    """Where a rank notes why it fails (`segdist.core.launcher`); each start of the job by Slurm has its own."""
+    return folder / f"{job_id}_reason_{restart}.json"
+
+
+def last_reason(folder: Path, job_id: str) -> str:
+    """What a rank of the job's latest start noted, in one line; "" if none did."""
+    found = sorted(folder.glob(f"{job_id}_reason_*.json"), key=lambda path: int(path.stem.rpartition("_")[2]))
+    return " ".join(read_reason(found[-1]).split()) if found else ""
 
 
 def fingerprint(patterns: tuple[str, ...]) -> str:

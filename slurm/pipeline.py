@@ -11,9 +11,9 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import environment_variables
 
+from segdist.core.errors import UserError
 from slurm.children import children
-from slurm.errors import SubmitError
-from slurm.ledger import Ledger, ledger_path
+from slurm.ledger import Ledger, last_reason, ledger_path
 from slurm.standing import Standing, standings
 from slurm.submit import Cluster, Order, Record, submit
 
@@ -46,7 +46,7 @@ def submit_chain(links: Sequence[Link], cluster: Cluster, say: Say) -> list[Plac
     kept too, and it is finished (with its product in place) or still waits or runs.
 
     Raises:
-        SubmitError: a link of an earlier submission is in the way; off Slurm also: a link failed.
+        UserError: a link of an earlier submission is in the way; off Slurm also: a link failed.
     """
     placed: list[Placed] = []
     changed = False
@@ -60,7 +60,7 @@ def submit_chain(links: Sequence[Link], cluster: Cluster, say: Say) -> list[Plac
             continue
         changed = True
         if before is not None and before.alive and cluster == "slurm":
-            raise SubmitError(
+            raise UserError(
                 f"{link.order.name}: job {before.record.job_id} of an earlier submission is still {before.state}; "
                 f"wait for it, or `scancel {before.record.job_id}` and submit again"
             )
@@ -104,8 +104,9 @@ def _run_here(order: Order, cluster: Cluster, say: Say) -> Record:
             say(f"{order.name}: stopped; the same command goes on from what is saved")
             raise
     if error is not None:
-        reason = Ledger.read(ledger_path(order.folder, record.job_id)).reason or str(error)
-        raise SubmitError(
+        noted = Ledger.read(ledger_path(order.folder, record.job_id)).reason
+        reason = noted or last_reason(order.folder, record.job_id) or str(error)
+        raise UserError(
             f"{order.name} failed: {reason}\nIts log is {job.paths.stderr}; the later links were not started"
         )
     say(f"{order.name}: finished in {time.monotonic() - started:.0f} s")

@@ -13,15 +13,13 @@
 A profile is a path, or the name of one of the examples in `slurm/profiles`.
 """
 
-import difflib
-import json
 import shlex
-import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from slurm.errors import SubmitError
+from segdist.core.errors import UserError
+from segdist.core.parsing import from_dict, merge, near, read_file
 
 EXAMPLES = Path(__file__).parent / "profiles"
 JOBS = ("make-shards", "train", "infer", "report")
@@ -83,14 +81,14 @@ class Profile:
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
     def validate(self, origin: str) -> None:
-        """Raises SubmitError for figures that can't work together."""
+        """Raises UserError for figures that can't work together."""
         for name in ("nodes", "cpus_per_task", "time_minutes", "array_parallelism"):
             if getattr(self, name) < 1:
-                raise SubmitError(f"{origin}: {name} = {getattr(self, name)}; it must be at least 1")
+                raise UserError(f"{origin}: {name} = {getattr(self, name)}; it must be at least 1")
         if self.gpus_per_node < 0 or (self.tasks_per_node is not None and self.tasks_per_node < 1):
-            raise SubmitError(f"{origin}: gpus_per_node must be at least 0 and tasks_per_node at least 1")
+            raise UserError(f"{origin}: gpus_per_node must be at least 0 and tasks_per_node at least 1")
         if self.signal_seconds + 60 > 60 * self.time_minutes:
-            raise SubmitError(
+            raise UserError(
                 f"{origin}: signal_seconds = {self.signal_seconds} leaves nothing of time_minutes = "
                 f"{self.time_minutes}: Slurm sends the signal up to 60 s early; raise time_minutes"
             )
@@ -100,27 +98,22 @@ def load_profile(name: str, job: str) -> Profile:
     """The profile `name` (a path, or an example's name) for one job, its `[jobs.<job>]` table laid on top.
 
     Raises:
-        SubmitError: no such profile, no TOML, an unknown key, or a value of the wrong type.
+        UserError: no such profile, no TOML, an unknown key, or a value of the wrong type.
     """
     path = _find(name)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SubmitError(f"{path}: {error}") from None
+    values = read_file(path)
     tables = values.pop("jobs", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
-        raise SubmitError(f"{path}: jobs holds tables, as in [jobs.train]")
-    for table in tables:
-        _refuse_unknown(table, JOBS, f"{path}: [jobs.{table}]")
-    for origin, part in ((str(path), values), *((f"{path}: [jobs.{table}]", tables[table]) for table in tables)):
-        for key in part:
-            _refuse_unknown(key, [item.name for item in fields(Profile)], f"{origin}: {key}")
-    merged = dict(values)
-    for key, value in tables.get(job, {}).items():
-        # Tables inside a profile add up, so that one variable more doesn't cost the others.
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merged[key] | value if both else value
-    return _validated(merged, str(path))
+        raise UserError(f"{path}: jobs holds tables, as in [jobs.train]")
+    from_dict(Profile, values, str(path))
+    for table, changes in tables.items():
+        if table not in JOBS:
+            raise UserError(f"{path}: [jobs.{table}]: no such job; {near(table, JOBS)}")
+        from_dict(Profile, changes, f"{path}: [jobs.{table}]")
+    # Tables inside a profile add up, so that one variable more doesn't cost the others.
+    profile = from_dict(Profile, merge(values, tables.get(job, {})), str(path))
+    profile.validate(str(path))
+    return profile
 
 
 def submitit_parameters(profile: Profile, name: str, comment: str) -> dict[str, Any]:
@@ -164,27 +157,4 @@ def _find(name: str) -> Path:
         if path.is_file():
             return path
     known = ", ".join(sorted(path.stem for path in EXAMPLES.glob("*.toml")))
-    raise SubmitError(f"--profile {name}: neither a file nor one of the examples ({known})")
-
-
-def _refuse_unknown(name: str, known: "list[str] | tuple[str, ...]", where: str) -> None:
-    if name in known:
-        return
-    close = difflib.get_close_matches(name, known, n=1)
-    raise SubmitError(
-        f"{where} is unknown; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}")
-    )
-
-
-def _validated(values: dict[str, Any], origin: str) -> Profile:
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        # Strict JSON mode: "3" is no number and 1 is no boolean, but a list is a tuple.
-        profile = TypeAdapter(Profile).validate_json(json.dumps(values, default=str), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = first["loc"][0] if first["loc"] else "?"
-        raise SubmitError(f"{origin}: {key}: {first['msg']}, got {first['input']!r}") from None
-    profile.validate(origin)
-    return profile
+    raise UserError(f"--profile {name}: neither a file nor one of the examples ({known})")

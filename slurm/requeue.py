@@ -6,7 +6,6 @@ other is being cancelled, or requeued by somebody else, and just ends.
 """
 
 import logging
-import re
 import signal
 import subprocess
 import sys
@@ -16,14 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from slurm.errors import SubmitError
+from segdist.core.errors import UserError
+from segdist.core.launcher import read_reason
 from slurm.ledger import Ledger, fingerprint
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-STOPPED = 75
-"""A job's exit code for: stopped in good order, the same command continues (sysexits.h: try again)."""
-LOST_PEERS = 76
-"""A job's exit code for: the other ranks can't be reached (sysexits.h: remote error)."""
 PEER_GRACE = 5.0
 """Seconds that a rank waits after it has lost its peers. If one of them ended with an error of its own, srun kills
 the rest within that time, and nobody asks for a requeue that would only repeat the error."""
@@ -47,6 +43,7 @@ class Comeback:
         job_id: as Slurm's commands want it, `17` or `17_3`.
         rank: of this task.
         ledger: path of the job's ledger.
+        reason: path of the file in which a rank says why it fails.
         progress: glob patterns of the files that the job makes.
         under_slurm: without it nobody starts a job again, and all that is left is to end in good order.
         patient: a signal is only noted, in `told_to_stop`: the job runs in processes of its own that get it as well.
@@ -57,12 +54,13 @@ class Comeback:
         job_id: str,
         rank: int,
         ledger: Path,
+        reason: Path,
         progress: tuple[str, ...],
         *,
         under_slurm: bool = True,
         patient: bool = False,
     ) -> None:
-        self.job_id, self.rank, self.ledger, self.progress = job_id, rank, ledger, progress
+        self.job_id, self.rank, self.ledger, self.reason, self.progress = job_id, rank, ledger, reason, progress
         self.under_slurm, self.patient = under_slurm, patient
         self.told_to_stop = False
         self.leaving = False
@@ -106,11 +104,15 @@ class Comeback:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        log.warning("rank %d lost its peers; a requeue is asked for in %.0f s", self.rank, PEER_GRACE)
+        log.warning("rank %d lost its peers; what became of them shows in %.0f s", self.rank, PEER_GRACE)
         time.sleep(PEER_GRACE)
+        if noted := read_reason(self.reason):  # by the rank that is gone, or by its witness
+            self._fail(noted)
         ledger = Ledger.read(self.ledger)
-        if ledger.end == "failed":  # by the rank that is gone: an error of its own
+        if ledger.end == "failed":
             raise JobFailed(ledger.reason)
+        if not self.under_slurm:
+            self._fail("a rank can't reach the others any more: one has died; the same command resumes")
         self.refuse_standstill()
         if state_of(self.job_id) == "RUNNING":
             # Several ranks may ask; the second request finds the job no longer running and is refused.
@@ -140,11 +142,11 @@ def state_of(job_id: str) -> str:
     """The job's state in squeue's words, "GONE" when squeue no longer knows it.
 
     Raises:
-        SubmitError: slurmctld does not answer.
+        UserError: slurmctld does not answer.
     """
     queue = ask_slurm("squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T")
     if queue is None:
-        raise SubmitError("squeue does not answer: the controller is down, and nothing can be requeued")
+        raise UserError("squeue does not answer: the controller is down, and nothing can be requeued")
     return dict(line.split() for line in queue.splitlines()).get(job_id, "GONE")
 
 
@@ -162,19 +164,3 @@ def ask_slurm(*command: str, attempts: int = 6) -> str | None:
             return asked.stdout
         log.debug("%s: %s", command[0], asked.stderr)
     return None
-
-
-PEER_ERRORS = re.compile(r"gloo|NCCL|c10d|ProcessGroup")
-"""What the messages of communication errors contain that torch raises as a plain RuntimeError."""
-
-
-def is_communication_error(error: BaseException | None) -> bool:
-    """Whether `error`, or what led to it, came from talking to other ranks."""
-    while error is not None:
-        # By name: this room does not import torch, and works for jobs that don't either.
-        if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
-            return True
-        if isinstance(error, RuntimeError) and PEER_ERRORS.search(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -11,7 +11,7 @@ import shutil
 import time
 from pathlib import Path
 
-from slurm.errors import SubmitError
+from segdist.core.errors import UserError
 
 CHUNK = 16 * 1024**2
 PATIENCE = 3600.0
@@ -28,11 +28,11 @@ def staged(source: Path, parent: str, local_rank: int) -> Path:
         parent: folder on the node's own disk; may hold environment variables, `$TMPDIR`.
 
     Raises:
-        SubmitError: `parent` holds an unset variable, lies on a full disk, or the copy differs from the original.
+        UserError: `parent` holds an unset variable, lies on a full disk, or the copy differs from the original.
     """
     expanded = os.path.expandvars(parent)
     if "$" in expanded:
-        raise SubmitError(f"--stage-to {parent}: no such variable on {os.uname().nodename}; name a folder of the node")
+        raise UserError(f"--stage-to {parent}: no such variable on {os.uname().nodename}; name a folder of the node")
     source = source.resolve()
     # Sets of the same name from different places must not meet, nor an old copy pass for a set that was rebuilt.
     identity = hashlib.sha256(json.dumps([str(source), _listing(source)]).encode()).hexdigest()[:12]
@@ -57,8 +57,8 @@ def _copy(source: Path, copy: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
         if copy.exists():  # another job on this node was quicker
             return
-        raise SubmitError(f"{source} can't be copied to {copy}: {error}; leave out --stage-to, or free space") from None
-    except SubmitError:
+        raise UserError(f"{source} can't be copied to {copy}: {error}; leave out --stage-to, or free space") from None
+    except UserError:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     log.warning("copied %s to %s: %.1f MB, verified, %.1f s", source, copy, total / 1e6, time.monotonic() - started)
@@ -77,7 +77,7 @@ def _copy_file(source: Path, target: Path) -> int:
     with target.open("rb") as copy:
         written = hashlib.file_digest(copy, "sha256")
     if written.digest() != read.digest():
-        raise SubmitError(f"{target} differs from {source} after copying: the node's disk or memory is damaged")
+        raise UserError(f"{target} differs from {source} after copying: the node's disk or memory is damaged")
     return target.stat().st_size
 
 
@@ -86,7 +86,7 @@ def _wait_for(copy: Path) -> None:
     while not copy.exists():
         # If the copying rank fails, srun ends this one as well.
         if time.monotonic() > deadline:
-            raise SubmitError(f"{copy} did not appear within {PATIENCE:.0f} s; the log of local rank 0 says why")
+            raise UserError(f"{copy} did not appear within {PATIENCE:.0f} s; the log of local rank 0 says why")
         time.sleep(0.2)
 
 
@@ -94,5 +94,5 @@ def _listing(folder: Path) -> list[tuple[str, int, int]]:
     """Relative path, size and time of change (ns) of all files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
-        raise SubmitError(f"{folder}: nothing there to copy to the nodes")
+        raise UserError(f"{folder}: nothing there to copy to the nodes")
     return [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.errors import SubmitError
-from slurm.ledger import Ledger, ledger_path
+from segdist.core.errors import UserError
+from segdist.core.launcher import signal_reason
+from slurm.ledger import Ledger, last_reason, ledger_path
 from slurm.requeue import ask_slurm
 from slurm.submit import Record, read_records
 
@@ -73,9 +74,12 @@ class Standing:
     def reason(self) -> str:
         """Why it waits or why it ended, in one line; the first reason that a task gives."""
         if not self.finished:
-            for ledger, state in zip(self.ledgers, self.states, strict=True):
-                if ledger.reason and state.state not in ALIVE:
-                    return ledger.reason
+            for task, ledger, state in zip(self.record.task_ids, self.ledgers, self.states, strict=True):
+                if state.state not in ALIVE:
+                    # Where nobody was left to close the ledger, a rank or its witness has noted the reason.
+                    said = ledger.reason or last_reason(ledger.path.parent, task)
+                    if said:
+                        return said
         return next((state.reason for state in self.states if state.reason), "")
 
 
@@ -92,7 +96,7 @@ def standings(folder: Path) -> list[Standing]:
             Standing(
                 record,
                 tuple(
-                    states.get(task) or _from_ledger(ledger)
+                    states.get(task) or _from_ledger(ledger, last_reason(folder, task))
                     for task, ledger in zip(record.task_ids, ledgers, strict=True)
                 ),
                 ledgers,
@@ -105,7 +109,7 @@ def slurm_states(task_ids: Iterable[str]) -> dict[str, JobState]:
     """States of the tasks that Slurm knows: from squeue, which is up to date, and for what it has forgotten from sacct.
 
     Raises:
-        SubmitError: squeue does not answer. (sacct need not: there are clusters without accounting.)
+        UserError: squeue does not answer. (sacct need not: there are clusters without accounting.)
     """
     wanted = set(task_ids)
     if not wanted:
@@ -118,12 +122,10 @@ def slurm_states(task_ids: Iterable[str]) -> dict[str, JobState]:
         task, state, code, elapsed, nodes = line.split("|")
         # "CANCELLED by 1000": who it was stands behind the state.
         word, _, who = state.partition(" ")
-        states[task] = JobState(
-            word, who or ("" if code == "0:0" else f"exit code {code.removesuffix(':0')}"), elapsed, nodes
-        )
+        states[task] = JobState(word, who or _exit_reason(code), elapsed, nodes)
     queue = ask_slurm("squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i|%T|%r|%M|%N")
     if queue is None:
-        raise SubmitError("squeue does not answer: no Slurm on this machine, or its controller is down; try again")
+        raise UserError("squeue does not answer: no Slurm on this machine, or its controller is down; try again")
     for line in queue.splitlines():
         task, state, reason, elapsed, nodes = line.split("|")
         # Of a job that has ended sacct says more, once it knows.
@@ -132,10 +134,20 @@ def slurm_states(task_ids: Iterable[str]) -> dict[str, JobState]:
     return {task: state for task, state in states.items() if task in wanted}
 
 
-def _from_ledger(ledger: Ledger) -> JobState:
+def _exit_reason(code: str) -> str:
+    """sacct's `2:0` (exit code) or `0:9` (signal) in words; "" for a good end."""
+    exit_code, _, number = code.partition(":")
+    if number not in ("", "0"):
+        return signal_reason(int(number))
+    return "" if exit_code == "0" else f"exit code {exit_code}"
+
+
+def _from_ledger(ledger: Ledger, noted: str) -> JobState:
     words = {"finished": "COMPLETED", "failed": "FAILED", "cancelled": "CANCELLED"}
     if ledger.end:
         return JobState(words[ledger.end])
+    if noted:  # the rank that keeps the ledger was killed
+        return JobState("FAILED", noted)
     return JobState("RUNNING" if ledger.starts else "LOST", "" if ledger.starts else "no trace of a start")
 
 

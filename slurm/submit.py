@@ -18,12 +18,15 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor, _convert_mem, _make_sbatch_string
 
-from slurm.errors import SubmitError
+from segdist.core.errors import UserError
+from segdist.core.formats import stamped, unstamped
+from segdist.core.paths import SUBMITTED
+from segdist.core.terminal import warn
 from slurm.profiles import LIMITLESS_RETRIES, Profile, submitit_parameters
 from slurm.task import Task
 
 Cluster = Literal["slurm", "local", "debug"]
-RECORDS = "submitted.jsonl"
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -82,33 +85,33 @@ def submit(order: Order, cluster: Cluster) -> tuple[Record, list[submitit.Job[st
     """Submit `order`; returns what is remembered of it, and submitit's jobs, one for each task of the array.
 
     Raises:
-        SubmitError: no Slurm here, or sbatch refuses the job.
+        UserError: no Slurm here, or sbatch refuses the job.
     """
     order.folder.mkdir(parents=True, exist_ok=True)
     if cluster != "slurm" and order.profile.nodes > 1:
-        raise SubmitError(
+        raise UserError(
             f"{order.name}: the profile asks for {order.profile.nodes} nodes, and --cluster {cluster} has one: "
             "take --profile local, or one with nodes = 1"
         )
     if cluster != "slurm" and len(order.tasks) > 1:
-        raise SubmitError(f"{order.name}: a job array needs --cluster slurm")
+        raise UserError(f"{order.name}: a job array needs --cluster slurm")
     try:
         executor = submitit.AutoExecutor(
             order.folder,
             cluster=cluster,
             slurm_max_num_timeout=LIMITLESS_RETRIES,
-            slurm_python=order.profile.python,
-            local_python=order.profile.python,
+            slurm_python=_python(order),
+            local_python=_python(order),
         )
     except RuntimeError as error:
-        raise SubmitError(f"--cluster slurm: {error} Log in to the cluster, or take --cluster local") from None
+        raise UserError(f"--cluster slurm: {error} Log in to the cluster, or take --cluster local") from None
     executor.update_parameters(**order.parameters())
     # On Slurm the script exports the profile's variables; elsewhere the job inherits this process's.
     with _environment({} if cluster == "slurm" else order.profile.environment):
         try:
             jobs = executor.submit_array(order.tasks) if len(order.tasks) > 1 else [executor.submit(order.tasks[0])]
         except (FailedJobError, FailedSubmissionError) as error:
-            raise SubmitError(
+            raise UserError(
                 f"{order.name}: sbatch refused the job; does the profile fit this cluster?\n{error}"
             ) from None
     record = Record(
@@ -122,8 +125,8 @@ def submit(order: Order, cluster: Cluster) -> tuple[Record, list[submitit.Job[st
         time=round(time.time(), 3),
         settings=order.settings,
     )
-    with (order.folder / RECORDS).open("a") as file:
-        file.write(json.dumps(asdict(record)) + "\n")
+    with (order.folder / SUBMITTED).open("a") as file:
+        file.write(json.dumps(stamped(asdict(record), FORMAT)) + "\n")
     return record, jobs
 
 
@@ -135,17 +138,27 @@ def sbatch_script(order: Order) -> str:
         parameters["mem"] = _convert_mem(parameters["mem"])
     if len(order.tasks) > 1:
         parameters["map_count"] = len(order.tasks)
-    python = order.profile.python or shlex.quote(sys.executable)
-    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(order.folder))}"
+    command = f"{_python(order)} -u -m submitit.core._submit {shlex.quote(str(order.folder))}"
     return _make_sbatch_string(command=command, folder=order.folder, **parameters)
 
 
 def read_records(folder: Path) -> list[Record]:
     """What was submitted with its logs in `folder`, oldest first; empty if nothing was."""
-    path = folder / RECORDS
+    path = folder / SUBMITTED
     if not path.exists():
         return []
-    return [Record(**json.loads(line)) for line in path.read_text().splitlines()]
+    records = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            records.append(Record(**unstamped(json.loads(line), FORMAT, str(path))))
+        except (ValueError, TypeError):
+            warn(f"{path}: line {number} is damaged; the job that it names is not shown")
+    return records
+
+
+def _python(order: Order) -> str:
+    """The command that takes the place of `python` on a node: each rank has a witness."""
+    return f"{order.profile.python or shlex.quote(sys.executable)} -m slurm.witness"
 
 
 @contextmanager

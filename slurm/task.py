@@ -5,7 +5,6 @@ login node without torch.
 """
 
 import importlib
-import itertools
 import logging
 import os
 import socket
@@ -16,16 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from submitit import JobEnvironment
-from submitit.core.utils import DelayedSubmission, JobPaths
+from submitit.core.utils import DelayedSubmission
 
 from segdist.core.code_version import CodeVersion, current_version
-from slurm.errors import SubmitError
-from slurm.ledger import Ledger, fingerprint, ledger_path
-from slurm.requeue import LOST_PEERS, STOPPED, Comeback, JobFailed, is_communication_error
+from segdist.core.errors import UserError
+from segdist.core.exit_codes import FAILED, FINISHED, LOST_PEERS, STOPPED, is_communication_error
+from segdist.core.launcher import REASON_FILE, end_with_launcher, read_reason
+from slurm.ledger import Ledger, fingerprint, ledger_path, reason_path
+from slurm.requeue import Comeback, JobFailed
 from slurm.staging import staged
 
 FIRST_PORT, PORTS = 20000, 12000
 """Rank 0's port comes from the job id, below the range from which Linux gives ports to clients."""
+
+OF_AN_EARLIER_JOB = 60.0
+"""Seconds before the start of a job; what is older than that was left by another job of the same number."""
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +61,17 @@ class Task:
         Raises:
             JobFailed: it did not end well; the message says why.
         """
+        end_with_launcher()
         _log_to_stderr()
         job = JobEnvironment()
         path = ledger_path(Path(self.folder), job.job_id)
+        reason = reason_path(Path(self.folder), job.job_id, os.environ.get("SLURM_RESTART_COUNT", "0"))
+        os.environ[REASON_FILE] = str(reason)
         comeback = Comeback(
             job.job_id,
             job.global_rank,
             path,
+            reason,
             self.progress,
             under_slurm=job.cluster == "slurm",
             patient=self.torchrun > 0,
@@ -71,17 +79,15 @@ class Task:
         with comeback:
             try:
                 if job.global_rank == 0:
-                    self._begin(path, comeback)
+                    self._begin(path, reason, comeback)
                 code = self._run(job, comeback)
                 if code == STOPPED:
                     comeback.stopped()
                 if code == LOST_PEERS and job.num_tasks > 1:
                     comeback.lost_peers()
-                if code != 0:
+                if code != FINISHED:
                     sys.tracebacklimit = 0  # the way to this line says nothing about the job's error
-                    raise JobFailed(
-                        f"exit code {code}{_last_error(JobPaths(self.folder, job.job_id, job.global_rank).stderr)}"
-                    )
+                    raise JobFailed(read_reason(reason) or f"exit code {code}")
             except Exception as error:
                 _close_failed(path, job.global_rank, error)
                 raise
@@ -108,18 +114,21 @@ class Task:
         except SystemExit as left:  # bad options; but a rank that leaves for a requeue goes
             if comeback.leaving:
                 raise
-            return left.code if isinstance(left.code, int) else 1
+            return left.code if isinstance(left.code, int) else FAILED
         except Exception as error:
             if not is_communication_error(error):
                 raise
             log.warning("rank %d: %s", job.global_rank, error, exc_info=error)
             return LOST_PEERS
 
-    def _begin(self, path: Path, comeback: Comeback) -> None:
+    def _begin(self, path: Path, reason: Path, comeback: Comeback) -> None:
         """Note the start; refuse it if the ones before led nowhere."""
         # Job ids come again: on a new cluster, or as process ids off Slurm.
         if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
             path.unlink(missing_ok=True)
+            # Another rank of this start may have failed already.
+            if reason.exists() and time.time() - reason.stat().st_mtime > OF_AN_EARLIER_JOB:
+                reason.unlink(missing_ok=True)
         comeback.refuse_standstill()
         Ledger.read(path).begin(socket.gethostname(), fingerprint(self.progress))
         now = current_version()
@@ -141,19 +150,8 @@ def _close_failed(path: Path, rank: int, error: Exception) -> None:
         time.sleep(1)  # if rank 0 has failed as well, or is only about to note its start, it comes first
     ledger = Ledger.read(path)
     if not ledger.end:
-        reason = str(error) if isinstance(error, JobFailed | SubmitError) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, JobFailed | UserError) else f"{type(error).__name__}: {error}"
         ledger.close("failed", reason if rank == 0 else f"rank {rank}: {reason}")
-
-
-def _last_error(log_file: Path) -> str:
-    """What the job printed last as its error, for the reason; the file is this rank's standard error."""
-    lines = log_file.read_text(errors="replace").splitlines() if log_file.exists() else []
-    starts = [number for number, line in enumerate(lines) if "error:" in line]
-    if not starts:
-        return ""
-    # Jobs indent what belongs to a message.
-    details = itertools.takewhile(lambda line: line.startswith("  "), lines[starts[-1] + 1 :])
-    return ": " + " ".join([lines[starts[-1]], *(line.strip() for line in details)])
 
 
 def load_entry(entry: str) -> Callable[[list[str]], int]:

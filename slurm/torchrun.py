@@ -20,8 +20,11 @@ from typing import Any
 
 from submitit import JobEnvironment
 
+from segdist.core.exit_codes import FAILED, FINISHED, STOPPED
+from segdist.core.launcher import note_reason, signal_reason
+from segdist.core.terminal import warn
 from slurm.children import children
-from slurm.requeue import STOPPED, Comeback
+from slurm.requeue import Comeback
 
 
 def run_torchrun(
@@ -85,11 +88,15 @@ def _run(settings: dict[str, Any], command: Sequence[str], told_to_stop: Callabl
         # A rank that dies of the signal before it has set its handler has nothing to save yet.
         if told_to_stop() or STOPPED in codes:
             return STOPPED
-        return next((code for code in codes if code > 0), 1)
+        rank, first = error.get_first_failure()
+        if first.exitcode < 0:
+            note_reason(signal_reason(-first.exitcode), rank)
+            warn(f"rank {rank}: {signal_reason(-first.exitcode)}")
+        return next((code for code in codes if code > 0), FAILED)
     except SignalException:  # a signal reached the agent
         return STOPPED
     # Where torchrun may restart workers, a stopped job returns 0, so that it is left alone.
-    return STOPPED if told_to_stop() else 0
+    return STOPPED if told_to_stop() else FINISHED
 
 
 @contextmanager

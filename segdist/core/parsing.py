@@ -8,12 +8,17 @@ import dataclasses
 import difflib
 import json
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 from segdist.core.errors import UserError
+from segdist.core.files import write_json
+from segdist.core.formats import stamped, unstamped
 
 Config = TypeVar("Config")
+
+SETTINGS_FORMAT = 1
 
 
 def from_dict(cls: type[Config], values: dict[str, Any], origin: str) -> Config:
@@ -60,7 +65,13 @@ def read_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid {kind}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold a table of settings")
-    return values
+    # Settings that a pipeline wrote for its jobs have a version; those of a person need none.
+    return unstamped(values, SETTINGS_FORMAT, str(path))
+
+
+def write_settings(path: Path, values: dict[str, Any]) -> None:
+    """A JSON file that `read_file` reads, with a format version."""
+    write_json(path, stamped(values, SETTINGS_FORMAT))
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -87,14 +98,18 @@ def option_value(arguments: list[str], flag: str) -> str | None:
     return value
 
 
+def near(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The hint for a name that is not among the `known`: the one that was probably meant, else all."""
+    close = difflib.get_close_matches(name, known := list(known), n=1)
+    return f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+
+
 def _refuse_unknown_keys(cls: type, values: dict[str, Any], origin: str, prefix: str) -> None:
     hints = get_type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls)}
     for key, value in values.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known keys: {', '.join(sorted(known))}"
-            raise UserError(f"{origin}: unknown key {prefix}{key}; {hint}")
+            raise UserError(f"{origin}: unknown key {prefix}{key}; {near(key, known, prefix)}")
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
             _refuse_unknown_keys(cast(type, hints[key]), value, origin, f"{prefix}{key}.")
 

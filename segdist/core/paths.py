@@ -15,8 +15,8 @@ CONFIG, METRICS, EVENTS, SUMMARY = "config.json", "metrics.jsonl", "events.jsonl
 BEST_MODEL, LAST_MODEL = "best.safetensors", "last.safetensors"
 CHECKPOINTS, PREDICTIONS, PIPELINE = "checkpoints", "predictions", "pipeline"
 """Folders in a run."""
-SLURM_LOGS = "slurm"
-"""Folder in a run with the logs and the records of its submitted jobs."""
+SLURM_LOGS, SUBMITTED = "slurm", "submitted.jsonl"
+"""Folder in a run with the logs of its submitted jobs, and the file in it that remembers them."""
 REPORT, COMPARISON = "report.html", "comparison.html"
 
 SCORES, FAILURES, TIMES = "scores.json", "failures.json", "times.jsonl"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.exit_codes import STOPPED, USAGE
+from segdist.core.exit_codes import STOPPED, USAGE
 from tests.support.programs import job, processes, run, start, wait_until
 
 CHAIN = {

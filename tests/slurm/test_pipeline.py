@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.errors import SubmitError
+from segdist.core.errors import UserError
 from slurm.pipeline import Link, Placed, submit_chain
 from slurm.submit import Order, sbatch_script
 from slurm.task import Task
@@ -121,7 +121,7 @@ def test_code_that_changed_since_submission_is_warned_of(cluster: Cluster, tmp_p
 def test_a_link_in_the_way_is_named_with_the_way_out(cluster: Cluster, tmp_path: Path) -> None:
     waiting = Link(Order("wait", (toy("plod", tmp_path),), profile(), tmp_path / "slurm"), f"{tmp_path}/never")
     (placed,) = run_chain(waiting)
-    with pytest.raises(SubmitError, match=f"scancel {placed.record.job_id}"):
+    with pytest.raises(UserError, match=f"scancel {placed.record.job_id}"):
         run_chain(link(tmp_path, "wait", toy("plod", tmp_path, "otherwise")))
     subprocess.run(["scancel", placed.record.job_id], check=True)
 
@@ -141,7 +141,7 @@ def test_without_slurm_the_links_run_here_one_after_another(kind: str, tmp_path:
 
 def test_without_slurm_a_failed_link_stops_the_chain_with_its_reason(tmp_path: Path) -> None:
     failing = link(tmp_path, "first", toy("fail", tmp_path))
-    with pytest.raises(SubmitError, match="first failed: exit code 2: error: the masks are missing"):
+    with pytest.raises(UserError, match="first failed: the masks are missing"):
         run_chain(failing, greeting(tmp_path, "second"), cluster="local")
     assert not (tmp_path / "0.txt").exists()
 
@@ -191,5 +191,5 @@ def test_debug_runs_the_job_in_this_process(tmp_path: Path) -> None:
 def test_several_nodes_or_an_array_are_refused_without_slurm(tmp_path: Path) -> None:
     task = toy("greet", tmp_path)
     for tasks, nodes, words in (((task,), 2, "2 nodes"), ((task, task), 1, "a job array needs --cluster slurm")):
-        with pytest.raises(SubmitError, match=words):
+        with pytest.raises(UserError, match=words):
             run_chain(Link(Order("x", tasks, profile(nodes=nodes), tmp_path / "slurm"), "unused"), cluster="local")

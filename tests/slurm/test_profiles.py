@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.errors import SubmitError
+from segdist.core.errors import UserError
 from slurm.profiles import EXAMPLES, JOBS, load_profile
 from slurm.submit import Order, sbatch_script
 from tests.support.cluster import toy
@@ -33,9 +33,9 @@ def test_a_jobs_table_is_laid_over_the_rest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('partitoin = "gpu"', "partitoin is unknown; did you mean partition?"),
-        ("[jobs.train]\ngpus = 8", "[jobs.train]: gpus is unknown"),
-        ("[jobs.trian]\nnodes = 2", "[jobs.trian] is unknown; did you mean train?"),
+        ('partitoin = "gpu"', "unknown key partitoin; did you mean partition?"),
+        ("[jobs.train]\ngpus = 8", "[jobs.train]: unknown key gpus"),
+        ("[jobs.trian]\nnodes = 2", "[jobs.trian]: no such job; did you mean train?"),
         ('nodes = "2"', "nodes: "),
         ("nodes = true", "nodes: "),
         ("nodes = 0", "nodes = 0; it must be at least 1"),
@@ -45,16 +45,14 @@ def test_a_jobs_table_is_laid_over_the_rest(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_profile_is_refused_with_file_and_key(tmp_path: Path, text: str, words: str) -> None:
-    with pytest.raises(SubmitError) as caught:
+    with pytest.raises(UserError) as caught:
         load_profile(written(tmp_path, text), "train")
     assert words in str(caught.value)
     assert "profile.toml" in str(caught.value)
 
 
 def test_a_profile_that_does_not_exist_names_the_examples() -> None:
-    with pytest.raises(
-        SubmitError, match=r"neither a file nor one of the examples \(gpu-node, gpu-nodes, local, mini\)"
-    ):
+    with pytest.raises(UserError, match=r"neither a file nor one of the examples \(gpu-node, gpu-nodes, local, mini\)"):
         load_profile("nowhere", "train")
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from segdist.core.errors import UserError
 from slurm import staging
-from slurm.errors import SubmitError
 from slurm.staging import staged
 
 
@@ -52,18 +52,18 @@ def test_a_copy_that_differs_is_refused_and_removed(tmp_path: Path, monkeypatch:
         os.pwrite(descriptor, b"\0damaged", 0)
 
     monkeypatch.setattr(staging.os, "fsync", lying_fsync)
-    with pytest.raises(SubmitError, match="differs from"):
+    with pytest.raises(UserError, match="differs from"):
         staged(source, str(tmp_path / "disk"), 0)
     assert list((tmp_path / "disk").iterdir()) == []
 
 
 def test_an_unset_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_DISK", raising=False)
-    with pytest.raises(SubmitError, match=r"--stage-to \$NO_SUCH_DISK: no such variable"):
+    with pytest.raises(UserError, match=r"--stage-to \$NO_SUCH_DISK: no such variable"):
         staged(make_set(tmp_path / "set"), "$NO_SUCH_DISK", 0)
 
 
 def test_nothing_to_copy_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SubmitError, match="nothing there to copy"):
+    with pytest.raises(UserError, match="nothing there to copy"):
         staged(tmp_path / "empty", str(tmp_path / "disk"), 0)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from jobs import show_queue, submit
-from jobs.submit_plans import Planner, infer_links, pipeline_links, shard_links, train_links
+from jobs.links import Submission, infer_links, pipeline_links, shard_links, train_links
 from segdist.core.errors import UserError
 
-MINI = Planner("mini", "slurm")
+MINI = Submission("mini", "slurm")
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def commands(links: list) -> list[list[tuple[str, ...]]]:  # type: ignore[type-a
 
 
 def test_shards_are_made_by_an_array_and_a_job_that_finishes() -> None:
-    links = shard_links(Planner("mini", "slurm", tasks=2), ["-f", "cells"])
+    links = shard_links(Submission("mini", "slurm", tasks=2), ["-f", "cells"])
     assert [link.order.name for link in links] == ["make-shards", "finish-shards"]
     assert commands(links) == [
         [("make-shards", "-f", "cells", "--task", "0/2"), ("make-shards", "-f", "cells", "--task", "1/2")],
@@ -32,12 +32,12 @@ def test_shards_are_made_by_an_array_and_a_job_that_finishes() -> None:
 
 
 def test_off_slurm_an_array_becomes_one_process() -> None:
-    links = shard_links(Planner("local", "local", tasks=8), ["-f", "cells"])
+    links = shard_links(Submission("local", "local", tasks=8), ["-f", "cells"])
     assert commands(links) == [[("make-shards", "-f", "cells")]]
 
 
 def test_inference_over_an_array_ends_with_the_merge_by_a_single_rank() -> None:
-    links = infer_links(Planner("mini", "slurm", tasks=2), ["-m", "cells", "-f", "cells"])
+    links = infer_links(Submission("mini", "slurm", tasks=2), ["-m", "cells", "-f", "cells"])
     plain = ("infer", "-m", "cells", "-f", "cells")
     assert commands(links) == [[(*plain, "--task", "0/2"), (*plain, "--task", "1/2")], [plain]]
     assert [(link.order.profile.nodes, link.order.profile.ranks_per_node) for link in links] == [(1, 1), (1, 1)]
@@ -51,7 +51,7 @@ def test_a_training_shows_progress_by_its_checkpoints_and_logs_into_its_run() ->
 
 
 def test_staging_names_set_and_run_so_that_the_copy_changes_neither() -> None:
-    (link,) = train_links(Planner("mini", "slurm", stage_to="$TMPDIR"), ["-f", "cells"])
+    (link,) = train_links(Submission("mini", "slurm", stage_to="$TMPDIR"), ["-f", "cells"])
     task = link.order.tasks[0]
     assert task.stage == str(Path("data/cells").absolute())
     assert task.arguments[-4:] == ("--data", task.stage, "--name", "runs/cells")
@@ -63,7 +63,7 @@ def test_the_pipeline_hands_each_job_its_table_through_the_run_folder() -> None:
     links = pipeline_links(MINI, "demo", {"seed": 3}, train, {}, infer_tasks=1, settings=folder)
     shards_file, train_file = sorted(folder.iterdir())
     assert [link.order.name for link in links] == ["make-shards", "train", "infer", "report"]
-    assert json.loads(train_file.read_text()) == {"epochs": 2}
+    assert json.loads(train_file.read_text()) == {"format_version": 1, "epochs": 2}
     assert commands(links) == [
         [("make-shards", "--config", str(shards_file), "-f", "demo")],
         [("train", "--config", str(train_file), "--preset", "fast", "-f", "demo", "--name", "demo")],

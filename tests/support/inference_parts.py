@@ -78,7 +78,7 @@ def labels(path: Path) -> np.ndarray:
 
 def start(arguments: list[str], ranks: int = 1, prelude: str = "") -> list[subprocess.Popen[bytes]]:
     """Start a job as real processes with torchrun's variables; `prelude` is run before it."""
-    code = f"import sys; {prelude}; from jobs.exit_codes import run_job; from jobs.infer import main; "
+    code = f"import sys; {prelude}; from jobs.entry import run_job; from jobs.infer import main; "
     code += "sys.exit(run_job(main, sys.argv[1:]))"
     port = str(20000 + os.getpid() * 7 % 30000 + ranks)
     processes = []

@@ -2,10 +2,12 @@
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from jobs.entry import run_job
+from segdist.core.errors import UserError
 
 
 def greet(arguments: Sequence[str]) -> int:
@@ -21,8 +23,11 @@ def greet(arguments: Sequence[str]) -> int:
 
 def fail(arguments: Sequence[str]) -> int:
     """End like a job with bad input."""
-    print("error: the masks are missing", file=sys.stderr, flush=True)
-    return 2
+
+    def refuse(argv: object) -> int:
+        raise UserError("the masks are missing")
+
+    return run_job(refuse)
 
 
 def count(arguments: Sequence[str]) -> int:
@@ -81,3 +86,22 @@ def one_rank_fails(arguments: Sequence[str]) -> int:
     while not failing.exists():
         time.sleep(0.1)
     raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
+
+
+def crash(arguments: Sequence[str]) -> int:
+    """End like a job with a bug in it."""
+
+    def buggy(argv: object) -> int:
+        raise ZeroDivisionError("division by zero\nin two lines")
+
+    return run_job(buggy)
+
+
+def die(arguments: Sequence[str]) -> int:
+    """The rank that the second argument names dies of the signal that the third names; the others wait for ever."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    if rank == arguments[1]:
+        os.kill(os.getpid(), getattr(signal, arguments[2]))
+    if len(arguments) > 3:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
+    return plod(arguments)

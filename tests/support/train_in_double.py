@@ -28,6 +28,6 @@ if __name__ == "__main__":
     torch._fused_sgd_ = fused_sgd_with_single_flag  # type: ignore[attr-defined]
 
     from jobs import train
-    from jobs.exit_codes import run_job
+    from jobs.entry import run_job
 
     sys.exit(run_job(train.main))

@@ -42,7 +42,7 @@ def test_an_integer_is_a_float_too() -> None:
     [
         ({"epoch": 3}, "unknown key epoch; did you mean epochs?"),
         ({"inner": {"widht": 3}}, "unknown key inner.widht; did you mean inner.width?"),
-        ({"zzz": 3}, "known keys: epochs, folder"),
+        ({"zzz": 3}, "known: epochs, folder"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_likely_one(values: dict[str, Any], message: str) -> None:

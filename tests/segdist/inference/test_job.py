@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from jobs import infer
-from jobs.exit_codes import FINISHED, INCOMPLETE, USAGE, run_job
+from jobs.entry import run_job
 from segdist import predict
 from segdist.core.errors import UserError
+from segdist.core.exit_codes import FINISHED, INCOMPLETE, USAGE
 from segdist.inference.gpu_transfer import ReadAhead
 from segdist.model.metrics import confusion_matrix, mean_iou
 from tests.support.inference_parts import CLASSES, checksums, labels, write_images, write_model, write_truth

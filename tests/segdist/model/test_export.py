@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from jobs import export
-from jobs.exit_codes import FINISHED, USAGE, run_job
+from jobs.entry import run_job
+from segdist.core.exit_codes import FINISHED, USAGE
 from segdist.model import export as exporter
 from segdist.model.model_file import load_model
 from tests.support.inference_parts import write_model

@@ -1,4 +1,4 @@
-"""From a job's own options to what is submitted: commands, log folder, and the files that show progress and success."""
+"""From a job's own options to the links that are submitted: commands, logs, files that show progress and success."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ from typing import Any
 
 from jobs.command_line import option_value, parse
 from jobs.make_shards import MakeShardsJob
-from segdist.core import paths as core_paths
+from segdist.core import paths
 from segdist.core.code_version import current_version
 from segdist.core.errors import UserError
-from segdist.core.files import write_json
+from segdist.core.parsing import write_settings
 from segdist.inference.config import InferConfig
 from segdist.training.config import TrainConfig
 from segdist.training.presets import find_preset
@@ -20,12 +20,9 @@ from slurm.profiles import load_profile
 from slurm.submit import Order
 from slurm.task import Task
 
-LOGS = "slurm"
-"""Folder for logs and records inside the run folder."""
-
 
 @dataclass(frozen=True)
-class Planner:
+class Submission:
     """What all links of a submission have in common."""
 
     profile: str
@@ -54,7 +51,7 @@ class Planner:
             profile = replace(profile, nodes=1, tasks_per_node=1)
         if self.cluster == "debug":
             profile = replace(profile, nodes=1, tasks_per_node=1, launcher="srun")
-        logs = (folder / LOGS).absolute()
+        logs = (folder / paths.SLURM_LOGS).absolute()
         code = current_version()
         tasks = tuple(
             Task(
@@ -75,61 +72,61 @@ class Planner:
         return count if self.cluster == "slurm" else 1
 
 
-def shard_links(planner: Planner, arguments: list[str], folder: Path | None = None) -> list[Link]:
+def shard_links(submission: Submission, arguments: list[str], folder: Path | None = None) -> list[Link]:
     """make-shards, in one job; or an array and a job that writes the manifest."""
     config = parse(MakeShardsJob, arguments, "make-shards", "").job
     if config.task or config.finish:
         raise UserError("--task and --finish are set by --tasks; leave them out")
-    logs = folder or core_paths.RUNS / config.name
-    product = config.folder / "manifest.json"
+    logs = folder or paths.RUNS / config.name
+    product = config.folder / paths.MANIFEST
     progress = (f"{config.folder}/**/*.tar",)
-    count = planner.array(planner.tasks)
+    count = submission.array(submission.tasks)
     if count == 1:
-        return [planner.link("make-shards", "make-shards", [arguments], logs, product, progress)]
+        return [submission.link("make-shards", "make-shards", [arguments], logs, product, progress)]
     commands = [[*arguments, "--task", f"{index}/{count}"] for index in range(count)]
     finish = [[*arguments, "--finish"]]
     return [
-        planner.link("make-shards", "make-shards", commands, logs, product, progress),
-        planner.link("finish-shards", "make-shards", finish, logs, product, progress),
+        submission.link("make-shards", "make-shards", commands, logs, product, progress),
+        submission.link("finish-shards", "make-shards", finish, logs, product, progress),
     ]
 
 
-def train_links(planner: Planner, arguments: list[str]) -> list[Link]:
+def train_links(submission: Submission, arguments: list[str]) -> list[Link]:
     """train."""
     preset, values = find_preset(arguments)
     config = parse(TrainConfig, arguments, "train", "", preset=preset, preset_values=values).job
     run = config.run_dir
     stage = ""
-    if planner.stage_to:
+    if submission.stage_to:
         if len(config.data) > 1:
             raise UserError(f"--stage-to copies one shard set, and --data names {len(config.data)}")
-        stage = str(Path(core_paths.set_dir(config.data[0])).absolute())
+        stage = str(Path(paths.set_dir(config.data[0])).absolute())
         # The run folder's name must not come from where the copy lies.
         arguments = [*arguments, "--data", stage, "--name", str(run)]
-    progress = (f"{run}/checkpoints/step-*.pt",)
-    return [planner.link("train", "train", [arguments], run, run / "last.safetensors", progress, stage)]
+    progress = (f"{run}/{paths.CHECKPOINTS}/step-*.pt",)
+    return [submission.link("train", "train", [arguments], run, run / paths.LAST_MODEL, progress, stage)]
 
 
-def infer_links(planner: Planner, arguments: list[str], product: Path | None = None) -> list[Link]:
+def infer_links(submission: Submission, arguments: list[str], product: Path | None = None) -> list[Link]:
     """infer, in one job of several ranks; or an array over the images and a job that merges the scores."""
 
     config = parse(InferConfig, arguments, "infer", "").job
     if config.task:
         raise UserError("--task is set by --tasks; leave it out")
-    model = core_paths.run_dir(config.model)
+    model = paths.run_dir(config.model)
     run = model.parent if model.suffix else model
-    output = Path(config.out) if config.out else run / "predictions"
-    progress = (f"{output}/**/state/records/*.json", f"{output}/**/state/parts/*/*")
+    output = Path(config.out) if config.out else run / paths.PREDICTIONS
+    progress = (f"{output}/**/{paths.STATE}/records/*.json", f"{output}/**/{paths.STATE}/parts/*/*")
     product = product or output
     # One model may segment several collections at once: each into its folder, under its name.
     name = f"infer-{output.name}" if config.out else "infer"
-    count = planner.array(planner.tasks)
+    count = submission.array(submission.tasks)
     if count == 1:
-        return [planner.link(name, "infer", [arguments], run, product, progress)]
+        return [submission.link(name, "infer", [arguments], run, product, progress)]
     commands = [[*arguments, "--task", f"{index}/{count}"] for index in range(count)]
     return [
-        planner.link(name, "infer", commands, run, output, progress),
-        planner.link(f"{name}-merge", "infer", [arguments], run, product, progress),
+        submission.link(name, "infer", commands, run, output, progress),
+        submission.link(f"{name}-merge", "infer", [arguments], run, product, progress),
     ]
 
 
@@ -151,14 +148,14 @@ def missing_inputs(job: str, arguments: list[str]) -> list[str]:
     elif job == "infer":
         config = parse(InferConfig, arguments, "infer", "").job
         sets = (config.data,) if config.data else ()
-        model = core_paths.run_dir(config.model)
+        model = paths.run_dir(config.model)
         missing += [] if model.exists() else [f"--model {model}"]
-    paths = [path for name in sets if isinstance(path := core_paths.set_dir(name), Path)]  # the others are URLs
-    return missing + [f"--data {path}" for path in paths if not (path / "manifest.json").exists()]
+    local = [path for name in sets if isinstance(path := paths.set_dir(name), Path)]  # the others are URLs
+    return missing + [f"--data {path}" for path in local if not (path / paths.MANIFEST).exists()]
 
 
 def pipeline_links(
-    planner: Planner,
+    submission: Submission,
     name: str,
     make_shards: dict[str, Any],
     train: dict[str, Any],
@@ -172,21 +169,21 @@ def pipeline_links(
         make_shards, train, infer: settings of the three jobs, as tables of their configs.
         settings: folder for files through which the jobs get them.
     """
-    run = core_paths.RUNS / name
+    run = paths.RUNS / name
     if Path(name).name != name:
         raise UserError(f"--name {name}: one folder name, no path")
     train = dict(train)
     preset = ["--preset", train.pop("preset")] if "preset" in train else []
-    scores = run / "predictions" / name / "scores.json"
+    scores = run / paths.PREDICTIONS / name / paths.SCORES
     return [
-        *shard_links(planner, [*_settings(settings, "make_shards", make_shards), "-f", name], run),
-        *train_links(planner, [*_settings(settings, "train", train), *preset, "-f", name, "--name", name]),
+        *shard_links(submission, [*_settings(settings, "make_shards", make_shards), "-f", name], run),
+        *train_links(submission, [*_settings(settings, "train", train), *preset, "-f", name, "--name", name]),
         *infer_links(
-            replace(planner, tasks=infer_tasks),
+            replace(submission, tasks=infer_tasks),
             [*_settings(settings, "infer", infer), "-m", str(run), "-f", name],
             scores,
         ),
-        planner.link("report", "report", [[str(run)]], run, run / "report.html", (f"{run}/report.html",)),
+        submission.link("report", "report", [[str(run)]], run, run / paths.REPORT, (f"{run}/{paths.REPORT}",)),
     ]
 
 
@@ -197,7 +194,7 @@ def _settings(folder: Path, job: str, settings: dict[str, Any]) -> list[str]:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     file = folder / f"{job}-{digest}.json"
     if not file.exists():
-        write_json(file, settings)
+        write_settings(file, settings)
     return ["--config", str(file)]
 
 

@@ -1,18 +1,12 @@
-"""What is taken for a lost peer, and that both rooms mean the same by an exit code."""
+"""What is taken for a lost peer."""
 
 import pytest
 
-from jobs import exit_codes
-from slurm import requeue
-from slurm.requeue import is_communication_error
+from segdist.core.exit_codes import is_communication_error
 
 
 class DistNetworkError(RuntimeError):
     """Named as torch's."""
-
-
-def test_the_rooms_agree_on_the_exit_codes() -> None:
-    assert (requeue.STOPPED, requeue.LOST_PEERS) == (exit_codes.STOPPED, exit_codes.LOST_PEERS)
 
 
 @pytest.mark.parametrize(
@@ -37,11 +31,3 @@ def test_errors_of_the_communication_between_ranks_are_known(error: Exception) -
 )
 def test_other_errors_are_not(error: Exception | None) -> None:
     assert not is_communication_error(error)
-
-
-def test_a_job_that_lost_its_peers_says_so_with_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    def lonely(argv: list[str] | None) -> int:
-        raise RuntimeError("[gloo] Connection closed by peer")
-
-    assert exit_codes.run_job(lonely) == exit_codes.LOST_PEERS
-    assert "Connection closed by peer" in capsys.readouterr().err
