@@ -32,9 +32,10 @@ def main(arguments: list[str]) -> int:
         for rank in started if local else ():
             rank.send_signal(number)
 
-    # Handlers, not SIG_IGN, which the rank would inherit.
-    for name in HANDED_ON:
-        signal.signal(getattr(signal, name), on_signal)
+    # Handlers, not SIG_IGN, which the rank would inherit; what is ignored already stays so for both.
+    for number in (getattr(signal, name) for name in HANDED_ON):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, on_signal)
     started.append(subprocess.Popen([sys.executable, *arguments]))
     code = started[0].wait()
     if code < 0 and -code not in told:  # nobody asked for it
