@@ -25,7 +25,7 @@ from segdist.core.errors import UserError
 from segdist.core.files import write_json
 from segdist.core.formats import VERSION_KEY, read_version, stamped
 from segdist.core.machine import usable_cores
-from segdist.core.parsing import from_dict
+from segdist.core.parsing import from_dict, merge
 from segdist.core.paths import BUILDING, CONTACT_SHEET, INDEX_SUFFIX, MANIFEST, RECIPE, SOURCE
 from segdist.core.terminal import Progress, say
 from shards.build.changes import changed_sources
@@ -112,6 +112,8 @@ def _read_recipe(folder: Path) -> dict[str, Any] | None:
 
 
 def _refuse_other_recipe(work: Work, found: dict[str, Any], what: str) -> None:
+    if work.recipe["images"]["orientation"] == "auto":
+        found = merge(found, {"images": {"orientation": "auto"}})  # there it says what the files decided
     if lines := differences(found, work.recipe):
         raise UserError(
             f"{work.config.folder} holds {what} of another recipe (there → now):\n  " + "\n  ".join(lines[:20]) + "\n"
@@ -322,7 +324,7 @@ def _manifest(work: Work, notes: list[tuple[Unit, ShardNote]]) -> Manifest:
     )
     return Manifest(
         format_version=FORMAT_VERSION,
-        recipe=work.recipe,
+        recipe=merge(work.recipe, {"images": {"orientation": config.images.orientation}}),
         classes=target.classes,
         patch=config.patches.size,
         channels=target.channels,

@@ -9,6 +9,7 @@ import tyro
 from segdist.core.errors import UserError
 from shards.build.synthetic import CLASSES
 from shards.images.config import MasksConfig, synthetic_masks_config
+from shards.images.orientation import Orientation
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class ImagesConfig:
     """Folder of the images: PNG, JPEG, TIFF, …; 8 or 16 bit, gray or RGB."""
     pattern: str = "*"
     """Which files of the folder (`*.png`; `**/*.tif` searches folders inside as well)."""
+    orientation: Orientation = "auto"
+    """Where only one of image and mask has an orientation tag (EXIF, TIFF): apply it (the mask was drawn on the picture
+    as viewers show it) or ignore it (on the pixels as they are stored). auto: as the sizes say."""
     csv: Path | None = None
     """Instead of a folder: a CSV file with the columns image, mask and, if wanted, split (train, val, test)."""
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segdist.core.errors import UserError
-from shards.build.sources import FileSource, sizes_differ
-from shards.images.masks import mask_size
+from segdist.core.terminal import warn
+from shards.build.config import MakeShardsConfig
+from shards.build.sources import FileSource, size_problem
+from shards.images.masks import MaskReader
 from shards.images.opening import open_image
+from shards.images.orientation import OrientedPair, oriented_pair
 
 THREADS = 8
 SHOWN = 10
@@ -20,19 +23,32 @@ class Header:
     """What the headers of a source's two files say, or what is wrong with them."""
 
     channels: int = 0
+    alpha: int = 0
+    """Samples that are left out as transparency."""
     dtype: str = ""
+    pair: OrientedPair | None = None
     problem: str = ""
 
 
-def common_format(sources: Sequence[FileSource], channels: int | None) -> tuple[int, str]:
-    """Channels and dtype of the patches; `channels` is what the user asked for, None for those of the images.
+def read_headers(sources: Sequence[FileSource], config: MakeShardsConfig) -> list[Header]:
+    """The headers of each source's files."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(lambda source: read_header(source, config), sources))
+
+
+def common_format(
+    sources: Sequence[FileSource], headers: Sequence[Header], config: MakeShardsConfig
+) -> tuple[int, str]:
+    """Channels and dtype of the patches. `config` says how many channels are wanted, and its orientation is decided.
 
     Raises:
         UserError: damaged files, sizes that differ between image and mask, mixed channel counts or bit depths.
     """
-    with ThreadPoolExecutor(THREADS) as pool:
-        headers = list(pool.map(read_header, sources))
-    if problems := [header.problem for header in headers if header.problem]:
+    problems = [header.problem for header in headers]
+    for number, (source, header) in enumerate(zip(sources, headers, strict=True)):
+        if header.pair is not None:
+            problems[number] = size_problem(source.image, source.mask, header.pair, config.images.orientation)
+    if problems := [problem for problem in problems if problem]:
         more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UserError(f"{len(problems)} images can't be used:\n  " + "\n  ".join(problems[:SHOWN]) + more)
     by_channels: dict[int, list[Path]] = defaultdict(list)
@@ -45,6 +61,7 @@ def common_format(sources: Sequence[FileSource], channels: int | None) -> tuple[
             f"images of different bit depth: {_groups(by_dtype)}; "
             "convert them to one, or take one kind with --images.pattern"
         )
+    channels = config.patches.channels
     if channels is None:
         if len(by_channels) > 1:
             counts = {f"{count} channel{'s' * (count > 1)}": files for count, files in by_channels.items()}
@@ -53,19 +70,28 @@ def common_format(sources: Sequence[FileSource], channels: int | None) -> tuple[
                 "images, --patches.channels 1 takes color files that are gray all over as gray"
             )
         channels = next(iter(by_channels))
+    _tell_of_transparency(headers)
     return channels, next(iter(by_dtype))
 
 
-def read_header(source: FileSource) -> Header:
+def read_header(source: FileSource, config: MakeShardsConfig) -> Header:
     """The headers of one source's files."""
     try:
-        with open_image(source.image) as image:
-            size = mask_size(source.mask)
-            if size != (image.height, image.width):
-                return Header(problem=sizes_differ(source.image, source.mask, (image.height, image.width), size))
-            return Header(image.channels, str(image.dtype))
+        reader = MaskReader(config.masks)
+        with open_image(source.image, channels=config.patches.channels) as image, reader.open(source.mask) as mask:
+            return Header(image.channels, image.alpha, str(image.dtype), oriented_pair(image, mask.file))
     except UserError as error:
         return Header(problem=str(error))
+
+
+def _tell_of_transparency(headers: Sequence[Header]) -> None:
+    dropped = [header for header in headers if header.alpha]
+    if dropped:
+        total = dropped[0].channels + dropped[0].alpha
+        warn(
+            f"{len(dropped)} images have a sample that is tagged as transparency (alpha); it is left out. If it is a "
+            f"band of its own, such as near infrared, keep it with --patches.channels {total}"
+        )
 
 
 def _groups(files: dict[str, list[Path]]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from segdist.core.errors import UserError
 from shards.build.config import ImagesConfig, MakeShardsConfig
 from shards.images.config import MasksConfig
-from shards.images.opening import IMAGE_SUFFIXES, TIFF_SUFFIXES, ZARR_SUFFIX
+from shards.images.opening import IMAGE_SUFFIXES, ZARR_SUFFIX, page_addresses
 from shards.manifest import SPLITS
 
 SHOWN = 10
@@ -26,11 +26,12 @@ class Pair:
     mask: Path
     split: str = ""
     """Empty until it is dealt."""
-    pages: int = 1
+    pages: tuple[tuple[Path, Path], ...] = ()
+    """Addresses of the images and masks in the two files, once these have been opened."""
 
 
 def find_pairs(config: MakeShardsConfig) -> list[Pair]:
-    """The user's images with their masks and the number of their pages.
+    """The user's images with their masks and their pages.
 
     Raises:
         UserError: nothing found, an image without mask, names that can mean two files.
@@ -166,23 +167,12 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def _pages(pair: Pair) -> int:
-    """Pages of a multi-page TIFF, each an image with the mask's page; 1 for everything else."""
-    counts = []
-    for path in (pair.image, pair.mask):
-        if path.suffix.lower() not in TIFF_SUFFIXES:
-            counts.append(1)
-            continue
-        import tifffile
-
-        try:
-            with tifffile.TiffFile(path) as file:
-                counts.append(len(file.pages))
-        except (OSError, ValueError, tifffile.TiffFileError) as error:
-            raise UserError(f"{path}: damaged, or no TIFF file ({error})") from None
-    if counts[0] != counts[1]:
+def _pages(pair: Pair) -> tuple[tuple[Path, Path], ...]:
+    """The images in a multi-page TIFF, each with the mask's page of the same place; one for everything else."""
+    images, masks = page_addresses(pair.image), page_addresses(pair.mask)
+    if len(images) != len(masks):
         raise UserError(
-            f"{pair.image} has {counts[0]} pages and its mask {pair.mask} {counts[1]}; "
+            f"{pair.image} has {len(images)} pages and its mask {pair.mask} {len(masks)}; "
             "save one mask page per image page, or the wanted page as a file of its own"
         )
-    return counts[0]
+    return tuple(zip(images, masks, strict=True))

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.build.config import PatchesConfig
+from shards.images.image_file import bands
 from shards.manifest import IGNORE
 
 CHUNK = 256
@@ -105,12 +106,6 @@ def count_rows(image: LabeledImage) -> NDArray[np.int32]:
         labels += 256 * np.arange(bottom - top)[:, None]
         counts[top:bottom] = np.bincount(labels.ravel(), minlength=256 * (bottom - top)).reshape(-1, 256)
     return counts
-
-
-def bands(height: int, width: int, pixels: int = 1 << 22) -> Iterator[tuple[int, int]]:
-    """Rows (top, bottom) of bands of about `pixels` pixels."""
-    rows = max(1, pixels // max(width, 1))
-    return ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
 def _window(read: Any, image: LabeledImage, y: int, x: int, size: int) -> NDArray[Any]:

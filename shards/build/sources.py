@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
 from shards.build.config import MakeShardsConfig
-from shards.build.patches import LabeledImage, bands
+from shards.build.patches import LabeledImage
 from shards.build.synthetic import CLASSES, draw
-from shards.images.image_file import ImageFile
+from shards.images.image_file import ImageFile, bands
 from shards.images.masks import MaskFile, MaskReader, encode_mask
 from shards.images.opening import match_channels, open_image
+from shards.images.orientation import Orientation, OrientedPair, oriented_pair
 from shards.manifest import SourcePair
 from shards.records import encode_png
 
@@ -44,10 +45,16 @@ class FileSource:
             UserError: a file is damaged, or image and mask don't fit each other.
             UnknownLabels: see there.
         """
-        with open_image(self.image) as image, MaskReader(config.masks).open(self.mask) as mask:
-            sizes = (image.height, image.width), (mask.height, mask.width)
-            if sizes[0] != sizes[1]:
-                raise UserError(sizes_differ(self.image, self.mask, *sizes))
+        reader = MaskReader(config.masks)
+        with ExitStack() as stack:
+            image = stack.enter_context(open_image(self.image, channels=channels))
+            mask = stack.enter_context(reader.open(self.mask))
+            pair = oriented_pair(image, mask.file)
+            if not pair.upright(config.images.orientation):
+                image = stack.enter_context(open_image(self.image, upright=False, channels=channels))
+                mask = stack.enter_context(reader.open(self.mask, upright=False))
+            if problem := size_problem(self.image, self.mask, pair, config.images.orientation):
+                raise UserError(problem)
             yield FileImage(image, mask, channels)
 
     def kept(self) -> bool:
@@ -159,11 +166,18 @@ class UnknownLabels(Exception):
         self.path, self.counts = path, counts
 
 
-def sizes_differ(image: Path, mask: Path, image_size: tuple[int, int], mask_size: tuple[int, int]) -> str:
-    """The message for a mask that doesn't lie on its image; sizes are (height, width)."""
+def size_problem(image: Path, mask: Path, pair: OrientedPair, orientation: Orientation) -> str:
+    """What to tell of a mask that doesn't lie on its image; empty if it does."""
+    upright = pair.upright(orientation)
+    sizes = (pair.image_size, pair.mask_size) if upright else (pair.image_stored, pair.mask_stored)
+    if sizes[0] == sizes[1]:
+        return ""
+    tags = pair.image_tag, pair.mask_tag
+    turned = f" (orientation tags {tags[0]} and {tags[1]} {'applied' if upright else 'ignored'})"
     return (
-        f"{image} is {image_size[0]} x {image_size[1]} pixels (height x width), its mask {mask} is "
-        f"{mask_size[0]} x {mask_size[1]}; save the mask at the image's size, or pair them otherwise with --masks.name"
+        f"{image} is {sizes[0][0]} x {sizes[0][1]} pixels (height x width), its mask {mask} is "
+        f"{sizes[1][0]} x {sizes[1][1]}{turned if tags != (1, 1) else ''}; save the mask at the image's size, or pair "
+        "them otherwise with --masks.name"
     )
 
 

@@ -10,7 +10,7 @@ from segdist.core.errors import UserError
 from segdist.core.keyed import Purpose
 from segdist.core.paths import BUILDING, SOURCE
 from shards.build.config import MakeShardsConfig
-from shards.build.headers import common_format
+from shards.build.headers import Header, common_format, read_headers
 from shards.build.pairs import find_pairs
 from shards.build.recipe import digest_of_files, recipe_of
 from shards.build.sources import DrawnSource, FileSource, Source
@@ -18,7 +18,8 @@ from shards.build.splits import chosen_numbers, deal
 from shards.build.synthetic import CLASSES
 from shards.build.writer import Target, Unit
 from shards.images.masks import MaskReader
-from shards.images.opening import page_address, split_address
+from shards.images.opening import split_address
+from shards.images.orientation import decide_orientation
 from shards.manifest import SPLITS
 from shards.records import MAX_SHARDS
 
@@ -31,7 +32,9 @@ class Work:
     """What is to be built, known before anything is written."""
 
     config: MakeShardsConfig
+    """Complete: what the settings leave to the files is decided."""
     recipe: dict[str, Any]
+    """Of the settings as they were given, which is the same for all tasks of an array."""
     sources: tuple[Source, ...]
     target: Target
 
@@ -77,7 +80,9 @@ def find_work(config: MakeShardsConfig) -> Work:
     # An array of tasks looks at the headers once between them; the first source tells all what to expect.
     task, tasks = config.task_share()
     mine = list(dict.fromkeys(sources[:1] + sources[task::tasks]))
-    channels, dtype = common_format(mine, config.patches.channels)
+    headers = read_headers(mine, config)
+    asked, config = config, _oriented(config, sources, headers)
+    channels, dtype = common_format(mine, headers, config)
     if config.encoding == "png" and not (channels == 1 or (channels == 3 and dtype == "uint8")):
         raise UserError(
             f"--encoding png: PNG stores gray, or RGB of 8 bit; these images have {channels} channels of {dtype}; "
@@ -87,7 +92,17 @@ def find_work(config: MakeShardsConfig) -> Work:
         [(source.split, split_address(path)[0]) for source in sources for path in (source.image, source.mask)]
     )
     target = Target(config, MaskReader(config.masks).classes, channels, dtype)
-    return Work(config, recipe_of(config, files), tuple(sources), target)
+    return Work(config, recipe_of(asked, files), tuple(sources), target)
+
+
+def _oriented(config: MakeShardsConfig, sources: list[FileSource], headers: list[Header]) -> MakeShardsConfig:
+    """The config with what is decided about orientation tags; the same in all tasks of an array."""
+    pairs = [header.pair for header in headers if header.pair]
+    if len(headers) < len(sources) and any(pair.in_doubt for pair in pairs):
+        # The task's own images may not tell, or tell less than all.
+        pairs = [header.pair for header in read_headers(sources, config) if header.pair]
+    decided = decide_orientation(pairs, config.images.orientation, "--images.orientation")
+    return replace(config, images=replace(config.images, orientation=decided))
 
 
 def file_sources(config: MakeShardsConfig) -> list[FileSource]:
@@ -99,8 +114,7 @@ def file_sources(config: MakeShardsConfig) -> list[FileSource]:
     pairs = deal(find_pairs(config), config.split, config.seed)
     sources, counts = [], Counter[str]()
     for pair in pairs:
-        for page in range(pair.pages):
-            image, mask = (page_address(path, page) for path in (pair.image, pair.mask))
+        for image, mask in pair.pages:
             sources.append(FileSource(pair.split, counts[pair.split], image, mask))
             counts[pair.split] += 1
     if not counts["train"]:

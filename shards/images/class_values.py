@@ -1,4 +1,4 @@
-"""What a class of a user's masks is made of, given as text: `myelin=127,128`, `axon=192-255`, `road=#804080`."""
+"""What a class of a user's masks is made of, as text: `myelin=127,128`, `axon=192-255`, `cell=1-`, `road=#804080`."""
 
 import colorsys
 import itertools
@@ -15,6 +15,9 @@ from shards.manifest import IGNORE, ClassInfo
 
 MAX_CLASSES = 253
 """Labels fit one byte, with one left for pixels that count nowhere and one for values that are in no class."""
+
+HIGHEST = 2**63 - 1
+"""The end of an open range."""
 
 # Okabe and Ito's colors, told apart with any color vision; class 0 is black.
 _COLORS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
@@ -102,13 +105,17 @@ def parse_values(setting: str, name: str, text: str) -> ClassValues:
     for part in (piece.strip() for piece in text.split(",")):
         if part.startswith("#"):
             colors.append(parse_color(setting, part))
-        elif match := re.fullmatch(r"(\d+)(?:-(\d+))?", part):
-            low, high = int(match[1]), int(match[2] or match[1])
-            if not low <= high < 65536:
-                raise UserError(f"{setting}: {part!r} of {name!r} is no range of values from 0 to 65535")
+        elif match := re.fullmatch(r"(-?\d{1,18})(?:(-)(-?\d{1,18})?)?", part):
+            low = int(match[1])
+            high = (int(match[3]) if match[3] else HIGHEST) if match[2] else low
+            if low > high:
+                raise UserError(f"{setting}: {part!r} of {name!r} is no range: the lower value comes first")
             ranges.append((low, high))
         else:
-            raise UserError(f"{setting}: {part!r} of {name!r} is no value (127), range (120-140) or color (#rrggbb)")
+            raise UserError(
+                f"{setting}: {part!r} of {name!r} is no value (127), range (120-140, or 1- for all from 1) or color "
+                "(#rrggbb)"
+            )
     return ClassValues(name, tuple(ranges), tuple(colors))
 
 

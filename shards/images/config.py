@@ -19,8 +19,8 @@ class MasksConfig:
     name: str = "{stem}"
     """Name of an image's mask without its suffix; {stem} is the image's name without suffix ("{stem}_mask")."""
     classes: tuple[str, ...] = ()
-    """Classes, label 0 first: `background cell` (values 0 and 1), `background=0 myelin=127,128 axon=192-255`, or
-    `sky=#87ceeb road=#804080` for color masks."""
+    """Classes, label 0 first: `background cell` (values 0 and 1), `background=0 myelin=127,128 axon=192-255`,
+    `background=0 cell=1-` (all values from 1: numbered instances), or `sky=#87ceeb road=#804080` for color masks."""
     ignore: tuple[str, ...] = ()
     """Values, ranges or colors that count nowhere (`255`, `11`, `#ffffff`)."""
     unknown: Unknown = "refuse"

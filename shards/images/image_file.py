@@ -1,17 +1,36 @@
-"""What every reader of images is: height, width, channels, dtype (uint8 or uint16), and windows as (h, w, C) arrays.
+"""What every reader of images is: height, width, channels, dtype, and windows of pixels as (h, w, C) arrays.
 
 Shape letters: H W pixels, C channels, h w a window.
 """
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 
 from segdist.core.errors import UserError
+from segdist.core.memory import available_memory
+
+Values = Literal["seen", "stored", "colors"]
+"""What pixels are. seen: what a viewer shows, for images; palettes are looked up, inverted gray is turned around, one
+to seven bits are scaled to eight. stored: the numbers in the file, for masks of values, whatever their type. colors:
+as stored, but palettes are looked up and few bits scaled, for masks of colors."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the samples in a file become pixels."""
+
+    values: Values = "seen"
+    upright: bool = True
+    """Turn by the file's own orientation tag, as viewers and labeling tools do."""
+    channels: int | None = None
+    """The number of channels that is wanted: where it can be had only with samples that are tagged alpha (often a
+    band that was tagged so), these are kept."""
 
 
 class ImageFile:
@@ -23,8 +42,16 @@ class ImageFile:
     width: int
     channels: int
     dtype: np.dtype
+    """uint8 or uint16 where values are "seen"; else also other integers, and floats."""
     windowed: bool
     """False where the format must be decoded whole; the pixels are then kept until `close`."""
+    orientation: int = 1
+    """The tag of EXIF and TIFF, 1 to 8; 1 is upright."""
+    alpha: int = 0
+    """Samples that are tagged alpha and left out."""
+    one_bit: bool = False
+    """The file holds one bit per sample."""
+    _upright: bool = True
 
     def read(self, top: int, bottom: int, left: int = 0, right: int | None = None) -> np.ndarray:
         """Pixels of rows `top` to `bottom` and columns `left` to `right` (ends excluded; None: the right border).
@@ -41,13 +68,49 @@ class ImageFile:
             raise ValueError(
                 f"{self.path}: window {top}:{bottom}, {left}:{right} outside {self.height} x {self.width} pixels"
             )
+        swapped, mirrored, upside_down = self._turns()
+        if upside_down:
+            top, bottom = self.height - bottom, self.height - top
+        if mirrored:
+            left, right = self.width - right, self.width - left
+        if swapped:
+            top, bottom, left, right = left, right, top, bottom
         with damage_reported(self.path):
-            return self._window(top, bottom, left, right)
+            pixels = self._window(top, bottom, left, right)
+        if swapped:
+            pixels = pixels.swapaxes(0, 1)
+        return pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(height, width) in the file, before it is turned upright."""
+        return (self.width, self.height) if self._turns()[0] else (self.height, self.width)
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(height, width) by the orientation tag, whether it is followed or not."""
+        height, width = self.stored_size
+        return (width, height) if self.orientation >= 5 else (height, width)
 
     def close(self) -> None:
         """Release the file and what was decoded."""
 
+    def _turn(self, orientation: int, upright: bool) -> None:
+        """Note the tag, once height and width are known as they are stored."""
+        self.orientation, self._upright = orientation, upright
+        if self._turns()[0]:
+            self.height, self.width = self.width, self.height
+
+    def _turns(self) -> tuple[bool, bool, bool]:
+        """Whether rows and columns are exchanged, and the result then mirrored, and then turned upside down.
+
+        Exif 2.32, tag Orientation: where row 0 and column 0 of the stored pixels lie in the picture.
+        """
+        tag = self.orientation if self._upright else 1
+        return tag >= 5, tag in (2, 3, 6, 7), tag in (3, 4, 7, 8)
+
     def _window(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        """The window of the pixels as they are stored, not turned."""
         raise TypeError(f"{type(self).__name__} has no way to read")
 
     def __enter__(self) -> Self:
@@ -59,12 +122,28 @@ class ImageFile:
         self.close()
 
 
+def bands(height: int, width: int, pixels: int = 1 << 22) -> Iterator[tuple[int, int]]:
+    """Rows (top, bottom) of bands of about `pixels` pixels."""
+    rows = max(1, pixels // max(width, 1))
+    return ((top, min(top + rows, height)) for top in range(0, height, rows))
+
+
 def unsupported_values(path: Path, found: str) -> str:
-    """The message for values that are no 1, 8 or 16 bit integers."""
+    """The message for values that are no integers of 1 to 16 bits."""
     return (
-        f"{path}: {found}; only 8 and 16 bit unsigned integers are read. Scale the values and save the image as 8 or "
+        f"{path}: {found}; images hold unsigned integers of 8 or 16 bits. Scale the values and save the image as 8 or "
         "16 bit PNG or TIFF"
     )
+
+
+def check_memory(path: Path, needed: int, what: str) -> None:
+    """Refuse what can't be decoded in the memory that is left: a large file, or a header that lies about its size."""
+    free = available_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"{path}: {what} of {needed / 1e9:.1f} GB decoded, and {free / 1e9:.1f} GB of memory are free; if the size "
+            "is right, save the image as a tiled TIFF, which is read by window, else the file is damaged"
+        )
 
 
 @contextlib.contextmanager
@@ -80,6 +159,6 @@ def damage_reported(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: no permission to read it") from None
     except MemoryError:
         raise UserError(f"{path}: more pixels than there is memory for, or a damaged header that claims so") from None
-    # Decoders say nowhere what they raise on damaged files: each has errors of its own, and many Python's.
+    # Decoders say nowhere what they raise on damaged files: each has errors of its own, and many of Python's.
     except Exception as error:
         raise UserError(f"{path}: damaged, or no image that can be read ({error})") from error

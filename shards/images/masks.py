@@ -1,8 +1,11 @@
 """Masks of a user's own data: pixel values or colors → class labels. H W: height and width in pixels.
 
 Classes are given as text, label 0 first: `background` (the label itself is the value), `myelin=127,128` (values),
-`axon=192-255` (a range of values) or `road=#804080` (colors of RGB masks). The same reader serves make-shards and
-the evaluation of predictions.
+`axon=192-255` (a range of values), `cell=1-` (all from 1) or `road=#804080` (colors of RGB masks). The same reader
+serves make-shards and the evaluation of predictions.
+
+Values are those in the file, however a viewer shows them: palettes give their indices, inverted gray is not turned
+around, few bits are not scaled. They may be of any integer type, and floats that are whole numbers.
 """
 
 import io
@@ -14,14 +17,14 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from segdist.core.errors import UserError
 from segdist.core.parsing import from_dict
 from shards.images.class_values import pack_color, parse_classes, unpack_colors
 from shards.images.config import MasksConfig
-from shards.images.image_file import ImageFile
-from shards.images.opening import TIFF_SUFFIXES, open_image, split_address
+from shards.images.image_file import ImageFile, Values, bands
+from shards.images.opening import open_image, split_address
 from shards.manifest import IGNORE, ClassInfo
 
 Labels = NDArray[np.uint8]
@@ -39,9 +42,13 @@ class MaskReader:
         table = parse_classes(config.classes, config.ignore, config.colors)
         self.by_color, self.classes, self._labeled = table.by_color, table.classes, table.labeled
 
-    def open(self, address: str | Path) -> "MaskFile":
-        """The mask (as for `open_image`), to be read whole or by window. Raises UserError when it can't be read."""
-        return MaskFile(self, address)
+    def open(self, address: str | Path, *, upright: bool = True) -> "MaskFile":
+        """The mask (as for `open_image`), to be read whole or by window.
+
+        Raises:
+            UserError: it can't be read, or all that it says is in its alpha channel.
+        """
+        return MaskFile(self, address, upright)
 
     def read(self, path: str | Path) -> Labels:
         """The whole mask as labels (H, W), with IGNORE where pixels count nowhere.
@@ -55,47 +62,77 @@ class MaskReader:
             raise UserError(unknown_message({str(path): unknown}, self.config))
         return labels
 
-    def labels(self, values: NDArray[Any]) -> tuple[Labels, Counter[str]]:
+    def labels(self, values: NDArray[Any], *, one_bit: bool = False) -> tuple[Labels, Counter[str]]:
         """Labels (H, W) of pixel values (H, W, 1 or 3), and how often each value outside the classes occurs.
 
-        With `unknown` "ignore" or "nearest" there are none of these.
+        With `unknown` "ignore" or "nearest" there are none of these. `one_bit`: the file holds bits, whose 1 the user
+        may know as 255.
         """
         if self.by_color:
             return self._labels_of_colors(values)
-        table = self._table
         flat = values[..., 0]
-        if flat.size and flat.max() >= len(table):
-            flat = np.minimum(flat, len(table) - 1)
-        labels = table[flat]
+        if one_bit and self._one_is_255:
+            flat = flat * np.uint8(255)
+        if flat.dtype in (np.uint8, np.uint16):
+            labels = self._table[flat]
+        else:
+            found, place = np.unique(flat, return_inverse=True)
+            labels = self._labels_of_values(found)[place].reshape(flat.shape)
         unknown: Counter[str] = Counter()
         if self.config.unknown == "refuse" and (outside := labels == _UNKNOWN).any():
-            found, counts = np.unique(values[..., 0][outside], return_counts=True)
-            unknown.update({str(value): int(count) for value, count in zip(found, counts, strict=True)})
+            found, counts = np.unique(flat[outside], return_counts=True)
+            unknown.update(
+                {
+                    f"{value:g}" if flat.dtype.kind == "f" else str(value): int(count)
+                    for value, count in zip(found, counts, strict=True)
+                }
+            )
         return labels, unknown
 
     @cached_property
     def _table(self) -> Labels:
         """Label of each 16-bit value."""
-        table = np.full(65536, _UNKNOWN, np.uint8)
+        return self._labels_of_values(np.arange(65536))
+
+    @cached_property
+    def _one_is_255(self) -> bool:
+        """Whether the classes say 255 where a file of bits has 1."""
+        zero, one, white = self._known_labels(np.array([0, 1, 255]))
+        return bool(white != _UNKNOWN and one in (_UNKNOWN, zero))
+
+    def _labels_of_values(self, values: NDArray[Any]) -> Labels:
+        """Labels of values of any type, by what is to be done with unknown ones."""
+        labels = self._known_labels(values)
+        outside = labels == _UNKNOWN
+        if self.config.unknown == "ignore":
+            labels[outside] = IGNORE
+        elif self.config.unknown == "nearest" and outside.any():
+            ranges = sorted((low, high, label) for label, entry in self._labeled for low, high in entry.ranges)
+            lows, highs, of_range = (np.array(column) for column in zip(*ranges, strict=True))
+            strays = values[outside].astype(np.float64)[:, None]
+            distance = np.maximum(np.maximum(lows - strays, strays - highs), 0)
+            nearest = np.where(np.isnan(strays[:, 0]), IGNORE, of_range[distance.argmin(axis=1)])
+            labels[outside] = nearest
+        return labels
+
+    def _known_labels(self, values: NDArray[Any]) -> Labels:
+        labels = np.full(values.shape, _UNKNOWN, np.uint8)
+        whole = values == np.floor(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
         for label, entry in self._labeled:
             for low, high in entry.ranges:
-                table[low : high + 1] = label
-        if self.config.unknown == "ignore":
-            table[table == _UNKNOWN] = IGNORE
-        elif self.config.unknown == "nearest":
-            known = np.flatnonzero(table != _UNKNOWN)
-            values = np.arange(len(table))
-            above = np.minimum(np.searchsorted(known, values), len(known) - 1)
-            below = np.maximum(above - 1, 0)
-            nearer_below = np.abs(values - known[below]) <= np.abs(known[above] - values)
-            table = table[known[np.where(nearer_below, below, above)]]
-        return table
+                labels[(values >= low) & (values <= high) & whole] = label
+        return labels
 
     def _labels_of_colors(self, values: NDArray[Any]) -> tuple[Labels, Counter[str]]:
         if values.shape[2] == 1:
             values = np.repeat(values, 3, axis=2)
         if values.dtype == np.uint16:
-            values = values >> 8  # colors are said in 8 bit
+            values = values >> 8  # colors are given in 8 bits
+        elif values.dtype != np.uint8:
+            # Gray values of another type; those that are no color are in no class.
+            fits = (values >= 0) & (values <= 255) & (values == np.floor(values))
+            values = np.where(fits, values, 0).astype(np.int32)
+            values[..., 0] += np.where(fits.all(axis=2), 0, 1 << 8)
         packed = (values[..., 0].astype(np.int32) << 16) | (values[..., 1].astype(np.int32) << 8) | values[..., 2]
         # One look-up per color that occurs, not per pixel: a mask has few.
         found, place, counts = np.unique(packed, return_inverse=True, return_counts=True)
@@ -118,45 +155,48 @@ class MaskReader:
 
 
 class MaskFile:
-    """An open mask; a context manager. TIFF files are read by window, everything else is decoded once."""
+    """An open mask; a context manager. What is read by window and what is decoded once depends on the format."""
 
-    def __init__(self, reader: MaskReader, address: str | Path) -> None:
-        path, page = split_address(address)
-        self.reader, self.path = reader, path
-        self._values: NDArray[Any] | None = None
-        self._file: ImageFile | None = None
-        # `open_image` looks palettes up; where indices are the labels, Pillow hands them out.
-        if path.suffix.lower() in TIFF_SUFFIXES and (reader.by_color or not _has_palette(path, page)):
-            self._file = open_image(address)
-            self.height, self.width, channels = self._file.height, self._file.width, self._file.channels
-            if not self._file.windowed:
-                self._values = self._file.read(0, self.height)
-        else:
-            self._values = _decode(path, page, as_colors=reader.by_color)
-            self.height, self.width, channels = self._values.shape
-        self.windowed = self._values is None
-        if channels not in (1, 3):
-            raise UserError(f"{path}: a mask has one channel (values) or three (colors), this one has {channels}")
-        if channels == 3 and not reader.by_color:
-            self._refuse_colors()
+    def __init__(self, reader: MaskReader, address: str | Path, upright: bool) -> None:
+        self.reader, self.path = reader, split_address(address)[0]
+        values: Values = "colors" if reader.by_color else "stored"
+        self.file = open_image(address, values, upright=upright)
+        try:
+            self.height, self.width, self.windowed = self.file.height, self.file.width, self.file.windowed
+            if self.file.channels not in (1, 3):
+                raise UserError(
+                    f"{self.path}: a mask has one channel (values) or three (colors), this one has {self.file.channels}"
+                )
+            if self.file.alpha:
+                with open_image(
+                    address, values, upright=upright, channels=self.file.channels + self.file.alpha
+                ) as with_alpha:
+                    _refuse_content_in_alpha(with_alpha, self.file.channels)
+        except BaseException:
+            self.file.close()
+            raise
 
     def read_counted(
         self, top: int, bottom: int, left: int = 0, right: int | None = None
     ) -> tuple[Labels, Counter[str]]:
-        """Labels of a window, and the values outside the classes with their counts."""
-        return self.reader.labels(self._window(top, bottom, left, right))
+        """Labels of a window, and the values outside the classes with their counts.
+
+        Raises:
+            UserError: a damaged file, or colors where the classes are given by value.
+        """
+        values = self.file.read(top, bottom, left, right)
+        if values.shape[2] == 3 and not self.reader.by_color:
+            self._refuse_colors(values)
+        return self.reader.labels(values, one_bit=self.file.one_bit)
 
     def read(self, top: int, bottom: int, left: int = 0, right: int | None = None) -> Labels:
         """Labels of a window whose values have been checked."""
         return self.read_counted(top, bottom, left, right)[0]
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.__exit__(None, None, None)
+        self.file.close()
 
     def __enter__(self) -> Self:
-        if self._file is not None:
-            self._file.__enter__()
         return self
 
     def __exit__(
@@ -164,23 +204,33 @@ class MaskFile:
     ) -> None:
         self.close()
 
-    def _window(self, top: int, bottom: int, left: int, right: int | None) -> NDArray[Any]:
-        if self._values is not None:
-            return self._values[top:bottom, left:right]
-        assert self._file is not None
-        return self._file.read(top, bottom, left, right)
-
-    def _refuse_colors(self) -> None:
-        """An RGB file is fine for values when it is gray all over; then one channel says it all."""
-        sample = self._window(0, min(self.height, 512), 0, None)
-        if (sample[..., :1] != sample).any():
-            found = {
-                f"#{pack_color(tuple(color)):06x}" for color in np.unique(sample.reshape(-1, 3), axis=0)[:8].tolist()
-            }
+    def _refuse_colors(self, values: NDArray[Any]) -> None:
+        """An RGB file is fine for values where it is gray all over; then one channel says it all."""
+        if (values[..., :1] != values).any():
+            colors = (values >> 8 if values.dtype == np.uint16 else values).astype(np.int64)
+            packed = np.unique(colors[..., 0] << 16 | colors[..., 1] << 8 | colors[..., 2])
+            shown = ", ".join(f"#{color:06x}" for color in packed[:8]) + (", …" if len(packed) > 8 else "")
             raise UserError(
-                f"{self.path}: the mask is colored ({', '.join(sorted(found))}, …) and --masks.classes gives values; "
+                f"{self.path}: the mask is colored ({shown}) and --masks.classes gives values; "
                 "give colors instead, for example `background=#000000 cell=#ff0000`"
             )
+
+
+def _refuse_content_in_alpha(image: ImageFile, channels: int) -> None:
+    """Transparency says nothing about labels, unless it is all that there is to see. `image` is read with it."""
+    lowest = highest = None
+    for top, bottom in bands(image.height, image.width):
+        pixels = image.read(top, bottom).reshape(-1, image.channels)
+        lowest = pixels.min(axis=0) if lowest is None else np.minimum(lowest, pixels.min(axis=0))
+        highest = pixels.max(axis=0) if highest is None else np.maximum(highest, pixels.max(axis=0))
+        if (lowest != highest)[:channels].any():
+            return
+    if lowest is not None and highest is not None and (lowest != highest).any():
+        raise UserError(
+            f"{image.path}: all pixels have the same value ({', '.join(map(str, lowest[:channels].tolist()))}), and "
+            f"only their transparency (alpha) differs, from {lowest[channels:].min()} to {highest[channels:].max()}: "
+            "the labels are in the alpha channel; save that channel as a gray mask"
+        )
 
 
 def mask_reader_from_recipe(recipe: dict[str, Any]) -> MaskReader:
@@ -218,46 +268,3 @@ def encode_mask(labels: Labels, classes: tuple[ClassInfo, ...]) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def mask_size(address: Path) -> tuple[int, int]:
-    """(height, width) of a mask, from its header. Raises UserError when it can't be read."""
-    path, page = split_address(address)
-    if page or not _has_palette(path, page):
-        with open_image(address) as image:
-            return image.height, image.width
-    with Image.open(path) as image:
-        return image.height, image.width
-
-
-def _has_palette(path: Path, page: int) -> bool:
-    try:
-        with Image.open(path) as image:
-            image.seek(page)
-            return image.mode == "P"
-    except (OSError, EOFError, ValueError, SyntaxError):
-        return False  # whoever opens it next says what is wrong
-
-
-def _decode(path: Path, page: int, as_colors: bool) -> NDArray[Any]:
-    """Pixel values (H, W, 1 or 3) of an image file; a palette image gives its indices, or its colors on demand."""
-    try:
-        with Image.open(path) as file:
-            if file.format == "PNG" and file.mode in ("RGB", "RGBA"):
-                with open_image(path) as opened:  # 16-bit values in several channels, too
-                    return opened.read(0, opened.height)
-
-            file.seek(page)
-            # Upright, as the image is read.
-            image = ImageOps.exif_transpose(file)
-            if image.mode == "1":
-                image = image.convert("L")
-            elif image.mode == "P" and as_colors:
-                image = image.convert("RGB")
-            array = np.asarray(image)
-    except (OSError, EOFError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path}: can't be read as a mask ({error}); replace or remove it") from None
-    if array.ndim == 2:
-        return array[:, :, None]
-    # Transparency says nothing about labels.
-    return array[:, :, :1] if array.shape[2] == 2 else array[:, :, :3]

@@ -1,7 +1,7 @@
-"""Opening images of any supported format for reading by window: PNG, JPEG and what else Pillow reads, TIFF, Zarr.
+"""Opening images of any supported format for reading by window: TIFF, Zarr, Netpbm, and all that Pillow reads.
 
-Every reader gives the same picture of a file (`shards.images.image_file`). Transparency is dropped and palettes are
-looked up, so that what is read is what a person sees.
+Every reader gives the same picture of a file (`shards.images.image_file`). Unless told otherwise, what is read is what
+a person sees: upright, palettes looked up, without transparency.
 """
 
 from pathlib import Path
@@ -9,12 +9,26 @@ from pathlib import Path
 import numpy as np
 
 from segdist.core.errors import UserError
-from shards.images.image_file import ImageFile, damage_reported
+from shards.images.image_file import ImageFile, Reading, Values, damage_reported
+from shards.images.netpbm_image import NetpbmImage, is_netpbm
 from shards.images.pillow_image import PillowImage
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi")
 ZARR_SUFFIX = ".zarr"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm", *TIFF_SUFFIXES, ZARR_SUFFIX)
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".webp",
+    ".gif",
+    ".pbm",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+    *TIFF_SUFFIXES,
+    ZARR_SUFFIX,
+)
 """Suffixes (lower case) by which folders are searched for images; a file that is named itself may have any."""
 
 
@@ -29,32 +43,51 @@ def split_address(address: str | Path) -> tuple[Path, int]:
     return (Path(path), int(page)) if found and page.isdecimal() else (Path(address), 0)
 
 
-def open_image(address: str | Path) -> ImageFile:
-    """Open an image: a path, or the address of a page of a multi-page TIFF (`page_address`).
+def page_addresses(path: Path) -> list[Path]:
+    """The addresses of all images in a file: several in a multi-page TIFF, else the path alone.
 
     Raises:
-        UserError: missing, damaged or unknown file, or values that are neither 1, 8 nor 16 bit integers.
+        UserError: a TIFF file that is missing or damaged.
+    """
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES and suffix not in TIFF_SUFFIXES:
+        return [path]  # as its name says, without opening it
+    if not _is_tiff(path):
+        return [path]
+    from shards.images.tiff_pages import tiff_page_numbers  # see `open_image`
+
+    with damage_reported(path):
+        return [page_address(path, number) for number in tiff_page_numbers(path)]
+
+
+def open_image(
+    address: str | Path, values: Values = "seen", *, upright: bool = True, channels: int | None = None
+) -> ImageFile:
+    """Open an image: a path, or the address of a page of a multi-page TIFF (`page_address`).
+
+    `values`, `upright` and `channels` as in `Reading`.
+
+    Raises:
+        UserError: missing, damaged or unknown file, or values of a kind that isn't read.
     """
     path, page = split_address(address)
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
-    if path.is_dir():
-        if not any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")):
-            raise UserError(f"{path}: a folder, but no Zarr image; give a file")
-        from shards.images.zarr_image import ZarrImage
-
-        with damage_reported(path):
-            return ZarrImage(path)
-    if is_tiff(path):
-        # tifffile costs a tenth of a second to import, which jobs on PNG files needn't pay.
-        from shards.images.tiff_image import TiffImage
-
-        with damage_reported(path):
-            return TiffImage(path, page)
-    if page:
-        raise UserError(f"{path}: page {page} asked for, but only TIFF files have pages")
+    reading = Reading(values, upright, channels)
     with damage_reported(path):
-        return PillowImage(path)
+        if path.is_dir():
+            if not any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")):
+                raise UserError(f"{path}: a folder, but no Zarr image; give a file")
+            # zarr is an extra.
+            from shards.images.zarr_image import ZarrImage
+
+            return ZarrImage(path, reading)
+        if _is_tiff(path):
+            # tifffile costs a tenth of a second to import, which jobs on PNG files needn't pay.
+            from shards.images.tiff_image import TiffImage
+
+            return TiffImage(path, None if path == Path(address) else page, reading)
+        if page:
+            raise UserError(f"{path}: page {page} asked for, but only TIFF files have pages")
+        return NetpbmImage(path, reading) if is_netpbm(path) else PillowImage(path, reading)
 
 
 def match_channels(array: np.ndarray, channels: int, path: str | Path) -> np.ndarray:
@@ -83,7 +116,7 @@ def match_channels(array: np.ndarray, channels: int, path: str | Path) -> np.nda
     )
 
 
-def is_tiff(path: Path) -> bool:
+def _is_tiff(path: Path) -> bool:
     """True for classic TIFF and BigTIFF of either byte order, judged by the first bytes, not by the name."""
-    with path.open("rb") as file:
+    with damage_reported(path), path.open("rb") as file:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -1,19 +1,28 @@
-"""PNG, JPEG and what else Pillow reads, and the 16-bit PNGs that it reads only by halves."""
+"""PNG, JPEG and what else Pillow reads."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from segdist.core.errors import UserError
-from shards.images.image_file import ImageFile, unsupported_values
+from shards.images.image_file import ImageFile, Reading, check_memory, unsupported_values
+from shards.images.png_chunks import GRAY, GRAY_ALPHA, RGB, RGBA, PngHeader, check_png, read_png_header
 
 # Pillow refuses pictures of more than 179 megapixels as possible bombs; here they are what the program is for, and
-# the plan of a job says what they need.
+# `check_memory` refuses what doesn't fit.
 Image.MAX_IMAGE_PIXELS = None
+# What it warns of (damaged EXIF, say) is no help without the file's name.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 EXIF_ORIENTATION = 0x0112
-_RGB, _GRAY_ALPHA, _RGBA = 2, 4, 6  # PNG color types
+_JPEG_RATIO = 4096
+"""Pixels that a byte of a JPEG can mean at most: a block of 8 x 8 takes a bit, and a subsampled one stands for four."""
+
+_GRAY_MODES = {"1": 0, "L": 0, "LA": 1, "La": 1, "I;16": 0, "I;16L": 0, "I;16B": 0, "I;16N": 0, "I": 0, "F": 0}
+_COLOR_MODES = {"RGB": 0, "RGBX": 0, "RGBA": 1, "RGBa": 1, "CMYK": 0, "YCbCr": 0, "HSV": 0}
+"""Pillow's modes, with their number of alpha channels."""
 
 
 class PillowImage(ImageFile):
@@ -21,79 +30,109 @@ class PillowImage(ImageFile):
 
     windowed = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reading: Reading) -> None:
         self.path = path
+        self._values = reading.values
         self._pixels: np.ndarray | None = None
+        self._png = read_png_header(path)
         with Image.open(path) as image:
             self.width, self.height = image.size
-            # Cameras store a rotated picture with a note; every viewer (and labeling tool) shows it upright.
-            if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
-                self.width, self.height = self.height, self.width
             mode = image.mode
-        self._deep_png = _deep_png_kind(path)
-        self.dtype = np.dtype(np.uint16 if mode.startswith("I;16") or self._deep_png else np.uint8)
-        if self._deep_png:
-            self.channels = 1 if self._deep_png == _GRAY_ALPHA else 3
-        elif mode in ("1", "L", "LA", "La") or mode.startswith("I;16"):
-            self.channels = 1
+            orientation = _orientation(image, self._png)
+            if image.format == "JPEG" and self.width * self.height > _JPEG_RATIO * path.stat().st_size:
+                raise UserError(
+                    f"{path}: damaged: the header claims {self.height} x {self.width} pixels, more than "
+                    f"{path.stat().st_size} bytes can hold"
+                )
+        self._choose(mode, reading)
+        # The orientation counts only now: `_choose` may decode.
+        self._turn(orientation, reading.upright)
+
+    def _choose(self, mode: str, reading: Reading) -> None:
+        """What the pixels will be, by Pillow's mode."""
+        deep = self._png is not None and self._png.bits == 16 and self._png.color_type in (RGB, GRAY_ALPHA, RGBA)
+        self._deep = deep
+        self.one_bit = mode == "1"
+        self.dtype = np.dtype(np.uint16 if mode.startswith("I;16") or deep else np.uint8)
+        if deep:
+            assert self._png is not None
+            self.channels, self.alpha = {RGB: (3, 0), GRAY_ALPHA: (1, 1), RGBA: (3, 1)}[self._png.color_type]
         elif mode in ("P", "PA"):
-            self.channels = self._decoded().shape[2]
-        elif mode in ("RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
-            self.channels = 3
+            self.channels = 1 if self._values == "stored" else self._decoded().shape[2]
+        elif mode in _GRAY_MODES:
+            self.channels, self.alpha = 1, _GRAY_MODES[mode]
+        elif mode in _COLOR_MODES:
+            self.channels, self.alpha = 3, _COLOR_MODES[mode]
         else:
-            raise UserError(unsupported_values(path, f"Pillow mode {mode}"))
+            raise UserError(f"{self.path}: colors in {mode}; save it as gray or RGB")
+        if mode in ("I", "F"):
+            if self._values == "seen":
+                raise UserError(unsupported_values(self.path, "32-bit values"))
+            self.dtype = np.dtype(np.int32 if mode == "I" else np.float32)
+        if self.alpha and reading.channels == self.channels + self.alpha:
+            self.channels, self.alpha = self.channels + self.alpha, 0
 
     def close(self) -> None:
         self._pixels = None
 
     def _window(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        return self._decoded()[top:bottom, left:right]
+        return self._decoded()[top:bottom, left:right, : self.channels]
 
     def _decoded(self) -> np.ndarray:
-        if self._pixels is None and self._deep_png:
-            self._pixels = _read_deep_png(self.path)[..., : self.channels]
+        """All pixels, as stored."""
         if self._pixels is None:
-            with Image.open(self.path) as image:
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode in ("LA", "La"):
-                    upright = upright.getchannel(0)
-                elif upright.mode == "1":
-                    upright = upright.convert("L")
-                elif upright.mode in ("P", "PA"):
-                    upright = upright.convert("RGB")
-                    colors = np.asarray(upright)
-                    if (colors == colors[..., :1]).all():
-                        upright = upright.getchannel(0)
-                elif upright.mode != "L" and not upright.mode.startswith("I;16"):
-                    upright = upright.convert("RGB")
-                pixels = np.asarray(upright)
-            pixels = pixels.astype(self.dtype, copy=False)  # "I;16B" comes in the other byte order
-            self._pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+            check_memory(self.path, 2 * self.width * self.height * 4 * self.dtype.itemsize, "a picture")
+            if self._png is not None:
+                check_png(self.path)
+            pixels = self._decode_deep() if self._deep else self._decode()
+            pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+            if pixels.shape[:2] != self._stored_shape():
+                raise UserError(f"{self.path}: damaged: {pixels.shape[:2]} pixels, and the header says otherwise")
+            self._pixels = pixels
         return self._pixels
 
+    def _stored_shape(self) -> tuple[int, int]:
+        return self.stored_size
 
-def _deep_png_kind(path: Path) -> int:
-    """The color type of a 16-bit PNG with several channels, which Pillow would halve without a word; else 0."""
-    with path.open("rb") as file:
-        head = file.read(26)
-    is_deep = head.startswith(b"\x89PNG") and len(head) == 26 and head[24] == 16
-    return head[25] if is_deep and head[25] in (_RGB, _GRAY_ALPHA, _RGBA) else 0
+    def _decode_deep(self) -> np.ndarray:
+        """PNG of several 16-bit channels, of which Pillow would keep 8 bits without a word."""
+        # A twentieth of a second that jobs on other files needn't pay.
+        import imagecodecs
+
+        return np.asarray(imagecodecs.png_decode(self.path.read_bytes()))
+
+    def _decode(self) -> np.ndarray:
+        with Image.open(self.path) as image:
+            if image.mode in ("P", "PA"):
+                return self._decode_palette(image)
+            if image.mode in ("L", "LA", "La", "RGB", "RGBA", "I", "F") or image.mode.startswith("I;16"):
+                pixels = np.asarray(image).astype(self.dtype, copy=False)  # "I;16B" comes in the other byte order
+                few_bits = self._png is not None and self._png.color_type == GRAY and self._png.bits < 8
+                if few_bits and self._values == "stored":
+                    assert self._png is not None
+                    pixels = pixels // np.uint8(255 // (2**self._png.bits - 1))  # Pillow scales them
+                return pixels
+            if image.mode == "1":
+                bits = np.asarray(image).astype(np.uint8)
+                return bits if self._values == "stored" else bits * np.uint8(255)
+            return np.asarray(image.convert("RGBA" if image.mode == "RGBa" else "RGB"))
+
+    def _decode_palette(self, image: Image.Image) -> np.ndarray:
+        """Indices, or the colors; one channel where all colors that occur are gray."""
+        if self._values == "stored":
+            return np.asarray(image if image.mode == "P" else image.getchannel("P"))
+        colors = np.asarray(image.convert("RGB"))
+        return colors[..., :1] if (colors == colors[..., :1]).all() else colors
 
 
-def _read_deep_png(path: Path) -> np.ndarray:
-    """All pixels of a 16-bit PNG with several channels, upright: (H, W, C) uint16, alpha last.
-
-    Pillow unpacks either half of each value; which one is the name of the raw mode.
-    """
-    kind = _deep_png_kind(path)
-    if kind == _GRAY_ALPHA:  # opened as RGBA, whose four bytes are the two halves of two values
-        halves = _unpacked(path, "RGBA")
-        return halves[..., ::2] * np.uint16(256) + halves[..., 1::2]
-    mode = "RGB" if kind == _RGB else "RGBA"
-    return _unpacked(path, f"{mode};16B") * np.uint16(256) + _unpacked(path, f"{mode};16L")
-
-
-def _unpacked(path: Path, raw_mode: str) -> np.ndarray:
-    with Image.open(path) as image:
-        image.tile = [image.tile[0]._replace(args=raw_mode)]
-        return np.asarray(ImageOps.exif_transpose(image), np.uint16)
+def _orientation(image: Image.Image, png: PngHeader | None) -> int:
+    """The EXIF tag; 1 where it is missing or makes no sense."""
+    try:
+        if png is None or png.late_notes:
+            tag = image.getexif().get(EXIF_ORIENTATION, 1)
+        else:
+            # Pillow's own method for PNG decodes the picture, to see what follows the pixels.
+            tag = Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
+    except Exception:  # damaged EXIF raises anything; the picture may be fine, and viewers show it as it is
+        return 1
+    return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1

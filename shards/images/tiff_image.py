@@ -11,74 +11,142 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from tifffile import COMPRESSION, PHOTOMETRIC
 
 from segdist.core.errors import UserError
-from shards.images.image_file import ImageFile, unsupported_values
+from shards.images.image_file import ImageFile, Reading, check_memory, unsupported_values
+from shards.images.tiff_pages import image_pages, is_copy, planes_of_only_page
 
-ALPHA = (1, 2)
+_ALPHA = (1, 2)
 """ExtraSamples values for associated and unassociated alpha."""
+_ORIENTATION = 274
+_JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY)
+"""The decoders of these turn YCbCr into RGB."""
+_GRAY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MASK)
+_RATIOS = {1: 1, 5: 4096, 8: 1032, 32946: 1032, 32773: 64}
+"""Most bytes that a byte can mean, by compression: none, LZW, deflate, PackBits."""
 
 
 class TiffImage(ImageFile):
     """One page of a TIFF file. Reading from the top down decodes every segment once."""
 
-    def __init__(self, path: Path, page: int) -> None:
-        self.path = path
-        self._tiff = tifffile.TiffFile(path)
+    def __init__(self, path: Path, page: int | None, reading: Reading) -> None:
+        """`page` as in `shards.images.tiff_pages`; None: the first that is an image."""
+        self.path, self._values = path, reading.values
+        self._tiff = tifffile.TiffFile(path, _multifile=False)
         try:
             self._open_page(page)
+            self._choose_values()
+            self._choose_channels(reading)
+            self._choose_segments()
+            self._check_codec()
+            self._check_size()
+            tag = self._page.tags.valueof(_ORIENTATION, 1)
+            self._turn(tag if isinstance(tag, int) and 1 <= tag <= 8 else 1, reading.upright)
         except BaseException:
             self._tiff.close()
             raise
 
-    def _open_page(self, page: int) -> None:
+    def _open_page(self, number: int | None) -> None:
         pages = self._tiff.pages
-        if not 0 <= page < len(pages):
-            raise UserError(f"{self.path}: page {page} asked for, but the file has pages 0 to {len(pages) - 1}")
-        self._page: Any = pages[page]
-        _, depth, self.height, self.width, _ = self._page.shaped
+        if number is None:
+            # A camera's file may begin with its thumbnail.
+            number = image_pages(self._tiff)[0] if len(pages) > 1 and is_copy(pages[0]) else 0
+        planes = planes_of_only_page(self._tiff) if len(pages) == 1 else len(pages)
+        if not 0 <= number < planes:
+            raise UserError(f"{self.path}: page {number} asked for, but the file has pages 0 to {planes - 1}")
+        self._plane = number if len(pages) == 1 else 0
+        self._page: Any = pages[0 if len(pages) == 1 else number].aspage()
+        if self._page.ndim == 0 or not self._page.size:
+            raise UserError(f"{self.path}: damaged: a page without pixels")
+        _, depth, self._rows, self._columns, _ = self._page.shaped
+        self.height, self.width = self._rows, self._columns
         if depth != 1:
             raise UserError(f"{self.path}: a volume of {depth} layers in one page; save the layers as pages or files")
-        self._stored = self._page.dtype
-        self._bits = self._page.bitspersample
-        if self._bits == 1:
-            self.dtype = np.dtype(np.uint8)
-        elif self._stored in (np.dtype(np.uint8), np.dtype(np.uint16)) and self._bits in (8, 16):
-            self.dtype = np.dtype(self._stored)
-        else:
-            raise UserError(unsupported_values(self.path, f"{self._bits}-bit values of type {self._stored}"))
         self._samples = self._page.samplesperpixel
-        self._colors: np.ndarray | None = None
-        self._choose_channels()
-        # An uncompressed strip of any height can be read in parts; every other segment is decoded as one piece.
-        self._direct = (
-            self._page.compression == 1
-            and not self._page.is_tiled
-            and self._page.planarconfig != 2
-            and self._bits in (8, 16)
-            and self._page.predictor == 1
-            and self._page.fillorder == 1
-        )
-        self._segment_rows = self._page.tilelength if self._page.is_tiled else min(self._page.rowsperstrip, self.height)
-        self.windowed = self._direct or self._segment_rows < self.height
-        self._kept: dict[int, np.ndarray] = {}
-        self._check_codec()
-        self._check_size()
 
-    def _choose_channels(self) -> None:
-        photometric = self._page.photometric
-        if photometric == tifffile.PHOTOMETRIC.PALETTE:
-            colormap = np.asarray(self._page.colormap)  # (3, entries), 16 bit
-            self._colors = (colormap >> 8).astype(np.uint8).T
+    def _choose_values(self) -> None:
+        """The type of the pixels, and what they are multiplied by: few bits of a picture are scaled to eight."""
+        bits, stored = self._page.bitspersample, self._page.dtype
+        if stored is None or not isinstance(bits, int):
+            raise UserError(f"{self.path}: samples of {bits} bits; save it with 8 or 16")
+        self._stored = np.dtype(stored)
+        self.one_bit, self._scale = bits == 1, 1
+        if self._stored.kind == "b" or (self._stored.kind == "u" and bits <= 8):
             self.dtype = np.dtype(np.uint8)
-            gray = (self._colors == self._colors[:, :1]).all()
-            self.channels = 1 if gray else 3
+            if self._values != "stored" and bits < 8:
+                self._scale = 255 // (2**bits - 1)
+        elif self._stored.kind == "u" and bits <= 16:
+            self.dtype = np.dtype(np.uint16)
+        elif self._values != "seen" and self._stored.kind in "uif":
+            self.dtype = self._stored
+        else:
+            raise UserError(unsupported_values(self.path, f"{bits}-bit values of type {self._stored}"))
+
+    def _choose_channels(self, reading: Reading) -> None:
+        """Which samples are channels, and how their colors are to be understood."""
+        page = self._page
+        photometric = page.photometric if 262 in page.tags else None
+        self._inverted = photometric == PHOTOMETRIC.MINISWHITE and self._values == "seen"
+        self._colors: np.ndarray | None = None
+        self._luminance = photometric == PHOTOMETRIC.YCBCR and page.compression not in _JPEG
+        if photometric == PHOTOMETRIC.PALETTE:
+            self._choose_palette()
             return
-        if photometric == tifffile.PHOTOMETRIC.SEPARATED:
-            raise UserError(f"{self.path}: a CMYK image; save it as gray or RGB")
-        alpha = [index for index, kind in enumerate(self._page.extrasamples) if kind in ALPHA]
-        # Extra samples are the last ones; only a single last alpha channel is dropped.
-        self.channels = self._samples - (1 if alpha and self._samples > 1 else 0)
+        if self._luminance:
+            self._check_luminance()
+        elif photometric not in (None, PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, *_GRAY):
+            name = getattr(photometric, "name", photometric)
+            raise UserError(f"{self.path}: colors in {name}; save it as gray or RGB")
+        extra = page.extrasamples[-self._samples :] if page.extrasamples else ()
+        first = self._samples - len(extra)
+        tagged = {first + place for place, kind in enumerate(extra) if kind in _ALPHA and first + place > 0}
+        if reading.channels == self._samples:
+            tagged = set()
+        kept = [sample for sample in range(self._samples) if sample not in tagged]
+        self.channels, self.alpha = len(kept), len(tagged)
+        self._kept_samples: slice | list[int] = slice(len(kept)) if kept[-1] == len(kept) - 1 else kept
+
+    def _choose_palette(self) -> None:
+        self.channels, self._kept_samples, self._scale = 1, slice(1), 1
+        if self._values == "stored":
+            return
+        colors = np.asarray(self._page.colormap)  # (3, entries), 16 bit
+        if colors.ndim != 2 or len(colors) != 3 or colors.shape[1] < min(2**self._page.bitspersample, 65536):
+            raise UserError(f"{self.path}: damaged: no color map of {2**self._page.bitspersample} entries")
+        # Some writers give 8 bits, against the standard.
+        self._colors = (colors >> (8 if colors.max() > 255 else 0)).astype(np.uint8).T
+        self.dtype = np.dtype(np.uint8)
+        self.channels = 1 if (self._colors == self._colors[:, :1]).all() else 3
+
+    def _check_luminance(self) -> None:
+        plain = self._stored == np.uint8 and self._samples == 3 and self._page.planarconfig == 1
+        if not plain or tuple(self._page.subsampling or (2, 2)) != (1, 1) or 532 in self._page.tags:
+            raise UserError(f"{self.path}: colors in YCbCr, subsampled or of another range; save it as RGB")
+
+    def _choose_segments(self) -> None:
+        """What is read as one piece. An uncompressed strip of any height can be read in parts; every other segment is
+        decoded whole."""
+        page = self._page
+        self._direct = (
+            page.compression == 1
+            and not page.is_tiled
+            and page.planarconfig != 2
+            and page.bitspersample == 8 * self._stored.itemsize
+            and page.predictor == 1
+            and page.fillorder == 1
+        )
+        if self._plane and not self._direct:
+            raise UserError(f"{self.path}: damaged: one directory for many planes that aren't plain pixels")
+        self._segment_rows = page.tilelength if page.is_tiled else min(page.rowsperstrip, self._rows)
+        self._segment_columns = page.tilewidth if page.is_tiled else self._columns
+        if self._segment_rows < 1 or self._segment_columns < 1:
+            raise UserError(f"{self.path}: damaged: strips or tiles without pixels")
+        self._across = -(-self._columns // self._segment_columns)
+        self._down = -(-self._rows // self._segment_rows)
+        self._planes = self._samples if page.planarconfig == 2 else 1
+        self.windowed = self._direct or self._segment_rows < self._rows
+        self._kept: dict[int, np.ndarray] = {}
 
     def _check_codec(self) -> None:
         page = self._page
@@ -90,44 +158,75 @@ class TiffImage(ImageFile):
             problem = str(error).strip("\"'")
             raise UserError(f"{self.path}: {problem}; save the file uncompressed or with deflate") from None
 
+    def _check_size(self) -> None:
+        """A file cut short, or with a header that lies about the size, is found before its first pixel is used."""
+        size = os.path.getsize(self.path)
+        offsets, counts = self._page.dataoffsets, self._page.databytecounts
+        segments = self._across * self._down * self._planes
+        if not len(offsets) == len(counts) >= segments or not any(counts):
+            raise UserError(
+                f"{self.path}: damaged: {segments} strips or tiles are needed for {self._rows} x {self._columns} "
+                f"pixels, the file lists {min(len(offsets), len(counts))}"
+            )
+        end = max(offset + count for offset, count in zip(offsets, counts, strict=True))
+        if self._plane:
+            end += self._plane * self._plane_bytes
+        if end > size:
+            raise UserError(f"{self.path}: damaged: pixels reach to byte {end}, but the file ends at {size}")
+        ratio = _RATIOS.get(self._page.compression)
+        row = self._segment_columns * (self._samples // self._planes) * self._page.bitspersample // 8
+        for index in range(segments if ratio else 0):
+            rows = self._segment_rows if self._page.is_tiled else min(self._segment_rows, self._rows - self._row(index))
+            if counts[index] and rows * row > counts[index] * ratio:
+                raise UserError(
+                    f"{self.path}: damaged: a strip or tile of {rows} rows needs {rows * row} bytes, and "
+                    f"{counts[index]} hold no more than {counts[index] * ratio}"
+                )
+        if not self._direct:
+            held = self._segment_rows * self._segment_columns * self._samples // self._planes * self.dtype.itemsize
+            check_memory(self.path, 2 * held, "strips or tiles")
+
+    @property
+    def _plane_bytes(self) -> int:
+        return int(self._page.size) * self._stored.itemsize
+
     def close(self) -> None:
         self._kept.clear()
         self._tiff.close()
 
-    def _check_size(self) -> None:
-        """A file cut short is found before its first pixel is used."""
-        size = os.path.getsize(self.path)
-        end = max(
-            (offset + count for offset, count in zip(self._page.dataoffsets, self._page.databytecounts, strict=True)),
-            default=0,
-        )
-        if end > size:
-            raise UserError(f"{self.path}: damaged: pixels reach to byte {end}, but the file ends at {size}")
-
     def _window(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        stored = self._direct_rows(top, bottom) if self._direct else self._from_segments(top, bottom, left, right)
         if self._direct:
-            stored = stored[:, left:right]
+            stored = self._direct_rows(top, bottom)[:, left:right]
+        else:
+            stored = self._from_segments(top, bottom, left, right)
         if self._colors is not None:
             return self._colors[stored[..., 0]][..., : self.channels]
-        if self._bits == 1:
-            stored = stored.astype(np.uint8) * np.uint8(255)
-        if self._page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-            stored = np.iinfo(self.dtype).max - stored
-        return stored[..., : self.channels]
+        if self._luminance:
+            return _rgb_of(stored)
+        if self._scale > 1:
+            stored = stored * np.uint8(self._scale)
+        if self._inverted:
+            stored = stored.copy()
+            stored[..., 0] = self._white - stored[..., 0]
+        return stored[..., self._kept_samples]
+
+    @property
+    def _white(self) -> int:
+        bits = self._page.bitspersample
+        return 255 if bits <= 8 else int(2**bits - 1)
 
     def _direct_rows(self, top: int, bottom: int) -> np.ndarray:
         """Whole rows straight from the file, strip by strip."""
-        stored = np.dtype(self._stored).newbyteorder(self._tiff.byteorder)
-        row_bytes = self.width * self._samples * stored.itemsize
-        pixels = np.empty((bottom - top, self.width, self._samples), stored)
+        stored = self._stored.newbyteorder(self._tiff.byteorder)
+        row_bytes = self._columns * self._samples * stored.itemsize
+        pixels = np.empty((bottom - top, self._columns, self._samples), stored)
         flat = pixels.reshape(-1).view(np.uint8)
         handle = self._tiff.filehandle
         row = top
         while row < bottom:
             strip, inside = divmod(row, self._segment_rows)
             rows = min(self._segment_rows - inside, bottom - row)
-            handle.seek(self._page.dataoffsets[strip] + inside * row_bytes)
+            handle.seek(self._page.dataoffsets[strip] + self._plane * self._plane_bytes + inside * row_bytes)
             start = (row - top) * row_bytes
             wanted = flat[start : start + rows * row_bytes]
             if handle.readinto(wanted.data) != wanted.size:
@@ -137,48 +236,50 @@ class TiffImage(ImageFile):
 
     def _from_segments(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
         """Decode the segments that the window touches; those of the last window are kept for the next."""
-        shape = (bottom - top, right - left, self._samples)
-        pixels = np.empty(shape, bool if self._bits == 1 else self.dtype)
+        pixels = np.empty((bottom - top, right - left, self._samples), self.dtype)
         kept, self._kept = self._kept, {}
         for index in self._segments_in(top, bottom, left, right):
             segment = kept[index] if index in kept else self._decode(index)
             self._kept[index] = segment
-            plane, y, x = self._place(index)
-            height = min(segment.shape[0], self.height - y)
-            width = min(segment.shape[1], self.width - x)
+            plane, y, x = index // (self._across * self._down), self._row(index), self._column(index)
+            height, width = min(self._segment_rows, self._rows - y), min(self._segment_columns, self._columns - x)
+            samples = self._samples // self._planes
+            if (
+                segment.ndim != 3
+                or segment.shape[0] < height
+                or segment.shape[1] < width
+                or segment.shape[2] != samples
+            ):
+                raise UserError(f"{self.path}: damaged: segment {index} has {segment.shape} values")
             y0, y1 = max(top, y), min(bottom, y + height)
             x0, x1 = max(left, x), min(right, x + width)
-            samples = slice(plane, plane + segment.shape[2])
-            pixels[y0 - top : y1 - top, x0 - left : x1 - left, samples] = segment[y0 - y : y1 - y, x0 - x : x1 - x]
+            pixels[y0 - top : y1 - top, x0 - left : x1 - left, plane : plane + samples] = segment[
+                y0 - y : y1 - y, x0 - x : x1 - x
+            ]
         return pixels
 
     def _segments_in(self, top: int, bottom: int, left: int, right: int) -> list[int]:
-        across, down, planes = self._grid()
-        tile_width = self._page.tilewidth if self._page.is_tiled else self.width
         rows = range(top // self._segment_rows, -(-bottom // self._segment_rows))
-        columns = range(left // tile_width, -(-right // tile_width))
-        return [(plane * down + row) * across + column for plane in range(planes) for row in rows for column in columns]
+        columns = range(left // self._segment_columns, -(-right // self._segment_columns))
+        return [
+            (plane * self._down + row) * self._across + column
+            for plane in range(self._planes)
+            for row in rows
+            for column in columns
+        ]
 
-    def _grid(self) -> tuple[int, int, int]:
-        """Segments across and down, and planes (more than one where channels are stored one after another)."""
-        across = -(-self.width // self._page.tilewidth) if self._page.is_tiled else 1
-        down = -(-self.height // self._segment_rows)
-        return across, down, self._samples if self._page.planarconfig == 2 else 1
+    def _row(self, index: int) -> int:
+        return index % (self._across * self._down) // self._across * self._segment_rows
 
-    def _place(self, index: int) -> tuple[int, int, int]:
-        across, down, _ = self._grid()
-        plane, rest = divmod(index, across * down)
-        row, column = divmod(rest, across)
-        return plane, row * self._segment_rows, column * (self._page.tilewidth if self._page.is_tiled else 0)
+    def _column(self, index: int) -> int:
+        return index % self._across * self._segment_columns
 
     def _decode(self, index: int) -> np.ndarray:
         """One segment as (h, w, samples)."""
         handle = self._tiff.filehandle
         count = self._page.databytecounts[index]
         if count == 0:  # an empty segment of a sparse file
-            columns = self._page.tilewidth if self._page.is_tiled else self.width
-            samples = 1 if self._page.planarconfig == 2 else self._samples
-            return np.zeros((self._segment_rows, columns, samples), self.dtype)
+            return np.zeros((self._segment_rows, self._segment_columns, self._samples // self._planes), self.dtype)
         handle.seek(self._page.dataoffsets[index])
         content = handle.read(count)
         # The tables stand once for all segments of a JPEG file.
@@ -186,3 +287,11 @@ class TiffImage(ImageFile):
         if segment is None:
             raise UserError(f"{self.path}: damaged: segment {index} can't be decoded")
         return np.asarray(segment[0])
+
+
+def _rgb_of(luminance: np.ndarray) -> np.ndarray:
+    """RGB of YCbCr pixels (…, 3) of 8 bits: ITU-R BT.601, full range (TIFF 6.0, section 21, the defaults)."""
+    y, cb, cr = (luminance[..., channel].astype(np.float32) for channel in range(3))
+    cb, cr = cb - 128, cr - 128
+    rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)

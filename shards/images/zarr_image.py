@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from segdist.core.errors import UserError
-from shards.images.image_file import ImageFile, unsupported_values
+from shards.images.image_file import ImageFile, Reading, unsupported_values
 
 MOST_CHANNELS = 16
 """A first or last axis of at most so many entries holds the channels."""
@@ -26,7 +26,7 @@ class ZarrImage(ImageFile):
 
     windowed = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reading: Reading) -> None:
         zarr = import_zarr()
         self.path = path
         node = zarr.open(str(path), mode="r")
@@ -36,9 +36,10 @@ class ZarrImage(ImageFile):
             node = node["0"]
         self._array = node
         self.dtype = np.dtype(node.dtype)
+        self._white = np.uint8(1 if reading.values == "stored" else 255)
         if self.dtype == np.dtype(bool):
-            self.dtype = np.dtype(np.uint8)
-        elif self.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
+            self.dtype, self.one_bit = np.dtype(np.uint8), True
+        elif self.dtype not in (np.uint8, np.uint16) and (reading.values == "seen" or self.dtype.kind not in "uif"):
             raise UserError(unsupported_values(path, f"Zarr values of type {node.dtype}"))
         shape = tuple(node.shape)
         # OME-Zarr stores (T, C, Z, Y, X); leading axes of one entry say nothing.
@@ -63,7 +64,7 @@ class ZarrImage(ImageFile):
             window = (slice(None), *window)
         pixels = np.asarray(self._array[(0,) * self._lead + window])
         if pixels.dtype == bool:
-            pixels = pixels.astype(np.uint8) * np.uint8(255)
+            pixels = pixels.astype(np.uint8) * self._white
         if self._flat:
             return pixels[..., None]
         return pixels.transpose(1, 2, 0) if self._channels_first else pixels

@@ -190,7 +190,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
 
 def test_float_values_are_refused_with_the_way_out(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", GRAY.astype(np.float32))
-    with pytest.raises(UserError, match="only 8 and 16 bit"):
+    with pytest.raises(UserError, match="8 or 16 bit PNG or TIFF"):
         open_image(tmp_path / "a.tif")
 
 

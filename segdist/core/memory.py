@@ -1,0 +1,54 @@
+"""How much memory this process may still take. Only Linux tells; elsewhere it is unknown."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def available_memory() -> int | None:
+    """Bytes that can still be allocated: by the machine, the control group, and `ulimit -v`; None where unknown."""
+    return min(_limits(), default=None)
+
+
+def _limits() -> Iterator[int]:
+    if not sys.platform.startswith("linux"):
+        return
+    meminfo = _numbers(Path("/proc/meminfo"))
+    if "MemAvailable" in meminfo:
+        yield meminfo["MemAvailable"] * 1024
+    group = Path("/sys/fs/cgroup") / _control_group()
+    limit, used = (_number(group / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        yield max(limit - used, 0)
+    import resource  # only Unix has it
+
+    address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if address_space != resource.RLIM_INFINITY:
+        taken = _numbers(Path("/proc/self/status")).get("VmSize", 0) * 1024
+        yield max(address_space - taken, 0)
+
+
+def _control_group() -> str:
+    """The path of this process's group (version 2), below the mount point."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The lines `Name:  1234 kB` of a file of /proc."""
+    try:
+        lines = [line.partition(":") for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {name: int(value.split()[0]) for name, _, value in lines if value.split()[:1] and value.split()[0].isdigit()}
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
