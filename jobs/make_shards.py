@@ -18,6 +18,7 @@ from segdist.core.terminal import say
 from segdist.tracking.config import TrackingConfig
 from shards.build.build import make_shards
 from shards.build.config import MakeShardsConfig
+from shards.build.mask_check import check_masks
 from shards.build.plan import plan_lines
 from shards.build.work import find_work
 
@@ -42,7 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     config = command.job.shard_set
     if command.dry_run:
         print_config(command.job)
-        print("plan:", *plan_lines(find_work(config)), sep="\n  ")
+        work = find_work(config)
+        task, tasks = config.task_share()
+        check_masks(work.sources[task::tasks], work.config)
+        print("plan:", *plan_lines(work), sep="\n  ")
         return FINISHED
     tracking = command.job.tracking
     wanted = bool(tracking.names) and tracking.wandb != "off" and not config.task

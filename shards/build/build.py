@@ -14,7 +14,6 @@ import random
 import re
 import shutil
 import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from segdist.core.paths import BUILDING, CONTACT_SHEET, INDEX_SUFFIX, MANIFEST, 
 from segdist.core.terminal import Progress, say
 from shards.build.changes import changed_sources
 from shards.build.config import MakeShardsConfig
+from shards.build.mask_check import check_masks
 from shards.build.recipe import differences, other_version
 from shards.build.sources import Source, UnknownLabels
 from shards.build.work import Work, find_work
@@ -164,7 +164,7 @@ def _claim_folder(work: Work) -> bool:
 
 
 def _build_units(work: Work, units: Iterable[Unit], quiet: bool) -> None:
-    """Build the units that aren't whole yet; problems with masks are collected and told together."""
+    """Build the units that aren't whole yet; values of masks that are in no class are told for all files together."""
     units = list(units)
     missing = [unit for unit in units if not _is_whole(work, unit)]
     # Two builders of one set share the work when they don't walk through it in step.
@@ -172,14 +172,16 @@ def _build_units(work: Work, units: Iterable[Unit], quiet: bool) -> None:
     total = sum(len(unit.sources) for unit in units)
     done = total - sum(len(unit.sources) for unit in missing)
     label = f"building {work.config.folder}"
-    unknown: dict[str, Counter[str]] = {}
+    unknown: UnknownLabels | None = None
     with Progress(label, total=total, unit="images", quiet=quiet, done=done) as progress:
         for unit, problem in _run(work, missing):
-            if problem is not None:
-                unknown[str(problem.path)] = problem.counts
+            if unknown := problem:
+                break
             progress.advance(len(unit.sources))
-    if unknown:
-        raise UserError(unknown_message(dict(sorted(unknown.items())), work.config.masks))
+    if unknown is not None:
+        # A unit stops at its first bad mask; the user wants to hear of all.
+        check_masks([source for unit in units for source in unit.sources], work.config, quiet=quiet)
+        raise UserError(unknown_message({str(unknown.path): unknown.counts}, work.config.masks))
 
 
 def _is_whole(work: Work, unit: Unit) -> bool:

@@ -240,10 +240,9 @@ def mask_reader_from_recipe(recipe: dict[str, Any]) -> MaskReader:
 
 def unknown_message(found: dict[str, Counter[str]], config: MasksConfig) -> str:
     """What to tell about values outside the classes, per file, and the ways out."""
-    lines = []
-    for path, counts in list(found.items())[:10]:
-        shown = ", ".join(f"{value} ({count} px)" for value, count in counts.most_common(8))
-        lines.append(f"  {path}: {shown}" + (f" and {len(counts) - 8} more values" if len(counts) > 8 else ""))
+    lines = [f"  {path}: {_counted(counts)}" for path, counts in list(found.items())[:10]]
+    if len(found) > 1:
+        lines.insert(0, f"  {len(found)} files together: {_counted(sum(found.values(), Counter()))}")
     if len(found) > 10:
         lines.append(f"  … and {len(found) - 10} more files")
     ways = [
@@ -259,6 +258,11 @@ def unknown_message(found: dict[str, Counter[str]], config: MasksConfig) -> str:
         + "\nways out: "
         + "; ".join(ways)
     )
+
+
+def _counted(counts: Counter[str]) -> str:
+    shown = ", ".join(f"{value} ({count} px)" for value, count in counts.most_common(8))
+    return shown + (f" and {len(counts) - 8} more values" if len(counts) > 8 else "")
 
 
 def encode_mask(labels: Labels, classes: tuple[ClassInfo, ...]) -> bytes:

@@ -1,4 +1,4 @@
-"""What only Linux, or only Unix, has isn't needed in one process: a set is built, trained on, and images are segmented."""
+"""What only Linux, or only Unix, has isn't needed in one process: a set is built, trained on, images are segmented."""
 
 import subprocess
 import sys

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from jobs.make_shards import main as make_shards_command
 from segdist.core.errors import UserError
 from shards.build.build import make_shards
 from shards.build.config import ImagesConfig, PatchesConfig, SplitConfig
@@ -210,6 +211,30 @@ def test_labels_outside_the_classes_are_refused_for_all_files_at_once_and_leave_
     assert "masks/y.png: 130 (40 px)" in message
     assert not (tmp_path / "data" / "own").exists()
     assert build_own(tmp_path, masks=replace(own_config(tmp_path).masks, unknown="ignore")).ignored_pixels
+
+
+def test_a_dry_run_reads_the_masks_and_counts_over_all_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some_images(tmp_path, 30)
+    for number in (3, 4, 20):
+        mask = labels()
+        mask[0, : number // 2] = 77
+        add(tmp_path, f"im {number}.v1.png", noise(number), mask)
+    Image.fromarray(np.dstack([labels(), labels() * 0, labels()])).save(tmp_path / "masks" / "im 7.v1.png")
+    monkeypatch.chdir(tmp_path)
+    settings = ["--images.folder", "images", "--masks.folder", "masks", "--masks.classes", "a=0", "b=255"]
+    with pytest.raises(UserError) as error:
+        make_shards_command(["-f", "s", "--dry-run", "--processes", "2", *settings])
+    message = str(error.value)
+    assert "1 masks can't be used" in message
+    assert "im 7.v1.png: the mask is colored" in message
+    assert "3 files together: 77 (13 px)" in message
+    assert "im 20.v1.png: 77 (10 px)" in message
+    assert not (tmp_path / "data").exists()
+    (tmp_path / "masks" / "im 7.v1.png").write_bytes((tmp_path / "masks" / "im 1.v1.png").read_bytes())
+    assert make_shards_command(["-f", "s", "--dry-run", *settings, "--masks.ignore", "77"]) == 0
+    assert "images: 27 train, 3 val" in capsys.readouterr().out
 
 
 def test_mixed_channels_are_refused_with_the_way_out(tmp_path: Path) -> None:
