@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from segdist.core.parsing import from_dict, merge, option_value, read_file, to_dict
+from segdist.core.parsing import from_dict, merge, option_value, read_settings, to_dict
 
 if TYPE_CHECKING:
     from segdist.ranks.launchers import RankEnvironment
@@ -46,7 +46,7 @@ def parse(
     default = from_dict(cls, preset_values or {}, f"preset {preset}")
     config_file = option_value(arguments, "--config")
     if config_file is not None:
-        values = merge(preset_values or {}, read_file(Path(config_file)))
+        values = merge(preset_values or {}, read_settings(Path(config_file)))
         default = from_dict(cls, values, config_file)
     options: list[Any] = [
         ("job", Annotated[cls, tyro.conf.arg(name="")]),

@@ -39,14 +39,15 @@ def main(argv: list[str] | None = None) -> int:
     from rich.live import Live
 
     from segdist.core.errors import UserError
-    from segdist.runs.record import CONFIG, RUNS, SCORES, RunRecord, find_run, read_run
+    from segdist.core.paths import CONFIG, RUNS, SCORES
+    from segdist.runs.record import RunRecord, find_run, read_run, read_run_or_problem
     from segdist.runs.status import overview, status
 
     if config.every <= 0:
         raise UserError(f"--every {config.every:g}: must be above 0 seconds")
     folders = [find_run(name) for name in config.runs]
     if not folders and RUNS.is_dir():
-        folders = sorted(path.parent for path in RUNS.glob("*/config.json"))
+        folders = sorted(path.parent for path in RUNS.glob(f"*/{CONFIG}"))
     if not folders:
         raise UserError(f"there are no runs below {RUNS}; start one with `segdist train`, or name a folder")
 
@@ -54,11 +55,11 @@ def main(argv: list[str] | None = None) -> int:
         # The run of a job that is still in the queue is a folder with its submission and nothing else.
         if config.follow and not (folder / CONFIG).exists() and not any(folder.glob(f"**/{SCORES}")):
             return RunRecord(folder)
-        return read_run(folder)
+        return read_run(folder) if config.runs else read_run_or_problem(folder)
 
     def look() -> tuple[RenderableType, bool]:
         records = [read(folder) for folder in folders]
-        ended = all(record.state() in ("finished", "failed") for record in records)
+        ended = all(record.problem or record.state() in ("finished", "failed") for record in records)
         return (Group(*map(status, records)) if config.runs else overview(records)), ended
 
     shown, ended = look()

@@ -17,7 +17,7 @@ from segdist.core.files import write_json
 from segdist.core.formats import read_version, stamped
 from segdist.core.launcher import read_reason
 
-FORMAT = 1
+LEDGER_VERSION = 1
 
 STARTS_WITHOUT_PROGRESS = 3
 
@@ -54,7 +54,7 @@ class Ledger:
             return cls(path)
         try:
             values = json.loads(path.read_text())
-            read_version(values, FORMAT, str(path))
+            read_version(values, LEDGER_VERSION, str(path))
             return cls(path, [Start(**start) for start in values["starts"]], values["end"], values["reason"])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path}: damaged; delete it, which only forgets how often the job was started") from None
@@ -68,7 +68,7 @@ class Ledger:
         """Note how the job ended, and why."""
         self.end, self.reason = end, " ".join(reason.split())
         values = {"starts": [asdict(start) for start in self.starts], "end": self.end, "reason": self.reason}
-        write_json(self.path, stamped(values, FORMAT))
+        write_json(self.path, stamped(values, LEDGER_VERSION))
 
     def standstill(self, progress: str) -> str:
         """Why the job should not be started again, or nothing: it has made nothing new in its last three starts."""

@@ -26,7 +26,7 @@ from slurm.profiles import LIMITLESS_RETRIES, Profile, submitit_parameters
 from slurm.task import Task
 
 Cluster = Literal["slurm", "local", "debug"]
-FORMAT = 1
+RECORD_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def submit(order: Order, cluster: Cluster) -> tuple[Record, list[submitit.Job[st
         settings=order.settings,
     )
     with (order.folder / SUBMITTED).open("a") as file:
-        file.write(json.dumps(stamped(asdict(record), FORMAT)) + "\n")
+        file.write(json.dumps(stamped(asdict(record), RECORD_VERSION)) + "\n")
     return record, jobs
 
 
@@ -150,7 +150,7 @@ def read_records(folder: Path) -> list[Record]:
     records = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
-            records.append(Record(**unstamped(json.loads(line), FORMAT, str(path))))
+            records.append(Record(**unstamped(json.loads(line), RECORD_VERSION, str(path))))
         except (ValueError, TypeError):
             warn(f"{path}: line {number} is damaged; the job that it names is not shown")
     return records

@@ -16,7 +16,7 @@ REASON_FILE = "SEGDIST_REASON_FILE"
 """Environment variable: the file in which a rank that fails says why. All ranks of a job share it."""
 LAUNCHER = "SEGDIST_LAUNCHER"
 """Environment variable: number of the process without which this one must not go on."""
-FORMAT = 1
+REASON_VERSION = 1
 LOOK_EVERY = 1.0
 """Seconds between two looks for the launcher, where the kernel doesn't tell."""
 
@@ -31,7 +31,7 @@ def note_reason(reason: str, rank: int = 0) -> None:
     text = f"rank {rank}: {reason}" if rank else reason
     try:
         with Path(path).open("x") as file:
-            file.write(json.dumps(stamped({"reason": text, "time": round(time.time(), 3)}, FORMAT)) + "\n")
+            file.write(json.dumps(stamped({"reason": text, "time": round(time.time(), 3)}, REASON_VERSION)) + "\n")
     except OSError:
         pass  # somebody was quicker, or the disk is full, which the message on the screen may say
 
@@ -42,7 +42,7 @@ def read_reason(path: Path) -> str:
         values = json.loads(path.read_text())
     except (OSError, ValueError):
         return ""
-    read_version(values, FORMAT, str(path))
+    read_version(values, REASON_VERSION, str(path))
     return str(values["reason"])
 
 

@@ -35,7 +35,7 @@ try:
 except ImportError:  # not on Windows; there the heartbeat decides alone
     locks = None
 
-FORMAT = 1
+OWNER_VERSION = 1
 BEAT = 10.0
 """Seconds between two signs of life."""
 STALE_AFTER = 60.0
@@ -114,7 +114,7 @@ class _OwnRecord:
                 break
             except FileNotFoundError:
                 continue  # the last owner has just removed the folder of records
-        json.dump(stamped(asdict(record), FORMAT), self._file)
+        json.dump(stamped(asdict(record), OWNER_VERSION), self._file)
         self._file.flush()
         if locks is None:
             self._file.close()  # Windows renames no open file
@@ -265,7 +265,7 @@ def _read(path: Path) -> Record | None:
         values: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return None  # gone meanwhile, or half a record that a crash of the file server left
-    read_version(values, FORMAT, str(path))
+    read_version(values, OWNER_VERSION, str(path))
     return Record(**{item.name: values[item.name] for item in fields(Record)})
 
 

@@ -18,7 +18,7 @@ from segdist.core.formats import stamped, unstamped
 
 Config = TypeVar("Config")
 
-SETTINGS_FORMAT = 1
+SETTINGS_VERSION = 1
 
 
 def from_dict(cls: type[Config], values: dict[str, Any], origin: str) -> Config:
@@ -65,13 +65,21 @@ def read_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid {kind}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold a table of settings")
-    # Settings that a pipeline wrote for its jobs have a version; those of a person need none.
-    return unstamped(values, SETTINGS_FORMAT, str(path))
+    return values
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """As `read_file`; settings that `write_settings` wrote have a format version, those of a person need none.
+
+    Raises:
+        UserError: also when a later program wrote them.
+    """
+    return unstamped(read_file(path), SETTINGS_VERSION, str(path))
 
 
 def write_settings(path: Path, values: dict[str, Any]) -> None:
-    """A JSON file that `read_file` reads, with a format version."""
-    write_json(path, stamped(values, SETTINGS_FORMAT))
+    """Settings that one job writes for another, as JSON with a format version."""
+    write_json(path, stamped(values, SETTINGS_VERSION))
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,19 +2,36 @@
 
 import json
 import time
+from collections.abc import Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from segdist.core.errors import UserError
-from segdist.core.formats import RUN_VERSION, unstamped
+from segdist.core.formats import RUN_VERSION, stamped, unstamped
 from segdist.core.model_header import CARD_KEY, read_metadata
-from segdist.core.paths import BEST_MODEL, CONFIG, EVENTS, LAST_MODEL, METRICS, RUNS, SCORES, SUMMARY, TIMES, run_dir
+from segdist.core.paths import (
+    BEST_MODEL,
+    CONFIG,
+    EVENTS,
+    LAST_MODEL,
+    METRICS,
+    RUNS,
+    SCORES,
+    SLURM_LOGS,
+    SUMMARY,
+    TIMES,
+    run_dir,
+)
 from segdist.core.states import ENDED, State
+from segdist.core.terminal import warn
 
 SILENT_AFTER = 120.0
 """Seconds without a sign of life after which a run that has not ended is called silent (or 10 usual intervals)."""
+
+TIMES_VERSION = 1
+METRIC_KEYS, EVENT_KEYS = {"kind", "step", "time"}, {"what", "step", "time"}
 
 Row = dict[str, Any]
 
@@ -33,6 +50,8 @@ class RunRecord:
     events: list[Row] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     predictions: list["Predictions"] = field(default_factory=list)
+    problem: str = ""
+    """Why the folder can't be read; all else is empty then."""
 
     @property
     def name(self) -> str:
@@ -123,7 +142,7 @@ class Predictions:
 def note_inference(folder: Path, **values: Any) -> None:
     """Add a start of an inference job to the `times.jsonl` of its predictions; see `Predictions.starts`."""
     with (folder / TIMES).open("a") as file:
-        file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+        file.write(json.dumps(stamped({"time": round(time.time(), 3), **values}, TIMES_VERSION)) + "\n")
 
 
 def find_run(name: str) -> Path:
@@ -152,36 +171,66 @@ def read_run(folder: Path) -> RunRecord:
         UserError: the folder holds neither; a file in it is damaged.
     """
     predictions = [
-        Predictions(path.parent, _read_json(path), read_rows(path.parent / TIMES))
+        Predictions(path.parent, _read_json(path), _starts(path.parent / TIMES))
         for path in sorted(folder.glob(f"**/{SCORES}"))
     ]
     if not (folder / CONFIG).is_file() and not predictions:
-        queued = f"; `segdist queue {folder.name}` says what became of its jobs" if (folder / "slurm").is_dir() else ""
+        queued = (
+            f"; `segdist queue {folder.name}` says what became of its jobs" if (folder / SLURM_LOGS).is_dir() else ""
+        )
         raise UserError(
             f"{folder}: no run (there is no {CONFIG}) and no scored predictions (no {SCORES}) in it{queued}"
         )
-    rows = read_rows(folder / METRICS)
+    rows = read_rows(folder / METRICS, METRIC_KEYS)
     return RunRecord(
         folder=folder,
         description=_read_run_file(folder / CONFIG),
         train=[row for row in rows if row["kind"] == "train"],
-        val=[row for row in rows if row["kind"] == "val"],
-        events=read_rows(folder / EVENTS),
+        val=[row for row in rows if row["kind"] == "val" and {"iou", "dice", "mean_iou"} <= row.keys()],
+        events=read_rows(folder / EVENTS, EVENT_KEYS),
         summary=_read_run_file(folder / SUMMARY),
         predictions=predictions,
     )
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of `metrics.jsonl` or `events.jsonl`; a last line that was cut off by a crash is left out."""
+def read_run_or_problem(folder: Path) -> RunRecord:
+    """As `read_run`; of a folder that can't be read a record with the reason, so that it hides no other."""
+    try:
+        return read_run(folder)
+    except UserError as error:
+        return RunRecord(folder, problem=str(error))
+
+
+def read_rows(path: Path, keys: Set[str] = frozenset({"step", "time"})) -> list[Row]:
+    """The rows of a file with a JSON object a line; lines that are damaged are left out, with a warning.
+
+    Args:
+        keys: what every row has. A line that lacks one is damaged.
+    """
+    if not path.is_file():
+        return []
     rows: list[Row] = []
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+    damaged: list[int] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:
+            row = {}
+        if row is None:
+            continue
+        if isinstance(row, dict) and keys <= row.keys():
+            rows.append(row)
+        elif number < len(lines):  # the last line, without its end, is one that is being written, or was at a crash
+            damaged.append(number)
+    if damaged:
+        numbers = ", ".join(map(str, damaged[:5])) + (" …" if len(damaged) > 5 else "")
+        warn(f"{path}: line{'s' * (len(damaged) > 1)} {numbers} of {len(lines) - 1} damaged and left out")
     return rows
+
+
+def _starts(path: Path) -> list[Row]:
+    return [unstamped(row, TIMES_VERSION, str(path)) for row in read_rows(path, {"time", "seconds"})]
 
 
 def _read_run_file(path: Path) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from typing import Any
 
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
+from segdist.core.paths import COMPARISON, REPORT
 from segdist.core.terminal import clock, say, warn
 from segdist.runs import report_charts as charts
 from segdist.runs import report_data as data
 from segdist.runs.record import Predictions, RunRecord, read_run
 
 TEMPLATES = Path(__file__).parent / "templates"
-REPORT, COMPARISON = "report.html", "comparison.html"
 MOST_IMAGES = 200
 """Rows of the table of images; the rest is in scores.json."""
 

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from segdist.core.errors import UserError
+from segdist.core.paths import FIGURES
 from segdist.core.terminal import clock
 from segdist.runs.record import Predictions, Row, RunRecord
 from segdist.runs.report_charts import Chart, Series, make_chart
@@ -148,7 +149,7 @@ def figures(item: Predictions, most: int) -> list[Figure]:
     """The figures of the worst images, at most so many."""
     found: list[Figure] = []
     for image in worst_first(item):
-        path = item.folder / "figures" / f"{image['name']}.png"
+        path = item.folder / FIGURES / f"{image['name']}.png"
         if len(found) < most and path.is_file():
             found.append(Figure(image["name"], image["mean_iou"], data_uri(path)))
     return found

@@ -47,8 +47,8 @@ def remaining_seconds(run: RunRecord) -> float | None:
     return max(run.steps - run.step, 0) * seconds / float(rows[-1]["step"] - rows[0]["step"])
 
 
-def overview(runs: Sequence[RunRecord], now: float | None = None) -> Table:
-    """One line per run."""
+def overview(runs: Sequence[RunRecord], now: float | None = None) -> RenderableType:
+    """One line per run; below them, why folders can't be read."""
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "state", "step", "best mean IoU", "last", "mean IoU"):
         table.add_column(heading, justify="right" if heading in ("step", "best mean IoU", "last") else "left")
@@ -62,7 +62,7 @@ def overview(runs: Sequence[RunRecord], now: float | None = None) -> Table:
             _number(run.val[-1]["mean_iou"] if run.val else None),
             sparkline([row["mean_iou"] for row in run.val], 20),
         )
-    return table
+    return Group(table, *(Text(run.problem, "red") for run in runs if run.problem))
 
 
 def status(run: RunRecord, now: float | None = None) -> RenderableType:
@@ -128,6 +128,8 @@ def _classes(run: RunRecord) -> Table:
 
 
 def _state_text(run: RunRecord, now: float | None) -> Text:
+    if run.problem:
+        return Text("can't be read", "bold red")
     state = run.state(now)
     words = {"waiting": "nothing written yet", "silent": "silent: killed, or very slow"}.get(state, state)
     if run.last_sign is not None and state in ("running", "silent", "stopped"):

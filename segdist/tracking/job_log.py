@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segdist.core.code_version import commit
+from segdist.core.paths import FIGURES
 from segdist.tracking.config import TrackingConfig
 from segdist.tracking.trackers import Trackers, open_trackers
 
@@ -108,7 +109,7 @@ def log_scores(
     trackers.log(values, step)
     trackers.log_confusion(np.array(scores["confusion_matrix"]), scores["classes"], step)
     for name in scores["worst"][:WORST]:
-        picture = folder / "figures" / f"{name}.png"
+        picture = folder / FIGURES / f"{name}.png"
         if trackers.want_pictures and picture.is_file():
             from PIL import Image
 

@@ -1,7 +1,8 @@
 """How far the processes of a run have got: our state file, and W&B's own files read back with W&B's own tool.
 
 `<run>/wandb/state.json` holds
-    {"run_id": "k3v9q2ab", "last_logged_step": 400, "piece": "offline-run-20260102_030405-k3v9q2ab", "closed": true}
+    {"format_version": 1, "run_id": "k3v9q2ab", "last_logged_step": 400,
+     "piece": "offline-run-20260102_030405-k3v9q2ab", "closed": true}
 
 A piece is the folder `<run>/wandb/[offline-]run-<date>-<id>` of one process; the `.wandb` file in it is W&B's
 transaction log, flushed every second. Where the latest process wasn't closed in good order, that file, not our memory,
@@ -19,8 +20,10 @@ from typing import Any
 
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
+from segdist.core.formats import stamped, unstamped
 from segdist.core.terminal import warn
 
+STATE_VERSION = 1
 STEP = "trainer/step"
 """Our own step: W&B's `_step` is numbered anew where offline pieces are merged."""
 
@@ -56,7 +59,7 @@ class StateFile:
         if not self.path.exists():
             return Before(run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
         try:
-            state = json.loads(self.path.read_text())
+            state = unstamped(json.loads(self.path.read_text()), STATE_VERSION, str(self.path))
             run_id, last, closed = str(state["run_id"]), int(state["last_logged_step"]), bool(state["closed"])
             piece = self.path.parent / state["piece"]
         except (ValueError, KeyError, TypeError):
@@ -71,7 +74,7 @@ class StateFile:
     def write(self, run_id: str, last_step: int, piece: Path, *, closed: bool) -> None:
         """Note how the latest process stands."""
         state = {"run_id": run_id, "last_logged_step": last_step, "piece": piece.name, "closed": closed}
-        write_json(self.path, state)
+        write_json(self.path, stamped(state, STATE_VERSION))
 
 
 @dataclass(frozen=True)

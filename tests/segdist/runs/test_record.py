@@ -49,6 +49,29 @@ def test_last_line_that_is_just_being_written_is_left_out(tmp_path: Path) -> Non
     assert len(read_run(folder).val) == 9
 
 
+@pytest.mark.parametrize("damage", ["{", "[1, 2]", '{"kind": "val"}', "\x00\x00\xff"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
+def test_a_damaged_line_hides_nothing_but_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: str
+) -> None:
+    folder = write_run(tmp_path / "run")
+    whole = read_run(folder)
+    lines = (folder / name).read_text().splitlines(keepends=True)
+    place = len(lines) // 2
+    lines.insert(place, damage + "\n")
+    (folder / name).write_bytes("".join(lines).encode("latin-1"))
+    again = read_run(folder)
+    assert (again.train, again.val, again.events) == (whole.train, whole.val, whole.events)
+    assert again.state() == "finished"
+    assert f"{folder / name}: line {place + 1} of {len(lines)} damaged" in capsys.readouterr().err
+
+
+def test_a_later_programs_run_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"format_version": 99, "config": {}}')
+    with pytest.raises(UserError, match="format version 99, written by a later segdist"):
+        read_run(tmp_path)
+
+
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run \(there is no config\.json\) and no scored predictions"):
         read_run(tmp_path)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from jobs import status as status_job
+from segdist.core.errors import UserError
 from segdist.runs.record import read_run
 from segdist.runs.status import BARS, overview, remaining_seconds, sparkline, status
 from tests.support.run_example import BEGAN, STEPS, write_predictions, write_run
@@ -112,3 +113,21 @@ def test_follow_waits_for_a_run_that_has_not_begun(tmp_path: Path) -> None:
         said = process.communicate(timeout=60)[0]
     assert process.returncode == 0
     assert "finished" in said
+
+
+def test_one_damaged_run_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("alpha", "beta", "gamma"):
+        write_run(tmp_path / "runs" / name)
+    (tmp_path / "runs" / "beta" / "config.json").write_text("{")
+    assert status_job.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["alpha", "beta", "gamma"]
+    assert "can't be read" in lines[2]
+    assert "finished" in lines[3]
+    assert "runs/beta/config.json: damaged" in lines[4]
+    with pytest.raises(UserError, match=r"beta/config\.json: damaged"):
+        status_job.main(["beta"])
