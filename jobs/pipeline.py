@@ -21,7 +21,7 @@ from jobs.command_line import parse, print_config
 from jobs.entry import run_job
 from segdist.core.exit_codes import FINISHED, STOPPED
 from segdist.core.parsing import write_settings
-from segdist.core.paths import DATA, MANIFEST, PIPELINE, RUNS
+from segdist.core.paths import DATA, MANIFEST, PIPELINE, RUNS, plain_name
 from segdist.core.terminal import say
 from segdist.model.config import JsonTable
 from slurm.torchrun import run_here
@@ -47,6 +47,10 @@ class PipelineConfig:
     """Settings of `segdist infer`."""
     tracking: JsonTable = field(default_factory=dict)
     """Settings of all three jobs' trackers, where a job's own table has none (`{"wandb": "off"}`)."""
+
+    def validate(self) -> None:
+        """Raises UserError for a name that isn't one: `fresh` deletes the folders of that name."""
+        plain_name(self.name)
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """The settings of each job."""

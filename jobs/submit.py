@@ -22,7 +22,7 @@ from jobs.links import Submission, infer_links, missing_inputs, pipeline_links, 
 from jobs.pipeline import tracked
 from segdist.core.errors import UserError
 from segdist.core.exit_codes import FINISHED
-from segdist.core.paths import PIPELINE, RUNS
+from segdist.core.paths import PIPELINE, RUNS, plain_name
 from segdist.core.terminal import say, warn
 from segdist.model.config import JsonTable
 from slurm.pipeline import Link, submit_chain
@@ -79,6 +79,7 @@ class SubmitPipelineConfig:
 
     def validate(self) -> None:
         """Raises UserError for values that can't work."""
+        plain_name(self.name)
         for flag, value in (("--shard-tasks", self.shard_tasks), ("--infer-tasks", self.infer_tasks)):
             if value < 1:
                 raise UserError(f"{flag} {value}: at least 1")

@@ -13,6 +13,7 @@ from segdist.core.files import write_json
 from segdist.core.formats import VERSION_KEY, read_version
 from segdist.core.parsing import from_dict, to_dict
 from segdist.core.paths import INDEX_SUFFIX, MANIFEST
+from shards.manifest_rules import impossible
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -128,7 +129,10 @@ def parse_manifest(content: bytes, origin: str) -> Manifest:
     except ValueError as error:  # no UTF-8, or no JSON
         raise UserError(f"{origin}: damaged ({error}); build the set again with `--overwrite`") from None
     version = read_version(values, FORMAT_VERSION, origin)
-    return from_dict(Manifest, {**values, VERSION_KEY: version}, origin)
+    manifest = from_dict(Manifest, {**values, VERSION_KEY: version}, origin)
+    if what := impossible(manifest):
+        raise UserError(f"{origin}: damaged or made up: {what}; get the set again, or build it with `--overwrite`")
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -159,11 +159,17 @@ def encode_png(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_png(content: bytes | memoryview) -> NDArray[Any]:
-    """The inverse of `encode_png`: (H, W), or (3, H, W) for colors."""
+def decode_png(content: bytes | memoryview, patch: int) -> NDArray[Any]:
+    """The inverse of `encode_png`: (P, P), or (3, P, P) for colors.
+
+    Raises:
+        ValueError: another size, which is seen before anything is decoded.
+    """
     from PIL import Image
 
     with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        if image.size != (patch, patch):
+            raise ValueError(f"{image.height} x {image.width} pixels instead of {patch} x {patch}")
         array = np.asarray(image)
     if array.dtype == np.int32:  # older Pillow opens 16-bit gray as 32-bit integers
         array = array.astype(np.uint16)

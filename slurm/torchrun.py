@@ -57,7 +57,7 @@ def run_here(command: Sequence[str], ranks: int) -> int:
 
     Returns the exit code of the rank that failed first, STOPPED after a signal, else 0.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "min_nodes": 1,
         "max_nodes": 1,
         "nproc_per_node": ranks,
@@ -65,11 +65,12 @@ def run_here(command: Sequence[str], ranks: int) -> int:
         "rdzv_backend": "c10d",
         "rdzv_endpoint": "localhost:0",
         "max_restarts": 0,
-        "signals_to_handle": "SIGQUIT",  # the others are handled here
     }
     # The agent announces each signal that it hands on. What became of the job is for the job to say.
-    import torch.distributed.elastic.agent.server.api  # noqa: F401 - makes the loggers
+    from torch.distributed.launcher.api import LaunchConfig
 
+    if hasattr(LaunchConfig, "signals_to_handle"):  # older torch gives no choice; a second signal is slower there
+        settings["signals_to_handle"] = "SIGQUIT"  # the others are handled here
     for name in ("agent.server.api", "multiprocessing.api"):
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
     with _signals_handed_on():

@@ -1,11 +1,14 @@
 """What holds for all tests: a private working folder for W&B, no network, GPU tests only where there is a GPU."""
 
 import os
+import tempfile
 
 import pytest
 
 # Set before torch is imported anywhere: many small processes on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Which factories this user has trained with: the tests' own list, not that of whoever runs them.
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="segdist-config-")
 os.environ["WANDB_MODE"] = os.environ.get("WANDB_MODE", "offline")
 
 

@@ -3,7 +3,13 @@
 `cells` is the shard set data/cells or the run runs/cells; anything with a slash is a path.
 """
 
+import os
 from pathlib import Path
+
+from segdist.core.errors import UserError
+
+LONGEST_NAME = 255
+"""Bytes of a file's name, on all usual file systems."""
 
 DATA, RUNS = Path("data"), Path("runs")
 
@@ -31,16 +37,52 @@ RUN_FILES = (CONFIG, BEST_MODEL, LAST_MODEL, SLURM_LOGS)
 """What makes a folder a run: any of these. A user's folder of images may well be called like the run."""
 
 
+def config_folder() -> Path:
+    """What belongs to the user: $XDG_CONFIG_HOME/segdist, or ~/.config/segdist."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "segdist"
+
+
+def possible_path(name: str) -> Path:
+    """`name` as a path that a file system can have.
+
+    Raises:
+        UserError: it holds a NUL or another control character, or a part of more than 255 bytes.
+    """
+    path = Path(name)
+    if not all(character.isprintable() for character in name):
+        raise UserError(f"{name!r}: a name can't hold control characters; choose another")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise UserError(
+            f"{name[:40]}… ({len(name)} characters): names have at most {LONGEST_NAME} bytes; choose another"
+        )
+    return path
+
+
+def plain_name(name: str, setting: str = "--name") -> str:
+    """`name`, if it names something inside a folder, and nothing outside of it.
+
+    Args:
+        setting: where it comes from, for the message.
+
+    Raises:
+        UserError: it is empty, "." or "..", a path, or no possible name.
+    """
+    possible_path(name)
+    if name in ("", ".", "..") or "/" in name or os.sep in name:
+        raise UserError(f"{setting} {name!r}: not a name; give one without slashes, such as cells")
+    return name
+
+
 def set_dir(name: str) -> str | Path:
     """The shard set that NAME means: data/NAME, unless NAME itself is a set, a path, or a URL."""
     if "://" in name:
         return name
-    path = Path(name)
-    return path if len(path.parts) > 1 or (path / MANIFEST).is_file() else DATA / path
+    path = possible_path(name)
+    return path if len(path.parts) > 1 or (path / MANIFEST).is_file() else DATA / plain_name(name)
 
 
 def run_dir(name: str) -> Path:
     """The run that NAME means: runs/NAME, unless NAME itself is a run, a file, or a path."""
-    path = Path(name)
+    path = possible_path(name)
     itself = len(path.parts) > 1 or path.is_file() or any((path / item).exists() for item in RUN_FILES)
-    return path if itself else RUNS / path
+    return path if itself else RUNS / plain_name(name)

@@ -45,6 +45,9 @@ class InferConfig:
     """Run folder (its best model) or model file (.safetensors); a bare name is looked for under runs/ as well."""
     data: Annotated[str, tyro.conf.arg(aliases=["-f"])] = ""
     """Shard set (name under data/, or folder) whose held-out source images are segmented and scored."""
+    trust_factory: tuple[str, ...] = ()
+    """Modules `package.module` whose model factories the model file may name; docs/security.md says why that asks for
+    trust. Not needed for segdist's own models and for factories that you have trained with."""
     split: Literal["test", "val", "train"] = "test"
     """Which of the shard set's images."""
     images: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-i"])] = ()

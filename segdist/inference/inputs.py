@@ -111,7 +111,9 @@ def _header(image: InputImage) -> Header:
 
 
 def _of_shard_set(config: InferConfig) -> Inputs:
-    folder = Path(set_dir(config.data))
+    folder = set_dir(config.data)
+    if not isinstance(folder, Path):
+        raise UserError(f"--data {folder}: the images of a set behind a URL are not here; name them with --images")
     manifest = read_manifest(folder)
     sources = manifest.sources.get(config.split, ())
     if not sources:

@@ -31,6 +31,8 @@ class Predictor:
         overlap: share of the tile side that neighboring tiles have in common.
         device: "auto", "cpu" or "cuda".
         channels_last: run the model in NHWC order, which is faster; the last bits differ from NCHW.
+        trust_factory: module or modules whose model factories a model file may name, besides segdist's own and those
+            that this user has trained with: they are imported and called (docs/security.md).
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Predictor:
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
         stride_multiple: int = 0,
+        trust_factory: str | tuple[str, ...] = (),
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,7 +62,8 @@ class Predictor:
             module = model.to(device).eval()
             stride_multiple = stride_multiple or int(getattr(model, "stride_multiple", 1))
         else:
-            module, card = load_model(resolve_model_path(Path(model)), device)
+            trusted = (trust_factory,) if isinstance(trust_factory, str) else trust_factory
+            module, card = load_model(resolve_model_path(Path(model)), device, trusted)
             num_classes, mean, std, stride_multiple = len(card.classes), card.mean, card.std, card.stride_multiple
             tile = tile or card.patch
         self.model = TileModel(

@@ -31,7 +31,7 @@ Advance = Callable[[float], None]
 
 def load_tile_model(task: Task, device: torch.device) -> TileModel:
     """The task's model, ready for tiles on `device`."""
-    model, card = load_model(task.model_file, str(device))
+    model, card = load_model(task.model_file, str(device), task.config.trust_factory)
     if task.config.compile:
         model = torch.compile(model)  # type: ignore[assignment]
     return TileModel(

@@ -13,6 +13,7 @@ from segdist.inference.layers import Layers
 from segdist.inference.tiler import Region
 from segdist.model.card import ModelCard, read_card, resolve_model_path
 from segdist.model.precision import Precision, choose_precision
+from segdist.model.trust import require_trust
 from segdist.ranks.process_group import Ranks
 from shards.images.masks import MaskReader
 
@@ -94,6 +95,7 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
     """
     model_file = resolve_model_path(run_dir(config.model))
     card = read_card(model_file)
+    require_trust(card.model.factory, model_file, config.trust_factory)  # not only when the work is planned
     inputs = find_inputs(config, card.classes)
     folder = Path(config.out) if config.out else model_file.parent / PREDICTIONS / inputs.label
     _refuse_output_among_inputs(folder, config)

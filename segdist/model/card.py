@@ -4,6 +4,7 @@ It stands in the file's own metadata, so that weights and card can't be mixed up
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from segdist.core.parsing import from_dict, to_dict
 from segdist.core.paths import BEST_MODEL, LAST_MODEL
 from segdist.model.config import ModelConfig
 from shards.manifest import ClassInfo
+from shards.manifest_rules import LARGEST_PATCH, MOST_CLASSES
 
 CARD_VERSION = 1
 """1: the U-Net is segdist.model.unet:UNet; 0, without a number: segdist.unet:UNet."""
@@ -61,7 +63,26 @@ def read_card(path: Path) -> ModelCard:
         values: Any = json.loads(metadata[CARD_KEY])
     except ValueError as error:
         raise UserError(f"{path}: its card is damaged ({error})") from None
-    return from_dict(ModelCard, unstamped(values, CARD_VERSION, str(path)), str(path))
+    card = from_dict(ModelCard, unstamped(values, CARD_VERSION, str(path)), str(path))
+    if impossible := _impossible(card):
+        raise UserError(f"{path}: its card is damaged or made up: {impossible}")
+    return card
+
+
+def _impossible(card: ModelCard) -> str:
+    """What no model that segdist has trained can have; "" for nothing."""
+    statistics = (*card.mean, *card.std)
+    rules = {
+        f"{len(card.classes)} classes": 1 <= len(card.classes) <= MOST_CLASSES,
+        f"{card.channels} channels with {len(card.mean)} means and {len(card.std)} deviations": (
+            1 <= card.channels == len(card.mean) == len(card.std)
+        ),
+        f"statistics {statistics}": all(math.isfinite(value) for value in statistics) and min(card.std, default=0) >= 0,
+        f"dtype {card.dtype!r}": card.dtype in ("uint8", "uint16"),
+        f"patches of {card.patch} pixels": 1 <= card.patch <= LARGEST_PATCH,
+        f"image sides in multiples of {card.stride_multiple}": 1 <= card.stride_multiple <= LARGEST_PATCH,
+    }
+    return next((what for what, holds in rules.items() if not holds), "")
 
 
 def resolve_model_path(path: Path) -> Path:

@@ -58,6 +58,8 @@ class ExportConfig:
     """Run folder (its best model) or model file; a bare name is looked for under runs/ as well."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """The ONNX file; default: beside the model."""
+    trust_factory: tuple[str, ...] = ()
+    """Modules `package.module` whose model factories a model file may name; see docs/security.md."""
     raw: bool = False
     """Take stored values (0 to 255 or 65535) and return probabilities, instead of normalized values and logits."""
     fixed_size: bool = False

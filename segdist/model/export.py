@@ -52,7 +52,7 @@ def export(config: ExportConfig) -> tuple[Path, float]:
     """
     onnx, runtime = _packages()
     file = resolve_model_path(run_dir(config.model))
-    model, card = load_model(file)
+    model, card = load_model(file, trusted=config.trust_factory)
     if config.raw:
         model = Raw(model, card).eval()
     path = Path(config.out) if config.out else file.with_suffix(".onnx")

@@ -1,8 +1,10 @@
 """A trained model in one file: safetensors weights with the card that says how to use them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as save_safetensors
@@ -12,9 +14,9 @@ from segdist.core.files import whole_file
 from segdist.core.model_header import CARD_KEY
 from segdist.model.card import ModelCard, card_text, read_card, resolve_model_path
 from segdist.model.factory import build_model
+from segdist.model.trust import OWN, require_trust
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 
@@ -26,20 +28,42 @@ def save_model(path: Path, state: dict[str, "torch.Tensor"], card: ModelCard) ->
         file.write(data)
 
 
-def load_model(path: Path | str, device: str = "cpu") -> tuple["nn.Module", ModelCard]:
+def load_model(path: Path | str, device: str = "cpu", trusted: Sequence[str] = ()) -> tuple["nn.Module", ModelCard]:
     """The model, in eval mode on `device`, and its card.
 
     Args:
         path: a model file, or a run folder (its best model).
+        trusted: factories or modules of factories that may be imported; see `segdist.model.trust`.
 
     Raises:
-        UserError: there is no such file, it is damaged, or its weights don't fit the model that its card names.
+        UserError: there is no such file, it is damaged, its weights don't fit the model that its card names, or that
+            model is made by a factory which nobody trusts.
     """
     file = resolve_model_path(Path(path))
-    card = read_card(file)
-    model = build_model(card.model, card.channels, len(card.classes))
+    weights, card = load_weights(file, device)
+    require_trust(card.model.factory, file, trusted)
     try:
-        model.load_state_dict(load_file(file, device=str(device)))
-    except (RuntimeError, SafetensorError) as error:
+        if card.model.factory in OWN:
+            # Without memory, until the file's own tensors take the places: a card may claim any size.
+            with torch.device("meta"):
+                model = build_model(card.model, card.channels, len(card.classes))
+            model.load_state_dict(weights, assign=True)
+        else:
+            model = build_model(card.model, card.channels, len(card.classes))
+            model.load_state_dict(weights)
+    except (UserError, RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{file}: the weights don't fit {card.model.factory}: {error}") from None
     return model.to(device).eval(), card
+
+
+def load_weights(path: Path, device: str = "cpu") -> tuple[dict[str, "torch.Tensor"], ModelCard]:
+    """The tensors of a model file and its card. Builds no model, so that nothing which the card names is run.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    card = read_card(path)
+    try:
+        return load_file(path, device=str(device)), card
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        raise UserError(f"{path}: its weights can't be read: {error}") from None

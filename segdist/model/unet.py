@@ -15,6 +15,10 @@ GROUPS = 8
 """Groups of group norm; a level with fewer or odd channels takes the largest number that divides them."""
 
 
+DEEPEST = 16
+"""Halvings: images are multiples of 65,536 pixels then."""
+
+
 class UNet(nn.Module):
     """float32 (B, C, H, W) → logits (B, K, H, W); H and W must be multiples of `stride_multiple` = 2^depth.
 
@@ -41,8 +45,8 @@ class UNet(nn.Module):
         upsampling: str = "bilinear",
     ) -> None:
         super().__init__()
-        if width < 1 or depth < 1:
-            raise UserError(f"model.width {width}, model.depth {depth}: both must be at least 1")
+        if width < 1 or not 1 <= depth <= DEEPEST:
+            raise UserError(f"model.width {width}, model.depth {depth}: at least 1, and the depth at most {DEEPEST}")
         self.stride_multiple = 2**depth
         widths = [width * 2**level for level in range(depth + 1)]
         self.encoders = nn.ModuleList(

@@ -196,6 +196,7 @@ class TrainConfig:
         for flag, value in (("--optim.warmup", self.optim.warmup), ("--optim.ema-decay", self.optim.ema_decay)):
             if not 0 <= value < 1:
                 raise UserError(f"{flag} {value}: must be at least 0 and below 1")
+        paths.possible_path(str(self.run_dir))
         self.augment.validate()
         self.tracking.validate()
         if not self.data:

@@ -7,9 +7,10 @@ import torch
 from segdist.core.errors import UserError
 from segdist.core.paths import run_dir
 from segdist.core.terminal import warn
+from segdist.model.card import resolve_model_path
 from segdist.model.config import UNET, ModelConfig
 from segdist.model.factory import build_model, stride_multiple
-from segdist.model.model_file import load_model
+from segdist.model.model_file import load_weights
 from segdist.model.precision import Precision, choose_precision
 from segdist.ranks.process_group import Ranks
 from segdist.training.config import TrainConfig
@@ -53,7 +54,8 @@ def make_initial_model(config: TrainConfig, data: TrainingData, ranks: Ranks) ->
     torch.manual_seed(config.seed)
     model = make_model(config.model, data)
     if config.init_from:
-        take_over(load_model(run_dir(config.init_from)), model, data.classes, speak=ranks.is_main)
+        source = load_weights(resolve_model_path(run_dir(config.init_from)))
+        take_over(source, model, data.classes, speak=ranks.is_main)
     if config.sync_batch_norm and ranks.device.type == "cuda":
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     elif config.sync_batch_norm and ranks.is_main:

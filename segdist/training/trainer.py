@@ -24,6 +24,7 @@ from segdist.model.card import ModelCard
 from segdist.model.compiling import explain_compiler_errors
 from segdist.model.factory import stride_multiple
 from segdist.model.model_file import save_model
+from segdist.model.trust import note_trained_with
 from segdist.ranks.process_group import Ranks
 from segdist.ranks.profiler import Profile
 from segdist.ranks.stop import StopRequest
@@ -189,6 +190,7 @@ class Trainer:
         self.ranks.barrier()
         if self.ranks.is_main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            note_trained_with(self.config.model.factory)
             write_description(self.run_dir, self.description)
             if not self.config.quiet:
                 say(self._headline())

@@ -10,7 +10,10 @@ from shards.manifest import ClassInfo
 
 
 def take_over(
-    source: tuple[nn.Module, ModelCard], model: nn.Module, classes: tuple[ClassInfo, ...], speak: bool = True
+    source: tuple[dict[str, torch.Tensor], ModelCard],
+    model: nn.Module,
+    classes: tuple[ClassInfo, ...],
+    speak: bool = True,
 ) -> list[str]:
     """Copy the weights whose names and shapes agree into `model`.
 
@@ -18,7 +21,7 @@ def take_over(
     mean other classes.
 
     Args:
-        source: what `load_model` gave.
+        source: what `load_weights` gave.
         classes: of the new model.
 
     Returns:
@@ -27,8 +30,8 @@ def take_over(
     Raises:
         UserError: no weight fits at all.
     """
-    weights = source[0].state_dict()
-    same_classes = [info.name for info in source[1].classes] == [info.name for info in classes]
+    weights, card = source
+    same_classes = [info.name for info in card.classes] == [info.name for info in classes]
     own = model.state_dict()
     head = _head_names(own, len(classes))
     taken: dict[str, torch.Tensor] = {}
@@ -37,7 +40,7 @@ def take_over(
             taken[name] = weights[name]
     left_out = [name for name in own if name not in taken]
     if not any(value.ndim > 1 for value in taken.values()):
-        raise UserError(f"--init-from: no weight of that {source[1].model.factory} fits this model")
+        raise UserError(f"--init-from: no weight of that {card.model.factory} fits this model")
     model.load_state_dict(taken, strict=False)
     if speak:
         say(f"warm start: {len(taken)} of {len(own)} weights taken over")

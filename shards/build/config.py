@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from segdist.core.errors import UserError
+from segdist.core.paths import plain_name
 from shards.build.synthetic import CLASSES
 from shards.images.config import MasksConfig, synthetic_masks_config
 from shards.images.orientation import Orientation
@@ -132,9 +133,7 @@ class MakeShardsConfig:
 
     def validate(self) -> None:
         """Refuse what can't be built, before anything is read or written. Raises UserError naming the flags."""
-        _require(
-            bool(self.name) and Path(self.name).name == self.name, f"--name {self.name!r}: one folder name, no path"
-        )
+        plain_name(self.name)
         _require(self.patches.size >= 8, f"--patches.size {self.patches.size}: at least 8 pixels")
         _require(self.patches.per_image >= 1, f"--patches.per-image {self.patches.per_image}: at least 1")
         _require(0 <= self.patches.balance <= 1, f"--patches.balance {self.patches.balance}: a share from 0 to 1")

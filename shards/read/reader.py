@@ -24,6 +24,9 @@ from shards.records import BLOCK, END, NpyLayout, decode_png, headers, index_dty
 
 Check = Literal["none", "sizes", "shards", "records"]
 
+NPY_HEADER = 2**16
+"""More bytes than the header of any index."""
+
 INDICES = 2048
 """Indices of shards that are kept in memory, a few dozen bytes per record."""
 
@@ -151,7 +154,7 @@ class ShardSet:
             try:
                 if not np.array_equal(content[at - BLOCK : at], header):
                     raise ValueError("damaged header")
-                out[...] = decode_png(content[at : at + size].data)
+                out[...] = decode_png(content[at : at + size].data, self.manifest.patch)
             except (OSError, ValueError, SyntaxError) as error:
                 where = self.name(split, number, record)
                 raise UserError(f"{where}: damaged ({error}); {self._way_out()}") from None
@@ -160,16 +163,29 @@ class ShardSet:
         info = self._shards[split][number]
         path = self.folder / info.index_file
         if self._remote:
-            self._remote.fetch(info.index_file, info.index_sha256)
+            self._remote.fetch(info.index_file, info.index_sha256, most=self._index_bytes(info))
         try:
             content = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: can't be read ({error.strerror}); {self._way_out()}") from None
         if hashlib.sha256(content).hexdigest() != info.index_sha256:
             raise UserError(f"{path}: damaged (wrong checksum); {self._way_out()}")
-        entries: NDArray[Any] = np.load(io.BytesIO(content))
-        assert entries.dtype == index_dtype(len(self.manifest.classes), self.manifest.encoding)
+        dtype = index_dtype(len(self.manifest.classes), self.manifest.encoding)
+        try:
+            entries: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{path}: no index ({error}); {self._way_out()}") from None
+        if entries.dtype != dtype or entries.shape != (info.samples,):
+            raise UserError(f"{path}: not the index of {info.samples} records; {self._way_out()}")
+        sources = len(self.manifest.sources.get(split, ()))
+        if info.samples and not 0 <= entries["source"].min() <= entries["source"].max() < sources:
+            raise UserError(f"{path}: records from none of the {sources} sources of the split; {self._way_out()}")
         return entries
+
+    def _index_bytes(self, info: ShardInfo) -> int:
+        """The most bytes that an index of a shard can have."""
+        dtype = index_dtype(len(self.manifest.classes), self.manifest.encoding)
+        return info.samples * dtype.itemsize + NPY_HEADER
 
     def _way_out(self) -> str:
         return f"copy the file again, or build {self.folder} again with `segdist make-shards --overwrite`"

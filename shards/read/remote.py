@@ -7,6 +7,7 @@ for some protocols fsspec's own helper (s3fs for s3).
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,8 +65,10 @@ class RemoteSet:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_manifest(self.folder, self.manifest)
 
-    def fetch(self, name: str, sha256: str, size: int | None = None) -> Path:
+    def fetch(self, name: str, sha256: str, size: int | None = None, most: int = 0) -> Path:
         """The cached file `name`, fetched now unless a sound copy is there. Several processes may ask at once.
+
+        `size` is what the manifest says; where it says nothing the server does, but no more than `most`.
 
         Raises:
             UserError: it can't be had, or arrives damaged twice.
@@ -75,16 +78,23 @@ class RemoteSet:
             for _ in range(2):
                 if path.exists() and _sha256(path) == sha256:
                     return path
-                self._download(name, path, size)
+                self._download(name, path, size, most)
         if _sha256(path) == sha256:
             return path
         path.unlink()
         raise UserError(f"{self.url}/{name}: arrives damaged (wrong checksum); mend it there (`segdist shards verify`)")
 
-    def _download(self, name: str, path: Path, size: int | None) -> None:
+    def _download(self, name: str, path: Path, size: int | None, most: int) -> None:
         """Part by part, so that a dropped connection loses one part, not the file."""
         url, remote = f"{self.url}/{name}", f"{self._base}/{name}"
         total = size if size is not None else self._retry(url, lambda: self._files.size(remote))
+        if not isinstance(total, int) or not 0 <= total <= (most if size is None else total):
+            raise UserError(f"{url}: {total} bytes, where at most {most} can be right; mend the set there")
+        if total > (free := shutil.disk_usage(path.parent).free):
+            raise UserError(
+                f"{url}: {total / 1e6:.0f} MB, and {path.parent} has {free / 1e6:.0f} MB left: make room, or name "
+                "another folder in SEGDIST_CACHE"
+            )
         with whole_file(path) as file:
             for start in range(0, total, PART):
                 end = min(start + PART, total)
@@ -123,7 +133,7 @@ def fetched_whole(url: str, cache: Path | None = None) -> Path:
     with Progress(f"fetching {url}", total=sum(shard.bytes for shard in shards) / 1e6, unit="MB") as progress:
         for shard in shards:
             remote.fetch(shard.file, shard.sha256, shard.bytes)
-            remote.fetch(shard.index_file, shard.index_sha256)
+            remote.fetch(shard.index_file, shard.index_sha256, most=shard.bytes)
             progress.advance(shard.bytes / 1e6)
     return remote.folder
 

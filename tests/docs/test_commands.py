@@ -40,6 +40,7 @@ NOT_RUN = {
         "torchrun --nnodes=2": "needs two machines",
     },
     "CONTRIBUTING.md": {
+        "bash tests/lowest_versions.sh": "installs another torch of several GB",
         "bash tests/run.sh": THESE_TESTS,
         "python -m tests.benchmarks.": BENCHMARK,
         "python -m tests.support.rooms": "tests/test_rooms.py runs it",
@@ -278,7 +279,7 @@ OTHER_TOOLS = {
     *("--standalone", "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"),
     *("--ntasks-per-node", "--cpus-per-task", "--kill-on-bad-exit", "--no-install-recommends", "--quick", "--fresh"),
     *("--partition", "--gpus-per-node", "--time", "--pty", "--container-image", "--container-mounts", "--nv"),
-    *("--rounds", "--constraint", "--privileged"),
+    *("--rounds", "--constraint", "--privileged", "--resolve", "--part"),
 }
 """Options of torchrun, Slurm and other programs that the pages mention."""
 

@@ -80,7 +80,7 @@ def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_the_same_warning_comes_once_and_stays_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    message = "something [not] quite right; " * 12
+    message = "something [not] quite right; " * 12 + "mend it"
     for _ in range(3):
         warn(message)
     assert capsys.readouterr().err == f"warning: {message}\n"

@@ -151,7 +151,8 @@ def test_zarr(tmp_path: Path, shape: str) -> None:
     path = tmp_path / "a.zarr"
     if shape == "ome":
         group = zarr.open_group(str(path), mode="w")
-        group.create_array("0", data=arrays[shape], chunks=(1, 1, 1, 16, 16))
+        group.create_array("0", shape=arrays[shape].shape, dtype=arrays[shape].dtype, chunks=(1, 1, 1, 16, 16))
+        group["0"][:] = arrays[shape]
     else:
         zarr.create_array(str(path), data=np.ascontiguousarray(arrays[shape]))
     expected = RGB if shape in ("hwc", "chw") else GRAY[..., None]

@@ -1,0 +1,77 @@
+"""Which factories a model file may name. A factory is imported and called, so that naming one means running code.
+
+segdist's own are trusted, and so are those that this user has trained with: they were typed, not read from a file.
+These are noted in `factories.jsonl` in the user's config folder, one object a line:
+    {"format_version": 1, "factory": "monai.networks.nets:UNet"}
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from segdist.core.errors import UserError
+from segdist.core.formats import VERSION_KEY, stamped
+from segdist.core.paths import config_folder
+from segdist.core.terminal import warn
+from segdist.model.config import UNET
+
+FORMAT = 1
+OWN = (UNET,)
+
+
+def require_trust(factory: str, model_file: Path, trusted: Sequence[str] = ()) -> None:
+    """Refuse a factory that a model file names and nobody has vouched for.
+
+    Args:
+        trusted: factories `package.module:callable`, or modules `package.module`, that the user trusts now.
+
+    Raises:
+        UserError: says why, and how to trust it.
+    """
+    module = factory.partition(":")[0]
+    if factory in OWN or factory in trusted or module in trusted or factory in _noted():
+        return
+    raise UserError(
+        f"{model_file}: this model is made by {factory}, which would have to be imported and called, and a model file "
+        "from somewhere else can name any code on this machine. If you know the file and that module, add "
+        f"--trust-factory {module} (in Python trust_factory={module!r}). Factories that you have trained with are "
+        f"trusted already: {_file()} lists them"
+    )
+
+
+def note_trained_with(factory: str) -> None:
+    """Remember that this user trains with `factory`: its models load without asking from now on."""
+    if factory in OWN or factory in _noted():
+        return
+    line = json.dumps(stamped({"factory": factory}, FORMAT)) + "\n"
+    try:
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        with _file().open("a") as file:
+            file.write(line)
+    except OSError as error:
+        module = factory.partition(":")[0]
+        warn(
+            f"{_file()}: can't be written ({error.strerror}); inference will ask for --trust-factory {module}, "
+            "unless XDG_CONFIG_HOME names a folder that can be"
+        )
+
+
+def _file() -> Path:
+    return config_folder() / "factories.jsonl"
+
+
+def _noted() -> set[str]:
+    """What is noted; a line that can't be understood trusts nothing."""
+    noted: set[str] = set()
+    try:
+        lines = _file().read_text(errors="replace").splitlines()
+    except OSError:
+        return noted
+    for line in lines:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and values.get(VERSION_KEY) == FORMAT and isinstance(values.get("factory"), str):
+            noted.add(values["factory"])
+    return noted
