@@ -116,7 +116,7 @@ def _signals_handed_on() -> Iterator[None]:
         seen.append(number)
         raise SignalException(f"signal {number}", sigval=signal.Signals(number))
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -1,21 +1,37 @@
 """Files that appear under their names only when they are whole."""
 
+import errno
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from segdist.core.errors import UserError
+
+try:
+    import fcntl
+
+    locks: Any = fcntl
+except ImportError:  # not on Windows; there leftovers stay
+    locks = None
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A disk that is full, over the user's quota, or read-only."""
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Write to a temporary name beside `path`, fsync, rename; on any error `path` is left as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    file, temporary = _locked_file(path)
     try:
-        with temporary.open("xb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -24,6 +40,73 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Turn what a disk without room raises into a message; it meets one rank, which has to speak.
+
+    Raises:
+        UserError: the disk of `folder` is full, over the quota, or read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        told = UserError(no_room(error.filename or folder, error))
+        told.on_this_rank = True
+        raise told from None
+
+
+def no_room(where: object, error: OSError) -> str:
+    """What to tell of a full disk."""
+    return f"{where}: {error.strerror}; make room there, and the same command goes on with what is finished"
+
+
+def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
+    """Remove what killed writers of `whole_file` left in `folder`: temporary files that no living process holds.
+
+    Args:
+        deep: in the folders inside, too.
+    """
+    if locks is None:
+        return
+    names = (Path(place, name) for place, _, files in os.walk(folder) for name in files) if deep else folder.glob(".*")
+    for path in names:
+        if not _TEMPORARY.fullmatch(path.name):
+            continue
+        try:
+            with path.open("rb") as file:
+                # The writer's lock dies with it, on whatever machine it ran.
+                locks.flock(file, locks.LOCK_EX | locks.LOCK_NB)
+                path.unlink()
+        except OSError:
+            continue  # somebody writes it, or locks don't tell on this file system
+
+
+def _locked_file(path: Path) -> tuple[BinaryIO, Path]:
+    """A new temporary file beside `path`, locked so that nobody takes it for a leftover."""
+    while True:
+        temporary = path.with_name(_temporary_name(path.name))
+        file = temporary.open("xb")
+        if locks is None:
+            return file, temporary
+        try:
+            locks.flock(file, locks.LOCK_EX | locks.LOCK_NB)
+        except BlockingIOError:  # seen and taken for a leftover, before it was locked
+            file.close()
+            continue
+        except OSError:
+            pass  # a file system without locks, where nobody removes leftovers either
+        if os.fstat(file.fileno()).st_nlink:
+            return file, temporary
+        file.close()
+
+
+def _temporary_name(name: str) -> str:
+    """Hidden, and unique; a long name is cut, for there is room for 255 bytes only."""
+    return f".{name.encode()[:220].decode(errors='ignore')}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,12 +4,16 @@ Results and lines for the record go to standard output (`say`); what is only abo
 and errors, goes to standard error. Colors appear in terminals only, and not where NO_COLOR is set.
 """
 
+import contextlib
+import errno
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -24,6 +28,52 @@ BAR_WIDTH = 16
 """Characters."""
 
 _warned: set[str] = set()
+
+
+def outlive_the_terminal() -> None:
+    """From now on, nothing that happens to standard output and standard error can end this process.
+
+    Neither a full disk under a log file, nor a terminal or a reader (`| head`) that is gone: what can't be written is
+    lost. Closing the terminal (SIGHUP) doesn't end the process either, unless somebody handles that signal.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _Unfailing):
+            setattr(sys, name, _Unfailing(stream))
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    in_main = threading.current_thread() is threading.main_thread()
+    if hangup and in_main and signal.getsignal(hangup) is signal.SIG_DFL:
+        signal.signal(hangup, signal.SIG_IGN)
+
+
+class _Unfailing:
+    """A text stream whose `write` and `flush` never fail."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):  # ValueError: it is closed
+            self._give_up_if_gone()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up_if_gone()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _give_up_if_gone(self) -> None:
+        """A full disk may get room again; a terminal or a reader that is gone doesn't come back."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def say(message: str) -> None:

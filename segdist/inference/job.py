@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segdist.core.errors import UserError
-from segdist.core.files import write_json
+from segdist.core.files import full_disk_named, write_json
 from segdist.core.formats import stamped
 from segdist.core.paths import FAILURES, SCORES
 from segdist.core.terminal import Progress, warn
@@ -58,10 +58,14 @@ def infer(config: InferConfig, ranks: Ranks) -> Result:
     if not config.overwrite:
         folder.refuse_other_settings(settings)
     ranks.barrier()  # nobody writes before all have looked
-    if ranks.is_main:
-        folder.begin(settings)
-    ranks.barrier()
+    with full_disk_named(task.folder):
+        if ranks.is_main:
+            folder.begin(settings)
+        ranks.barrier()
+        return _do(task, folder, ranks)
 
+
+def _do(task: Task, folder: ResultFolder, ranks: Ranks) -> Result:
     found = survey(task, folder, ranks)
     done = Done(task, ranks, dict(found.records), dict(task.unusable))
     stretches = found.stretches(task)

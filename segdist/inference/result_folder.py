@@ -5,7 +5,6 @@ state/records/NAME.json    one per finished image: what it was made from, its fi
 state/parts/NAME.parts/    rows of an image that is at work
 """
 
-import glob
 import hashlib
 import json
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from segdist.core.errors import UserError
-from segdist.core.files import write_json
+from segdist.core.files import remove_leftovers, write_json
 from segdist.core.formats import stamped, unstamped
 from segdist.core.parsing import to_dict
 from segdist.core.paths import STATE
@@ -85,6 +84,7 @@ class ResultFolder:
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Note the settings before the first result is written; discard what was made with others."""
+        remove_leftovers(self.folder, deep=True)
         old = self._settings()
         if old == settings:
             return
@@ -113,9 +113,6 @@ class ResultFolder:
         record = {"source": source_of(image), "files": files, "scores": scores}
         write_json(self._record_file(image), stamped(record, RECORD_VERSION))
         shutil.rmtree(self.parts_folder(image), ignore_errors=True)
-        for file in (self._record_file(image), *(self.folder / name for name in files.values())):
-            for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.tmp"):
-                leftover.unlink(missing_ok=True)
         return record
 
     def parts(self, image: ImageTask) -> list[Part]:

@@ -6,13 +6,14 @@ import re
 import threading
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from segdist.core.errors import UserError
-from segdist.core.files import whole_file
+from segdist.core.files import remove_leftovers, whole_file
 from segdist.core.formats import stamped, unstamped
 from segdist.core.terminal import warn
 
@@ -46,6 +47,8 @@ class CheckpointFolder:
         self.keep_last = keep_last
         self.background = background
         self._writer: threading.Thread | None = None
+        self.last_saved = 0
+        """Step of the last checkpoint that was written, or read, whole."""
 
     def save(self, state: dict[str, Any], step: int) -> None:
         """Write `state`, which must hold only tensors and plain Python values; waits for the one before it."""
@@ -69,35 +72,41 @@ class CheckpointFolder:
             self._writer.join()
             self._writer = None
 
-    def load_latest(self) -> dict[str, Any] | None:
+    def load_latest(self, find_fault: Callable[[dict[str, Any]], str] = lambda state: "") -> dict[str, Any] | None:
         """The newest state that can be read whole, on the CPU; None when there is none.
 
-        A damaged file is named in a warning and the one before it is used.
+        One that is damaged, or of another run, is named in a warning, set aside under another name, and the one before
+        it is used: left in its place it would count as the newest, and new ones be deleted for it.
+
+        Args:
+            find_fault: what is wrong with a state that could be read; "" for nothing.
 
         Raises:
             UserError: a later program wrote it.
         """
+        remove_leftovers(self.folder)
         for path in reversed(self.paths()):
             problem = find_damage(path)
             if problem is None:
-                # The zip's own tables have no checksum: torch may find fault with what looked whole.
+                # The zip's own tables have no checksum: torch may find fault with what looked whole. And a file that
+                # would run code, which `weights_only` refuses, may bring up any exception.
                 try:
-                    return unstamped(
-                        torch.load(path, map_location="cpu", weights_only=True), CHECKPOINT_VERSION, str(path)
-                    )
-                except UNREADABLE as error:
+                    state: Any = torch.load(path, map_location="cpu", weights_only=True)
+                except Exception as error:
                     problem = f"{type(error).__name__}: {error}".splitlines()[0]
-            warn(f"{path}: damaged checkpoint ({problem}); going back to the one before it")
+                else:
+                    problem = _fault_of(state, path) or find_fault(state)
+                    if not problem:
+                        self.last_saved = checkpoint_step(path)
+                        return unstamped(state, CHECKPOINT_VERSION, str(path))
+            aside = _set_aside(path)
+            warn(f"{path}: damaged checkpoint ({problem}), kept as {aside.name}; going back to the one before it")
         return None
 
     def paths(self) -> list[Path]:
         """The checkpoints, oldest first."""
         found = [path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name)]
         return sorted(found, key=checkpoint_step)
-
-    def last_step(self) -> int:
-        """Step of the newest checkpoint, 0 without any."""
-        return max(map(checkpoint_step, self.paths()), default=0)
 
     def try_out(self, state: dict[str, Any]) -> None:
         """Write `state` and delete it again: finds out now what would else fail after the first epoch."""
@@ -115,7 +124,8 @@ class CheckpointFolder:
         try:
             with whole_file(self.folder / f"step-{step:08}.pt") as file:
                 torch.save(state, file)
-            for old in self.paths()[: -self.keep_last]:
+            self.last_saved = step
+            for old in [path for path in self.paths() if checkpoint_step(path) <= step][: -self.keep_last]:
                 old.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:  # torch wraps some write errors into a RuntimeError
             warn(f"checkpoint of step {step} could not be written ({error}); the run goes on with the ones before")
@@ -127,6 +137,22 @@ def checkpoint_step(path: Path) -> int:
     if match is None:
         raise ValueError(f"{path} is no checkpoint")
     return int(match.group(1))
+
+
+def _fault_of(state: Any, path: Path) -> str:
+    """What shows that a state was not written under this name; "" for nothing."""
+    counters = state.get("counters") if isinstance(state, dict) else None
+    if not isinstance(counters, dict):
+        return "it holds no state of a run"
+    step = counters.get("step")
+    return "" if step == checkpoint_step(path) else f"it holds step {step}"
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a checkpoint so that it counts nowhere, and is kept for the user."""
+    names = (f"damaged-{path.stem}{number}.pt" for number in ("", *(f"-{n}" for n in range(2, 10**6))))
+    aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    return path.rename(aside)
 
 
 def find_damage(path: Path) -> str | None:

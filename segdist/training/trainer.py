@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from segdist.core.errors import UserError
+from segdist.core.files import remove_leftovers
 from segdist.core.keyed import Purpose, hash64
 from segdist.core.paths import BEST_MODEL, CHECKPOINTS, LAST_MODEL
 from segdist.core.states import State
@@ -190,6 +191,7 @@ class Trainer:
         self.ranks.barrier()
         if self.ranks.is_main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.run_dir)
             note_trained_with(self.config.model.factory)
             write_description(self.run_dir, self.description)
             if not self.config.quiet:
@@ -212,7 +214,7 @@ class Trainer:
 
     def _resume(self) -> None:
         """Take up the newest whole checkpoint; all ranks the one that rank 0 found."""
-        state = self.ranks.on_main(self.checkpoints.load_latest)
+        state = self.ranks.on_main(lambda: self.checkpoints.load_latest(self._fault_of))
         if state is not None:
             self.learner.load_state_dict(state["learner"])
             self.counters = Counters(**state["counters"])
@@ -313,8 +315,16 @@ class Trainer:
             "trackers": self.reporter.tracker_state(),
         }
 
+    def _fault_of(self, state: dict[str, Any]) -> str:
+        """Why a checkpoint can't be this run's; "" for one that can."""
+        weights, own = state.get("learner", {}).get("net"), self.learner.model.state_dict()
+        if not isinstance(weights, dict) or weights.keys() != own.keys():
+            return "it is of another model"
+        other = [name for name, value in own.items() if getattr(weights[name], "shape", None) != value.shape]
+        return f"it is of another model: {other[0]} has another shape" if other else ""
+
     def _check_last_checkpoint(self, state: State) -> None:
-        last = self.checkpoints.last_step()
+        last = self.checkpoints.last_saved
         if state == "finished" and self.ranks.is_main and last != self.counters.step:
             raise UserError(
                 f"{self.run_dir}: step {self.counters.step} is done, but the disk took no checkpoint after step "

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from segdist.core.errors import UserError
-from segdist.core.files import write_json
+from segdist.core.files import remove_leftovers, write_json
 from segdist.core.formats import VERSION_KEY, read_version, stamped
 from segdist.core.machine import usable_cores
 from segdist.core.parsing import from_dict, merge
@@ -58,7 +58,10 @@ def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | 
     folder = config.folder
     if config.overwrite:
         _remove_set(folder)
+    for place in (folder, folder / BUILDING):
+        remove_leftovers(place)
     if _finished(work, quiet):
+        shutil.rmtree(folder / BUILDING, ignore_errors=True)  # of a builder that was killed at its very end
         manifest = read_manifest(folder)
         if not quiet:
             made_by = other_version(manifest.recipe)
