@@ -1,6 +1,6 @@
 """What tile side, overlap and blending give and cost: full-image mean IoU against work, as a table and a plot.
 
-    python tests/benchmarks/frontier.py RUN SHARD_SET [docs/inference-frontier.png]
+    python -m tests.benchmarks.frontier RUN SHARD_SET [docs/inference-frontier.png]
 
 The table and the plot of docs/inference.md are what it makes for the run and the shard set of the demo.
 
@@ -23,6 +23,7 @@ from segdist.model.metrics import confusion_matrix, mean_iou
 from shards.images.masks import mask_reader_from_recipe
 from shards.images.opening import open_image
 from shards.manifest import read_manifest
+from tests.benchmarks.cases import benchmark
 
 TILES = (96, 128, 192, 256)
 OVERLAPS = (0.0, 0.25, 0.5, 0.75)
@@ -128,12 +129,17 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(file, format="png")
 
 
-def main(run: str, shard_set: str, picture: str = "docs/inference-frontier.png") -> None:
+def main(words: list[str]) -> int:
     """Print the table, draw the plot."""
+    if len(words) not in (2, 3):
+        print("error: name a run and a shard set", file=sys.stderr)
+        return 2
+    run, shard_set, picture = [*words, "docs/inference-frontier.png"][:3]
     rows = measure(Path(run), Path(shard_set))
     print(table(rows))
     plot(rows, Path(picture))
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    benchmark(main)

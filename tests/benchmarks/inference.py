@@ -16,8 +16,6 @@ there already. MONAI is needed for bar 1 (`pip install --no-deps monai`).
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from tests.benchmarks.bars import Bars
+from tests.benchmarks.cases import benchmark, case_result, start_case
 
 TILE, OVERLAP, BATCH, CLASSES = 96, 0.5, 16, 3
 MEAN, STD = (128.0,), (60.0,)
 WARM_UP = 20
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def pointwise(in_channels: int, classes: int) -> Any:
@@ -248,31 +246,16 @@ def anonymous(pid: int) -> int:
     return 0
 
 
-def start_case(name: str, *values: Any, environ: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """A case in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.inference", "case", name, *map(str, values)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, **(environ or {})})
-
-
 def run_case(name: str, *values: Any) -> dict[str, Any]:
     """Run a case to its end; adds `peak`, the extra anonymous memory in MB."""
-    process = start_case(name, *values)
+    process = start_case("inference", name, *values)
     samples = []
     while process.poll() is None:
         samples.append((time.monotonic(), anonymous(process.pid)))
         time.sleep(0.004)
-    result = read_result(process)
+    result = case_result(process)
     inside = [memory for moment, memory in samples if result["begin"] <= moment <= result["end"]]
     return result | {"peak": (max(inside, default=result["before"]) - result["before"]) / 1e6}
-
-
-def read_result(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """The JSON line that a finished case printed."""
-    output, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"a case failed with exit code {process.returncode}")
-    result: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return result
 
 
 def bars_1_and_3(bars: Bars) -> None:
@@ -343,10 +326,10 @@ def slower_of_two(folder: str, mode: str) -> float:
     """Seconds of the slower of two ranks."""
     environ = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}
     processes = [
-        start_case("ranks", folder, mode, environ={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        start_case("inference", "ranks", folder, mode, environ={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]
-    return max(float(read_result(process)["seconds"]) for process in processes)
+    return max(float(case_result(process)["seconds"]) for process in processes)
 
 
 def main(arguments: list[str]) -> int:
@@ -371,5 +354,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    sys.exit(main(sys.argv[1:]))
+    benchmark(main)

@@ -1,6 +1,6 @@
 """How fast batches are made: this reader against its peers and against the limit, on the same 8,000 patches.
 
-    python tests/benchmarks/loader.py            about two minutes; run it on an otherwise idle machine
+    python -m tests.benchmarks.loader            about two minutes; run it on an otherwise idle machine
 
 All deliver batches of 16 gray 96 x 96 pairs in random order, as float32 images and int64 masks (or as the stored
 bytes), in one process unless said otherwise. The contenders take turns, so that a machine that is slow for a while is
@@ -23,8 +23,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from segdist.core.keyed import generator
 from shards.build.build import make_shards
 from shards.build.config import MakeShardsConfig, PatchesConfig, SplitConfig, SyntheticConfig
@@ -36,6 +34,7 @@ from shards.read.batches import TrainBatches
 from shards.read.order import SampleOrder
 from shards.read.reader import ShardSet
 from tests.benchmarks.bars import Bars
+from tests.benchmarks.cases import benchmark
 
 IMAGES, PER_IMAGE, PATCH, BATCH = 400, 20, 96, 16
 SECONDS = 1.0
@@ -86,11 +85,11 @@ class Converter:
         return self.images.copy_(images), self.masks.copy_(masks)
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
     """Measure, print the table, judge the bars."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as scratch:
@@ -330,4 +329,4 @@ def judge(by_name: dict[str, Contender], building: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    benchmark(main)

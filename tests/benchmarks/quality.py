@@ -30,11 +30,11 @@ import tyro
 
 from segdist.core.code_version import current_version
 from tests.benchmarks.bars import Bars
+from tests.benchmarks.cases import ROOT, benchmark, case_result, start_case
 from tests.benchmarks.quality_recipes import Recipe, read_recipes, recipe_of
 from tests.benchmarks.quality_rows import Row, append_row, leave_one_out, medians, read_rows, table
 from tests.benchmarks.quality_sets import LabeledSet, Part, find_sets
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 REFERENCE_STEPS = 10
 TRIALS = (4, 16)
 """Steps of the two short runs."""
@@ -84,9 +84,7 @@ def command(work: Path, *arguments: str) -> float:
 
 def reference_step() -> float:
     """CPU seconds of a reference step, in a process of its own."""
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "tests.benchmarks.quality", "reference"]
-    return float(subprocess.run(line, env=environ, check=True, capture_output=True, text=True).stdout)
+    return float(case_result(start_case("quality", "reference", environ={"OMP_NUM_THREADS": "1"}))["seconds"])
 
 
 def measure(recipe: Recipe, labeled: LabeledSet, seed: int, config: QualityConfig) -> Row:
@@ -146,13 +144,13 @@ def bars(rows: list[Row], sets: list[str]) -> Bars:
 
 def main(arguments: list[str]) -> int:
     """Measure what is missing, print the table; the exit code: 1 if a bar is short."""
-    if arguments == ["reference"]:
+    if arguments == ["case", "reference"]:
         from tests.benchmarks.bare_loop import bare_loop
 
         run = bare_loop(1)
         began = time.process_time()
         run(REFERENCE_STEPS)
-        print((time.process_time() - began) / REFERENCE_STEPS)
+        print(json.dumps({"seconds": (time.process_time() - began) / REFERENCE_STEPS}))
         return 0
     config = tyro.cli(
         QualityConfig, args=arguments, prog="python -m tests.benchmarks.quality", description=__doc__ or ""
@@ -193,5 +191,4 @@ def _fresh() -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    sys.exit(main(sys.argv[1:]))
+    benchmark(main)

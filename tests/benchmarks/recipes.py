@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.cases import benchmark
 from tests.benchmarks.train import AS_THE_JOB, SEEDS, bare, make_set, quick_precision, train_and_score
 
 VARIANTS = {
@@ -113,5 +114,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    sys.exit(main(sys.argv[1:]))
+    benchmark(main)

@@ -1,6 +1,6 @@
 """What grows with the number of patches, images and ranks: the figures of docs/scale.md.
 
-    python tests/benchmarks/scale.py
+    python -m tests.benchmarks.scale
 
 Sets are simulated: their manifests are real, their tars are not. Times are processor seconds of one core. Takes about
 half a minute and 1 GB of memory.
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from shards.manifest import ClassInfo, Manifest, ShardInfo, SourcePair, read_manifest, write_manifest
 from shards.read.order import SampleOrder, slots_of_rank
 from shards.records import NpyLayout
+from tests.benchmarks.cases import benchmark
 
 PATCH, GLOBAL_BATCH, RANKS = 96, 65536, 8000
 SHARD_BYTES = 1024**3
@@ -150,7 +151,7 @@ def count_sockets() -> int:
     return sum(os.readlink(item).startswith("socket:") for item in Path("/proc/self/fd").iterdir() if item.is_symlink())
 
 
-def main() -> None:
+def main(words: list[str]) -> int:
     """Print the tables."""
     print(f"patches of {PATCH} x {PATCH}, gray; record {NpyLayout(PATCH, 1, 'uint8').stride:,} bytes; 1 GiB shards\n")
     measure_manifest(1, 1)  # loads what reading needs
@@ -165,7 +166,8 @@ def main() -> None:
     print("| ranks on this machine | set-up | all_reduce of one number | sockets of a rank |\n|---|---|---|---|")
     for count in (4, 16, 64, 128):
         print(measure_ranks(count))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(main)

@@ -24,8 +24,8 @@ from typing import Any
 
 from tests.benchmarks.bare_loop import BATCH, PATCH, WARM_UP, WIDTH, bare_loop
 from tests.benchmarks.bars import Bars
+from tests.benchmarks.cases import ROOT, benchmark, case_result, start_case
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 AS_THE_JOB: dict[str, Any] = {"channels_last": True, "keep_freed": True}
 """The bare loop with the job's memory layout and malloc settings; without, it is torch by itself."""
 SEEDS = (101, 102, 103)
@@ -76,35 +76,18 @@ def case_job(*arguments: str) -> dict[str, Any]:
 # ---- the parent: starts cases, prints tables
 
 
-def start(
-    *values: object, cwd: Path = ROOT, ranks: int = 1, environ: dict[str, str] | None = None
-) -> subprocess.Popen[str]:
-    """A case in a process of its own, or in `ranks` processes under torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *launcher, "-m", "tests.benchmarks.train", "case", *map(str, values)]
-    settings = {**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})}
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings)
-
-
-def result(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a case printed, once it has ended."""
-    output, errors = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"a case failed with exit code {process.returncode}\n{output}\n{errors}")
-    found: dict[str, Any] = json.loads(next(line for line in output.splitlines() if line.startswith('{"seconds"')))
-    return found
-
-
 def bare(steps: int, options: dict[str, Any], environ: dict[str, str] | None = None) -> float:
     """Seconds per step of one bare loop of two threads; `options`: those of `bare_loop`."""
-    return float(result(start("bare", 2, BATCH, steps, json.dumps(options), environ=environ))["seconds"])
+    return float(
+        case_result(start_case("train", "bare", 2, BATCH, steps, json.dumps(options), environ=environ))["seconds"]
+    )
 
 
 def two_bare(batch: int, steps: int = 40) -> float:
     """Samples/s of two bare loops of one thread that run at the same time, together."""
     with tempfile.TemporaryDirectory() as folder:
-        loops = [start("bare", 1, batch, steps, json.dumps(AS_THE_JOB), folder, 1) for _ in range(2)]
-        return sum(batch / float(result(loop)["seconds"]) for loop in loops)
+        loops = [start_case("train", "bare", 1, batch, steps, json.dumps(AS_THE_JOB), folder, 1) for _ in range(2)]
+        return sum(batch / float(case_result(loop)["seconds"]) for loop in loops)
 
 
 def segdist(folder: Path, *arguments: str) -> float:
@@ -132,8 +115,8 @@ def overhead(folder: Path, bars: Bars, rounds: int = 5, steps: int = 60) -> None
     for number in range(rounds):
         loop = bare(steps, AS_THE_JOB)
         # A checkpoint and three rows of figures fall into the measured steps.
-        job = result(
-            start("job", "-f", "bench", "-n", f"overhead{number}", "--steps", WARM_UP + steps, "--threads", 2,
+        job = case_result(
+            start_case("train", "job", "-f", "bench", "-n", f"overhead{number}", "--steps", WARM_UP + steps, "--threads", 2,
                   "--checkpoint.every-steps", 30, *QUIET, cwd=folder)
         )["seconds"]  # fmt: skip
         ratios.append(loop / job)
@@ -148,8 +131,13 @@ def two_ranks(folder: Path, bars: Bars, rounds: int = 3, steps: int = 40) -> Non
     for number in range(rounds):
         loops = two_bare(BATCH // 2, steps)
         options = ("-f", "bench", "--steps", WARM_UP + steps, "--threads", 1, *QUIET)
-        both = BATCH / result(start("job", *options, "-n", f"two{number}", cwd=folder, ranks=2))["seconds"]
-        one = BATCH / result(start("job", *options, "-n", f"one{number}", cwd=folder))["seconds"]
+        both = (
+            BATCH
+            / case_result(start_case("train", "job", *options, "-n", f"two{number}", cwd=folder, world_size=2))[
+                "seconds"
+            ]
+        )
+        one = BATCH / case_result(start_case("train", "job", *options, "-n", f"one{number}", cwd=folder))["seconds"]
         ratios.append(both / loops)
         raw.append(both / one)
         print(
@@ -238,8 +226,8 @@ def size(folder: Path) -> None:
         if patch != PATCH:
             make_set(folder, data, "--patches.size", str(patch), "--synthetic.train", "20")
         name = f"size-{width}-{patch}-{batch}"
-        found = result(
-            start("job", "-f", data, "-n", name, "-b", batch, "--steps", WARM_UP + 8, "--threads", 2, *QUIET,
+        found = case_result(
+            start_case("train", "job", "-f", data, "-n", name, "-b", batch, "--steps", WARM_UP + 8, "--threads", 2, *QUIET,
                   "--model.width", width, cwd=folder)
         )  # fmt: skip
         print(f"  {width:5}  {patch:5}  {batch:5}  {found['seconds'] * 1e3:8.0f}  {found['memory']:8.0f}")
@@ -273,5 +261,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    sys.exit(main(sys.argv[1:]))
+    benchmark(main)

@@ -62,7 +62,7 @@ NOT_RUN = {
     "inference.md": {
         "segdist ": "tests/docs/test_inference_docs.py runs it",
         "torchrun ": "tests/docs/test_inference_docs.py runs it",
-        "python -m tests.benchmarks.": BENCHMARK,
+        "python -m tests.benchmarks.inference": BENCHMARK,
     },
     "monitoring.md": {
         "pip install -e '.[tensorboard]'": "needs the network; tests/run.sh installs this extra",

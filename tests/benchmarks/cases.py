@@ -1,0 +1,41 @@
+"""How every benchmark is started, `python -m tests.benchmarks.NAME [parts]`, and how it runs a case in processes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def benchmark(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run a benchmark's `main` on the command line's words; each line of its tables is seen at once."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.exit(main(sys.argv[1:]))
+
+
+def start_case(
+    name: str, *values: object, cwd: Path = ROOT, world_size: int = 1, environ: dict[str, str] | None = None
+) -> "subprocess.Popen[str]":
+    """`python -m tests.benchmarks.NAME case VALUES` in a process of its own, or in ranks under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+    module = ["-m", f"tests.benchmarks.{name}", "case", *map(str, values)]
+    command = [sys.executable, *(launcher if world_size > 1 else ()), *module]
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})}
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings)
+
+
+def case_result(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """The JSON object that a case printed, once it has ended.
+
+    Raises:
+        SystemExit: it failed; with what it printed.
+    """
+    output, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"a case failed with exit code {process.returncode}\n{output}\n{errors}")
+    found: dict[str, Any] = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+    return found
