@@ -76,11 +76,14 @@ def case_job(*arguments: str) -> dict[str, Any]:
 # ---- the parent: starts cases, prints tables
 
 
+def _case(*values: object, **how: Any) -> dict[str, Any]:
+    """Run a case of this benchmark to its end; what it printed."""
+    return case_result(start_case("train", *values, **how))
+
+
 def bare(steps: int, options: dict[str, Any], environ: dict[str, str] | None = None) -> float:
     """Seconds per step of one bare loop of two threads; `options`: those of `bare_loop`."""
-    return float(
-        case_result(start_case("train", "bare", 2, BATCH, steps, json.dumps(options), environ=environ))["seconds"]
-    )
+    return float(_case("bare", 2, BATCH, steps, json.dumps(options), environ=environ)["seconds"])
 
 
 def two_bare(batch: int, steps: int = 40) -> float:
@@ -115,9 +118,9 @@ def overhead(folder: Path, bars: Bars, rounds: int = 5, steps: int = 60) -> None
     for number in range(rounds):
         loop = bare(steps, AS_THE_JOB)
         # A checkpoint and three rows of figures fall into the measured steps.
-        job = case_result(
-            start_case("train", "job", "-f", "bench", "-n", f"overhead{number}", "--steps", WARM_UP + steps, "--threads", 2,
-                  "--checkpoint.every-steps", 30, *QUIET, cwd=folder)
+        job = _case(
+            "job", "-f", "bench", "-n", f"overhead{number}", "--steps", WARM_UP + steps, "--threads", 2,
+                  "--checkpoint.every-steps", 30, *QUIET, cwd=folder
         )["seconds"]  # fmt: skip
         ratios.append(loop / job)
         print(f"  bare {BATCH / loop:6.1f} samples/s   job {BATCH / job:6.1f} samples/s   ratio {ratios[-1]:.3f}")
@@ -131,13 +134,8 @@ def two_ranks(folder: Path, bars: Bars, rounds: int = 3, steps: int = 40) -> Non
     for number in range(rounds):
         loops = two_bare(BATCH // 2, steps)
         options = ("-f", "bench", "--steps", WARM_UP + steps, "--threads", 1, *QUIET)
-        both = (
-            BATCH
-            / case_result(start_case("train", "job", *options, "-n", f"two{number}", cwd=folder, world_size=2))[
-                "seconds"
-            ]
-        )
-        one = BATCH / case_result(start_case("train", "job", *options, "-n", f"one{number}", cwd=folder))["seconds"]
+        both = BATCH / _case("job", *options, "-n", f"two{number}", cwd=folder, world_size=2)["seconds"]
+        one = BATCH / _case("job", *options, "-n", f"one{number}", cwd=folder)["seconds"]
         ratios.append(both / loops)
         raw.append(both / one)
         print(
@@ -226,9 +224,9 @@ def size(folder: Path) -> None:
         if patch != PATCH:
             make_set(folder, data, "--patches.size", str(patch), "--synthetic.train", "20")
         name = f"size-{width}-{patch}-{batch}"
-        found = case_result(
-            start_case("train", "job", "-f", data, "-n", name, "-b", batch, "--steps", WARM_UP + 8, "--threads", 2, *QUIET,
-                  "--model.width", width, cwd=folder)
+        found = _case(
+            "job", "-f", data, "-n", name, "-b", batch, "--steps", WARM_UP + 8, "--threads", 2, *QUIET,
+                  "--model.width", width, cwd=folder,
         )  # fmt: skip
         print(f"  {width:5}  {patch:5}  {batch:5}  {found['seconds'] * 1e3:8.0f}  {found['memory']:8.0f}")
 
