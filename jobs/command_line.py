@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 import tyro
 
 from segdist.core.parsing import from_dict, merge, option_value, read_settings, to_dict
+from segdist.core.ranges import check_ranges
 
 if TYPE_CHECKING:
     from segdist.ranks.launchers import RankEnvironment
@@ -64,10 +65,22 @@ def parse(
         prog=f"segdist {command}",
         description=description,
     )
-    check = getattr(parsed.job, "validate", None)
-    if check is not None:
-        check()
+    _check(parsed.job)
     return Command(parsed.job, parsed.dry_run)
+
+
+def parse_options(cls: type[Config], argv: list[str] | None, command: str, description: str) -> Config:
+    """As `parse`, for commands that only show something: no `--config` and no `--dry-run`."""
+    config = tyro.cli(cls, args=argv, prog=f"segdist {command}", description=description)
+    _check(config)
+    return config
+
+
+def _check(config: Any) -> None:
+    check_ranges(config)
+    validate = getattr(config, "validate", None)
+    if validate is not None:
+        validate()
 
 
 def launch_command(job: str, arguments: Sequence[str], environment: "RankEnvironment") -> list[str]:

@@ -170,8 +170,6 @@ def pipeline_links(
         settings: folder for files through which the jobs get them.
     """
     run = paths.RUNS / name
-    if Path(name).name != name:
-        raise UserError(f"--name {name}: one folder name, no path")
     train = dict(train)
     preset = ["--preset", train.pop("preset")] if "preset" in train else []
     scores = run / paths.PREDICTIONS / name / paths.SCORES

@@ -13,58 +13,19 @@ the trackers of all three.
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.command_line import parse, print_config
+from jobs.config import PipelineConfig, tracked
 from jobs.entry import run_job
 from segdist.core.exit_codes import FINISHED, STOPPED
 from segdist.core.parsing import write_settings
-from segdist.core.paths import DATA, MANIFEST, PIPELINE, RUNS, plain_name
+from segdist.core.paths import DATA, MANIFEST, PIPELINE, RUNS
 from segdist.core.terminal import say
-from segdist.model.config import JsonTable
 from slurm.torchrun import run_here
 
 JOBS = Path(__file__).resolve().parent
-
-
-@dataclass(frozen=True)
-class PipelineConfig:
-    """The three jobs, one after another, on this machine."""
-
-    name: str = "pipeline"
-    """Name of the shard set (data/NAME) and of the run (runs/NAME)."""
-    processes: int = 2
-    """Ranks for training and inference."""
-    fresh: bool = False
-    """Throw away the shard set and the run of that name and start over."""
-    make_shards: JsonTable = field(default_factory=dict)
-    """Settings of `segdist make-shards`: a TOML table, or JSON on the command line."""
-    train: JsonTable = field(default_factory=dict)
-    """Settings of `segdist train`, and `preset`."""
-    infer: JsonTable = field(default_factory=dict)
-    """Settings of `segdist infer`."""
-    tracking: JsonTable = field(default_factory=dict)
-    """Settings of all three jobs' trackers, where a job's own table has none (`{"wandb": "off"}`)."""
-
-    def validate(self) -> None:
-        """Raises UserError for a name that isn't one: `fresh` deletes the folders of that name."""
-        plain_name(self.name)
-
-    def tables(self) -> dict[str, dict[str, Any]]:
-        """The settings of each job."""
-        return tracked(self.tracking, {"make_shards": self.make_shards, "train": self.train, "infer": self.infer})
-
-
-def tracked(tracking: dict[str, Any], tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The jobs' tables with the pipeline's tracking; in W&B the three runs stand in the group of its name."""
-    filled = {}
-    for job, table in tables.items():
-        # By itself make-shards tracks nothing.
-        merged = ({"wandb": "auto"} if job == "make_shards" else {}) | tracking | table.get("tracking", {})
-        filled[job] = table | ({"tracking": merged} if merged else {})
-    return filled
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     elif config.fresh:
         for folder in (run, data):
             shutil.rmtree(folder, ignore_errors=True)
-    tables = config.tables()
+    tables = tracked(config.tracking, {"make_shards": config.make_shards, "train": config.train, "infer": config.infer})
     train = tables["train"]
     preset = ["--preset", train.pop("preset")] if "preset" in train else []
     steps: list[tuple[str, int, dict[str, Any], list[str]]] = [

@@ -7,12 +7,10 @@ A set behind a URL is fetched into the cache first.
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
-
+from jobs.command_line import parse_options
+from jobs.config import ShardsCommand
 from jobs.entry import run_job
 from segdist.core.errors import UserError
 from segdist.core.exit_codes import FINISHED, INCOMPLETE
@@ -21,38 +19,11 @@ from segdist.core.paths import CONTACT_SHEET, MANIFEST
 from segdist.core.terminal import say
 
 
-@dataclass(frozen=True)
-class ShardsCommand:
-    """What to do with which set."""
-
-    action: Annotated[Literal["inspect", "verify"], tyro.conf.Positional]
-    """inspect: print what is in it, write a contact sheet; verify: check every checksum and record."""
-    shard_set: Annotated[str, tyro.conf.Positional]
-    """Name of a set in `root`, its folder, or its URL."""
-    root: Path = Path("data")
-    """Where shard sets live."""
-    split: Literal["train", "val"] = "train"
-    """Split of the contact sheet."""
-    seed: int = 0
-    """Another seed shows other patches."""
-    out: Path | None = None
-    """File of the contact sheet; contact_sheet.png in the set's folder if left out."""
-
-    def local_folder(self) -> Path:
-        """The set's folder; that in the cache, with every file in it, for a URL."""
-        if "://" in self.shard_set:
-            from shards.read.remote import fetched_whole
-
-            return fetched_whole(self.shard_set)
-        path = Path(self.shard_set)
-        return path if len(path.parts) > 1 or (path / MANIFEST).exists() else self.root / path
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    command = tyro.cli(ShardsCommand, args=argv, prog="segdist shards", description=__doc__)
+    command = parse_options(ShardsCommand, argv, "shards", __doc__ or "")
     # Heavy imports come after the command line: --help must not wait for torch.
-    folder = command.local_folder()
+    folder = _local_folder(command)
     if command.action == "verify":
         from shards.read.verify import verify
 
@@ -76,6 +47,16 @@ def main(argv: list[str] | None = None) -> int:
         file.write(contact_sheet(shard_set, command.split, command.seed))
     say(f"  contact sheet: {out}")
     return FINISHED
+
+
+def _local_folder(command: ShardsCommand) -> Path:
+    """The set's folder; that in the cache, with every file in it, for a URL."""
+    if "://" in command.shard_set:
+        from shards.read.remote import fetched_whole
+
+        return fetched_whole(command.shard_set)
+    path = Path(command.shard_set)
+    return path if len(path.parts) > 1 or (path / MANIFEST).exists() else command.root / path
 
 
 if __name__ == "__main__":

@@ -5,12 +5,10 @@ segdist queue cells        one run
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from jobs.command_line import parse
+from jobs.config import QueueConfig
 from jobs.entry import run_job
 from segdist.core.errors import UserError
 from segdist.core.exit_codes import FINISHED
@@ -21,14 +19,6 @@ from slurm.standing import Standing, standings
 HEADINGS = ("run", "link", "job", "state", "starts", "time", "nodes", "reason")
 WIDE = 1000
 """Characters of a line that goes to a file or a program."""
-
-
-@dataclass(frozen=True)
-class QueueConfig:
-    """Show how submitted jobs stand."""
-
-    names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names or folders of runs; none: all under runs/."""
 
 
 def main(argv: list[str] | None = None) -> int:

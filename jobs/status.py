@@ -10,31 +10,17 @@ for runs on other machines that share the file system.
 
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
+from jobs.command_line import parse_options
+from jobs.config import StatusConfig
 from jobs.entry import run_job
 from segdist.core.exit_codes import FINISHED
 
 
-@dataclass(frozen=True)
-class StatusConfig:
-    """What to show."""
-
-    runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Run folders, or names below runs/; none: all."""
-    follow: Annotated[bool, tyro.conf.arg(aliases=["-F"]), tyro.conf.FlagCreatePairsOff] = False
-    """Show it again and again until the runs have finished or failed; Ctrl-C ends it."""
-    every: float = 2.0
-    """Seconds between two looks at the files."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    config = tyro.cli(StatusConfig, args=argv, prog="segdist status", description=__doc__)
+    config = parse_options(StatusConfig, argv, "status", __doc__ or "")
     from rich.console import Console, Group, RenderableType
     from rich.live import Live
 
@@ -43,8 +29,6 @@ def main(argv: list[str] | None = None) -> int:
     from segdist.runs.record import RunRecord, find_run, read_run, read_run_or_problem
     from segdist.runs.status import overview, status
 
-    if config.every <= 0:
-        raise UserError(f"--every {config.every:g}: must be above 0 seconds")
     folders = [find_run(name) for name in config.runs]
     if not folders and RUNS.is_dir():
         folders = sorted(path.parent for path in RUNS.glob(f"*/{CONFIG}"))

@@ -12,77 +12,21 @@ submits nothing. `--cluster local` runs the same on this machine without Slurm. 
 import os
 import sys
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from jobs.command_line import parse
+from jobs.config import SubmitConfig, SubmitPipelineConfig, tracked
 from jobs.entry import run_job
 from jobs.links import Submission, infer_links, missing_inputs, pipeline_links, shard_links, train_links
-from jobs.pipeline import tracked
 from segdist.core.errors import UserError
 from segdist.core.exit_codes import FINISHED
-from segdist.core.paths import PIPELINE, RUNS, plain_name
+from segdist.core.paths import PIPELINE, RUNS
 from segdist.core.terminal import say, warn
-from segdist.model.config import JsonTable
 from slurm.pipeline import Link, submit_chain
 from slurm.submit import sbatch_script
 
 SINGLE = {"make-shards": shard_links, "train": train_links, "infer": infer_links}
-
-
-@dataclass(frozen=True)
-class SubmitConfig:
-    """Put one job into the queue."""
-
-    profile: str = ""
-    """Cluster profile: a TOML file, or one of the examples in slurm/profiles (docs/cluster.md)."""
-    cluster: Literal["slurm", "local", "debug"] = "slurm"
-    """slurm; local: this machine, one job after another; debug: this very process, one rank."""
-    tasks: int = 1
-    """make-shards and infer: share the work between so many tasks of a job array, and merge in a last job."""
-    stage_to: str = ""
-    """train: copy the shard set to this folder of each node first, and read it there ('$TMPDIR')."""
-
-    def validate(self) -> None:
-        """Raises UserError for values that can't work."""
-        if self.tasks < 1:
-            raise UserError(f"--tasks {self.tasks}: at least 1")
-
-
-@dataclass(frozen=True)
-class SubmitPipelineConfig:
-    """Put the chain make-shards → train → infer → report into the queue. Each waits for the one before."""
-
-    name: str = "pipeline"
-    """Name of the shard set (data/NAME) and of the run (runs/NAME)."""
-    processes: int = 2
-    """Ranks, for `segdist pipeline`, which reads the same file; here the profile says how many."""
-    profile: str = ""
-    """Cluster profile: a TOML file, or one of the examples in slurm/profiles (docs/cluster.md)."""
-    cluster: Literal["slurm", "local", "debug"] = "slurm"
-    """slurm; local: this machine, one job after another; debug: this very process, one rank."""
-    shard_tasks: int = 1
-    """Make the shards in so many tasks of a job array."""
-    infer_tasks: int = 1
-    """Segment in so many tasks of a job array, for very many images; 1: one job of several ranks."""
-    stage_to: str = ""
-    """Copy the shard set to this folder of each node before training, and read it there ('$TMPDIR')."""
-    make_shards: JsonTable = field(default_factory=dict)
-    """Settings of `segdist make-shards`: a TOML table, or JSON on the command line."""
-    train: JsonTable = field(default_factory=dict)
-    """Settings of `segdist train`, and `preset`."""
-    infer: JsonTable = field(default_factory=dict)
-    """Settings of `segdist infer`."""
-    tracking: JsonTable = field(default_factory=dict)
-    """Settings of all three jobs' trackers, where a job's own table has none (`{"wandb": "off"}`)."""
-
-    def validate(self) -> None:
-        """Raises UserError for values that can't work."""
-        plain_name(self.name)
-        for flag, value in (("--shard-tasks", self.shard_tasks), ("--infer-tasks", self.infer_tasks)):
-            if value < 1:
-                raise UserError(f"{flag} {value}: at least 1")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from segdist.core.errors import UserError
 from segdist.core.parsing import from_dict, merge, near, read_file
+from segdist.core.ranges import Count, CountOrZero, Positive, check_ranges
 
 EXAMPLES = Path(__file__).parent / "profiles"
 JOBS = ("make-shards", "train", "infer", "report")
@@ -41,18 +42,18 @@ class Profile:
     exclude: str | None = None
     exclusive: bool = False
     """Whole nodes, whatever the job asks for."""
-    nodes: int = 1
-    gpus_per_node: int = 0
-    tasks_per_node: int | None = None
+    nodes: Count = 1
+    gpus_per_node: CountOrZero = 0
+    tasks_per_node: Count | None = None
     """Ranks on a node; one per GPU (or one) if left out."""
-    cpus_per_task: int = 1
-    memory_gb: float | None = None
+    cpus_per_task: Count = 1
+    memory_gb: Positive | None = None
     """Memory per node; the cluster's default if left out."""
-    time_minutes: int = 60
+    time_minutes: Count = 60
     """Time limit of one start. A training that needs longer is requeued and continues."""
-    signal_seconds: int = 120
+    signal_seconds: CountOrZero = 120
     """How long before the time limit the job is told to save its state. Slurm may tell up to a minute early."""
-    array_parallelism: int = 64
+    array_parallelism: Count = 64
     """How many tasks of an array may run at a time."""
     launcher: Literal["srun", "torchrun"] = "srun"
     """One Slurm task per rank, or one torchrun per node which starts the ranks itself."""
@@ -81,12 +82,8 @@ class Profile:
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
     def validate(self, origin: str) -> None:
-        """Raises UserError for figures that can't work together."""
-        for name in ("nodes", "cpus_per_task", "time_minutes", "array_parallelism"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{origin}: {name} = {getattr(self, name)}; it must be at least 1")
-        if self.gpus_per_node < 0 or (self.tasks_per_node is not None and self.tasks_per_node < 1):
-            raise UserError(f"{origin}: gpus_per_node must be at least 0 and tasks_per_node at least 1")
+        """Raises UserError for figures that can't be, or can't work together."""
+        check_ranges(self, origin=origin)
         if self.signal_seconds + 60 > 60 * self.time_minutes:
             raise UserError(
                 f"{origin}: signal_seconds = {self.signal_seconds} leaves nothing of time_minutes = "

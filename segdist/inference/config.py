@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from segdist.core.errors import UserError
+from segdist.core.ranges import Count, CountOrZero, PartialShare, Range, Threads, check_ranges
 from segdist.inference.grid import Blending, Borders, stride_of
 from segdist.tracking.config import TrackingConfig
 from shards.images.config import MasksConfig
@@ -31,9 +32,9 @@ class OutputConfig:
     gray (255: all classes equally likely)."""
     previews: bool = True
     """Also write the image with the classes laid over it, large images reduced."""
-    preview_side: int = 1024
+    preview_side: Annotated[int, Range(16, 65535)] = 1024
     """Longest side of a preview in pixels."""
-    figures: int = 20
+    figures: CountOrZero = 20
     """Draw original, ground truth, prediction and probability maps for so many images, the first ones; 0: none."""
 
 
@@ -54,10 +55,10 @@ class InferConfig:
     """Image files, folders, globs, or CSV files with a column `image` and optionally `mask`."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """Output folder; default: predictions/<name of the input> in the run folder."""
-    tile: int = 0
+    tile: CountOrZero = 0
     """Tile side in pixels; 0: the side of the patches that the model was trained on. Large images are cheaper with
     larger tiles and less overlap (256 and 0.25), at the same accuracy; they need more memory."""
-    overlap: float = 0.5
+    overlap: PartialShare = 0.5
     """Share of the tile side that neighboring tiles have in common: 0.5 is the safe choice, 0.25 nearly as good for
     half the work, more gains nothing. docs/inference.md has the figures."""
     blending: Blending = "mean"
@@ -67,15 +68,15 @@ class InferConfig:
     get as many tiles as the others."""
     flips: bool = False
     """Average over the four flips of each tile: four times the work."""
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 16
+    batch_size: Annotated[Count, tyro.conf.arg(aliases=["-b"])] = 16
     """Tiles in one pass of the model. Part of the result's identity: another one may change last bits."""
-    roi: tuple[int, int, int, int] | None = None
+    roi: tuple[CountOrZero, CountOrZero, Count, Count] | None = None
     """Segment only this part of each image: top, left, height, width. The pixels are those of the full result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto: a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type of the model; probabilities are always summed in fp32."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads per rank; 0: the node's cores shared between its ranks."""
     channels_last: bool = True
     """Run the model in NHWC order: a third faster on CPUs, faster with reduced precision on GPUs."""
@@ -102,6 +103,7 @@ class InferConfig:
         Raises:
             UserError: names the settings.
         """
+        check_ranges(self)
         self.tracking.validate()
         if not self.model:
             raise UserError("--model: name a run folder or a model file")
@@ -111,19 +113,11 @@ class InferConfig:
             raise UserError("--masks.folder goes with --images; a shard set knows its masks")
         if "{stem}" not in self.masks.name:
             raise UserError(f"--masks.name {self.masks.name}: must contain {{stem}}, the image's name without suffix")
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size {self.batch_size}: must be at least 1")
-        if self.tile < 0:
-            raise UserError(f"--tile {self.tile}: can't be negative")
         stride_of(self.tile or 4096, self.overlap)
         if self.roi and (min(self.roi) < 0 or min(self.roi[2:]) < 1):
             raise UserError(
                 f"--roi {' '.join(map(str, self.roi))}: give top, left, height, width of a part of the image"
             )
-        if self.output.preview_side < 16:
-            raise UserError(f"--output.preview-side {self.output.preview_side}: must be at least 16")
-        if self.output.figures < 0:
-            raise UserError(f"--output.figures {self.output.figures}: can't be negative")
         if self.task and self.overwrite:
             raise UserError(
                 "--overwrite would let the tasks of an array discard each other's results; delete --out first"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from segdist.core.errors import UserError
+from segdist.core.ranges import CountOrZero, Range
 
 UNET = "segdist.model.unet:UNet"
 UNET_BEFORE = "segdist.unet:UNet"
@@ -33,11 +34,11 @@ class ModelConfig:
     signature has (out_channels, classes, num_classes or n_classes) and kwargs. It must return logits."""
     kwargs: JsonTable = field(default_factory=dict)
     """Further keyword arguments for the factory: a TOML table, or JSON on the command line."""
-    stride_multiple: int = 0
+    stride_multiple: CountOrZero = 0
     """Image sides must be multiples of this; 0: the model's attribute `stride_multiple`, else 32."""
-    width: int = 0
+    width: CountOrZero = 0
     """U-Net: channels of the first level, doubled at every level; 0: 64 as in the original on a GPU, 16 on a CPU."""
-    depth: int = 4
+    depth: Annotated[int, Range(1, 12)] = 4
     """U-Net: number of times that the resolution is halved."""
     norm: Literal["batch", "group", "instance"] = "batch"
     """U-Net: normalization layer. Batch norm depends on the batch that a rank sees; group norm doesn't."""
@@ -64,7 +65,7 @@ class ExportConfig:
     """Take stored values (0 to 255 or 65535) and return probabilities, instead of normalized values and logits."""
     fixed_size: bool = False
     """Fix height and width to the patch side; some runtimes are faster then. The batch stays free."""
-    opset: int = 17
+    opset: Annotated[int, Range(11, 25)] = 17
     """ONNX operator set."""
 
     def validate(self) -> None:

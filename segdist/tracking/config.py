@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from segdist.core.errors import UserError
+from segdist.core.ranges import Positive, check_ranges
 
 TRACKERS = ("wandb", "tensorboard")
 
@@ -32,9 +33,9 @@ class TrackingConfig:
     """none: no pixel of an image, mask or figure goes to any tracker (for data that must not leave the building)."""
     artifacts: bool = False
     """Send the best model and the last checkpoint as W&B artifacts at the end."""
-    start_timeout: float = 5.0
+    start_timeout: Positive = 5.0
     """Seconds that the W&B server has to answer at the start, before the run goes offline."""
-    finish_timeout: float = 20.0
+    finish_timeout: Positive = 20.0
     """Seconds that W&B may go on uploading at the end; the rest stays in the run folder for `wandb sync`."""
 
     @property
@@ -49,11 +50,9 @@ class TrackingConfig:
         Raises:
             UserError: an unknown tracker; time limits that W&B would read as "no limit".
         """
+        check_ranges(self, section="tracking")
         for name in self.names:
             if name not in TRACKERS:
                 raise UserError(
                     f"--trackers {self.trackers}: no tracker {name!r}; choose from {', '.join(TRACKERS)}, none"
                 )
-        for flag, seconds in (("start-timeout", self.start_timeout), ("finish-timeout", self.finish_timeout)):
-            if not seconds > 0:
-                raise UserError(f"--tracking.{flag} {seconds:g}: must be above 0 seconds")

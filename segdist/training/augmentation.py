@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from segdist.core.keyed import Purpose, hash64, uniform
+from segdist.core.ranges import check_ranges
 from segdist.training.config import AugmentConfig
 
 CONTROL_DISTANCE = 24
@@ -27,7 +28,7 @@ class Augmenter:
 
     def __init__(self, config: AugmentConfig, seed: int, full_scale: float = 255.0) -> None:
         """`full_scale`: largest stored value, 65535 for 16-bit images; the unit of brightness, gamma and noise."""
-        config.validate()
+        check_ranges(config, section="augment")
         self.config, self.seed, self.full_scale = config, seed, full_scale
         self._geometry = bool(config.rotate or config.scale or config.elastic)
         self._intensity = bool(config.brightness or config.contrast or config.gamma or config.noise or config.blur)

@@ -8,6 +8,20 @@ import tyro
 
 from segdist.core import paths
 from segdist.core.errors import UserError
+from segdist.core.ranges import (
+    Count,
+    CountOrZero,
+    Factor,
+    InsideShare,
+    NotNegative,
+    PartialShare,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    Threads,
+    check_ranges,
+)
 from segdist.model.config import ModelConfig
 from segdist.tracking.config import TrackingConfig
 
@@ -18,29 +32,29 @@ class OptimConfig:
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
-    lr: Annotated[float, tyro.conf.arg(aliases=["-l"])] = 0.01
+    lr: Annotated[Positive, tyro.conf.arg(aliases=["-l"])] = 0.01
     """Highest learning rate of the schedule."""
-    momentum: float = 0.9
+    momentum: PartialShare = 0.9
     """SGD's momentum."""
     nesterov: bool = False
     """SGD with Nesterov's momentum."""
-    weight_decay: float = 5e-4
+    weight_decay: NotNegative = 5e-4
     """L2 penalty with SGD, decoupled decay with AdamW. Biases and norm layers are left out with AdamW."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[PartialShare, PartialShare] = (0.9, 0.99)
     """AdamW's averaging factors."""
     schedule: Literal["constant", "step", "cosine", "onecycle", "polynomial"] = "step"
     """How the learning rate moves over the run. step: x `gamma` at each of `milestones`."""
-    milestones: tuple[float, ...] = (0.5, 0.75)
+    milestones: tuple[InsideShare, ...] = (0.5, 0.75)
     """Schedule "step": where the rate drops, as shares of the run."""
-    gamma: float = 0.1
+    gamma: Factor = 0.1
     """Schedule "step": factor of each drop."""
-    power: float = 0.9
+    power: Positive = 0.9
     """Schedule "polynomial": (1 - share of the run) to this power."""
-    warmup: float = 0.0
+    warmup: PartialShare = 0.0
     """Share of the run in which the rate rises linearly from nearly 0; "onecycle" rises along a cosine."""
-    clip_norm: float = 0.0
+    clip_norm: NotNegative = 0.0
     """Gradients are scaled down to this norm at most; 0: never."""
-    ema_decay: float = 0.0
+    ema_decay: PartialShare = 0.0
     """Moving average of the weights, used for validation and inference; 0: none."""
 
 
@@ -52,9 +66,9 @@ class LossConfig:
     """Dice is taken per image and class and averaged over the images of the global batch."""
     class_weights: Literal["none", "median_frequency", "given"] = "none"
     """Weight of each class in cross entropy and focal loss; median_frequency: from the shard set's pixel counts."""
-    weights: tuple[float, ...] = ()
+    weights: tuple[NotNegative, ...] = ()
     """class_weights "given": one number per class."""
-    focal_gamma: float = 2.0
+    focal_gamma: NotNegative = 2.0
     """Focal loss: weight (1 - p)^gamma."""
 
 
@@ -64,41 +78,33 @@ class AugmentConfig:
 
     rotate90: bool = False
     """Turn by 0, 90, 180 or 270 degrees; for images that have no up (square patches only)."""
-    rotate: float = 0.0
+    rotate: Annotated[float, Range(0, 180)] = 0.0
     """Turn by up to this many degrees, either way."""
-    scale: float = 0.0
+    scale: Annotated[float, Range(0, 4)] = 0.0
     """Enlarge or shrink by up to this share (0.2: from 1/1.2 to 1.2)."""
-    elastic: float = 0.0
+    elastic: Annotated[float, Range(0, 100)] = 0.0
     """Elastic deformation: standard deviation in pixels of the shift of control points about 24 pixels apart."""
-    brightness: float = 0.0
+    brightness: Share = 0.0
     """Add up to this share of the full range (255 for 8 bit), either way."""
-    contrast: float = 0.0
+    contrast: Annotated[float, Range(0, 4)] = 0.0
     """Stretch or flatten about the patch's mean by up to this share (0.2: from 1/1.2 to 1.2)."""
-    gamma: float = 0.0
+    gamma: Annotated[float, Range(0, 4)] = 0.0
     """Raise to a power from 1/(1 + gamma) to 1 + gamma."""
-    noise: float = 0.0
+    noise: Share = 0.0
     """Add normal noise; its standard deviation is drawn up to this share of the full range."""
-    blur: float = 0.0
+    blur: Annotated[float, Range(0, 10)] = 0.0
     """Gaussian blur; its standard deviation is drawn up to this many pixels."""
-
-    def validate(self) -> None:
-        """Raises UserError for a strength that makes no sense."""
-        limits = {"rotate": 180, "scale": 4, "elastic": 100, "brightness": 1, "contrast": 4, "gamma": 4, "noise": 1}
-        for name, limit in {**limits, "blur": 10}.items():
-            value = getattr(self, name)
-            if not 0 <= value <= limit:
-                raise UserError(f"--augment.{name} {value}: from 0 (off) to {limit}")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When the state of the run is saved. A signal to stop saves it too."""
 
-    every_steps: int = 0
+    every_steps: CountOrZero = 0
     """Also every so many steps; 0: only at the end of epochs."""
-    every_minutes: float = 5.0
+    every_minutes: NotNegative = 5.0
     """Also when so much time has passed since the last; 0: never."""
-    keep_last: int = 2
+    keep_last: Count = 2
     """How many of the latest are kept."""
     background: bool = True
     """Write beside training, from a copy in memory."""
@@ -110,7 +116,7 @@ class TrainConfig:
 
     data: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-f"])] = ("synthetic",)
     """Shard sets: names under data/, or folders. Several are mixed by `data_weights`."""
-    data_weights: tuple[float, ...] = ()
+    data_weights: tuple[Positive, ...] = ()
     """Several sets: share of each in the samples; default: by their numbers of patches."""
     data_check: Literal["sizes", "shards", "records"] = "sizes"
     """What is looked at before samples are used. sizes: every file's size, both ends of each shard; shards: the
@@ -118,25 +124,25 @@ class TrainConfig:
     name: Annotated[str, tyro.conf.arg(aliases=["-n"])] = ""
     """Run folder: a name under runs/, or a path. Default: the name of the first shard set. A run that was stopped
     goes on when it is started again."""
-    epochs: Annotated[int, tyro.conf.arg(aliases=["-e"])] = 100
+    epochs: Annotated[CountOrZero, tyro.conf.arg(aliases=["-e"])] = 100
     """Passes over all patches under all flips."""
-    steps: int = 0
+    steps: CountOrZero = 0
     """Optimizer steps of the whole run, instead of epochs."""
-    epoch_steps: int = 0
+    epoch_steps: CountOrZero = 0
     """Length of an epoch in steps; 0: all patches under all flips. Needed with several sets."""
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 16
+    batch_size: Annotated[Count, tyro.conf.arg(aliases=["-b"])] = 16
     """Samples of one optimizer step, over all ranks and accumulation steps."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Split each rank's share of the batch into so many parts, one after another, to save memory."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides the initial weights, the order of samples and the augmentation."""
     flips: bool = True
     """Train on each patch under its four flips."""
-    validate_every: int = 0
+    validate_every: CountOrZero = 0
     """Validate every so many steps; 0: at the end of each epoch. Always at the end of the run."""
-    log_every: int = 20
+    log_every: Count = 20
     """Steps between two rows of training figures."""
-    max_bad_steps: int = 10
+    max_bad_steps: Count = 10
     """So many steps in a row with NaN or infinite gradients stop the run; single ones are skipped and counted."""
     init_from: str = ""
     """Warm start: a model file or run folder whose weights are taken where names and shapes agree."""
@@ -144,7 +150,7 @@ class TrainConfig:
     """Where to train; auto: a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type; auto: bf16 or fp16 where the GPU gains from it, else fp32."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads per rank; 0: $OMP_NUM_THREADS, or the node's cores shared between its ranks."""
     channels_last: bool = True
     """Keep images and weights in NHWC order: faster on CPUs, and with AMP on GPUs."""
@@ -156,7 +162,7 @@ class TrainConfig:
     """Batch norm over all ranks (GPUs only). Without it every rank normalizes by its own part of the batch."""
     check: bool = True
     """Try two batches, a validation batch and a checkpoint before the long work starts, then put all back."""
-    profile: int = 0
+    profile: CountOrZero = 0
     """Profile so many steps after the start: a trace file and a table in the run folder."""
     quiet: bool = False
     """No progress, only warnings and the result."""
@@ -178,26 +184,10 @@ class TrainConfig:
         Raises:
             UserError: names the settings.
         """
-        positive = {
-            "--epochs": self.epochs if not self.steps else 1,
-            "--batch-size": self.batch_size,
-            "--accumulate": self.accumulate,
-            "--log-every": self.log_every,
-            "--max-bad-steps": self.max_bad_steps,
-            "--checkpoint.keep-last": self.checkpoint.keep_last,
-            "--optim.lr": self.optim.lr,
-        }
-        for flag, value in positive.items():
-            if not value > 0:
-                raise UserError(f"{flag} {value}: must be greater than 0")
-        for flag, value in (("--steps", self.steps), ("--epoch-steps", self.epoch_steps), ("--profile", self.profile)):
-            if value < 0:
-                raise UserError(f"{flag} {value}: can't be negative")
-        for flag, value in (("--optim.warmup", self.optim.warmup), ("--optim.ema-decay", self.optim.ema_decay)):
-            if not 0 <= value < 1:
-                raise UserError(f"{flag} {value}: must be at least 0 and below 1")
+        check_ranges(self)
+        if not (self.epochs or self.steps):
+            raise UserError("--epochs 0: must be at least 1, or say --steps")
         paths.possible_path(str(self.run_dir))
-        self.augment.validate()
         self.tracking.validate()
         if not self.data:
             raise UserError("--data: name at least one shard set")
@@ -207,7 +197,15 @@ class TrainConfig:
             raise UserError(f"--data-weights has {len(self.data_weights)} numbers for {len(self.data)} sets")
         if (self.loss.class_weights == "given") != bool(self.loss.weights):
             raise UserError("--loss.weights goes with --loss.class-weights given, and only with it")
-        if self.optim.nesterov and self.optim.optimizer != "sgd":
-            raise UserError("--optim.nesterov goes with --optim.optimizer sgd")
+        if self.loss.weights and not any(self.loss.weights):
+            raise UserError(f"--loss.weights {_words(self.loss.weights)}: all are 0, so that nothing would be learned")
+        if list(self.optim.milestones) != sorted(set(self.optim.milestones)):
+            raise UserError(f"--optim.milestones {_words(self.optim.milestones)}: must rise")
+        if self.optim.nesterov and (self.optim.optimizer != "sgd" or not self.optim.momentum):
+            raise UserError("--optim.nesterov goes with --optim.optimizer sgd and a --optim.momentum above 0")
         if self.sync_batch_norm and self.model.norm != "batch":
             raise UserError(f"--sync-batch-norm goes with --model.norm batch, not {self.model.norm}")
+
+
+def _words(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)

@@ -8,6 +8,7 @@ import tyro
 
 from segdist.core.errors import UserError
 from segdist.core.paths import plain_name
+from segdist.core.ranges import Count, CountOrZero, PartialShare, Range, Seed, Share, Threads, check_ranges
 from shards.build.synthetic import CLASSES
 from shards.images.config import MasksConfig, synthetic_masks_config
 from shards.images.orientation import Orientation
@@ -17,13 +18,13 @@ from shards.images.orientation import Orientation
 class SyntheticConfig:
     """Drawn images: lines and ellipses on noise. Used where no images of your own are given."""
 
-    train: int = 100
+    train: Count = 100
     """Images for training and validation."""
-    test: int = 10
+    test: CountOrZero = 10
     """Held-out images."""
-    width: int = 200
+    width: Count = 200
     """Pixels."""
-    height: int = 400
+    height: Count = 400
     """Pixels."""
 
 
@@ -46,9 +47,9 @@ class ImagesConfig:
 class SplitConfig:
     """Which source images go where. All patches of an image, and all images of a group, stay in one split."""
 
-    validation: float = 0.1
+    validation: PartialShare = 0.1
     """Share of the training images (or groups) that validate."""
-    test: float = 0.0
+    test: PartialShare = 0.0
     """Share of your own images that is held out; 0 with a list or names below, or for none."""
     group: str = ""
     """Regular expression on the image's name; images with the same match stay together (`sub-rat\\d+`)."""
@@ -68,16 +69,16 @@ class SplitConfig:
 class PatchesConfig:
     """How patches are cut."""
 
-    size: int = 96
+    size: Annotated[int, Range(8)] = 96
     """Side of a patch in pixels. Images that are smaller are completed by reflection."""
-    per_image: int = 20
+    per_image: Count = 20
     """Random patches per image."""
     drop_background: bool = True
     """Leave out patches that hold nothing but background (label 0)."""
-    balance: float = 0.0
+    balance: Share = 0.0
     """Share of the patches that are placed on a pixel of a class drawn at random among those of the image, so that
     rare classes are seen more often; 0 places all of them anywhere."""
-    channels: int | None = None
+    channels: Count | None = None
     """Channels of the stored patches; 3 repeats gray images. Left out: those of the images."""
 
 
@@ -89,13 +90,13 @@ class MakeShardsConfig:
     """Name of the shard set: the folder under `root`."""
     root: Path = Path("data")
     """Where shard sets live."""
-    seed: int = 0
+    seed: Seed = 0
     """Everything random is drawn from it: images, positions, the split."""
     encoding: Literal["npy", "png"] = "npy"
     """npy is read fastest; png takes less space, for photographs on slow disks."""
-    shard_mb: int = 64
+    shard_mb: Count = 64
     """Size to aim at for one shard, in megabytes of uncompressed patches."""
-    processes: int = 0
+    processes: Threads = 0
     """Worker processes; 0: one per core. The bytes don't depend on it."""
     task: str = ""
     """`i/n`: build only this share of the shards (i from 0 to n - 1), as one task of a job array."""
@@ -134,14 +135,7 @@ class MakeShardsConfig:
     def validate(self) -> None:
         """Refuse what can't be built, before anything is read or written. Raises UserError naming the flags."""
         plain_name(self.name)
-        _require(self.patches.size >= 8, f"--patches.size {self.patches.size}: at least 8 pixels")
-        _require(self.patches.per_image >= 1, f"--patches.per-image {self.patches.per_image}: at least 1")
-        _require(0 <= self.patches.balance <= 1, f"--patches.balance {self.patches.balance}: a share from 0 to 1")
-        _require(0 <= self.split.validation < 1, f"--split.validation {self.split.validation}: a share from 0 up to 1")
-        _require(0 <= self.split.test < 1, f"--split.test {self.split.test}: a share from 0 up to 1")
-        _require(0 <= self.seed < 2**63, f"--seed {self.seed}: from 0 to 2^63 - 1")
-        _require(self.shard_mb >= 1, f"--shard-mb {self.shard_mb}: at least 1")
-        _require(self.processes >= 0, f"--processes {self.processes}: 0 for one per core, or a number")
+        check_ranges(self)
         self.task_share()
         _require(not (self.task and self.finish), "--task and --finish: first all tasks, then --finish on its own")
         _require(
@@ -168,12 +162,6 @@ class MakeShardsConfig:
         )
 
     def _check_synthetic(self) -> None:
-        synthetic = self.synthetic
-        _require(synthetic.train >= 1, f"--synthetic.train {synthetic.train}: at least 1 image")
-        _require(synthetic.test >= 0, f"--synthetic.test {synthetic.test}: 0 or more")
-        _require(
-            min(synthetic.width, synthetic.height) >= 1, "--synthetic.width and --synthetic.height: at least 1 pixel"
-        )
         _require(
             self.masks == MasksConfig() and self.split == SplitConfig(validation=self.split.validation),
             "--masks.* and --split.* (but for --split.validation) are for your own images; "

@@ -38,7 +38,7 @@ def test_a_jobs_table_is_laid_over_the_rest(tmp_path: Path) -> None:
         ("[jobs.trian]\nnodes = 2", "[jobs.trian]: no such job; did you mean train?"),
         ('nodes = "2"', "nodes: "),
         ("nodes = true", "nodes: "),
-        ("nodes = 0", "nodes = 0; it must be at least 1"),
+        ("nodes = 0", "nodes = 0: must be at least 1"),
         ('launcher = "mpirun"', "launcher: "),
         ("time_minutes = 2", "raise time_minutes"),
         ("nodes = = 2", "line 1"),
