@@ -1,5 +1,7 @@
 """Files that appear under their names only when they are whole."""
 
+import codecs
+import contextlib
 import errno
 import json
 import os
@@ -113,6 +115,31 @@ def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, whole or not at all. NaN and infinity are refused: they are no JSON."""
     with whole_file(path) as file:
         file.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_text(path: Path) -> str:
+    """A text of the user's in any of the encodings that programs save in: UTF-8, UTF-16, or Windows' code page 1252.
+
+    Raises:
+        UserError: the file can't be read, or is no text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encodings = ["utf-16"]
+    elif b"\0" in content[:2]:
+        encodings = ["utf-16-be" if content.startswith(b"\0") else "utf-16-le"]
+    else:
+        # Almost no text in another encoding is valid UTF-8 by chance.
+        encodings = ["utf-8-sig", "cp1252"]
+    for encoding in encodings:
+        with contextlib.suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            if "\0" not in text:
+                return text
+    raise UserError(f"{path}: no text file (tried {' and '.join(encodings)}); save it as UTF-8")
 
 
 def size_and_time(path: Path) -> tuple[int, int]:

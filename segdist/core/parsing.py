@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 from segdist.core.errors import UserError
+from segdist.core.files import read_text
 from segdist.core.files import write_json
 from segdist.core.formats import stamped, unstamped
 
@@ -54,10 +55,7 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file can't be read or is no TOML.
     """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: can't be read ({getattr(error, 'strerror', 'it is no text')})") from None
+    text = read_text(path)
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)

@@ -1,17 +1,20 @@
 """Finding a user's images and their masks. Names and folders only: no file is decoded."""
 
 import csv
+import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segdist.core.errors import UserError
+from segdist.core.files import read_text
 from shards.build.config import ImagesConfig, MakeShardsConfig
 from shards.images.config import MasksConfig
 from shards.images.opening import IMAGE_SUFFIXES, ZARR_SUFFIX, page_addresses
 from shards.manifest import SPLITS
 
+_BEYOND = "beyond the last heading"
 SHOWN = 10
 """Files that a message names."""
 
@@ -41,18 +44,20 @@ def find_pairs(config: MakeShardsConfig) -> list[Pair]:
 
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file under their headings, as spreadsheets write it too (with a byte order mark).
+    """The rows of a CSV file under their headings, as spreadsheets write it too: in other encodings than UTF-8, with
+    semicolons or tabs, and with short rows, whose missing values are empty.
 
     Raises:
         UserError: the file can't be read or is no CSV.
     """
+    text = read_text(path)
+    headings = text.partition("\n")[0]
+    delimiter = max(",;\t", key=headings.count)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from None
-    except (csv.Error, UnicodeDecodeError) as error:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey=_BEYOND, restval=""))
+    except csv.Error as error:
         raise UserError(f"{path}: no CSV file ({error})") from None
+    return [{key: value for key, value in row.items() if key != _BEYOND} for row in rows]
 
 
 def _from_csv(path: Path) -> list[Pair]:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from segdist.core.errors import UserError
+from segdist.core.files import read_text
 from segdist.core.keyed import Purpose, generator
 from shards.build.config import SplitConfig
 from shards.build.pairs import SHOWN, Pair
@@ -90,10 +91,7 @@ def _named_splits(pairs: list[Pair], settings: SplitConfig) -> list[Pair]:
 
 def _listed(path: Path, pairs: list[Pair]) -> list[str]:
     """The names of the pairs that a text file lists, one a line."""
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+    lines = [line.strip() for line in read_text(path).splitlines()]
     by_name: dict[str, set[str]] = defaultdict(set)
     for pair in pairs:
         for name in _names(pair):
