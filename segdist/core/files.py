@@ -26,6 +26,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
+LONGEST_NAME = 255
+"""Bytes that a name may have on all common file systems."""
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
@@ -108,7 +111,7 @@ def _locked_file(path: Path) -> tuple[BinaryIO, Path]:
 
 def _temporary_name(name: str) -> str:
     """Hidden, and unique; a long name is cut, for there is room for 255 bytes only."""
-    return f".{name.encode()[:220].decode(errors='ignore')}.{uuid.uuid4().hex[:8]}.tmp"
+    return f".{os.fsencode(name)[:220].decode(errors='ignore')}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 def write_json(path: Path, value: Any) -> None:

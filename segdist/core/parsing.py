@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 from segdist.core.errors import UserError
-from segdist.core.files import read_text
-from segdist.core.files import write_json
+from segdist.core.files import read_text, write_json
 from segdist.core.formats import stamped, unstamped
 
 Config = TypeVar("Config")

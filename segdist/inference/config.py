@@ -10,6 +10,7 @@ from segdist.core.ranges import Count, CountOrZero, PartialShare, Range, Threads
 from segdist.inference.grid import Blending, Borders, stride_of
 from segdist.tracking.config import TrackingConfig
 from shards.images.config import MasksConfig
+from shards.images.orientation import Orientation
 
 ProbabilityType = Literal["none", "float32", "float16", "uint16", "uint8"]
 FileFormat = Literal["auto", "png", "tiff", "zarr"]
@@ -85,6 +86,9 @@ class InferConfig:
     task: str = ""
     """i/n: only the i-th of n parts of the images (i from 0), for job arrays. The same command without it, at the end,
     merges the scores."""
+    orientation: Orientation = "auto"
+    """Where only one of an image and its true mask has an orientation tag (EXIF, TIFF): apply it, or ignore it, as with
+    make-shards --images.orientation. auto: as the sizes say; a shard set knows."""
     strict: bool = False
     """Stop at the first image that can't be processed, instead of reporting it and going on."""
     overwrite: bool = False

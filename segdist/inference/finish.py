@@ -21,14 +21,16 @@ def finish(task: Task, folder: ResultFolder, image: ImageTask, layers: dict[str,
     """
     rows = layers or _from_parts(folder, image)
     scores: dict[str, Any] | None = None
-    truth = task.mask_reader.open(image.mask) if image.mask is not None and task.mask_reader is not None else None
+    truth = None
+    if image.mask is not None and task.mask_reader is not None:
+        truth = task.mask_reader.open(image.mask, upright=image.header.upright)
     try:
         if truth is not None:
             region = image.region
             confusion = confusion_of_image(truth, rows[MASK], len(task.card.classes), region.top, region.left)
             scores = image_scores(confusion) | {"image": image.path, "mask": image.mask}
         files = write_layers(task, image, rows)
-        with open_image(image.path) as opened:
+        with open_image(image.path, upright=image.header.upright, channels=task.card.channels) as opened:
             files |= write_pictures(task, image, rows, opened, truth, scores)
     finally:
         if truth is not None:

@@ -1,21 +1,27 @@
 """Which images an inference job works on, what they are called in the output, and what their headers say."""
 
+import contextlib
 import glob
+import hashlib
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segdist.core.errors import UserError
+from segdist.core.files import LONGEST_NAME
 from segdist.core.paths import set_dir
 from segdist.inference.config import InferConfig
 from shards.build.pairs import MaskFolder, csv_rows
 from shards.images.config import synthetic_masks_config
 from shards.images.masks import MaskReader, mask_reader_from_recipe
-from shards.images.opening import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image, page_address, split_address
+from shards.images.opening import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image, page_address, page_addresses, split_address
+from shards.images.orientation import Orientation, OrientedPair, oriented_pair
 from shards.manifest import ClassInfo, read_manifest
 
+LONGEST_SUFFIX = len("..zarr.tmp")
+"""What the names of files that are called like an image add to it, at most."""
 HEADER_THREADS = 16
 """Headers are read by so many threads at once: on network file systems each costs a round trip."""
 
@@ -42,7 +48,18 @@ class Header:
     size: int = 0
     """Bytes of the file, which with `changed` (nanoseconds) tells whether it is still the same."""
     changed: int = 0
+    upright: bool = True
+    """Image and mask are turned by their orientation tags."""
     error: str = ""
+    pair: OrientedPair | None = None
+    """What the orientation tags of the image and its mask say."""
+
+    def turned(self, orientation: Orientation) -> "Header":
+        """The header once it is decided whether tags are followed where only one file has one."""
+        if self.pair is None or self.pair.upright(orientation):
+            return self
+        height, width = self.pair.image_stored
+        return replace(self, height=height, width=width, upright=False)
 
     @property
     def pixels(self) -> int:
@@ -57,6 +74,8 @@ class Inputs:
     """What the predictions are called in the run folder."""
     images: list[InputImage]
     masks: MaskReader | None
+    orientation: Orientation = "auto"
+    """What is known of it: a shard set has decided."""
 
 
 def find_inputs(config: InferConfig, classes: tuple[ClassInfo, ...]) -> Inputs:
@@ -84,20 +103,20 @@ def find_inputs(config: InferConfig, classes: tuple[ClassInfo, ...]) -> Inputs:
         masks = MaskReader(config.masks if config.masks.classes else synthetic_masks_config(classes))
     first = Path(config.images[0])
     label = first.name if first.is_dir() else first.stem if len(config.images) == 1 else first.parent.name
-    return Inputs(label.replace("*", "") or "images", found, masks)
+    return Inputs(label.replace("*", "") or "images", found, masks, config.orientation)
 
 
-def read_headers(images: list[InputImage]) -> list[Header]:
-    """The header of each image."""
+def read_headers(images: list[InputImage], channels: int, masks: MaskReader | None) -> list[Header]:
+    """The header of each image, read for a model of `channels` channels; of its mask only the orientation."""
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
-        return list(pool.map(_header, images))
+        return list(pool.map(lambda image: _header(image, channels, masks), images))
 
 
-def _header(image: InputImage) -> Header:
+def _header(image: InputImage, channels: int, masks: MaskReader | None) -> Header:
     try:
-        with open_image(image.path) as opened:
+        with open_image(image.path, channels=channels) as opened:
             status = os.stat(split_address(image.path)[0])
-            return Header(
+            header = Header(
                 opened.height,
                 opened.width,
                 opened.channels,
@@ -106,8 +125,15 @@ def _header(image: InputImage) -> Header:
                 status.st_size,
                 status.st_mtime_ns,
             )
+            if image.mask and masks:
+                # What is wrong with the mask is told when it is read.
+                with contextlib.suppress(UserError), masks.open(image.mask) as mask:
+                    header = replace(header, pair=oriented_pair(opened, mask.file))
+            return header
     except UserError as error:
         return Header(error=str(error))
+    except OSError as error:
+        return Header(error=f"{image.path}: can't be read ({error.strerror})")
 
 
 def _of_shard_set(config: InferConfig) -> Inputs:
@@ -124,7 +150,11 @@ def _of_shard_set(config: InferConfig) -> Inputs:
         for name, path, pair in zip(_named(paths), paths, sources, strict=True)
     ]
     label = folder.resolve().name + ("" if config.split == "test" else f"-{config.split}")
-    return Inputs(label, images, mask_reader_from_recipe(manifest.recipe))
+    # Sets from before there was the setting followed the tags.
+    orientation = config.orientation
+    if orientation == "auto":
+        orientation = manifest.recipe.get("images", {}).get("orientation", "apply")
+    return Inputs(label, images, mask_reader_from_recipe(manifest.recipe), orientation)
 
 
 Named = tuple[str, str | None, Path]
@@ -137,7 +167,11 @@ def _expand(pattern: str) -> list[Named]:
     if path.suffix.lower() == ".csv" and path.is_file():
         return _read_csv(path)
     if path.is_dir() and path.suffix.lower() != ZARR_SUFFIX:
-        return [(str(file), None, file.relative_to(path)) for file in _images_below(path)]
+        with ThreadPoolExecutor(HEADER_THREADS) as pool:  # in the same order
+            pages = [page for of_file in pool.map(_pages, _images_below(path)) for page in of_file]
+        return [(str(page), None, page.relative_to(path)) for page in pages]
+    if path.exists():
+        return [(str(page), None, Path(page.name)) for page in _pages(path)]
     if split_address(pattern)[0].exists():
         return [(pattern, None, Path(path.name))]
     found = sorted(glob.glob(pattern, recursive=True))
@@ -147,9 +181,15 @@ def _expand(pattern: str) -> list[Named]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Images in a folder and its subfolders, sorted; Zarr images are folders themselves."""
+    """Images in a folder and its subfolders, also linked ones, sorted; Zarr images are folders themselves."""
     found = []
-    for parent, folders, files in os.walk(folder):
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        here = os.path.realpath(parent)
+        if here in seen:  # a link back up, or a second one
+            folders.clear()
+            continue
+        seen.add(here)
         zarrs = [name for name in folders if name.lower().endswith(ZARR_SUFFIX)]
         folders[:] = sorted(set(folders) - set(zarrs))
         names = zarrs + [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
@@ -162,14 +202,16 @@ def _read_csv(path: Path) -> list[Named]:
     rows = csv_rows(path)
     if not rows or "image" not in rows[0]:
         raise UserError(f"{path}: needs a header line with a column `image` (and optionally `mask`), and rows below it")
-    return [
-        (
-            str(path.parent / row["image"]),
-            str(path.parent / row["mask"]) if row.get("mask") else None,
-            Path(row["image"]),
-        )
-        for row in rows
-    ]
+    if empty := [number for number, row in enumerate(rows, start=2) if not row["image"]]:
+        raise UserError(f"{path} line {empty[0]}: no image is named")
+    found: list[Named] = []
+    for row in rows:
+        images = _pages(path.parent / row["image"])
+        masks = _pages(path.parent / row["mask"]) if row.get("mask") else []
+        for place, image in enumerate(images):
+            mask = str(_at(masks, place)) if masks else None
+            found.append((str(image), mask, Path(row["image"]).with_name(image.name)))
+    return found
 
 
 def _masks_of(images: list[Named], folder: Path, name: str) -> list[str | None]:
@@ -179,16 +221,34 @@ def _masks_of(images: list[Named], folder: Path, name: str) -> list[str | None]:
     in_folder = MaskFolder(folder, name, below=any(len(place.parts) > 1 for _, _, place in images))
     masks: list[str | None] = []
     without = []
+    pages_of: dict[Path, list[Path]] = {}
     for image, _, place in images:
-        own_place, page = split_address(place)
-        found = in_folder.masks_of(own_place)
+        found = in_folder.masks_of(split_address(place)[0])
         if len(found) == 1:
-            masks.append(str(page_address(found[0], page)))
+            address = Path(image)
+            file = split_address(address)[0]
+            for path in (file, found[0]):
+                pages_of[path] = pages_of.get(path) or _pages(path)
+            number = pages_of[file].index(address) if address in pages_of[file] else split_address(address)[1]
+            masks.append(str(_at(pages_of[found[0]], number)))
         else:
             without.append((Path(image), found))
     if without:
         raise UserError(in_folder.no_mask_message(without))
     return masks
+
+
+def _pages(path: Path) -> list[Path]:
+    """All images in a file; the file itself where it can't be opened, which is told when its header is read."""
+    try:
+        return page_addresses(path)
+    except UserError:
+        return [path]
+
+
+def _at(pages: list[Path], place: int) -> Path:
+    """The mask of the image at `place` in its file: the page of the same place. One that is missing is told later."""
+    return pages[place] if place < len(pages) else page_address(split_address(pages[0])[0], place)
 
 
 def _named(paths: list[str]) -> list[str]:
@@ -200,7 +260,16 @@ def _named(paths: list[str]) -> list[str]:
     common = Path(os.path.commonpath([path.parent for path in absolute]))
     names = [path.relative_to(common) for path in absolute]
     uses = Counter(name.with_suffix("") for name in names)
-    return [str(name.with_suffix("") if uses[name.with_suffix("")] == 1 else name) for name in names]
+    return [str(_short(name.with_suffix("") if uses[name.with_suffix("")] == 1 else name)) for name in names]
+
+
+def _short(name: Path) -> Path:
+    """`name`, cut and marked with a digest where the files that are called so would get too long a name."""
+    content = os.fsencode(name.name)
+    if len(content) <= LONGEST_NAME - LONGEST_SUFFIX:
+        return name
+    kept = content[: LONGEST_NAME - LONGEST_SUFFIX - 9].decode(errors="ignore")
+    return name.with_name(f"{kept}-{hashlib.sha256(content).hexdigest()[:8]}")
 
 
 def _named_page(address: Path) -> Path:

@@ -94,10 +94,11 @@ class Done:
         """Turn what is wrong with one image into an entry of the failure list; `strict` raises it."""
         try:
             yield
-        except UserError as error:
+        except (UserError, MemoryError) as problem:
+            error = problem if isinstance(problem, UserError) else UserError(f"{image.path}: not enough memory for it")
             if self.task.config.strict or isinstance(error, ModelError):
                 error.on_this_rank = True
-                raise
+                raise error from None
             message = str(error) if image.path in str(error) else f"{image.path}: {error}"
             self.failures[image.number] = Failure(image.path, message)
             warn(f"rank {self.ranks.rank}: {message}" if self.ranks.rank else message)

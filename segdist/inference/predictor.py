@@ -109,7 +109,7 @@ class Predictor:
     def _pixels(self, image: np.ndarray | str | Path) -> np.ndarray:
         """The image as uint8 or uint16 (H, W, C) with the model's channels."""
         if not isinstance(image, np.ndarray):
-            with open_image(image) as opened:
+            with open_image(image, channels=self.model.channels) as opened:
                 return match_channels(opened.read(0, opened.height), self.model.channels, opened.path)
         if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or 0 in image.shape:
             raise UserError(f"an image of {image.dtype} {image.shape}: give uint8 or uint16, (H, W) or (H, W, C)")

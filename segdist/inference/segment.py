@@ -102,7 +102,7 @@ def _encoded_rows(model: TileModel, task: Task, stretch: Stretch) -> EncodedRows
     image = stretch.image
     window = blending_window(task.config.blending, task.tile)
     weights = Weights(image.grid, window, model.device)
-    with open_image(image.path) as opened:
+    with open_image(image.path, upright=image.header.upright, channels=model.channels) as opened:
 
         def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
             return match_channels(opened.read(top, bottom, left, right), model.channels, image.path)

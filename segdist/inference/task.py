@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from segdist.core.errors import UserError
+from segdist.core.memory import available_memory
 from segdist.core.paths import PREDICTIONS, run_dir
 from segdist.inference.config import InferConfig
 from segdist.inference.grid import TileGrid, make_grid
@@ -16,6 +17,7 @@ from segdist.model.precision import Precision, choose_precision
 from segdist.model.trust import require_trust
 from segdist.ranks.process_group import Ranks
 from shards.images.masks import MaskReader
+from shards.images.orientation import decide_orientation
 
 FIGURE_LIMIT = 16 * 2**20
 """Pixels up to which an image gets a figure; larger ones have the preview."""
@@ -102,12 +104,14 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
     part, parts = config.task_part()
     first, end = (len(inputs.images) * edge // parts for edge in (part, part + 1))
     mine = inputs.images[first:end]
-    shares = ranks.gather(read_headers(mine[ranks.rank :: ranks.world_size]))
+    shares = ranks.gather(read_headers(mine[ranks.rank :: ranks.world_size], card.channels, inputs.masks))
+    pairs = [header.pair for share in shares for header in share if header.pair]
+    orientation = decide_orientation(pairs, inputs.orientation, "--orientation")
     tile = config.tile or card.patch
     images: list[ImageTask] = []
     unusable: dict[int, Failure] = {}
     for number, image in enumerate(mine):
-        header = shares[number % ranks.world_size][number // ranks.world_size]
+        header = shares[number % ranks.world_size][number // ranks.world_size].turned(orientation)
         if problem := header.error or _problem(header, image.path, card, config):
             unusable[number] = Failure(image.path, problem)
         else:
@@ -153,6 +157,13 @@ def _problem(header: Header, path: str, card: ModelCard, config: InferConfig) ->
         )
     if header.channels != card.channels and (header.channels, card.channels) not in ((1, 3), (3, 1)):
         return f"{path}: {header.channels} channels, but the model needs {card.channels}"
+    # The sums of the classes in the rows that tiles still touch; half a dozen of them in the model's own memory.
+    needed = 4 * header.width * (config.tile or card.patch) * (len(card.classes) + header.channels)
+    free = available_memory()
+    if free is not None and needed > free:
+        return (
+            f"{path}: {header.width} pixels wide: {needed / 1e9:.1f} GB for its rows, and {free / 1e9:.1f} GB are free"
+        )
     if config.roi:
         top, left, height, width = config.roi
         if top + height > header.height or left + width > header.width:

@@ -39,7 +39,13 @@ def fuzz(names: Sequence[str], files: int, seed: int, *, first: int = 0, quiet: 
 
 def _child(todo: list[tuple[str, int]], seed: int, outcomes: dict[str, Outcome], progress: Progress) -> int:
     """Let one child work through `todo` as far as it comes; returns how far."""
-    errors = tempfile.TemporaryFile("w+")
+    with tempfile.TemporaryFile("w+") as errors:
+        return _child_with(errors, todo, seed, outcomes, progress)
+
+
+def _child_with(
+    errors: IO[str], todo: list[tuple[str, int]], seed: int, outcomes: dict[str, Outcome], progress: Progress
+) -> int:
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.fuzz.child", str(seed), str(MEMORY)],
         stdin=subprocess.PIPE,

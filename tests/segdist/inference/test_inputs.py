@@ -62,4 +62,4 @@ def test_a_page_of_an_image_has_the_same_page_of_the_mask(tmp_path: Path) -> Non
         (tmp_path / folder).mkdir()
         tifffile.imwrite(tmp_path / folder / "s.tif", np.zeros((3, 8, 8), np.uint8), photometric="minisblack")
     found = masks_of(tmp_path / "images/s.tif#page=2", tmp_path / "images/s.tif", masks=tmp_path / "masks")
-    assert found == [str(tmp_path / "masks/s.tif#page=2"), str(tmp_path / "masks/s.tif")]
+    assert found == [str(tmp_path / f"masks/s.tif{page}") for page in ("#page=2", "", "#page=1")]
