@@ -107,9 +107,10 @@ class _OwnRecord:
         name = f"{time.time_ns():020}-{uuid.uuid4().hex[:8]}"
         self.path = folder / OWNERS / f"{name}{ASKING}"
         draft = self.path.with_suffix(".draft")
+        self._made = not folder.exists()
         while True:
-            draft.parent.mkdir(parents=True, exist_ok=True)
             try:
+                draft.parent.mkdir(parents=True, exist_ok=True)
                 self._file = draft.open("x")
                 break
             except FileNotFoundError:
@@ -136,6 +137,8 @@ class _OwnRecord:
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
             self.path.parent.rmdir()  # fails while there are others
+            if self._made:
+                self.path.parent.parent.rmdir()  # fails where the job has put something there
         _held.pop(self.path, None)
         self._file.close()
 
@@ -154,7 +157,7 @@ def _enter(folder: Path, own: Record, deadline: float) -> _OwnRecord:
         except BaseException:
             record.leave()
             raise
-        record.leave()
+        record.leave()  # and in again with a new name, so that those who wait take turns
         if time.monotonic() >= deadline:
             raise _refusal(folder, conflict)
         time.sleep(LOOK_EVERY)
@@ -168,7 +171,11 @@ def _conflict(record: _OwnRecord, own: Record) -> Record | None:
             if path.suffix not in (ASKING, OWNING) or path == record.path:
                 continue
             other = _read(path)
-            if other is None or (own.group and other.group == own.group):
+            if other is None:
+                continue
+            if own.group and other.group == own.group:
+                if _is_dead_here(path, other, own):
+                    path.unlink(missing_ok=True)
                 continue
             if not _lives(path, other, own, record.path):
                 path.unlink(missing_ok=True)
@@ -179,6 +186,11 @@ def _conflict(record: _OwnRecord, own: Record) -> Record | None:
         if not waiting:
             return None
         time.sleep(0.01)
+
+
+def _is_dead_here(path: Path, other: Record, own: Record) -> bool:
+    """Whether it is certain at once that an owner of the same group is gone."""
+    return path not in _held and other.machine == own.machine and _is_locked(path) is False
 
 
 def _lives(path: Path, other: Record, own: Record, own_path: Path) -> bool:

@@ -8,7 +8,7 @@ has to be restored for a run to go on as if it had never been stopped.
 import os
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from segdist.core.errors import UserError
 from segdist.core.files import remove_leftovers
 from segdist.core.keyed import Purpose, hash64
+from segdist.core.owner import owned
 from segdist.core.paths import BEST_MODEL, CHECKPOINTS, LAST_MODEL
 from segdist.core.states import State
 from segdist.core.terminal import say, warn
@@ -124,8 +125,14 @@ class Trainer:
             "finished", or "stopped" when a signal asked for it; the same config goes on from there.
 
         Raises:
-            UserError: too many bad gradients in a row; the batch doesn't fit into memory; torch.compile fails.
+            UserError: another job writes into the run's folder; too many bad gradients in a row; the batch doesn't fit
+                into memory; torch.compile fails.
         """
+        with ExitStack() as stack:
+            self.ranks.on_main(lambda: stack.enter_context(owned(self.run_dir, "segdist train")))
+            return self._train()
+
+    def _train(self) -> State:
         self._open_run_dir()
         try:
             self._resume()

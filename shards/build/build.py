@@ -6,6 +6,7 @@ tar, its index, and last a note in `.building/` with its checksums and sums. Whe
 written from them and the notes go.
 """
 
+import hashlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -24,8 +25,9 @@ from segdist.core.errors import UserError
 from segdist.core.files import remove_leftovers, write_json
 from segdist.core.formats import VERSION_KEY, read_version, stamped
 from segdist.core.machine import usable_cores
+from segdist.core.owner import owned
 from segdist.core.parsing import from_dict, merge
-from segdist.core.paths import BUILDING, CONTACT_SHEET, INDEX_SUFFIX, MANIFEST, RECIPE, SOURCE
+from segdist.core.paths import BUILDING, CONTACT_SHEET, INDEX_SUFFIX, MANIFEST, OWNERS, RECIPE, SOURCE
 from segdist.core.terminal import Progress, say
 from shards.build.changes import changed_sources
 from shards.build.config import MakeShardsConfig
@@ -56,6 +58,16 @@ def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | 
     """
     work = find_work(config)
     folder = config.folder
+    if not config.overwrite and _finished(work, quiet=True) and not (folder / BUILDING).exists():
+        return _make(work, quiet)  # nothing is written, and the set may lie where nothing can be
+    # Builders of one recipe share the work; one that throws the set away must be alone.
+    recipe = "" if config.overwrite else hashlib.sha256(json.dumps(work.recipe, sort_keys=True).encode()).hexdigest()
+    with owned(folder, "segdist make-shards", group=recipe):
+        return _make(work, quiet)
+
+
+def _make(work: Work, quiet: bool) -> Manifest | None:
+    config, folder = work.config, work.config.folder
     if config.overwrite:
         _remove_set(folder)
     for place in (folder, folder / BUILDING):
@@ -142,7 +154,7 @@ def _remove_set(folder: Path) -> None:
     """Throw a set away: the manifest first, so that what is half gone is never taken for a set."""
     if not folder.exists():
         return
-    if not (folder / MANIFEST).exists() and not (folder / BUILDING).exists() and any(folder.iterdir()):
+    if not (folder / MANIFEST).exists() and not (folder / BUILDING).exists() and _others(folder):
         raise UserError(f"{folder}: --overwrite, but this is no shard set; choose another --name or empty the folder")
     (folder / MANIFEST).unlink(missing_ok=True)
     for path in folder.iterdir():
@@ -154,11 +166,16 @@ def _remove_set(folder: Path) -> None:
         folder.rmdir()
 
 
+def _others(folder: Path) -> bool:
+    """Whether anything is in the folder but the records of its owners."""
+    return any(path.name != OWNERS for path in folder.iterdir())
+
+
 def _claim_folder(work: Work) -> bool:
     """Note the recipe in the folder, so that nobody goes on with another one; True if nothing was there."""
     folder = work.config.folder
     known = work.config.overwrite or (folder / BUILDING).exists()  # what --overwrite leaves is the user's
-    if folder.exists() and not known and any(folder.iterdir()):
+    if folder.exists() and not known and _others(folder):
         raise UserError(f"{folder}: not empty, and no shard set; choose another --name or empty the folder")
     fresh = not (folder / BUILDING).exists()
     with _writing(folder, "the recipe"):

@@ -76,6 +76,15 @@ def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
             assert len(list((tmp_path / OWNERS).iterdir())) == 1
 
 
+def test_what_a_killed_owner_of_the_group_left_is_removed(tmp_path: Path) -> None:
+    with held(tmp_path, group="recipe") as process:
+        process.kill()
+        process.wait()
+        with owned(tmp_path, "again", group="recipe"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_children_that_an_owner_has_forked_do_not_keep_its_lock(tmp_path: Path) -> None:
     code = (
         "import os, sys, time; from pathlib import Path; from segdist.core.owner import owned\n"
@@ -106,7 +115,7 @@ def test_of_many_that_come_at_once_exactly_one_gets_in(tmp_path: Path) -> None:
         said = [process.communicate("")[1] for process in processes]
         assert len(inside) == 1
         assert sum("in use by segdist train" in text for text in said) == 5
-        assert list(folder.iterdir()) == []
+        assert not folder.exists()
 
 
 def test_two_that_ask_at_the_same_moment_do_not_both_get_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
