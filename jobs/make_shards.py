@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     config = command.job.shard_set
     if command.dry_run:
         print_config(command.job)
-        work = find_work(config)
+        work = find_work(config, say)
         task, tasks = config.task_share()
         check_masks(work.sources[task::tasks], work.config)
         print("plan:", *plan_lines(work), sep="\n  ")

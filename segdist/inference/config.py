@@ -10,6 +10,7 @@ from segdist.core.ranges import Count, CountOrZero, PartialShare, Range, Threads
 from segdist.inference.grid import Blending, Borders, stride_of
 from segdist.tracking.config import TrackingConfig
 from shards.images.config import MasksConfig
+from shards.images.mask_names import MaskRule
 from shards.images.orientation import Orientation
 
 ProbabilityType = Literal["none", "float32", "float16", "uint16", "uint8"]
@@ -115,8 +116,8 @@ class InferConfig:
             raise UserError("give either --data SET (its held-out images) or --images FILES, FOLDERS …")
         if self.masks.folder and self.data:
             raise UserError("--masks.folder goes with --images; a shard set knows its masks")
-        if "{stem}" not in self.masks.name:
-            raise UserError(f"--masks.name {self.masks.name}: must contain {{stem}}, the image's name without suffix")
+        if self.masks.name:
+            MaskRule(self.masks.name)
         stride_of(self.tile or 4096, self.overlap)
         if self.roi and (min(self.roi) < 0 or min(self.roi[2:]) < 1):
             raise UserError(

@@ -4,6 +4,7 @@ import contextlib
 import glob
 import hashlib
 import os
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,8 +14,10 @@ from segdist.core.errors import UserError
 from segdist.core.files import LONGEST_NAME
 from segdist.core.paths import set_dir
 from segdist.inference.config import InferConfig
-from shards.build.pairs import MaskFolder, csv_rows
+from shards.build.mask_search import find_masks, mask_files
+from shards.build.pairs import csv_rows
 from shards.images.config import synthetic_masks_config
+from shards.images.folders import existing_address, hidden_below, images_in, name_of
 from shards.images.masks import MaskReader, mask_reader_from_recipe
 from shards.images.opening import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image, page_address, page_addresses, split_address
 from shards.images.orientation import Orientation, OrientedPair, oriented_pair
@@ -168,33 +171,17 @@ def _expand(pattern: str) -> list[Named]:
         return _read_csv(path)
     if path.is_dir() and path.suffix.lower() != ZARR_SUFFIX:
         with ThreadPoolExecutor(HEADER_THREADS) as pool:  # in the same order
-            pages = [page for of_file in pool.map(_pages, _images_below(path)) for page in of_file]
+            pages = [page for of_file in pool.map(_pages, images_in(path)) for page in of_file]
         return [(str(page), None, page.relative_to(path)) for page in pages]
     if path.exists():
         return [(str(page), None, Path(page.name)) for page in _pages(path)]
     if split_address(pattern)[0].exists():
         return [(pattern, None, Path(path.name))]
-    found = sorted(glob.glob(pattern, recursive=True))
+    fixed = os.path.dirname(re.split(r"[*?[]", pattern)[0])
+    found = [match for match in sorted(glob.glob(pattern, recursive=True)) if not hidden_below(match, fixed)]
     if not found:
         raise UserError(f"--images {pattern}: no such file or folder, and as a pattern it matches nothing")
     return [pair for match in found for pair in _expand(match)]
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """Images in a folder and its subfolders, also linked ones, sorted; Zarr images are folders themselves."""
-    found = []
-    seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        here = os.path.realpath(parent)
-        if here in seen:  # a link back up, or a second one
-            folders.clear()
-            continue
-        seen.add(here)
-        zarrs = [name for name in folders if name.lower().endswith(ZARR_SUFFIX)]
-        folders[:] = sorted(set(folders) - set(zarrs))
-        names = zarrs + [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(found)
 
 
 def _read_csv(path: Path) -> list[Named]:
@@ -206,8 +193,8 @@ def _read_csv(path: Path) -> list[Named]:
         raise UserError(f"{path} line {empty[0]}: no image is named")
     found: list[Named] = []
     for row in rows:
-        images = _pages(path.parent / row["image"])
-        masks = _pages(path.parent / row["mask"]) if row.get("mask") else []
+        images = _pages(existing_address(path.parent / row["image"]))
+        masks = _pages(existing_address(path.parent / row["mask"])) if row.get("mask") else []
         for place, image in enumerate(images):
             mask = str(_at(masks, place)) if masks else None
             found.append((str(image), mask, Path(row["image"]).with_name(image.name)))
@@ -218,23 +205,18 @@ def _masks_of(images: list[Named], folder: Path, name: str) -> list[str | None]:
     """The mask of each image by the rule of `make-shards`; a page of an image has the same page of the mask."""
     if not folder.is_dir():
         raise UserError(f"--masks.folder {folder}: no such folder")
-    in_folder = MaskFolder(folder, name, below=any(len(place.parts) > 1 for _, _, place in images))
+    files = mask_files(folder, below=any(len(place.parts) > 1 for _, _, place in images))
+    by_name = {name_of(split_address(place)[0]): split_address(image)[0] for image, _, place in images}
+    found = find_masks(by_name, files, folder, name, job="infer").masks
     masks: list[str | None] = []
-    without = []
     pages_of: dict[Path, list[Path]] = {}
     for image, _, place in images:
-        found = in_folder.masks_of(split_address(place)[0])
-        if len(found) == 1:
-            address = Path(image)
-            file = split_address(address)[0]
-            for path in (file, found[0]):
-                pages_of[path] = pages_of.get(path) or _pages(path)
-            number = pages_of[file].index(address) if address in pages_of[file] else split_address(address)[1]
-            masks.append(str(_at(pages_of[found[0]], number)))
-        else:
-            without.append((Path(image), found))
-    if without:
-        raise UserError(in_folder.no_mask_message(without))
+        address, mask = Path(image), found[name_of(split_address(place)[0])]
+        file = split_address(address)[0]
+        for path in (file, mask):
+            pages_of[path] = pages_of.get(path) or _pages(path)
+        number = pages_of[file].index(address) if address in pages_of[file] else split_address(address)[1]
+        masks.append(str(_at(pages_of[mask], number)))
     return masks
 
 

@@ -56,7 +56,7 @@ def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | 
     Raises:
         UserError: bad sources or settings, another recipe in the folder, a full disk.
     """
-    work = find_work(config)
+    work = find_work(config) if quiet else find_work(config, say)
     folder = config.folder
     if not config.overwrite and _finished(work, quiet=True) and not (folder / BUILDING).exists():
         return _make(work, quiet)  # nothing is written, and the set may lie where nothing can be

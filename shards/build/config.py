@@ -39,6 +39,8 @@ class ImagesConfig:
     orientation: Orientation = "auto"
     """Where only one of image and mask has an orientation tag (EXIF, TIFF): apply it (the mask was drawn on the picture
     as viewers show it) or ignore it (on the pixels as they are stored). auto: as the sizes say."""
+    unlabelled: Literal["refuse", "skip"] = "refuse"
+    """Images without a mask: refuse, or skip: leave them out."""
     csv: Path | None = None
     """Instead of a folder: a CSV file with the columns image, mask and, if wanted, split (train, val, test)."""
 
@@ -156,9 +158,6 @@ class MakeShardsConfig:
         _require(
             not (self.images.csv and self.masks.folder),
             "--masks.folder: the masks stand in the CSV file of --images.csv",
-        )
-        _require(
-            "{stem}" in self.masks.name, f"--masks.name {self.masks.name!r}: needs {{stem}}, for example {{stem}}_mask"
         )
 
     def _check_synthetic(self) -> None:

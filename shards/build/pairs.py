@@ -1,46 +1,69 @@
-"""Finding a user's images and their masks. Names and folders only: no file is decoded."""
+"""Finding a user's images and their masks, in folders or a CSV file. No pixel is decoded."""
 
 import csv
 import io
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segdist.core.errors import UserError
 from segdist.core.files import read_text
-from shards.build.config import ImagesConfig, MakeShardsConfig
-from shards.images.config import MasksConfig
-from shards.images.opening import IMAGE_SUFFIXES, ZARR_SUFFIX, page_addresses
+from shards.build.config import MakeShardsConfig
+from shards.build.mask_search import SHOWN, FoundMasks, find_masks, mask_files
+from shards.build.one_folder import divisions
+from shards.build.splits import Entry, names_kept
+from shards.images.folders import existing_address, images_in, name_of
+from shards.images.mask_names import EXACT, MaskRule
+from shards.images.opening import IMAGE_SUFFIXES, page_addresses, split_address
 from shards.manifest import SPLITS
 
 _BEYOND = "beyond the last heading"
-SHOWN = 10
-"""Files that a message names."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask."""
+    """An image and its mask: two files, or a page of each."""
 
-    name: str
-    """What lists and patterns call the image: its path in the images' folder, or the CSV's text."""
+    entry: Entry
     image: Path
+    """The file, or the address of a page in it (`shards.images.opening.page_address`); so is `mask`."""
     mask: Path
-    split: str = ""
-    """Empty until it is dealt."""
-    pages: tuple[tuple[Path, Path], ...] = ()
-    """Addresses of the images and masks in the two files, once these have been opened."""
 
 
-def find_pairs(config: MakeShardsConfig) -> list[Pair]:
-    """The user's images with their masks and their pages.
+@dataclass(frozen=True)
+class Pairs:
+    """A user's labeled images."""
+
+    pairs: tuple[Pair, ...]
+    rule: str = EXACT
+    """How masks are called: what `--masks.name` says, or the rule that was found."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how they were found."""
+
+
+def find_pairs(config: MakeShardsConfig) -> Pairs:
+    """The user's images with their masks, page by page. Images that the lists leave out need no mask.
 
     Raises:
         UserError: nothing found, an image without mask, names that can mean two files.
     """
-    pairs = _from_csv(config.images.csv) if config.images.csv else _from_folders(config.images, config.masks)
-    return [replace(pair, pages=_pages(pair)) for pair in pairs]
+    if config.images.csv:
+        return Pairs(tuple(page for pair in _from_csv(config.images.csv) for page in _pages(pair)))
+    files, masks = _listed_files(config)
+    folder = config.images.folder
+    assert folder is not None
+    entries = {image: Entry(image.relative_to(folder).as_posix()) for image in files}
+    kept = names_kept(entries.values(), config.split)
+    pairs = [
+        Pair(entry, image, masks.masks[name_of(image.relative_to(folder))])
+        for image, entry in entries.items()
+        if entry.name in kept and name_of(image.relative_to(folder)) in masks.masks
+    ]
+    notes = masks.notes
+    if without := sum(entry.name in kept for entry in entries.values()) - len(pairs):
+        notes = (*notes, f"{without} images have no mask and are left out (--images.unlabelled skip)")
+    return Pairs(tuple(page for pair in pairs for page in _pages(pair)), masks.rule, notes)
 
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
@@ -61,7 +84,7 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _from_csv(path: Path) -> list[Pair]:
-    """Pairs of a CSV file; its paths are relative to its own folder."""
+    """Pairs of a CSV file; its paths are relative to its own folder, and may name pages (`stack.tif#page=3`)."""
     rows = csv_rows(path)
     if not rows:
         raise UserError(f"{path}: no rows; it needs a line `image,mask` or `image,mask,split` and one line per pair")
@@ -72,95 +95,113 @@ def _from_csv(path: Path) -> list[Pair]:
             raise UserError(f"{path} line {number}: needs the columns image and mask, found {dict(row)}")
         if split not in ("", *SPLITS):
             raise UserError(f"{path} line {number}: split {split!r}; train, val, test or empty")
-        files = path.parent / image, path.parent / mask
-        problems += [f"line {number}: {file} doesn't exist" for file in files if not file.exists()]
+        files = [existing_address(path.parent / name) for name in (image, mask)]
+        problems += [
+            f"line {number}: {file} doesn't exist"
+            for file in files
+            if not (file.exists() or split_address(file)[0].exists())
+        ]
         seen[files[0].resolve()] += 1
-        pairs.append(Pair(image, *files, split))
-    problems += [f"{file} stands there {count} times" for file, count in seen.items() if count > 1]
+        pairs.append(Pair(Entry(image, split=split), files[0], files[1]))
+    problems += [f"{file} is listed {count} times" for file, count in seen.items() if count > 1]
     if problems:
         raise UserError(f"{path}:\n  " + "\n  ".join(problems[:SHOWN]))
     return pairs
 
 
-def _from_folders(images: ImagesConfig, masks: MasksConfig) -> list[Pair]:
-    """Pairs by name: the mask of `a/b.png` is `a/<name>.*` in the masks' folder."""
+def _listed_files(config: MakeShardsConfig) -> tuple[list[Path], FoundMasks]:
+    """The images in the folder, and the masks of those that need one."""
+    images, masks = config.images, config.masks
     assert images.folder is not None
-    folder, mask_folder = images.folder, masks.folder or images.folder
-    for path, flag in ((folder, "--images.folder"), (mask_folder, "--masks.folder")):
+    for path, flag in ((images.folder, "--images.folder"), (masks.folder or images.folder, "--masks.folder")):
         if not path.is_dir():
             raise UserError(f"{flag} {path}: no such folder")
-    files = [path for path in sorted(folder.glob(images.pattern)) if _is_image(path)]
-    found_in = MaskFolder(mask_folder, masks.name, below="/" in images.pattern)
-
-    def masks_of(image: Path) -> list[Path]:
-        return [path for path in found_in.masks_of(image.relative_to(folder)) if path != image]
-
-    if masks.folder is None or masks.folder.resolve() == folder.resolve():
-        # Masks between the images: what is some image's mask is no image.
-        taken = {mask for image in files for mask in masks_of(image)}
-        files = [path for path in files if path not in taken]
+    files = images_in(images.folder, images.pattern)
     if not files:
         raise UserError(
-            f"--images.folder {folder}: no image matches {images.pattern!r} (looked for {' '.join(IMAGE_SUFFIXES)})"
+            f"--images.folder {images.folder}: no image matches {images.pattern!r} "
+            f"(looked for {' '.join(IMAGE_SUFFIXES)})"
         )
-    _refuse_same_names(files, folder)
-    pairs, without = [], []
-    for image in files:
-        found = masks_of(image)
-        if len(found) == 1:
-            pairs.append(Pair(image.relative_to(folder).as_posix(), image, found[0]))
-        else:
-            without.append((image, found))
-    if without:
-        raise UserError(found_in.no_mask_message(without))
-    return pairs
+    below = "/" in images.pattern
+    if masks.folder is None or masks.folder.resolve() == images.folder.resolve():
+        files, candidates = _one_folder(config, files, mask_files(images.folder, below))
+        mask_folder = images.folder
+    else:
+        mask_folder = masks.folder
+        candidates = mask_files(mask_folder, below)
+        # One of the two folders may lie in the other.
+        files = [path for path in files if not _is_below(path, mask_folder, images.folder)]
+        candidates = [path for path in candidates if not _is_below(path, images.folder, mask_folder)]
+    _refuse_same_names(files, images.folder)
+    return files, _search(config, files, candidates, mask_folder)
 
 
-class MaskFolder:
-    """The masks in a folder, found by the names of their images: that of `a/b.png` is `a/<name>.*`."""
+def _search(config: MakeShardsConfig, files: list[Path], masks: list[Path], folder: Path) -> FoundMasks:
+    """The masks of those images that the lists keep and `--images.unlabelled` doesn't excuse."""
+    assert config.images.folder is not None
+    by_name = {name_of(path.relative_to(config.images.folder)): path for path in files}
+    needed: Collection[str] = ()
+    if config.images.unlabelled == "refuse":
+        place = {name: path.relative_to(config.images.folder).as_posix() for name, path in by_name.items()}
+        kept = names_kept([Entry(name) for name in place.values()], config.split)
+        needed = [name for name in by_name if place[name] in kept]
+    return find_masks(by_name, masks, folder, config.masks.name, needed)
 
-    def __init__(self, folder: Path, name: str, below: bool) -> None:
-        """`name` holds {stem}, the image's name without suffix. `below`: look in the folders inside as well."""
-        self.folder, self.name = folder, name
-        self._by_stem: dict[Path, list[Path]] = defaultdict(list)
-        for path in sorted(folder.glob("**/*" if below else "*")):
-            if _is_image(path) and path.suffix.lower() != ZARR_SUFFIX:
-                self._by_stem[path.relative_to(folder).with_name(path.stem)].append(path)
 
-    def masks_of(self, image: Path) -> list[Path]:
-        """All files that may be the mask of `image`, a path relative to the images' folder. One is right."""
-        return self._by_stem.get(image.with_name(self._wanted(image)), [])
+def _one_folder(config: MakeShardsConfig, files: list[Path], masks: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Which files are the images, and which may be masks, where both are in one folder."""
+    folder = config.images.folder
+    assert folder is not None
+    if config.masks.name:
+        # What is some image's mask is no image. One name is not its own mask.
+        rule = MaskRule(config.masks.name)
+        wanted = {rule.mask_of(name_of(path.relative_to(folder))) for path in files}
+        others = [path for path in masks if path not in set(files)]
+        taken = [path for path in files if name_of(path.relative_to(folder)) in wanted] if rule.text != EXACT else []
+        return [path for path in files if path not in set(taken)], [*others, *taken]
+    fits: dict[tuple[Path, ...], tuple[list[Path], list[Path], FoundMasks]] = {}
+    choices = list(divisions(files, folder))
+    others = [path for path in masks if path not in set(files)]
+    if others:  # the pattern chooses images: what it leaves may be the masks
+        choices.insert(0, (files, others))
+    problem = ""
+    for images, rest in choices:
+        try:
+            _refuse_same_names(images, folder)
+            found = _search(config, images, rest, folder)
+        except UserError as error:
+            problem = problem or str(error)
+            continue
+        if len(found.masks) == len(rest) or config.images.pattern != "*":
+            fits.setdefault(tuple(images), (images, rest, found))
+    if len(fits) == 1:
+        images, rest, _ = next(iter(fits.values()))
+        return images, rest
+    raise UserError(_undivided(folder, files, [found for _, _, found in fits.values()], problem))
 
-    def no_mask_message(self, without: Sequence[tuple[Path, list[Path]]]) -> str:
-        """What to tell of images that have none, or several; with a guess at how the masks are called."""
-        lines = []
-        for image, found in without[:SHOWN]:
-            lines.append(
-                f"{image}: {len(found)} masks, {', '.join(path.name for path in found)}"
-                if found
-                else f"{image}: no {self._wanted(image)}.* in {self.folder}"
-            )
-        more = f"\n  … and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
-        return (
-            f"{len(without)} images without exactly one mask:\n  " + "\n  ".join(lines) + more + "\n"
-            f"say how masks are called with --masks.name (now {self.name!r}) and where they are with --masks.folder"
-            + self._guess(without[0][0].stem)
-        )
 
-    def _wanted(self, image: Path) -> str:
-        return self.name.replace("{stem}", image.stem)
+def _undivided(folder: Path, files: list[Path], fits: list[FoundMasks], problem: str) -> str:
+    ways = (
+        "say which files are images with --images.pattern ('*.jpg') and how masks are called with --masks.name "
+        "('{stem}_mask'), put the masks into a folder of their own (--masks.folder), or pair them in a CSV file "
+        "(--images.csv)"
+    )
+    if fits:
+        lines = [found.notes[0] for found in fits[:SHOWN]]
+        return f"{folder}: its files are images and masks in several ways:\n  " + "\n  ".join(lines) + f"\n{ways}"
+    shown = ", ".join(path.name for path in files[:3]) + (", …" if len(files) > 3 else "")
+    tried = f"\nthe likeliest way fails: {problem}" if problem else ""
+    return f"{folder}: no telling which of its {len(files)} files ({shown}) are the masks; {ways}{tried}"
 
-    def _guess(self, stem: str) -> str:
-        hint = "; or take these images away"
-        near = [path.name for path in self._by_stem if path.name.startswith(stem) and path.name != stem]
-        if not near:
-            return hint
-        return f"; there is {near[0]}: perhaps --masks.name '{near[0].replace(stem, '{stem}', 1)}'{hint}"
+
+def _is_below(path: Path, inner: Path, outer: Path) -> bool:
+    """Whether `path` lies in the folder `inner`, which itself lies in `outer`."""
+    return inner.resolve().is_relative_to(outer.resolve()) and path.resolve().is_relative_to(inner.resolve())
 
 
 def _refuse_same_names(files: list[Path], folder: Path) -> None:
-    stems = Counter(path.relative_to(folder).with_suffix("") for path in files)
-    doubles = [str(path) for path in files if stems[path.relative_to(folder).with_suffix("")] > 1]
+    names = Counter(name_of(path.relative_to(folder)) for path in files)
+    doubles = [str(path) for path in files if names[name_of(path.relative_to(folder))] > 1]
     if doubles:
         raise UserError(
             "images that differ only in their suffix would share one mask:\n  " + "\n  ".join(doubles[:SHOWN]) + "\n"
@@ -168,16 +209,17 @@ def _refuse_same_names(files: list[Path], folder: Path) -> None:
         )
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def _pages(pair: Pair) -> tuple[tuple[Path, Path], ...]:
+def _pages(pair: Pair) -> list[Pair]:
     """The images in a multi-page TIFF, each with the mask's page of the same place; one for everything else."""
-    images, masks = page_addresses(pair.image), page_addresses(pair.mask)
+    images, masks = ([path] if "#page=" in path.name else page_addresses(path) for path in (pair.image, pair.mask))
     if len(images) != len(masks):
         raise UserError(
             f"{pair.image} has {len(images)} pages and its mask {pair.mask} {len(masks)}; "
             "save one mask page per image page, or the wanted page as a file of its own"
         )
-    return tuple(zip(images, masks, strict=True))
+    if len(images) == 1:
+        return [Pair(pair.entry, images[0], masks[0])]
+    return [
+        Pair(replace(pair.entry, page=split_address(image)[1]), image, mask)
+        for image, mask in zip(images, masks, strict=True)
+    ]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from os.path import abspath
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from segdist.core.files import size_and_time
 from segdist.core.parsing import merge, to_dict
 from shards.build.config import MakeShardsConfig
+from shards.images.mask_names import EXACT
 
 PATHS = ("folder", "csv", "train_list", "validation_list", "test_list")
 """Settings of a recipe that are paths."""
@@ -26,7 +28,8 @@ def recipe_of(config: MakeShardsConfig, source_files: str) -> dict[str, Any]:
     values = to_dict(config)
     for name in ("name", "root", "processes", "task", "finish", "overwrite"):
         del values[name]
-    values["masks"] = to_dict(config.mask_settings)
+    masks = config.mask_settings
+    values["masks"] = to_dict(replace(masks, name=masks.name or EXACT))  # a name that isn't needed is the plain one
     if config.own_data:
         del values["synthetic"]
     return {VERSION: RECIPE_VERSION, "source_files": source_files, **values}

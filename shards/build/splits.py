@@ -2,82 +2,154 @@
 
 import re
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from segdist.core.errors import UserError
 from segdist.core.files import read_text
 from segdist.core.keyed import Purpose, generator
 from shards.build.config import SplitConfig
-from shards.build.pairs import SHOWN, Pair
+from shards.images.folders import composed
+
+SHOWN = 10
+"""Names that a message shows."""
 
 
-def deal(pairs: list[Pair], settings: SplitConfig, seed: int) -> list[Pair]:
-    """Give every pair its split; pairs that the lists leave out are dropped.
+@dataclass(frozen=True)
+class Entry:
+    """What is dealt: an image, or a page of one."""
+
+    name: str
+    """What lists and patterns call the file: its path in the images' folder, or the CSV's text."""
+    page: int | None = None
+    """Number of the page; None where the file holds one image."""
+    split: str = ""
+    """Empty until it is dealt."""
+
+    @property
+    def shown(self) -> str:
+        return self.name if self.page is None else f"{self.name}#page={self.page}"
+
+    def names(self) -> tuple[str, ...]:
+        """All that a list may call it: its path in the folder, its file's name, the name without suffix; and these with
+        the page behind them."""
+        path = PurePosixPath(composed(self.name))
+        names = (str(path), path.name, path.stem)
+        return names if self.page is None else (*names, *(f"{name}#page={self.page}" for name in names))
+
+
+def deal(entries: Sequence[Entry], settings: SplitConfig, seed: int) -> list[Entry]:
+    """Give every entry its split, in their order; those that the lists leave out keep none.
 
     What the CSV, the lists and the name patterns say stands. Of the others, the share `test` is held out; and where
     nothing names validation images, the share `validation` of the training images validates. Shares are drawn by
-    group.
+    group. The pages of a file are one group, unless some of them are named by themselves.
 
     Raises:
         UserError: an image or a group in two splits, or a listed name that is no image.
     """
-    pairs = _named_splits(pairs, settings)
-    groups = {pair.name: _group(pair.name, settings.group) for pair in pairs}
+    named, by_page = _named_splits(entries, settings)
+    everything = list(entries)
+    chosen = [number for number, entry in enumerate(named) if entry.split or not settings.train_list]
+    entries = [named[number] for number in chosen]
+    groups = [_group(entry, settings.group, by_page) for entry in entries]
     spread = defaultdict(set)
-    for pair in pairs:
-        spread[groups[pair.name]].add(pair.split)
+    for entry, group in zip(entries, groups, strict=True):
+        spread[group].add(entry.split)
     # Images of a group follow those that were named.
     for group, splits in spread.items():
         if len(splits - {""}) > 1:
-            members = [f"{pair.name} ({pair.split})" for pair in pairs if groups[pair.name] == group and pair.split]
-            raise UserError(f"--split.group: {group!r} stands in two splits:\n  " + "\n  ".join(members[:SHOWN]))
-    follow = {group: max(splits) for group, splits in spread.items()}
-    pairs = [replace(pair, split=follow[groups[pair.name]]) for pair in pairs]
+            pairs = zip(entries, groups, strict=True)
+            members = [f"{entry.shown} ({entry.split})" for entry, own in pairs if own == group and entry.split]
+            raise UserError(
+                f"--split.group: the group {group!r} is assigned to two splits:\n  " + "\n  ".join(members[:SHOWN])
+            )
+    entries = [replace(entry, split=max(spread[group])) for entry, group in zip(entries, groups, strict=True)]
     if settings.test:
-        pairs = _draw(pairs, "", "test", settings.test, (seed, Purpose.TEST_SPLIT), groups)
-    pairs = [replace(pair, split=pair.split or "train") for pair in pairs]
-    if not any(pair.split == "val" for pair in pairs):
-        pairs = _draw(pairs, "train", "val", settings.validation, (seed, Purpose.VALIDATION_SPLIT), groups)
-    return pairs
+        entries = _draw(entries, groups, "", "test", settings.test, (seed, Purpose.TEST_SPLIT))
+    entries = [replace(entry, split=entry.split or "train") for entry in entries]
+    if not any(entry.split == "val" for entry in entries):
+        entries = _draw(entries, groups, "train", "val", settings.validation, (seed, Purpose.VALIDATION_SPLIT))
+    for number, entry in zip(chosen, entries, strict=True):
+        everything[number] = entry
+    return everything
 
 
-def _draw(
-    pairs: list[Pair], of: str, to: str, share: float, key: tuple[int, int], groups: dict[str, str]
-) -> list[Pair]:
+def names_kept(entries: Collection[Entry], settings: SplitConfig) -> set[str]:
+    """The names of the files that are used at all: with a list of training images only those that are named somewhere,
+    whole or by a page, else all. What is wrong with lists and patterns is for `deal` to say."""
+    if not settings.train_list:
+        return {entry.name for entry in entries}
+    by_name: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        for name in entry.names():
+            by_name[name].add(entry.name)
+    kept: set[str] = set()
+    for path in (settings.train_list, settings.validation_list, settings.test_list):
+        for line in list_lines(path) if path else ():
+            kept |= by_name.get(line, set()) or by_name.get(line.rpartition("#page=")[0], set())
+    for pattern in map(composed, (*settings.validation_images, *settings.test_images)):
+        file_pattern = pattern.rpartition("#page")[0] or pattern
+        kept |= by_name.get(pattern, set()) or {
+            entry.name for entry in entries if any(fnmatchcase(name, file_pattern) for name in entry.names())
+        }
+    return kept
+
+
+def _draw(entries: list[Entry], groups: list[str], of: str, to: str, share: float, key: tuple[int, int]) -> list[Entry]:
     """Move a share of the groups in split `of` to split `to`."""
-    candidates = sorted({groups[pair.name] for pair in pairs if pair.split == of})
+    candidates = sorted({group for entry, group in zip(entries, groups, strict=True) if entry.split == of})
     chosen = {candidates[number] for number in chosen_numbers(len(candidates), share, *key)}
-    return [replace(pair, split=to) if pair.split == of and groups[pair.name] in chosen else pair for pair in pairs]
+    return [
+        replace(entry, split=to) if entry.split == of and group in chosen else entry
+        for entry, group in zip(entries, groups, strict=True)
+    ]
 
 
-def _named_splits(pairs: list[Pair], settings: SplitConfig) -> list[Pair]:
-    """Splits that the CSV, the lists and the patterns name."""
-    said: dict[str, dict[str, str]] = defaultdict(dict)  # name → split → who says so
-    for pair in pairs:
-        if pair.split:
-            said[pair.name][pair.split] = "the CSV file"
+def _named_splits(entries: Sequence[Entry], settings: SplitConfig) -> tuple[list[Entry], set[str]]:
+    """The splits that the CSV, the lists and the patterns name, and the files whose pages are named by themselves."""
+    said: dict[int, dict[str, str]] = defaultdict(dict)  # entry → split → who says so
+    by_page: set[str] = set()
+
+    def say(numbers: Collection[int], split: str, who: str, text: str) -> None:
+        for number in numbers:
+            said[number][split] = who
+            if "#page" in text and entries[number].page is not None:
+                by_page.add(entries[number].name)
+
+    for number, entry in enumerate(entries):
+        if entry.split:
+            say([number], entry.split, "the CSV file", "")
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for number, entry in enumerate(entries):
+        for name in dict.fromkeys(entry.names()):
+            by_name[name].append(number)
     for split, path in (
         ("train", settings.train_list),
         ("val", settings.validation_list),
         ("test", settings.test_list),
     ):
-        for name in _listed(path, pairs) if path else ():
-            said[name][split] = str(path)
+        for line, numbers in _listed(path, entries, by_name) if path else ():
+            say(numbers, split, str(path), line)
     for split, flag, patterns in (
         ("val", "--split.validation-images", settings.validation_images),
         ("test", "--split.test-images", settings.test_images),
     ):
         for pattern in patterns:
-            matching = [pair.name for pair in pairs if any(fnmatchcase(name, pattern) for name in _names(pair))]
+            # A name is tried as it is before it is read as a pattern: `[x=0,y=0]` may be one.
+            matching = by_name.get(composed(pattern)) or [
+                number
+                for number, entry in enumerate(entries)
+                if any(fnmatchcase(name, composed(pattern)) for name in entry.names())
+            ]
             if not matching:
                 raise UserError(f"{flag} {pattern!r}: no image has such a name")
-            for name in matching:
-                said[name][split] = f"{flag} {pattern!r}"
+            say(matching, split, f"{flag} {pattern!r}", pattern)
     doubles = [
-        f"{name}: " + ", ".join(f"{split} by {where}" for split, where in who.items())
-        for name, who in said.items()
+        f"{entries[number].shown}: " + ", ".join(f"{split} by {where}" for split, where in who.items())
+        for number, who in sorted(said.items())
         if len(who) > 1
     ]
     if doubles:
@@ -85,44 +157,39 @@ def _named_splits(pairs: list[Pair], settings: SplitConfig) -> list[Pair]:
             "images in two splits, which would make the scores worthless:\n  " + "\n  ".join(doubles[:SHOWN]) + "\n"
             "name each image for one split only"
         )
-    dealt = [replace(pair, split=next(iter(said[pair.name]), "")) for pair in pairs]
-    return [pair for pair in dealt if pair.split] if settings.train_list else dealt
+    named = [replace(entry, split=next(iter(said[number]), "")) for number, entry in enumerate(entries)]
+    return named, by_page
 
 
-def _listed(path: Path, pairs: list[Pair]) -> list[str]:
-    """The names of the pairs that a text file lists, one a line."""
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    by_name: dict[str, set[str]] = defaultdict(set)
-    for pair in pairs:
-        for name in _names(pair):
-            by_name[name].add(pair.name)
-    names: list[str] = []
-    problems = []
-    for line in filter(None, lines):
-        found = by_name.get(line, set())
-        if len(found) == 1:
-            names += found
+def _listed(path: Path, entries: Sequence[Entry], by_name: dict[str, list[int]]) -> Iterator[tuple[str, list[int]]]:
+    """The entries that each line of a text file names: one image, or all pages of one file."""
+    problems, listed = [], []
+    for line in list_lines(path):
+        numbers = by_name.get(line, [])
+        files = {entries[number].name for number in numbers}
+        if len(files) == 1:
+            listed.append((line, numbers))
         else:
-            problems.append(f"{line!r} " + (f"means {', '.join(sorted(found))}" if found else "is no image's name"))
+            problems.append(f"{line!r} " + (f"means {', '.join(sorted(files))}" if files else "is no image's name"))
     if problems:
         raise UserError(f"{path}:\n  " + "\n  ".join(problems[:SHOWN]))
-    return names
+    yield from listed
 
 
-def _names(pair: Pair) -> tuple[str, str, str]:
-    """All that a list may call a pair: its path in the folder, its file's name, the name without suffix."""
-    return pair.name, pair.image.name, pair.image.stem
+def list_lines(path: Path) -> list[str]:
+    """The lines of a text file that aren't empty, in composed form. Raises UserError where it can't be read."""
+    return [composed(line.strip()) for line in read_text(path).splitlines() if line.strip()]
 
 
-def _group(name: str, pattern: str) -> str:
+def _group(entry: Entry, pattern: str, by_page: set[str]) -> str:
     if not pattern:
-        return name
+        return entry.shown if entry.name in by_page else entry.name
     try:
-        match = re.search(pattern, name)
+        match = re.search(pattern, composed(entry.shown if "#page" in pattern else entry.name))
     except re.error as error:
         raise UserError(f"--split.group {pattern!r}: no regular expression ({error})") from None
     if match is None:
-        raise UserError(f"--split.group {pattern!r}: doesn't match the image {name}")
+        raise UserError(f"--split.group {pattern!r}: doesn't match the image {entry.shown}")
     return match[match.lastindex or 0]
 
 

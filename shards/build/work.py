@@ -1,6 +1,7 @@
 """The work of a build, known before anything is written: sources, their common format, and their cut into shards."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from segdist.core.keyed import Purpose
 from segdist.core.paths import BUILDING, SOURCE
 from shards.build.config import MakeShardsConfig
 from shards.build.headers import Header, common_format, read_headers
-from shards.build.pairs import find_pairs
+from shards.build.pairs import Pairs, find_pairs
 from shards.build.recipe import digest_of_files, recipe_of
 from shards.build.sources import DrawnSource, FileSource, Source
 from shards.build.splits import chosen_numbers, deal
@@ -67,8 +68,10 @@ class Work:
         return self.config.folder / BUILDING / f"{unit.name}.json"
 
 
-def find_work(config: MakeShardsConfig) -> Work:
+def find_work(config: MakeShardsConfig, tell: Callable[[str], None] = lambda note: None) -> Work:
     """Find the sources and what they have in common; reads names and headers, writes nothing.
+
+    `tell` is called with what a person should know of how they were found, before anything else can go wrong.
 
     Raises:
         UserError: sources that can't be used together, with the files' names.
@@ -76,7 +79,11 @@ def find_work(config: MakeShardsConfig) -> Work:
     if not config.own_data:
         target = Target(config, CLASSES, config.patches.channels or 1, "uint8")
         return Work(config, recipe_of(config, ""), tuple(drawn_sources(config)), target)
-    sources = file_sources(config)
+    found = find_pairs(config)
+    for note in found.notes:
+        tell(note)
+    config = replace(config, masks=replace(config.masks, name=found.rule))
+    sources = file_sources(config, found)
     # An array of tasks looks at the headers once between them; the first source tells all what to expect.
     task, tasks = config.task_share()
     mine = list(dict.fromkeys(sources[:1] + sources[task::tasks]))
@@ -105,18 +112,18 @@ def _oriented(config: MakeShardsConfig, sources: list[FileSource], headers: list
     return replace(config, images=replace(config.images, orientation=decided))
 
 
-def file_sources(config: MakeShardsConfig) -> list[FileSource]:
+def file_sources(config: MakeShardsConfig, found: Pairs) -> list[FileSource]:
     """The user's labeled images with their splits.
 
     Raises:
-        UserError: nothing found, an image without mask, names that can mean two files, an image in two splits.
+        UserError: an image in two splits, or none to train on.
     """
-    pairs = deal(find_pairs(config), config.split, config.seed)
+    dealt = deal([pair.entry for pair in found.pairs], config.split, config.seed)
     sources, counts = [], Counter[str]()
-    for pair in pairs:
-        for image, mask in pair.pages:
-            sources.append(FileSource(pair.split, counts[pair.split], image, mask))
-            counts[pair.split] += 1
+    for pair, entry in zip(found.pairs, dealt, strict=True):
+        if entry.split:
+            sources.append(FileSource(entry.split, counts[entry.split], pair.image, pair.mask))
+            counts[entry.split] += 1
     if not counts["train"]:
         raise UserError(f"no image is left to train on ({dict(counts)}); check --split.*")
     return sources

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from shards.images.class_values import pack_color, parse_classes
+from shards.images.mask_names import MaskRule
 from shards.manifest import ClassInfo
 
 Unknown = Literal["refuse", "ignore", "nearest"]
@@ -16,8 +17,10 @@ class MasksConfig:
 
     folder: Path | None = None
     """Folder of the masks; the images' folder if left out."""
-    name: str = "{stem}"
-    """Name of an image's mask without its suffix; {stem} is the image's name without suffix ("{stem}_mask")."""
+    name: str = ""
+    """Name of an image's mask without its suffix; {stem} is the image's name without suffix ("{stem}_mask"). With parts
+    of that name: "(.*)_photo -> \\1_mask" (a regular expression with groups). By the numbers in both: "{numbers}".
+    Left out, the one rule that pairs all is looked for."""
     classes: tuple[str, ...] = ()
     """Classes, label 0 first: `background cell` (values 0 and 1), `background=0 myelin=127,128 axon=192-255`,
     `background=0 cell=1-` (all values from 1: numbered instances), or `sky=#87ceeb road=#804080` for color masks."""
@@ -30,6 +33,8 @@ class MasksConfig:
 
     def validate(self) -> None:
         """Raises UserError where a class, a value or a color can't be understood or is listed twice."""
+        if self.name:
+            MaskRule(self.name)
         parse_classes(self.classes, self.ignore, self.colors)
 
 

@@ -12,6 +12,7 @@ from shards.build.build import make_shards
 from shards.build.config import ImagesConfig, MakeShardsConfig, PatchesConfig, SyntheticConfig
 from shards.images.config import MasksConfig
 from shards.manifest import Manifest
+from shards.read.reader import ShardSet
 
 SMALL_PATCHES = PatchesConfig(size=32, per_image=6)
 
@@ -84,3 +85,21 @@ def build_own(folder: Path, **changes: Any) -> Manifest:
     manifest = make_shards(config, quiet=True)
     assert manifest is not None
     return manifest
+
+
+def bright(image: np.ndarray) -> np.ndarray:
+    """The mask of an image's bright pixels, 0 and 255: by it each stored patch shows whether it has its own mask."""
+    gray = image if image.ndim == 2 else image[..., 0]
+    return np.where(gray > 128, 255, 0).astype(np.uint8)
+
+
+def assert_patches_have_their_masks(folder: Path) -> int:
+    """Every patch of the set in `folder` has the mask that `bright` makes of it. Returns the number of patches."""
+    shard_set = ShardSet(folder)
+    count = 0
+    for split in ("train", "val"):
+        for shard, size in enumerate(shard_set.sizes(split)):
+            images, masks = shard_set.read(split, np.full(size, shard), np.arange(size))
+            assert np.array_equal(masks, images[:, 0] > 128)
+            count += size
+    return count

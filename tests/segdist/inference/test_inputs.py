@@ -44,13 +44,13 @@ def test_a_file_s_mask_has_its_name(tmp_path: Path) -> None:
 
 def test_two_masks_for_an_image_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "images/a.png", tmp_path / "masks/a.png", tmp_path / "masks/a.tif")
-    with pytest.raises(UserError, match=r"images/a\.png: 2 masks, a\.png, a\.tif"):
+    with pytest.raises(UserError, match=r"images/a\.png: a\.png, a\.tif"):
         masks_of(tmp_path / "images", masks=tmp_path / "masks")
 
 
 def test_missing_masks_are_refused_together_with_a_guess(tmp_path: Path) -> None:
     save(tmp_path / "images/a.png", tmp_path / "images/b.png", tmp_path / "masks/a_gt.png")
-    with pytest.raises(UserError, match="2 images without exactly one mask") as error:
+    with pytest.raises(UserError, match=r"2 images without a mask by --masks\.name") as error:
         masks_of(tmp_path / "images", masks=tmp_path / "masks")
     assert "--masks.name '{stem}_gt'" in str(error.value)
     with pytest.raises(UserError, match="no such folder"):

@@ -184,12 +184,15 @@ def refused(folder: Path, **changes: object) -> str:
     return str(error.value)
 
 
-def test_an_image_without_mask_is_refused_with_a_guess(tmp_path: Path) -> None:
+def test_an_image_without_mask_is_refused_with_the_nearest_rule(tmp_path: Path) -> None:
     some_images(tmp_path)
     add(tmp_path, "lost.png", noise(9), labels(), "lost_gt.png")
     message = refused(tmp_path)
-    assert "lost.png: no lost.*" in message
-    assert "--masks.name '{stem}_gt'" in message
+    assert "--masks.name '{stem}': pairs 6 of 7 images with one each of the 7 masks" in message
+    assert "1 images without a mask (lost.png), 1 masks without an image (lost_gt.png)" in message
+    assert "'{stem}_gt'" not in message  # which would pair one
+    assert "--images.csv" in message
+    assert "--images.unlabelled skip" in message
 
 
 def test_sizes_that_differ_are_refused_with_both_files(tmp_path: Path) -> None:
@@ -281,7 +284,7 @@ def test_the_same_picture_in_two_splits_is_found_in_whatever_file(tmp_path: Path
 def test_a_group_in_two_splits_is_refused(tmp_path: Path) -> None:
     some_images(tmp_path)
     chosen = SplitConfig(group="im", test_images=("im 1*",), validation_images=("im 2*",))
-    assert "--split.group: 'im' stands in two splits" in refused(tmp_path, split=chosen)
+    assert "--split.group: the group 'im' is assigned to two splits" in refused(tmp_path, split=chosen)
 
 
 @pytest.mark.parametrize("pattern", ["*", "*.jpg"])

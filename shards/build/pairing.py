@@ -1,0 +1,271 @@
+"""Which rule makes the names of masks from the names of their images, found by the names alone.
+
+A rule counts if every image that needs a mask gets one, no mask is left over, and no two images share one. Candidates
+come from samples: what differs between the names of images (or of masks) is looked for in the names on the other side,
+and what stands around it there and here is a rule; the rules that most samples vote for are tried on all names.
+
+A names of images, M names of masks: paths in their folder without suffix, in composed form.
+"""
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import islice
+
+from shards.images.mask_names import EXACT, NUMBERS, MaskRule, exchange
+
+SAMPLES = 8
+"""Names on either side that vote for rules."""
+TRIED = 24
+"""Rules, those with most votes, that are tried on all names."""
+FIRST_TRIED = 100
+"""Images on which rules are tried first."""
+MOST_PLACES = 4
+"""Places in a name where a short part is looked for."""
+
+CHANNEL = re.compile(r"(.+)_(\d{4})")
+"""nnU-Net's names of the channels of one image."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What a rule says of all names."""
+
+    rule: MaskRule
+    masks: Mapping[str, str]
+    """The mask of each image that has one; each mask once."""
+    without: tuple[str, ...]
+    """Images that need a mask and get none."""
+    unused: tuple[str, ...]
+    """Masks of no image."""
+    shared: tuple[str, ...] = ()
+    """Images whose mask is another image's too."""
+
+    @property
+    def counts(self) -> bool:
+        return bool(self.masks) and not (self.without or self.unused or self.shared)
+
+    @property
+    def missing(self) -> int:
+        """Images and masks that the rule leaves over."""
+        return len(self.without) + len(self.unused) + len(self.shared)
+
+
+def apply(rule: MaskRule, images: Sequence[str], masks: Collection[str], needed: Collection[str]) -> Pairing:
+    """Pair by one rule. Where no mask has the very name, upper and lower case are one, if that leaves one mask."""
+    by_numbers = _by_numbers(images, masks) if rule.text == NUMBERS else None
+    known = set(masks)
+    folded: dict[str, str | None] = {}
+    for each in masks:
+        folded[each.casefold()] = None if each.casefold() in folded else each
+    found = {}
+    for image in images:
+        name = rule.mask_of(image) if by_numbers is None else by_numbers.get(image)
+        if name is None:
+            continue
+        mask = name if name in known else folded.get(name.casefold())
+        if mask is not None:
+            found[image] = mask
+    uses = Counter(found.values())
+    shared = tuple(image for image, mask in found.items() if uses[mask] > 1)
+    without = tuple(image for image in images if image in needed and image not in found)
+    return Pairing(rule, found, without, tuple(mask for mask in masks if mask not in uses), shared)
+
+
+def best_rules(images: Sequence[str], masks: Sequence[str], needed: Collection[str]) -> list[Pairing]:
+    """What the likely rules say, the best first: those that count, then those that leave the fewest names over."""
+    exact = apply(MaskRule(EXACT), images, masks, needed)
+    if exact.counts:
+        return [exact]
+    texts = [EXACT, _around(images, masks), *_promising(_likely(images, masks), images, masks), NUMBERS]
+    tried = [apply(MaskRule(text), images, masks, needed) for text in dict.fromkeys(texts)]
+    found = [pairing for pairing in tried if pairing.masks]
+    return sorted(found, key=lambda pairing: (not pairing.counts, pairing.missing))
+
+
+def channels(images: Collection[str]) -> list[tuple[str, ...]]:
+    """Names that nnU-Net gives to the channels of one image (`a_0000`, `a_0001`), of each such image."""
+    cases: dict[str, list[str]] = {}
+    for image in images:
+        if match := CHANNEL.fullmatch(image):
+            cases.setdefault(match[1], []).append(image)
+    return [tuple(names) for names in cases.values() if len(names) > 1]
+
+
+def _promising(texts: Iterable[str], images: Sequence[str], masks: Sequence[str]) -> list[str]:
+    """Those of the rules that give about as many of some images a mask as the best of them."""
+    known = {mask.casefold() for mask in masks}
+    some = _samples(images, FIRST_TRIED)
+    hits = {}
+    for text in texts:
+        rule = MaskRule(text)
+        hits[text] = sum((name := rule.mask_of(image)) is not None and name.casefold() in known for image in some)
+    return [text for text, count in hits.items() if 2 * count >= max(hits.values())]
+
+
+def _around(images: Sequence[str], masks: Sequence[str]) -> str:
+    """The rule that exchanges all that the names of each side have in common at both ends.
+
+    If any exchange of ends pairs all images with all masks, this one does.
+    """
+    if min(len(images), len(masks)) < 2:
+        return EXACT
+    ends = []
+    for names in (images, masks):
+        stems = [posixpath.basename(name) for name in names]
+        before = _start(stems)
+        ends += [before, _start([stem[len(before) :][::-1] for stem in stems])[::-1]]
+    return exchange(ends[0], ends[1], ends[2], ends[3])
+
+
+def _likely(images: Sequence[str], masks: Sequence[str]) -> Iterator[str]:
+    """Rules by their votes."""
+    votes: Counter[str] = Counter()
+    image_samples, mask_samples = _samples(images), _samples(masks)
+    for names, samples, others, rule in (
+        (images, image_samples, masks, _exchange),
+        (masks, mask_samples, images, lambda mask, image: _exchange(image, mask)),
+    ):
+        cut = _common(names)
+        for sample in samples:
+            votes.update(_rules_of(sample, others, cut, rule))
+    if len(image_samples) == 1 or len(mask_samples) == 1:
+        votes.update(_rules_of_one(image_samples, mask_samples))
+    return (text for text, _ in votes.most_common(TRIED))
+
+
+Split = tuple[str, str, str, str]
+"""A name as its folder, and what stands before, in and behind a part of its last part."""
+
+
+def _rules_of(
+    sample: str, others: Sequence[str], cut: tuple[str, str], rule: Callable[[Split, Split], str | None]
+) -> set[str]:
+    """All rules by which `sample` belongs to one of `others`: a part of it is found there."""
+    folder, stem = posixpath.split(sample)
+    parts = [(folder, "", stem, "")]
+    before, behind = cut
+    if before or behind:
+        core = stem[len(before) : len(stem) - len(behind)]
+        parts.append((folder, before, core, behind))
+    rules = set()
+    for part in parts:
+        if not part[2]:
+            continue
+        for other in others:
+            if part[2] in other:
+                for place in _places(other, part[2]):
+                    if (text := rule(part, place)) is not None:
+                        rules.add(text)
+    return rules
+
+
+def _places(name: str, part: str) -> Iterator[Split]:
+    folder, stem = posixpath.split(name)
+    starts = (match.start() for match in re.finditer(f"(?={re.escape(part)})", stem))
+    for start in islice(starts, MOST_PLACES):
+        yield folder, stem[:start], part, stem[start + len(part) :]
+
+
+def _rules_of_one(images: Sequence[str], masks: Sequence[str]) -> Iterator[str]:
+    """A single name has no part that differs; what it has in common with the other side takes its place."""
+    for image in images:
+        for mask in masks:
+            (folder, stem), (mask_folder, mask_stem) = posixpath.split(image), posixpath.split(mask)
+            match = SequenceMatcher(None, stem, mask_stem, autojunk=False).find_longest_match()
+            if not match.size:
+                continue
+            end, mask_end = match.a + match.size, match.b + match.size
+            core = stem[match.a : end]
+            text = _exchange(
+                (folder, stem[: match.a], core, stem[end:]),
+                (mask_folder, mask_stem[: match.b], core, mask_stem[mask_end:]),
+            )
+            if text is not None:
+                yield text
+
+
+def _exchange(image: Split, mask: Split) -> str | None:
+    """The rule by which a mask's name comes from its image's, given what the two have in common."""
+    text = exchange(image[1], image[3], mask[1], mask[3])
+    if image[0] == mask[0]:
+        return text
+    folders = _folder_exchange(image[0], mask[0])
+    if folders is None:
+        return None
+    left, arrow, right = text.partition(" -> ")
+    if not arrow:  # {stem} with something around it
+        before, _, behind = text.partition(EXACT)
+        left, right = "(.*)", f"{before}\\g<1>{behind}"
+    # The folders' groups come first, so the name's own is the last one.
+    count = folders[0].count("(")
+    right = right.replace("\\g<1>", f"\\g<{count + 1}>").replace("\\1", f"\\g<{count + 1}>")
+    return f"{folders[0]}{left.replace('(.*)', '([^/]*)')} -> {folders[1]}{right}"
+
+
+def _folder_exchange(image: str, mask: str) -> tuple[str, str] | None:
+    """Expression and replacement, each with a slash at its end, that exchange one folder of a path, or cut all."""
+    if not mask:
+        return "(?:.*/)?", ""
+    one, other = image.split("/") if image else [], mask.split("/")
+    if len(one) != len(other):
+        return None
+    different = [number for number in range(len(one)) if one[number] != other[number]]
+    if len(different) != 1:
+        return None
+    place = different[0]
+    left, right = "", ""
+    if place > 0:
+        left, right = "(.*/)", "\\g<1>"
+    left, right = f"{left}{re.escape(one[place])}/", f"{right}{other[place]}/"
+    if place < len(one) - 1:
+        left, right = f"{left}(.*/)", f"{right}\\g<{2 if place > 0 else 1}>"
+    return left, right
+
+
+def _by_numbers(images: Sequence[str], masks: Collection[str]) -> dict[str, str]:
+    """Masks by the numbers in which the names differ; names without numbers, or with those of another, are left out."""
+    sides = []
+    for names in (images, list(masks)):
+        before, behind = _common(names)
+        by_key: dict[tuple[int, ...], list[str]] = {}
+        for name in names:
+            stem = posixpath.basename(name)
+            key = tuple(int(digits) for digits in re.findall(r"\d+", stem[len(before) : len(stem) - len(behind)]))
+            if key:
+                by_key.setdefault(key, []).append(name)
+        sides.append(by_key)
+    return {
+        names[0]: sides[1][key][0]
+        for key, names in sides[0].items()
+        if len(names) == 1 and len(sides[1].get(key, ())) == 1
+    }
+
+
+def _common(names: Collection[str]) -> tuple[str, str]:
+    """What the last parts of all names begin and end with; numbers are not cut in two."""
+    stems = [posixpath.basename(name) for name in names]
+    if len(set(stems)) < 2:
+        return "", ""
+    before = re.sub(r"\d+$", "", _start(stems))
+    rest = [stem[len(before) :] for stem in stems]
+    return before, re.sub(r"^\d+", "", _start([stem[::-1] for stem in rest])[::-1])
+
+
+def _start(texts: Sequence[str]) -> str:
+    """What all texts begin with: what the first and the last of them in alphabetical order do."""
+    first, last = min(texts), max(texts)
+    same = 0
+    while same < min(len(first), len(last)) and first[same] == last[same]:
+        same += 1
+    return first[:same]
+
+
+def _samples(names: Sequence[str], count: int = SAMPLES) -> list[str]:
+    """Some names, evenly over all."""
+    if len(names) <= count:
+        return list(names)
+    return [names[number * (len(names) - 1) // (count - 1)] for number in range(count)]

@@ -1,0 +1,139 @@
+"""Which rule pairs names: the one that leaves no image and no mask over, or none."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segdist.core.errors import UserError
+from shards.build.pairing import apply, best_rules, channels
+from shards.images.mask_names import MaskRule
+
+
+def found(images: list[str], masks: list[str], needed: list[str] | None = None) -> list[str]:
+    """The rules that count, one of those that say the same."""
+    counting = [pairing for pairing in best_rules(images, masks, needed or images) if pairing.counts]
+    distinct = {tuple(sorted(pairing.masks.items())): pairing.rule.text for pairing in reversed(counting)}
+    return list(distinct.values())
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "rule"),
+    [
+        ("{}", "{}", "{stem}"),
+        ("{}", "{}_mask", "{stem}_mask"),
+        ("{}", "mask_{}", "mask_{stem}"),
+        ("Img_{}", "Mask_{}", r"Img(.*) -> Mask\1"),
+        ("{}_0000", "{}", r"(.*)_0000 -> \1"),
+        ("{}.ome", "{}", r"(.*)\.ome -> \1"),
+        ("{}.ome", "{}_labels.ome", r"(.*)\.ome -> \1_labels.ome"),
+        ("{}_leftImg8bit", "{}_gtFine_labelIds", r"(.*)leftImg8bit -> \1gtFine_labelIds"),
+        ("scan {} (raw)", "scan {} (gt)", r"(.*)raw\) -> \1gt)"),
+        ("train/images/{}", "train/masks/{}", r"(.*/)images/([^/]*) -> \g<1>masks/\g<2>"),
+        ("{}", "{}_2", "{stem}_2"),
+        ("2019_{}_a", "2020_{}_b", r"2019(.*)a -> 2020\1b"),
+    ],
+)
+@pytest.mark.parametrize(
+    "cores", [("7", "8", "10", "23"), ("001", "002", "101"), ("ab", "abc", "b"), ("x.y_1", "x.z_1")]
+)
+def test_a_part_that_is_exchanged_or_cut(image: str, mask: str, rule: str, cores: tuple[str, ...]) -> None:
+    images, masks = [image.format(core) for core in cores], [mask.format(core) for core in cores]
+    assert len(found(images, masks)) == 1
+    chosen = best_rules(images, masks, images)[0]
+    assert dict(chosen.masks) == dict(zip(images, masks, strict=True))
+    # The rule that is found says the same as the one that a person would write.
+    assert dict(apply(MaskRule(rule), images, masks, images).masks) == dict(chosen.masks)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    cores=st.lists(st.text("ab1_-. ", min_size=1, max_size=6), min_size=2, max_size=8, unique=True),
+    affixes=st.tuples(*[st.text("aim_0.", max_size=4)] * 4),
+)
+def test_whatever_is_put_around_the_names_is_found(cores: list[str], affixes: tuple[str, str, str, str]) -> None:
+    images = [f"i{affixes[0]}{core}{affixes[1]}" for core in cores]
+    masks = [f"m{affixes[2]}{core}{affixes[3]}" for core in cores]
+    expected = dict(zip(images, masks, strict=True))
+    assert expected in [dict(pairing.masks) for pairing in best_rules(images, masks, images) if pairing.counts]
+
+
+def test_numbers_pair_names_that_have_nothing_else_in_common() -> None:
+    images = [f"photo{number}" for number in range(1, 12)]
+    masks = [f"label_{number:03}" for number in range(1, 12)]
+    assert found(images, masks) == ["{numbers}"]
+    pairing = best_rules(images, masks, images)[0]
+    assert pairing.masks["photo7"] == "label_007"
+    assert pairing.masks["photo11"] == "label_011"
+
+
+def test_several_numbers_count_together() -> None:
+    images = [f"rat{rat}_slice{part}" for rat in (1, 2) for part in (9, 10)]
+    masks = [f"R0{rat}-{part:02}-seg" for rat in (1, 2) for part in (9, 10)]
+    assert found(images, masks) == ["{numbers}"]
+    assert best_rules(images, masks, images)[0].masks["rat2_slice10"] == "R02-10-seg"
+
+
+def test_upper_and_lower_case_are_one_where_that_leaves_one_mask() -> None:
+    images, masks = ["Scan_1", "Scan_2"], ["scan_1_mask", "scan_2_mask"]
+    assert len(found(images, masks)) == 1
+    assert apply(MaskRule("{stem}_mask"), images, masks, images).masks["Scan_2"] == "scan_2_mask"
+    assert apply(MaskRule("{stem}"), ["Aa"], ["aa", "AA"], ["Aa"]).without == ("Aa",)
+
+
+def test_a_rule_that_leaves_anything_over_does_not_count() -> None:
+    images = ["a", "b", "c"]
+    assert not found(images, ["a_mask", "b_mask"])
+    assert not found(images, ["a_mask", "b_mask", "c_mask", "d_mask"])
+    assert not found(images, ["a_mask", "b_mask", "c_label"])
+    assert not found(["a_0000", "a_0001", "b_0000", "b_0001"], ["a", "b"])
+
+
+def test_images_that_need_no_mask_may_stay_without() -> None:
+    images = [f"{number:03}" for number in range(40)]
+    masks = [f"{number:03}_label" for number in range(0, 40, 5)]
+    assert not found(images, masks)
+    assert found(images, masks, images[::5]) == ["{stem}_label"]
+
+
+def test_the_nearest_rule_leaves_the_fewest_over() -> None:
+    images = [f"cell{number}" for number in range(10)]
+    masks = [f"cell{number}_gt" for number in range(9)] + ["notes"]
+    nearest = best_rules(images, masks, images)[0]
+    assert nearest.rule.text == "{stem}_gt"
+    assert nearest.without == ("cell9",)
+    assert nearest.unused == ("notes",)
+
+
+def test_one_image_and_one_mask() -> None:
+    assert found(["photo_12"], ["truth_12"])
+    assert found(["a"], ["a_mask"]) == ["{stem}_mask"]
+
+
+def test_channels_of_nnu_net_are_told_from_other_numbers() -> None:
+    assert channels(["a_0000", "a_0001", "b_0000", "c_1"]) == [("a_0000", "a_0001")]
+
+
+def test_many_names_are_paired_by_samples() -> None:
+    images = [f"IMG_{number}_v2" for number in range(5_000)]
+    masks = [f"seg-{number}" for number in range(5_000)]
+    assert best_rules(images, masks, set(images))[0].masks["IMG_4999_v2"] == "seg-4999"
+
+
+@pytest.mark.parametrize(
+    ("rule", "image", "mask"),
+    [
+        ("{stem}_mask", "a/b", "a/b_mask"),
+        (r"(\w+)_(\d+)_rgb -> \2-\1", "x/road_7_rgb", "x/7-road"),
+        (r"(?P<id>\d+).* -> m\g<id>", "12_raw", "m12"),
+        (r"images/(.*) → labels/\1_gt", "images/a/b", "labels/a/b_gt"),
+        (r"(\d+) -> \1", "seven", None),
+    ],
+)
+def test_rules_as_users_write_them(rule: str, image: str, mask: str | None) -> None:
+    assert MaskRule(rule).mask_of(image) == mask
+
+
+@pytest.mark.parametrize("text", ["mask", r"(\d+ -> \1", r"(\d+) -> \2"])
+def test_a_rule_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"--masks\.name"):
+        MaskRule(text)
