@@ -23,6 +23,8 @@ from segdist.core.errors import UserError
 from segdist.inference.grid import Piece, TileGrid
 from segdist.model.compiling import explain_compiler_errors
 from segdist.model.precision import Precision
+from segdist.model.recorded import Recorded
+from segdist.model.unet import UNet
 from segdist.ranks.out_of_memory import is_out_of_memory
 
 ReadWindow = Callable[[int, int, int, int], np.ndarray]
@@ -74,6 +76,9 @@ class TileModel:
         self.stride_multiple = stride_multiple
         self.precision = precision or Precision("fp32", "the default")
         self.flips: list[list[int]] = [[], [3], [2], [2, 3]] if flips else [[]]
+        # Other models may ask the device for numbers, which can't be recorded.
+        on_gpu = self.device.type == "cuda" and isinstance(model, UNet)
+        self._recorded: Recorded[torch.Tensor] | None = Recorded("the model") if on_gpu else None
 
     def normalized(self, rows: np.ndarray) -> torch.Tensor:
         """Stored pixels (h, W, C) as the model sees them, float32 (C, h, W) on the device."""
@@ -85,7 +90,19 @@ class TileModel:
         return pixels.permute(2, 0, 1).float().sub_(self.mean).mul_(self.scale)
 
     def probabilities(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Class probabilities float32 (B, K, P, P) of normalized tiles (B, C, P, P); the caller may overwrite them."""
+        """Class probabilities of normalized tiles.
+
+        Args:
+            tiles: float32 (B, C, P, P), on the device.
+
+        Returns:
+            float32 (B, K, P, P), valid until the next call; the caller may overwrite them.
+        """
+        if self._recorded is None:
+            return self._probabilities(tiles)
+        return self._recorded(self._probabilities, tiles)
+
+    def _probabilities(self, tiles: torch.Tensor) -> torch.Tensor:
         total: torch.Tensor | None = None
         for dims in self.flips:
             part = torch.softmax(self._logits(tiles.flip(dims) if dims else tiles).float(), dim=1)

@@ -108,11 +108,13 @@ def check_trackers(config: TrackingConfig) -> None:
         from segdist.tracking.tensorboard_tracker import event_writer
 
         event_writer()
-    if "wandb" in config.names and config.wandb == "online":
-        from segdist.tracking.wandb_mode import require_key
+    if "wandb" in config.names:
+        from segdist.tracking.wandb_mode import require_key, require_package
         from segdist.tracking.wandb_run import server_address
 
-        require_key(server_address())
+        require_package(config)
+        if config.wandb == "online":
+            require_key(server_address())
 
 
 def open_trackers(

@@ -3,6 +3,7 @@
 W&B itself waits 100 s for a server that refuses or hangs, on a job that may hold many GPUs.
 """
 
+import importlib.util
 import netrc
 import os
 import threading
@@ -39,6 +40,21 @@ def choose_mode(config: TrackingConfig, base_url: str, environ: Mapping[str, str
         return "offline", "no W&B key"
     problem = probe(base_url, config.start_timeout)
     return ("offline", problem) if problem else ("online", "")
+
+
+def has_package() -> bool:
+    """True where the package wandb is installed."""
+    return importlib.util.find_spec("wandb") is not None
+
+
+def require_package(config: TrackingConfig) -> None:
+    """For `--wandb online` and `--wandb offline`.
+
+    Raises:
+        UserError: the package wandb is not installed.
+    """
+    if config.wandb in ("online", "offline") and not has_package():
+        raise UserError(f"--wandb {config.wandb}: W&B is not installed; pip install wandb, or use --wandb off")
 
 
 def require_key(base_url: str, environ: Mapping[str, str] = os.environ) -> None:

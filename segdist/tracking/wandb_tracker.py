@@ -11,7 +11,7 @@ from segdist.core.states import State
 from segdist.core.terminal import say, warn
 from segdist.tracking.config import TrackingConfig
 from segdist.tracking.confusion_picture import confusion_picture
-from segdist.tracking.wandb_mode import choose_mode
+from segdist.tracking.wandb_mode import choose_mode, has_package, require_package
 from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, first_line, rows_in
 from segdist.tracking.wandb_run import WandbRun, environment_or, prepare_wandb, wandb_settings
 from shards.manifest import IGNORE, ClassInfo
@@ -124,9 +124,13 @@ def open_wandb(
     """Start or continue the W&B run of this folder; None where W&B is off or can't be started at all.
 
     Raises:
-        UserError: `--wandb online` without a key.
+        UserError: `--wandb online` without a key; `online` or `offline` without the package.
     """
     if config.wandb == "off":  # then W&B is not even imported
+        return None
+    require_package(config)
+    if not has_package():
+        warn("W&B is not installed: figures stay in the run folder (pip install wandb; or silence this: --wandb off)")
         return None
     try:
         server = prepare_wandb()

@@ -1,5 +1,6 @@
 """Gradients of the global batch through DistributedDataParallel: sums over ranks beside the backward pass."""
 
+import inspect
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,9 +10,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segdist.model.precision import Precision
+from segdist.model.recorded import Recorded
+from segdist.model.unet import UNet
 from segdist.ranks.process_group import Ranks
 from segdist.training.losses import Loss
 from segdist.training.preprocess import MicroBatch
+
+_DDP_ARGUMENTS = inspect.signature(DistributedDataParallel.__init__).parameters
+BUFFERS_STAY = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers"
+"""DDP's argument that, set to False, keeps it from sending buffers at every step: torch 2.11 has its older name."""
 
 
 class DataParallel:
@@ -27,6 +34,12 @@ class DataParallel:
         self._ddp = _distributed(model, ranks)
         wrapped = self._ddp or model
         self._wrapped: nn.Module = torch.compile(wrapped) if compiled else wrapped  # type: ignore[assignment]
+        self._parameters = list(model.parameters())
+        # Other models may ask the device for numbers; DDP's sums and torch.compile's kernels are no part of a graph.
+        alone_on_gpu = ranks.device.type == "cuda" and ranks.world_size == 1
+        self._recorded: Recorded[tuple[torch.Tensor, list[torch.Tensor | None]]] | None = None
+        if alone_on_gpu and not compiled and isinstance(model, UNet):
+            self._recorded = Recorded("the training step")
 
     def backward(self, micro_batches: list[MicroBatch], scaler: torch.amp.GradScaler) -> torch.Tensor:
         """Leave the gradients of the global batch in the parameters; returns this rank's part of the loss. Collective.
@@ -37,6 +50,21 @@ class DataParallel:
         Returns:
             float64 (parts,): this rank's numerators over the global denominators.
         """
+        if self._recorded is None or len(micro_batches) > 1:
+            return self._backward(micro_batches, scaler)
+
+        def compute(images: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+            for parameter in self._parameters:
+                parameter.grad = None
+            return self._backward([(images, truth)], scaler), [parameter.grad for parameter in self._parameters]
+
+        total, gradients = self._recorded(compute, *micro_batches[0])
+        # A graph writes them into the same memory each time, and the optimizer has taken them off since.
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return total
+
+    def _backward(self, micro_batches: list[MicroBatch], scaler: torch.amp.GradScaler) -> torch.Tensor:
         counts = torch.stack([self.loss.counts(truth) for _, truth in micro_batches]).sum(dim=0)
         counting = self._start_sum(counts)
         total = torch.zeros(len(self.loss.parts), dtype=torch.float64, device=self.ranks.device)
@@ -68,6 +96,6 @@ def _distributed(model: nn.Module, ranks: Ranks) -> DistributedDataParallel | No
     return DistributedDataParallel(
         model,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-        forward_sync_buffers=False,
         gradient_as_bucket_view=True,
+        **{BUFFERS_STAY: False},  # type: ignore[arg-type]
     )

@@ -55,7 +55,10 @@ class Learner:
         self.optimizer = build_optimizer(config, model)
         self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision.scaled)
-        self._buffers = list(model.buffers())
+        self._buffers = [
+            [buffer for buffer in model.buffers() if buffer.dtype == dtype]
+            for dtype in sorted({buffer.dtype for buffer in model.buffers()}, key=str)
+        ]
         self._parts = engine.loss.parts
         zeros = torch.zeros(len(self._parts), dtype=torch.float64, device=ranks.device)
         self._loss_sums, self._good_steps = zeros, zeros.new_zeros(())
@@ -71,13 +74,14 @@ class Learner:
     def step(self, micro_batches: list[MicroBatch], rate: float, number: int) -> None:
         """Forward, backward and update for this rank's part of global batch `number`. Collective."""
         self.model.train()
-        buffers = [buffer.clone() for buffer in self._buffers]
+        before = [_flat(buffers) for buffers in self._buffers]
         self.optimizer.zero_grad(set_to_none=True)
         sums_of_step = self.engine.backward(micro_batches, self.scaler)
         bad = self._update(rate)
         with torch.no_grad():
-            for buffer, before in zip(self._buffers, buffers, strict=True):
-                buffer.copy_(torch.where(bad > 0, before, buffer))
+            for buffers, flat in zip(self._buffers, before, strict=True):
+                kept = torch.where(bad > 0, flat, _flat(buffers)).split([buffer.numel() for buffer in buffers])
+                torch._foreach_copy_(buffers, [part.view_as(to) for part, to in zip(kept, buffers, strict=True)])
         if self.average is not None:
             self.average.update(self.model, number, bad)
         self._loss_sums += torch.where(bad > 0, 0.0, sums_of_step)
@@ -160,3 +164,8 @@ class Learner:
             self.scaler.update()
         self._grad_norm = norm.detach()
         return bad
+
+
+def _flat(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """All values in one new tensor: a few dozen norm layers cost a GPU as much to start on as one."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -1,4 +1,4 @@
-"""The end of every benchmark: a line a bar, and the exit code."""
+"""The bars of every benchmark: a line for each as soon as it is measured, all of them at the end, the exit code."""
 
 from dataclasses import dataclass, field
 
@@ -19,11 +19,13 @@ class Bars:
         self._add(name, figure, target, "at most", figure <= target)
 
     def finish(self) -> int:
-        """Print every bar; the exit code: 1 if one is short."""
+        """Print every bar once more, together; the exit code: 1 if one is short."""
         print()
         print("\n".join(self.lines))
         return int(self.short > 0)
 
     def _add(self, name: str, figure: float, target: float, side: str, met: bool) -> None:
-        self.lines.append(f"bar: {name} = {figure:.4g} (target {side} {target:g}) {'met' if met else 'short'}")
+        line = f"bar: {name} = {figure:.4g} (target {side} {target:g}) {'met' if met else 'short'}"
+        print(line, flush=True)
+        self.lines.append(line)
         self.short += not met

@@ -75,7 +75,8 @@ def environment(**changes: str) -> dict[str, str]:
         for key, value in os.environ.items()
         if not key.startswith(("SLURM_", "TORCHELASTIC_")) and key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
-    return environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | changes
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | changes
 
 
 def wait_until(condition: Any, seconds: float = 60.0) -> None:

@@ -1,0 +1,54 @@
+"""Jobs of segdist as a user starts them, in this process, so that torch and the GPU are set up only once."""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Make `folder` the working folder for the time of the context; `data/` and `runs/` are found in it."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def segdist(*arguments: object) -> float:
+    """`segdist ARGUMENTS`, quietly; the seconds it took. Ends the benchmark, with what it said, if it fails."""
+    from jobs.cli import main
+
+    said = io.StringIO()
+    began = time.perf_counter()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            code: object = main([str(argument) for argument in arguments])
+        except SystemExit as error:  # arguments that can't be parsed
+            code = error.code
+    if code:
+        raise SystemExit(f"segdist {' '.join(map(str, arguments))}: exit code {code}\n{said.getvalue()}")
+    return time.perf_counter() - began
+
+
+def make_set(name: str, patch: int, images: int, per_image: int, side: int) -> None:
+    """A shard set of drawn images below `data/`, unless it is there already."""
+    sizes = ("--synthetic.width", side, "--synthetic.height", side, "--synthetic.train", images, "--synthetic.test", 1)
+    segdist("make-shards", "-f", name, *sizes, "--patches.size", patch, "--patches.per-image", per_image)
+
+
+def trained_samples_per_second(run: str, batch: int) -> tuple[float, float]:
+    """Samples/s of a run between its first and its last row of figures, and the share of time it waited for data."""
+    rows = [json.loads(line) for line in (Path("runs") / run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["kind"] == "train"]
+    # The first row has the warm-up in it.
+    steps = [later["step"] - earlier["step"] for earlier, later in itertools.pairwise(rows)]
+    seconds = [count * batch / row["samples_per_s"] for count, row in zip(steps, rows[1:], strict=True)]
+    waited = sum(row["data_wait"] * time for row, time in zip(rows[1:], seconds, strict=True))
+    return sum(steps) * batch / sum(seconds), waited / sum(seconds)
