@@ -1,8 +1,15 @@
 """How much memory this process may still take. Only Linux tells; elsewhere it is unknown."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+try:
+    import resource
+
+    limits: Any = resource
+except ImportError:  # only Unix has it
+    limits = None
 
 
 def available_memory() -> int | None:
@@ -11,8 +18,6 @@ def available_memory() -> int | None:
 
 
 def _limits() -> Iterator[int]:
-    if not sys.platform.startswith("linux"):
-        return
     meminfo = _numbers(Path("/proc/meminfo"))
     if "MemAvailable" in meminfo:
         yield meminfo["MemAvailable"] * 1024
@@ -20,12 +25,11 @@ def _limits() -> Iterator[int]:
     limit, used = (_number(group / name) for name in ("memory.max", "memory.current"))
     if limit is not None and used is not None:
         yield max(limit - used, 0)
-    import resource  # only Unix has it
-
-    address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if address_space != resource.RLIM_INFINITY:
-        taken = _numbers(Path("/proc/self/status")).get("VmSize", 0) * 1024
-        yield max(address_space - taken, 0)
+    taken = _numbers(Path("/proc/self/status")).get("VmSize")
+    if limits is not None and taken is not None:
+        address_space = limits.getrlimit(limits.RLIMIT_AS)[0]
+        if address_space != limits.RLIM_INFINITY:
+            yield max(address_space - taken * 1024, 0)
 
 
 def _control_group() -> str:

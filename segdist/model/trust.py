@@ -12,7 +12,6 @@ from pathlib import Path
 from segdist.core.errors import UserError
 from segdist.core.formats import VERSION_KEY, stamped
 from segdist.core.paths import config_folder
-from segdist.core.terminal import warn
 from segdist.model.config import UNET
 
 FORMAT = 1
@@ -49,6 +48,9 @@ def note_trained_with(factory: str) -> None:
         with _file().open("a") as file:
             file.write(line)
     except OSError as error:
+        # Here, because `segdist.predict` loads this module and must not wait for rich.
+        from segdist.core.terminal import warn
+
         module = factory.partition(":")[0]
         warn(
             f"{_file()}: can't be written ({error.strerror}); inference will ask for --trust-factory {module}, "

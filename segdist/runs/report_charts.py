@@ -83,7 +83,8 @@ def make_chart(
         return None
     low_x, high_x = min(x for x, _ in known), max(x for x, _ in known)
     low, high = min(y for _, y in known), max(y for _, y in known)
-    logarithmic = log and low > 0 and high / low > LOG_FROM
+    # Below the smallest normal number a power of ten may be 0.
+    logarithmic = log and low >= sys.float_info.min and high / low > LOG_FROM
     y_values = _log_ticks(low, high) if logarithmic else nice_ticks(low, high)
     low, high = min(low, y_values[0]), max(high, y_values[-1])
 
