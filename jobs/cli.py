@@ -13,6 +13,7 @@ JOBS = {
     "infer": ("jobs.infer", "segment images with a trained model (torchrun for several ranks)"),
     "status": ("jobs.status", "how runs stand, from their files; --follow keeps looking"),
     "report": ("jobs.report", "one self-contained HTML page of a run, or a comparison of several"),
+    "replay": ("jobs.replay", "compute steps of an exact run again, and compare the weights bit by bit"),
     "export": ("jobs.export", "write a trained model as ONNX, checked against torch"),
     "pipeline": ("jobs.pipeline", "the three jobs above one after another, on this machine"),
     "submit": ("jobs.submit", "put one of these jobs, or the pipeline, into the queue of a Slurm cluster"),

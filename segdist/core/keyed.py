@@ -30,7 +30,7 @@ class Purpose(IntEnum):
     ROTATE90, ROTATE, SCALE, BRIGHTNESS, CONTRAST, GAMMA, NOISE, BLUR, ELASTIC, PIXELS = range(16, 26)
     TRAINING_IMAGES, TEST_IMAGES, VALIDATION_SPLIT, TEST_SPLIT, POSITIONS = range(30, 35)
     CONTACT_SHEET = 50
-    STEP = 100
+    STEP, GRAIN = 100, 101
 
 
 def generator(*key: int) -> np.random.Generator:

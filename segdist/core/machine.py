@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import platform
 import sys
 
 
@@ -21,3 +22,13 @@ def peak_memory_mb() -> float:
     # In KiB on Linux, in bytes on macOS.
     unit = 1e6 if sys.platform == "darwin" else 1e3
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+
+
+def processor() -> str:
+    """The processor's model, as precisely as the system says it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -51,6 +51,12 @@ class Ranks:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
         return tensor
 
+    def max_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Largest value over ranks, in place. The tensor lies on `self.device`."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value` (anything that pickles), in rank order, on all ranks."""
         if self.world_size == 1:

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from segdist.core.terminal import warn
 from segdist.ranks.process_group import Ranks
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT") if hasattr(signal, name)]
+"""Slurm and torchrun send some of these; Windows doesn't have all."""
 SECOND_INTERRUPT_AFTER = 1.0
 """Seconds. torchrun passes a Ctrl-C on to workers that the terminal has told already: that is still the first one."""
 

@@ -86,19 +86,11 @@ class CheckpointFolder:
         """
         remove_leftovers(self.folder)
         for path in reversed(self.paths()):
-            problem = find_damage(path)
-            if problem is None:
-                # The zip's own tables have no checksum: torch may find fault with what looked whole. And a file that
-                # would run code, which `weights_only` refuses, may bring up any exception.
-                try:
-                    state: Any = torch.load(path, map_location="cpu", weights_only=True)
-                except Exception as error:
-                    problem = f"{type(error).__name__}: {error}".splitlines()[0]
-                else:
-                    problem = _fault_of(state, path) or find_fault(state)
-                    if not problem:
-                        self.last_saved = checkpoint_step(path)
-                        return unstamped(state, CHECKPOINT_VERSION, str(path))
+            state = read_checkpoint(path)
+            problem = state if isinstance(state, str) else find_fault(state)
+            if not isinstance(state, str) and not problem:
+                self.last_saved = checkpoint_step(path)
+                return state
             aside = _set_aside(path)
             warn(f"{path}: damaged checkpoint ({problem}), kept as {aside.name}; going back to the one before it")
         return None
@@ -137,6 +129,24 @@ def checkpoint_step(path: Path) -> int:
     if match is None:
         raise ValueError(f"{path} is no checkpoint")
     return int(match.group(1))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | str:
+    """The state in a checkpoint file, on the CPU, or what is wrong with the file.
+
+    Raises:
+        UserError: a later program wrote it.
+    """
+    problem = find_damage(path)
+    if problem is not None:
+        return problem
+    # The zip's own tables have no checksum: torch may find fault with what looked whole. And a file that would run
+    # code, which `weights_only` refuses, may bring up any exception.
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return _fault_of(state, path) or unstamped(state, CHECKPOINT_VERSION, str(path))
 
 
 def _fault_of(state: Any, path: Path) -> str:

@@ -158,6 +158,12 @@ class TrainConfig:
     """torch.compile the model."""
     deterministic: bool = False
     """Only deterministic GPU kernels, so that a resumed run is bit-identical. On CPU it always is."""
+    exact: bool = False
+    """The same weights bit by bit on any number of ranks, also when it changes in the middle of the run."""
+    grain: Count = 4
+    """--exact: samples that are computed together, whatever the number of ranks; --batch-size is a multiple of it."""
+    checksum_every: Count = 100
+    """--exact: steps between two checksums of the weights in metrics.jsonl, which `segdist replay` compares with."""
     sync_batch_norm: bool = False
     """Batch norm over all ranks (GPUs only). Without it every rank normalizes by its own part of the batch."""
     check: bool = True
@@ -203,8 +209,38 @@ class TrainConfig:
             raise UserError(f"--optim.milestones {_words(self.optim.milestones)}: must rise")
         if self.optim.nesterov and (self.optim.optimizer != "sgd" or not self.optim.momentum):
             raise UserError("--optim.nesterov goes with --optim.optimizer sgd and a --optim.momentum above 0")
+        if self.exact:
+            self._validate_exact()
         if self.sync_batch_norm and self.model.norm != "batch":
             raise UserError(f"--sync-batch-norm goes with --model.norm batch, not {self.model.norm}")
+
+    def _validate_exact(self) -> None:
+        for flag, wanted in (
+            ("--accumulate", self.accumulate > 1),
+            ("--sync-batch-norm", self.sync_batch_norm),
+            ("--compile", self.compile),
+        ):
+            if wanted:
+                raise UserError(f"--exact can't be had with {flag}: leave one of them out")
+        if self.batch_size % self.grain:
+            raise UserError(
+                f"--exact cuts the batch into grains of {self.grain} samples, and --batch-size {self.batch_size} is no "
+                "multiple of that: change it or --grain"
+            )
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """What to compute again."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder, or a name below runs/."""
+    step: Count
+    """The last step to compute."""
+    from_start: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """From the initial weights, not from the nearest checkpoint."""
+    data: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-f"])] = ()
+    """Where the run's shard sets are now, if not where they were."""
 
 
 def _words(values: tuple[float, ...]) -> str:

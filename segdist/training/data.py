@@ -43,7 +43,10 @@ class TrainingData:
         """Optimizer steps of the whole run."""
         self.samples = {split: whole.samples(split) for split in ("train", "val")}
         """Patches of all sets."""
-        self._train = TrainBatches(source, self._order, rank, world_size, pin=pin)
+        grain = config.grain if config.exact else 1
+        self._train = TrainBatches(source, self._order, rank, world_size, grain=grain, pin=pin)
+        self.slots = self._train.slots
+        """This rank's part of every global batch."""
         self.validation: Iterable[Batch] | None = None
         if self.samples["val"]:
             # Not the whole global batch, which is shared between the ranks in training. The same for any number of

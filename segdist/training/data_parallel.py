@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from segdist.core.keyed import Purpose, hash64
 from segdist.model.precision import Precision
 from segdist.model.recorded import Recorded
 from segdist.model.unet import UNet
@@ -29,7 +30,10 @@ class DataParallel:
         compiled: run it through torch.compile.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, precision: Precision, ranks: Ranks, compiled: bool) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Loss, precision: Precision, ranks: Ranks, seed: int, compiled: bool
+    ) -> None:
+        self.seed = seed
         self.loss, self.precision, self.ranks = loss, precision, ranks
         self._ddp = _distributed(model, ranks)
         wrapped = self._ddp or model
@@ -41,8 +45,8 @@ class DataParallel:
         if alone_on_gpu and not compiled and isinstance(model, UNet):
             self._recorded = Recorded("the training step")
 
-    def backward(self, micro_batches: list[MicroBatch], scaler: torch.amp.GradScaler) -> torch.Tensor:
-        """Leave the gradients of the global batch in the parameters; returns this rank's part of the loss. Collective.
+    def backward(self, micro_batches: list[MicroBatch], scaler: torch.amp.GradScaler, number: int) -> torch.Tensor:
+        """Leave the gradients of global batch `number` in the parameters. Collective.
 
         The gradient is that of Σ loss over all ranks and micro batches / Σ count over the same, where DDP's mean over
         the ranks is made good by the factor R.
@@ -50,6 +54,8 @@ class DataParallel:
         Returns:
             float64 (parts,): this rank's numerators over the global denominators.
         """
+        # Dropout and the like: a function of the step too, so that no generator has to be restored.
+        torch.manual_seed(int(hash64(self.seed, Purpose.STEP, number, self.ranks.rank) >> 1))
         if self._recorded is None or len(micro_batches) > 1:
             return self._backward(micro_batches, scaler)
 
@@ -80,6 +86,13 @@ class DataParallel:
                 scaler.scale(shares.sum() * self.ranks.world_size).backward()
             total += shares.detach()
         return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is kept from step to step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state of `state_dict`."""
 
     def _start_sum(self, counts: torch.Tensor) -> dist.Work | None:
         """Sum the denominators over the ranks, beside the forward pass."""

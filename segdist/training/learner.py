@@ -16,6 +16,7 @@ from segdist.ranks.process_group import Ranks
 from segdist.training.config import OptimConfig
 from segdist.training.data_parallel import DataParallel
 from segdist.training.ema import WeightAverage
+from segdist.training.exact_sums import ExactSums
 from segdist.training.optimizers import build_optimizer, set_learning_rate
 from segdist.training.preprocess import MicroBatch
 
@@ -36,6 +37,10 @@ class StepFigures:
     loss_scale: float
 
 
+Engine = DataParallel | ExactSums
+"""What computes the gradients of a global batch."""
+
+
 class Learner:
     """Model, optimizer and all else that an optimizer step changes.
 
@@ -46,7 +51,7 @@ class Learner:
     """
 
     def __init__(
-        self, model: nn.Module, config: OptimConfig, engine: DataParallel, precision: Precision, ranks: Ranks
+        self, model: nn.Module, config: OptimConfig, engine: Engine, precision: Precision, ranks: Ranks
     ) -> None:
         self.model = model
         self.clip_norm = config.clip_norm
@@ -76,7 +81,7 @@ class Learner:
         self.model.train()
         before = [_flat(buffers) for buffers in self._buffers]
         self.optimizer.zero_grad(set_to_none=True)
-        sums_of_step = self.engine.backward(micro_batches, self.scaler)
+        sums_of_step = self.engine.backward(micro_batches, self.scaler, number)
         bad = self._update(rate)
         with torch.no_grad():
             for buffers, flat in zip(self._buffers, before, strict=True):
@@ -127,6 +132,7 @@ class Learner:
             "skipped": self.skipped,
             "loss_sums": torch.tensor(self.ranks.gather(self._loss_sums.tolist()), dtype=torch.float64),
             "good_steps": self._good_steps,
+            "engine": self.engine.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -142,6 +148,7 @@ class Learner:
             sums = torch.cat([sums.sum(dim=0, keepdim=True), sums.new_zeros(self.ranks.world_size - 1, sums.shape[1])])
         self._loss_sums = sums[self.ranks.rank].to(self.ranks.device, copy=True)
         self._good_steps = state["good_steps"].to(self.ranks.device, copy=True)
+        self.engine.load_state_dict(state.get("engine", {}))  # from version 1 on
 
     def _update(self, rate: float) -> torch.Tensor:
         """Clip and apply the gradients unless one is NaN or infinite; float32 scalar, 1 where they were not applied.

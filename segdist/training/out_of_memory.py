@@ -16,7 +16,13 @@ from segdist.training.losses import Loss
 
 @contextmanager
 def explain_out_of_memory(
-    batch_size: int, accumulate: int, patch: int, multiple: int, world_size: int, try_out: Callable[[int, int], None]
+    batch_size: int,
+    accumulate: int,
+    patch: int,
+    multiple: int,
+    world_size: int,
+    try_out: Callable[[int, int], None],
+    grain: int = 0,
 ) -> Iterator[None]:
     """Turn the allocator's error into one that names settings that fit.
 
@@ -25,6 +31,7 @@ def explain_out_of_memory(
         patch: side of the patches.
         multiple: what the side must be a multiple of.
         try_out: computes a step on so many patches of such a side; see `training_attempt`.
+        grain: of an exact run, whose batch is not split by `accumulate`; 0 otherwise.
 
     Raises:
         UserError: the context ran out of memory.
@@ -38,24 +45,28 @@ def explain_out_of_memory(
         said = (str(error).splitlines() or [type(error).__name__])[0]
         # The frames on the way hold the step's tensors, and room is needed to find out what fits.
         traceback.clear_frames(error.__traceback__)
-    local = -(-batch_size // world_size)
+    local = grain or -(-batch_size // world_size)
     micro = -(-local // accumulate)
     fitting = largest_that_fits(lambda count: try_out(count, patch), micro)
     # Where not even one patch fits, smaller ones may.
     side = patch if fitting else multiple * largest_that_fits(lambda n: try_out(1, n * multiple), patch // multiple)
-    if fitting:
+    flag = "--grain 1" if grain else f"--accumulate {local}"
+    if fitting and grain:
+        way_out = f"--grain {fitting} fits; the grain belongs to the run, so give it another --name"
+    elif fitting:
         parts = -(-local // fitting)
         way_out = f"--accumulate {parts} fits: {-(-local // parts)} patches at a time, the same global batch"
     elif side:
         way_out = (
             f"not even one fits, but one of {side} x {side} does: make a set with --patches.size {side}, and train "
-            f"with --accumulate {local}, or use a lower --model.width"
+            f"with {flag}, or use a lower --model.width"
         )
     else:
         way_out = "not even one of the smallest patches fits: use a lower --model.width, or --precision bf16"
+    why = f"--batch-size {batch_size} over {world_size} ranks, --accumulate {accumulate}"
     problem = UserError(
-        f"out of memory with {micro} patches of {patch} x {patch} at a time (--batch-size {batch_size} over "
-        f"{world_size} ranks, --accumulate {accumulate}); {way_out}. torch said: {said}"
+        f"out of memory with {micro} patches of {patch} x {patch} at a time "
+        f"({f'--grain {grain}' if grain else why}); {way_out}. torch said: {said}"
     )
     problem.on_this_rank = True
     raise problem from None

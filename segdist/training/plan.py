@@ -7,6 +7,7 @@ from segdist.ranks.launchers import resolve_environment
 from segdist.tracking import check_trackers
 from segdist.training.config import TrainConfig
 from segdist.training.data import TrainingData
+from segdist.training.exactness import machine, with_recorded_threads
 from segdist.training.initial_model import make_model, resolve
 from segdist.training.losses import Loss, class_weights
 from segdist.training.run_files import check_same_run, describe_run
@@ -21,11 +22,13 @@ def training_plan(config: TrainConfig) -> str:
     """
     cuda = config.device != "cpu" and torch.cuda.is_available()
     check_trackers(config.tracking)
+    config = with_recorded_threads(config)
     config, precision = resolve(config, torch.device("cuda" if cuda else "cpu"))
     environment = resolve_environment()
     data = TrainingData(config, environment.rank, environment.world_size)
-    slots = slots_of_rank(config.batch_size, environment.rank, environment.world_size)
-    micro = -(-len(slots) // config.accumulate)
+    grain = config.grain if config.exact else 1
+    slots = slots_of_rank(config.batch_size, environment.rank, environment.world_size, grain)
+    micro = grain if config.exact else -(-len(slots) // config.accumulate)
     with torch.device("meta"):  # shapes, but no memory and no time for initial weights
         model = make_model(config.model, data)
     weights = sum(parameter.numel() for parameter in model.parameters())
@@ -33,7 +36,8 @@ def training_plan(config: TrainConfig) -> str:
     # Weights, gradients and one (SGD) or two (AdamW) moments, in float32; and the average's copy.
     copies = 2 + (2 if config.optim.optimizer == "adamw" else 1) + (1 if config.optim.ema_decay else 0)
     folder = config.run_dir
-    check_same_run(folder, describe_run(config, data.identity(), precision.name))
+    here = machine(torch.device("cuda" if cuda else "cpu")) if config.exact else None
+    check_same_run(folder, describe_run(config, data.identity(), precision.name, machine=here))
     return "\n".join(
         [
             "plan:",

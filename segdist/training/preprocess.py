@@ -16,6 +16,7 @@ class Preprocessor:
         mean, std: per channel, in stored units; the model sees (x - mean) / std.
         augmenter: flips and the other augmentations of training batches.
         accumulate: number of micro batches that a training batch is split into; at most the batch's samples.
+        grain: 0, or the samples of a micro batch, each of which is prepared by itself.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class Preprocessor:
         augmenter: Augmenter,
         device: torch.device,
         accumulate: int = 1,
+        grain: int = 0,
         channels_last: bool = False,
     ) -> None:
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
@@ -32,7 +34,7 @@ class Preprocessor:
         self.scale = 1 / torch.tensor(std, dtype=torch.float32, device=device).clamp(min=1e-6).view(1, -1, 1, 1)
         self.augmenter = augmenter
         self.device = device
-        self.accumulate = accumulate
+        self.accumulate, self.grain = accumulate, grain
         self.format = torch.channels_last if channels_last else torch.contiguous_format
 
     def plain(self, batch: Batch) -> MicroBatch:
@@ -44,9 +46,17 @@ class Preprocessor:
         """The batch flipped and augmented, as the micro batches of one optimizer step."""
         images, truth = batch.to(self.device)
         flips = batch.flips.to(self.device, non_blocking=True)
-        images, truth = self.augmenter(images.float(), truth, flips, batch.epoch, batch.step, batch.slots)
-        images = self._normalized(images)
+        if self.grain:
+            parts = [slice(start, start + self.grain) for start in range(0, len(truth), self.grain)]
+            return [self._prepared(batch, images[part], truth[part], flips[part], batch.slots[part]) for part in parts]
+        images, truth = self._prepared(batch, images, truth, flips, batch.slots)
         return list(zip(images.tensor_split(self.accumulate), truth.tensor_split(self.accumulate), strict=True))
+
+    def _prepared(
+        self, batch: Batch, images: torch.Tensor, truth: torch.Tensor, flips: torch.Tensor, slots: range
+    ) -> MicroBatch:
+        images, truth = self.augmenter(images.float(), truth, flips, batch.epoch, batch.step, slots)
+        return self._normalized(images), truth
 
     def _normalized(self, images: torch.Tensor) -> torch.Tensor:
         return ((images - self.mean) * self.scale).contiguous(memory_format=self.format)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from segdist.core.machine import peak_memory_mb
 from segdist.core.paths import BEST_MODEL, CHECKPOINTS, EVENTS, METRICS
@@ -17,6 +18,7 @@ from segdist.core.terminal import Progress, clock, say, warn
 from segdist.ranks.process_group import Ranks
 from segdist.runs.record import read_rows
 from segdist.tracking import Trackers
+from segdist.training.checksums import weights_row
 from segdist.training.learner import StepFigures
 from segdist.training.run_files import MetricsLog, append_event, write_summary
 from segdist.training.validation import ValidationResult
@@ -100,7 +102,8 @@ class RunReporter:
             say(f"{self.folder}: going on after step {step} of {steps}")
         self.trackers = self._start_trackers(None if checkpoint is None else checkpoint["trackers"]["run_id"])
         # What a killed process had not brought to safety, or all of it where nobody tracked the run before.
-        self.trackers.catch_up([(row["step"], self._tracked(row)) for row in read_rows(self.folder / METRICS)])
+        rows = [row for row in read_rows(self.folder / METRICS) if row["kind"] in ("train", "val")]
+        self.trackers.catch_up([(row["step"], self._tracked(row)) for row in rows])
 
     @contextmanager
     def progress(self, step: int, steps: int) -> Iterator[None]:
@@ -155,6 +158,11 @@ class RunReporter:
             self._skipped = figures.skipped
             append_event(self.folder, "skipped_steps", step, skipped=figures.skipped)
             warn(f"step {step}: {figures.skipped} steps so far had NaN or infinite gradients and were skipped")
+
+    def weights(self, step: int, epoch: int, model: nn.Module) -> None:
+        """A row with the checksums of the weights."""
+        if self._metrics is not None:
+            self._metrics.append("weights", step, epoch=epoch, **weights_row(model))
 
     def validated(
         self, step: int, epoch: int, result: ValidationResult | None, latest: ValidationResult | None = None

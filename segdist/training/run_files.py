@@ -22,7 +22,7 @@ from segdist.training.config import TrainConfig
 
 MAY_CHANGE = {
     *("name", "data", "epochs", "steps", "init_from"),
-    *("accumulate", "device", "threads", "data_check"),
+    *("accumulate", "device", "threads", "data_check", "checksum_every"),
     *("log_every", "validate_every", "max_bad_steps", "check", "profile", "quiet", "checkpoint", "tracking"),
 }
 """Settings that may differ when a run is continued: they don't change what is learned (but for `epochs` and `steps`,
@@ -85,12 +85,17 @@ def append_event(folder: Path, what: str, step: int, **values: Any) -> None:
 
 
 def describe_run(
-    config: TrainConfig, data: list[dict[str, str]], precision: str, command: Sequence[str] = ()
+    config: TrainConfig,
+    data: list[dict[str, str]],
+    precision: str,
+    command: Sequence[str] = (),
+    machine: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """What stands in `config.json`: the config, what the data was, what "auto" became, code and library versions.
 
     Args:
         command: what does the same again; empty where no command started the run.
+        machine: what the bits of an exact run depend on.
     """
     values = {
         "config": to_dict(config),
@@ -101,7 +106,20 @@ def describe_run(
         "versions": {name: version(name) for name in ("torch", "numpy", "webdataset")},
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
+    if machine is not None:
+        values["machine"] = machine
     return stamped(values, RUN_VERSION)
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The config of the run in `folder`; a setting that an older one doesn't know is the default: what was done then.
+
+    Raises:
+        UserError: there is no config, a damaged one, or one of a later program.
+    """
+    path = folder / CONFIG
+    description = unstamped(read_file(path), RUN_VERSION, str(path))
+    return from_dict(TrainConfig, description.get("config", {}), str(path))
 
 
 def check_same_run(folder: Path, description: dict[str, Any]) -> None:
@@ -113,15 +131,17 @@ def check_same_run(folder: Path, description: dict[str, Any]) -> None:
     path = folder / CONFIG
     if not path.exists():
         return
-    there = unstamped(read_file(path), RUN_VERSION, str(path))
-    # Through today's config: a setting that is not there yet counts as its default, which is what was done then.
-    there["config"] = to_dict(from_dict(TrainConfig, there["config"], str(path)))
+    there = unstamped(read_file(path), RUN_VERSION, str(path)) | {"config": to_dict(read_config(folder))}
     differences = _differences(_identity(there), _identity(description))
     if differences:
+        if any(key.startswith("machine") for key, _, _ in differences):
+            way_out = "--exact keeps to one kind of chip and one build; on another, start a new run with --init-from."
+        else:
+            way_out = "Use the same settings to go on with it, or another --name for a new one."
         raise UserError(
             f"{folder} holds a run with other settings:\n"
             + "\n".join(f"  {key}: there {before!r}, now {after!r}" for key, before, after in differences)
-            + "\nUse the same settings to go on with it, or another --name for a new one."
+            + f"\n{way_out}"
         )
 
 
@@ -139,7 +159,11 @@ def write_summary(folder: Path, **values: Any) -> None:
 
 
 def _identity(description: dict[str, Any]) -> dict[str, Any]:
-    config = {key: value for key, value in description["config"].items() if key not in MAY_CHANGE}
+    exact = description["config"]["exact"]
+    free = (MAY_CHANGE - {"threads"}) if exact else MAY_CHANGE
+    config = {key: value for key, value in description["config"].items() if key not in free}
+    if exact:
+        config["machine"] = description.get("machine")
     config["precision"] = description["precision"]
     config["data"] = [item["fingerprint"] for item in description["data"]]
     return config

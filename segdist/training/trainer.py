@@ -17,7 +17,6 @@ import torch
 
 from segdist.core.errors import UserError
 from segdist.core.files import remove_leftovers
-from segdist.core.keyed import Purpose, hash64
 from segdist.core.owner import owned
 from segdist.core.paths import BEST_MODEL, CHECKPOINTS, LAST_MODEL
 from segdist.core.states import State
@@ -38,8 +37,10 @@ from segdist.training.checkpoint import CheckpointFolder, copy_to_cpu
 from segdist.training.config import TrainConfig
 from segdist.training.data import TrainingData
 from segdist.training.data_parallel import DataParallel
+from segdist.training.exact_sums import ExactSums
+from segdist.training.exactness import fix_threads, machine
 from segdist.training.initial_model import make_initial_model, resolve
-from segdist.training.learner import Learner
+from segdist.training.learner import Engine, Learner
 from segdist.training.losses import Loss, class_weights
 from segdist.training.optimizers import learning_rate
 from segdist.training.out_of_memory import explain_out_of_memory, training_attempt
@@ -78,6 +79,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, ranks: Ranks, command: Sequence[str] = ()) -> None:
         config, precision = resolve(config, ranks.device)
+        if config.exact:
+            config = fix_threads(config, ranks)
         if config.deterministic:
             # Without the variable torch refuses matrix products on GPUs.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -88,15 +91,31 @@ class Trainer:
         self.steps, self.steps_per_epoch = data.steps, data.steps_per_epoch
         model = make_initial_model(config, data, ranks)
         self.loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(ranks.device))
-        self.description = describe_run(config, data.identity(), precision.name, command)
+        self.description = describe_run(
+            config, data.identity(), precision.name, command, machine(ranks.device) if config.exact else None
+        )
         check_same_run(self.run_dir, self.description)
-        engine = DataParallel(model, self.loss, precision, ranks, config.compile)
+        if config.exact:
+            first = data.slots.start // config.grain
+            engine: Engine = ExactSums(
+                model, self.loss, precision, ranks, config.seed, config.batch_size // config.grain, first
+            )
+        else:
+            engine = DataParallel(model, self.loss, precision, ranks, config.seed, config.compile)
         self.learner = Learner(model, config.optim, engine, precision, ranks)
         largest = torch.iinfo(getattr(torch, data.dtype)).max
         augmenter = Augmenter(config.augment, config.seed, full_scale=float(largest))
         # The same number on all ranks, of which some may have one sample less.
         parts = min(config.accumulate, config.batch_size // ranks.world_size)
-        self.preprocess = Preprocessor(data.mean, data.std, augmenter, ranks.device, parts, config.channels_last)
+        self.preprocess = Preprocessor(
+            data.mean,
+            data.std,
+            augmenter,
+            ranks.device,
+            accumulate=parts,
+            grain=config.grain if config.exact else 0,
+            channels_last=config.channels_last,
+        )
         self.card = ModelCard(
             model=config.model,
             classes=data.classes,
@@ -170,8 +189,6 @@ class Trainer:
             for batch in self.reporter.waiting_for(islice(batches, self.steps - at.step)):
                 epoch = at.step // self.steps_per_epoch
                 rate = learning_rate(config.optim, at.step, self.steps)
-                # Dropout and the like: a function of the step too, so that no generator has to be restored.
-                torch.manual_seed(int(hash64(config.seed, Purpose.STEP, at.step, self.ranks.rank) >> 1))
                 self.learner.step(self.preprocess.training(batch), rate, at.step)
                 at.step += 1
                 profiler.step()
@@ -186,6 +203,8 @@ class Trainer:
                     self._validate(epoch)
                 elif at.step % self.steps_per_epoch == 0:
                     self.reporter.epoch_ended(at.step, epoch)
+                if config.exact and (at.step % config.checksum_every == 0 or last or self._checkpoint_is_due()):
+                    self.reporter.weights(at.step, epoch, self.learner.model)
                 stopping, overdue = self.stop.agreed(save=self._checkpoint_is_overdue())
                 if stopping or overdue or last or self._checkpoint_is_due():
                     self._save()
@@ -245,6 +264,7 @@ class Trainer:
                 self.card.stride_multiple,
                 self.ranks.world_size,
                 attempt,
+                grain=self.config.grain if self.config.exact else 0,
             ),
         ):
             for number, batch in enumerate(islice(batches, 2)):

@@ -127,12 +127,13 @@ class TrainBatches:
         rank: int = 0,
         world_size: int = 1,
         *,
+        grain: int = 1,
         prefetch: int = 4,
         pin: bool = False,
     ) -> None:
-        """`pin`: page-locked buffers, for copies to a GPU that run beside the computation."""
+        """`grain`: see `slots_of_rank`. `pin`: page-locked buffers, for copies to a GPU beside the computation."""
         self.order = order
-        self.slots = slots_of_rank(order.global_batch, rank, world_size)
+        self.slots = slots_of_rank(order.global_batch, rank, world_size, grain)
         self._source = _Source(shard_set, "train", len(self.slots), prefetch, pin)
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:

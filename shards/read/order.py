@@ -47,18 +47,23 @@ class Samples:
         return Samples(self.shard[place], self.record[place], self.flip[place])
 
 
-def slots_of_rank(global_batch: int, rank: int, world_size: int) -> range:
+def slots_of_rank(global_batch: int, rank: int, world_size: int, grain: int = 1) -> range:
     """The slots of the global batch that `rank` computes: ⌊rB/W⌋ up to ⌊(r+1)B/W⌋.
 
+    Args:
+        grain: ranks get whole grains of so many slots, of which the global batch is a multiple.
+
     Raises:
-        UserError: more ranks than slots.
+        UserError: more ranks than slots, or than grains.
     """
-    if world_size > global_batch:
+    grains = global_batch // grain
+    if world_size > grains:
+        what = f" in grains of {grain}" if grain > 1 else ""
         raise UserError(
-            f"{world_size} ranks share a global batch of {global_batch}, some would get no sample; "
+            f"{world_size} ranks share a global batch of {global_batch}{what}, some would get no sample; "
             "raise --batch-size or start fewer ranks"
         )
-    return range(rank * global_batch // world_size, (rank + 1) * global_batch // world_size)
+    return range(rank * grains // world_size * grain, (rank + 1) * grains // world_size * grain)
 
 
 class SampleOrder:

@@ -1,7 +1,7 @@
 """The trainer beside a bare loop: overhead, two ranks, time to a good model, memory.
 
     python -m tests.benchmarks.train                  # all, about 40 minutes on 2 cores
-    python -m tests.benchmarks.train overhead ranks   # only some of: overhead ranks accuracy longer paper size
+    python -m tests.benchmarks.train overhead ranks   # only some of: overhead ranks accuracy longer exact paper size
 
 The bare loop is forward, backward and optimizer step on one batch that lies ready, with the same model, batch and
 threads; nothing is read, reported, checked or saved. `overhead` and `ranks` compare rates in turns and quote the median
@@ -25,6 +25,7 @@ from typing import Any
 from tests.benchmarks.bare_loop import BATCH, PATCH, WARM_UP, WIDTH, bare_loop
 from tests.benchmarks.bars import Bars
 from tests.benchmarks.cases import ROOT, benchmark, case_result, start_case
+from tests.benchmarks.exact import SCORE_BAR, rounding_error, step_times
 
 AS_THE_JOB: dict[str, Any] = {"channels_last": True, "keep_freed": True}
 """The bare loop with the job's memory layout and malloc settings; without, it is torch by itself."""
@@ -58,19 +59,26 @@ def case_job(*arguments: str) -> dict[str, Any]:
     """`segdist train`: seconds per step once it is under way, and the highest memory of this rank in MB."""
     from jobs.train import main
     from segdist.training.reporter import RunReporter
+    from tests.benchmarks.exact import note_parts
 
     moments: list[float] = []
+    parts = note_parts()
+    warm: dict[str, float] = {}
     stepped = RunReporter.stepped
 
     def noted(self: RunReporter, epoch: int) -> None:
         stepped(self, epoch)
         moments.append(time.perf_counter())
+        if len(moments) == WARM_UP:
+            warm.update(parts)
 
     RunReporter.stepped = noted  # type: ignore[method-assign]
     if main(list(arguments)):
         raise SystemExit("the training did not finish")
     seconds = (moments[-1] - moments[WARM_UP - 1]) / (len(moments) - WARM_UP)
-    return {"seconds": seconds, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
+    per_step = {part: (value - warm[part]) / (len(moments) - WARM_UP) for part, value in parts.items()}
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return {"seconds": seconds, "memory": memory, "parts": per_step}
 
 
 # ---- the parent: starts cases, prints tables
@@ -189,6 +197,30 @@ def time_to(target: float, budget: int, recipe: tuple[str, ...], folder: Path, b
     bars.at_least(f"{' '.join(recipe)}, mean IoU", score, target)
 
 
+def exact(folder: Path, bars: Bars, steps: int = 20) -> None:
+    """The engine of --exact beside the default one."""
+    make_set(folder, "bench")
+
+    def job(name: str, ranks: int, *options: object) -> dict[str, Any]:
+        quiet = [word for word in QUIET if word not in ("--model.width", str(WIDTH))]
+        common = ("-f", "bench", "-n", name, "--steps", WARM_UP + steps, *quiet)
+        return _case("job", *common, *options, cwd=folder, world_size=ranks)
+
+    step_times(folder, bars, job)
+    rounding_error(bars)
+    gains = []
+    for seed in SEEDS:
+        data = f"seed{seed}"
+        make_set(folder, data, seed=seed, test=50)
+        scores = [
+            train_and_score(folder, data, f"{data}-{number}", "--preset", "fast", "--seed", str(seed), *options)[1]
+            for number, options in enumerate(((), ("--exact",)))
+        ]
+        gains.append(scores[1] - scores[0])
+        print(f"  seed {seed}: default {scores[0]:.4f}, exact {scores[1]:.4f}")
+    bars.at_least("exact, mean of final scores minus the default's", statistics.mean(gains), SCORE_BAR)
+
+
 def paper(folder: Path) -> None:
     """The published recipe beside `fast` at equal steps, after three times as many, and where that leads."""
     data = f"seed{SEEDS[0]}"
@@ -242,6 +274,7 @@ def main(arguments: list[str]) -> int:
         print(line)
         return 0
     parts: dict[str, Any] = {"overhead": overhead, "ranks": two_ranks, "accuracy": accuracy, "longer": longer}
+    parts["exact"] = exact
     tables: dict[str, Any] = {"paper": paper, "size": size}
     unknown = set(arguments) - set(parts) - set(tables)
     if unknown:

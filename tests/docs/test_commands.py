@@ -128,6 +128,21 @@ def test_own_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_exact_training(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "desk")
+    desk.run("segdist make-shards -f cells --synthetic.train 10 --synthetic.test 2")
+
+    def run(text: str) -> None:
+        # The second training goes a step further here; a constant rate doesn't depend on the length.
+        text = text.replace("--exact", "--exact --optim.schedule constant").replace("--step 1200", "--step 6")
+        said = desk.run(text)
+        if "replay" in text:
+            assert "recorded steps: the same weights, bit by bit" in said
+
+    run_page("exact.md", run)
+
+
+@pytest.mark.slow
 def test_training(tmp_path: Path) -> None:
     desk = Desk(tmp_path / "desk")
     desk.run("segdist make-shards -f cells --synthetic.train 10 --synthetic.test 2")
@@ -239,7 +254,7 @@ def runs_in_tensorboard(desk: Desk, text: str) -> list[str]:
         process.wait(timeout=30)
 
 
-PAGES_RUN = {"README.md", "data.md", "training.md", "inference.md", "monitoring.md"}
+PAGES_RUN = {"README.md", "data.md", "training.md", "exact.md", "inference.md", "monitoring.md"}
 """The pages with a test above."""
 
 

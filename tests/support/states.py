@@ -1,5 +1,7 @@
 """Comparing what trainings leave behind: states bit by bit, rows of figures without their timings."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +53,14 @@ def assert_same_run(one: Path, other: Path) -> None:
         models = [load_model(folder / name) for folder in (one, other)]
         assert same(*(model.state_dict() for model, _ in models))
         assert models[0][1].score == models[1][1].score
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of a run's weights, optimizer state, averages and rows of figures: equal bits, equal digest."""
+    state = final_state(folder)
+    learner = {key: value for key, value in state["learner"].items() if key != "loss_sums"}  # a row per rank
+    whole = hashlib.sha256()
+    for leaf in flat([learner, state["counters"]]):
+        whole.update(leaf.contiguous().numpy().tobytes() if isinstance(leaf, torch.Tensor) else repr(leaf).encode())
+    whole.update(json.dumps(metrics(folder)).encode())
+    return whole.hexdigest()

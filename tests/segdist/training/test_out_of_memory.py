@@ -61,6 +61,18 @@ def test_what_fits_is_named(room: int, says: str) -> None:
     assert says in str(caught.value)
 
 
+def test_an_exact_run_takes_a_smaller_grain() -> None:
+    def attempt(count: int, patch: int) -> None:
+        if count > 3:
+            raise torch.OutOfMemoryError("no")
+
+    with (
+        pytest.raises(UserError, match=r"4 patches of 96 x 96 at a time \(--grain 4\); --grain 2 fits; .* --name"),
+        explain_out_of_memory(32, 1, patch=96, multiple=16, world_size=2, try_out=attempt, grain=4),
+    ):
+        attempt(4, 96)
+
+
 def train(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """`segdist train` with no more than `LIMIT` bytes of addresses."""
     return subprocess.run(

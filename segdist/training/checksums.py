@@ -1,0 +1,36 @@
+"""Checksums of weights, by which an exact run can be checked later, on another machine or number of ranks."""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+DIGITS = 16
+"""Hexadecimal digits of a tensor's checksum."""
+
+
+def checksums(model: nn.Module) -> dict[str, str]:
+    """The start of the SHA-256 of each weight and buffer, by its name in the state dict."""
+    return {name: checksum(tensor) for name, tensor in model.state_dict().items()}
+
+
+def checksum(tensor: torch.Tensor) -> str:
+    """Of dtype, shape and values, in row-major order."""
+    plain = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)} ".encode())
+    digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:DIGITS]
+
+
+def weights_row(model: nn.Module) -> dict[str, Any]:
+    """What a row of `metrics.jsonl` keeps: one checksum of all, and those of each tensor in the state dict's order."""
+    parts = list(checksums(model).values())
+    return {"sha256": hashlib.sha256("".join(parts).encode()).hexdigest(), "tensors": parts}
+
+
+def differing(model: nn.Module, row: dict[str, Any]) -> list[str]:
+    """The names of the tensors whose checksums are not those of `row`."""
+    found = checksums(model)
+    recorded = dict(zip(found, row["tensors"], strict=True))
+    return [name for name, value in found.items() if value != recorded[name]]

@@ -1,0 +1,154 @@
+"""Gradients of the global batch with the same bits on any number of ranks.
+
+The global batch is cut into grains of m samples, and a rank computes whole grains. A grain is computed by itself, from
+the weights, buffers and random numbers that are the same wherever it is computed; its gradient is rounded to a grid
+(`grid_sums`) and added, so that the sum over all grains has the same bits in any order and on any number of ranks.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from segdist.core.keyed import Purpose, hash64
+from segdist.model.precision import Precision
+from segdist.ranks.process_group import Ranks
+from segdist.training.grid_sums import GridSums
+from segdist.training.losses import Loss
+from segdist.training.preprocess import MicroBatch
+
+
+class ExactSums:
+    """The engine of `--exact`; the default is `DataParallel`.
+
+    Args:
+        model: on the device, the same on all ranks.
+        grains: in the global batch.
+        first_grain: of this rank's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        precision: Precision,
+        ranks: Ranks,
+        seed: int,
+        grains: int,
+        first_grain: int,
+    ) -> None:
+        self.model, self.loss, self.precision, self.ranks = model, loss, precision, ranks
+        self.seed, self.grains, self.first_grain = seed, grains, first_grain
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._integers = [buffer for buffer in model.buffers() if not buffer.is_floating_point()]
+        losses = torch.zeros(len(loss.parts), device=ranks.device)
+        self._sums = GridSums([*self._parameters, *self._buffers, losses], grains, ranks.device)
+        self._gradients = [torch.empty_like(parameter) for parameter in self._parameters]
+        self._grids_known = False
+
+    def backward(self, micro_batches: list[MicroBatch], scaler: torch.amp.GradScaler, number: int) -> torch.Tensor:
+        """Leave the gradients of global batch `number` in the parameters, and in the buffers what it made of them.
+
+        Collective.
+
+        Args:
+            micro_batches: this rank's grains.
+
+        Returns:
+            float64 (parts,): the loss of the global batch on rank 0, and 0 on the others: `figures` adds up ranks.
+        """
+        counts = torch.stack([self.loss.counts(truth) for _, truth in micro_batches]).sum(dim=0)
+        counts = self.ranks.sum_(counts).clamp(min=1)
+        before = [buffer.clone() for buffer in (*self._buffers, *self._integers)]
+        while True:
+            self._sums.start()
+            for index, grain in enumerate(micro_batches, self.first_grain):
+                for buffer, old in zip((*self._buffers, *self._integers), before, strict=True):
+                    buffer.copy_(old)
+                torch.manual_seed(int(hash64(self.seed, Purpose.GRAIN, number, index) >> 1))
+                self._sums.add(self._term(grain, counts, before, scaler))
+                if index == 0:
+                    integers = [buffer.clone() for buffer in self._integers]
+            self._sums.reduce(self.ranks)
+            overflowed = self._sums.overflowed()
+            self._sums.learn()
+            # Once more, on coarser grids. A GPU would have to be waited for: there the step is skipped like a bad one,
+            # but for the first one, which only finds out how large gradients are.
+            if (self.ranks.device.type != "cpu" and self._grids_known) or not bool(overflowed):
+                break
+        self._grids_known = True
+        self._share_integers(integers if self.first_grain == 0 else None)
+        return self._hand_out(before, scaler, overflowed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The grids: the bits of all later sums depend on them."""
+        return {"exponents": self._sums.exponents}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state of `state_dict`."""
+        self._sums.exponents = state["exponents"].to(self.ranks.device, copy=True)
+
+    def _term(
+        self, grain: MicroBatch, counts: torch.Tensor, before: list[torch.Tensor], scaler: torch.amp.GradScaler
+    ) -> list[torch.Tensor | None]:
+        """What a grain adds: gradients, changes of the buffers, loss."""
+        images, truth = grain
+        for parameter in self._parameters:
+            parameter.grad = None
+        with self.precision.autocast(images.device):
+            logits = self.model(images)
+        shares = self.loss.sums(logits, truth) / counts
+        scaler.scale(shares.sum()).backward()
+        gradients = [parameter.grad for parameter in self._parameters]
+        if scaler.is_enabled():
+            torch._foreach_mul_([gradient for gradient in gradients if gradient is not None], 1 / _scale(scaler))
+        # Not their values: a constant one must keep its bits, and may be infinite.
+        changes = [
+            torch.where(buffer == old, 0, buffer - old)
+            for buffer, old in zip(self._buffers, before[: len(self._buffers)], strict=True)
+        ]
+        return [*gradients, *changes, shares.detach()]
+
+    def _share_integers(self, integers: list[torch.Tensor] | None) -> None:
+        """Give all ranks the integer buffers that grain 0 left; `integers`: those, on rank 0."""
+        if not self._integers:
+            return
+        values = torch.cat([buffer.long().flatten() for buffer in integers or self._integers])
+        if integers is None:
+            values.zero_()
+        sizes = [buffer.numel() for buffer in self._integers]
+        for buffer, value in zip(self._integers, self.ranks.sum_(values).split(sizes), strict=True):
+            buffer.copy_(value.view(buffer.shape))
+
+    @torch.no_grad()
+    def _hand_out(
+        self, before: list[torch.Tensor], scaler: torch.amp.GradScaler, overflowed: torch.Tensor
+    ) -> torch.Tensor:
+        """Put the sums where a step expects them."""
+        changes = [torch.empty_like(buffer) for buffer in self._buffers]
+        loss = torch.zeros(len(self.loss.parts), dtype=torch.float64, device=self.ranks.device)
+        self._sums.write([*self._gradients, *changes, loss])
+        if scaler.is_enabled():  # a power of two, which is taken away again where the optimizer is
+            torch._foreach_mul_(self._gradients, _scale(scaler))
+        for parameter, gradient, touched in zip(self._parameters, self._gradients, self._touched(), strict=True):
+            parameter.grad = gradient if touched else None
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad += torch.where(overflowed | self._sums.bad(), torch.nan, 0.0)
+                break  # one NaN is enough for the step to be skipped
+        for buffer, old, change in zip(self._buffers, before, changes, strict=False):
+            buffer.copy_(old + change / self.grains)
+        return loss if self.ranks.is_main else torch.zeros_like(loss)
+
+    def _touched(self) -> list[bool]:
+        """Whether a grain of any rank reached each parameter; one that none reached gets no update."""
+        # Those that a grain of this rank reached need no question to the device.
+        mine = [parameter.grad is not None for parameter in self._parameters]
+        return mine if all(mine) else self._sums.touched()[: len(mine)].tolist()
+
+
+def _scale(scaler: torch.amp.GradScaler) -> torch.Tensor:
+    """The scale of the loss, on the device: asking for it as a number would wait."""
+    scale: torch.Tensor = scaler.scale(torch.ones((), device=scaler._device))
+    return scale

@@ -1,0 +1,124 @@
+"""Sums that have the same bits in any order: every term is rounded to a grid before it is added.
+
+The grid of a tensor is a power of two, 2^e. A term becomes a whole number of grid units (at most 2^53 over all terms),
+so that every partial sum is a whole number below 2^53 too, which float64 holds exactly: no addition rounds, and neither
+the order nor the number of ranks has a say. What is lost is lost once, when a term is rounded to the grid.
+
+The arithmetic. G terms, k the exponent of the largest term so far (|term| < 2^k). With HEADROOM h bits for terms that
+grow, |term| <= 2^(k+h) is taken, and G such terms stay below 2^53 units of 2^e for
+
+    e = k + h + ceil(log2 G) + 1 - 53.
+
+A term moves by at most half a unit, so a sum moves by at most G 2^(e-1): for G = 8 and h = 12 that is 2^-34 of the
+largest term, 6e-11 (a pairwise sum in float32: ceil(log2 G) 2^-24, 2e-7).
+
+A term beyond 2^(k+h) is an overflow; it is counted in the same sum, and the sum is taken again on a coarser grid.
+Infinite and NaN terms are counted apart: they are not a matter of the grid.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from segdist.ranks.process_group import Ranks
+
+HEADROOM = 12
+"""Bits by which a term may exceed the largest one so far."""
+DIGITS = 53
+"""Bits of a float64's significand."""
+FINEST = -120
+"""Smallest exponent of a grid: its inverse, by which float32 terms are multiplied, must be a float32."""
+UNKNOWN = -(2**20)
+"""Exponent of the largest term, before there was one."""
+
+
+class GridSums:
+    """Sums of G terms over ranks, each term a list of tensors or None, each tensor on a grid of its own.
+
+    Args:
+        like: tensors of float32 with the shapes and strides of a term's.
+        terms: G, over all ranks.
+    """
+
+    def __init__(self, like: Sequence[torch.Tensor], terms: int, device: torch.device) -> None:
+        self.terms = terms
+        self.exponents = torch.full((len(like),), UNKNOWN, dtype=torch.int32, device=device)
+        """k of each tensor: what a checkpoint keeps, since the bits of later sums depend on it."""
+        sizes = [tensor.numel() for tensor in like]
+        counts = 2 * len(like) + 1
+        self._flat = torch.zeros(sum(sizes) + counts, dtype=torch.float64, device=device)
+        *values, tail = self._flat.split([*sizes, counts])
+        self._values = [
+            value.as_strided(tensor.shape, tensor.stride()) if _is_dense(tensor) else value.view(tensor.shape)
+            for value, tensor in zip(values, like, strict=True)
+        ]
+        self._touched, self._overflows, self._bad = tail.split([len(like), len(like), 1])
+        self._maxima = torch.zeros(len(like), device=device)
+
+    def start(self) -> None:
+        """Begin new sums, on the grids that follow from `exponents`."""
+        # +0.0: rounding makes -0.0, and (+0.0) + (-0.0) = +0.0 wherever a rank's first term stands.
+        self._flat.zero_()
+        self._maxima.zero_()
+        headroom = HEADROOM + (self.terms - 1).bit_length() + 1 - DIGITS
+        self._grid = (self.exponents + headroom).clamp(FINEST, -FINEST)
+        self._to_units = power_of_two(-self._grid).unbind()
+        self._limits = power_of_two((self._grid - headroom + HEADROOM).clamp(max=127))
+
+    def add(self, term: Sequence[torch.Tensor | None]) -> None:
+        """Add a term. Its tensors are rounded in place: they are of no use afterwards."""
+        present = [index for index, tensor in enumerate(term) if tensor is not None]
+        tensors = [tensor for tensor in term if tensor is not None]
+        # Not `_foreach_norm`, whose infinity norm takes sixty times as long on a CPU.
+        maxima = torch.stack([tensor.abs().amax().float() for tensor in tensors])
+        torch._foreach_mul_(tensors, [self._to_units[index] for index in present])
+        torch._foreach_round_(tensors)
+        torch._foreach_add_([self._values[index] for index in present], tensors)
+        finite = maxima.isfinite()
+        rows: torch.Tensor | slice = slice(None) if len(present) == len(term) else torch.tensor(present)
+        self._touched[rows] += 1
+        self._overflows[rows] += finite & (maxima > self._limits[rows])
+        self._bad += (~finite).any()
+        self._maxima[rows] = torch.maximum(self._maxima[rows], torch.where(finite, maxima, 0.0))
+
+    def reduce(self, ranks: Ranks) -> None:
+        """Sum over the ranks. Collective."""
+        ranks.sum_(self._flat)
+        ranks.max_(self._maxima)
+
+    def overflowed(self) -> torch.Tensor:
+        """bool scalar: a term was too large for its grid, and none was infinite or NaN. Valid after `reduce`."""
+        return self._overflows.any() & ~self.bad()
+
+    def bad(self) -> torch.Tensor:
+        """bool scalar: a term was infinite or NaN. Valid after `reduce`."""
+        return self._bad[0] > 0
+
+    def touched(self) -> torch.Tensor:
+        """bool (tensors,): some term had the tensor. Valid after `reduce`."""
+        return self._touched > 0
+
+    def learn(self) -> None:
+        """Take the largest terms of these sums into account for the next ones; bad terms teach nothing.
+
+        An exponent rises at once and falls by one bit at most. Where all terms were 0 (nothing labeled) it stays.
+        """
+        seen = torch.frexp(self._maxima).exponent
+        next_ones = torch.maximum(seen, self.exponents - 1)
+        keep = (self._maxima == 0) | self.bad()
+        self.exponents = torch.where(keep, self.exponents, next_ones).to(torch.int32)
+
+    def write(self, targets: Sequence[torch.Tensor]) -> None:
+        """Put the sums into float tensors of the terms' shapes, rounded once, to what they hold. After `reduce`."""
+        torch._foreach_copy_(list(targets), self._values)
+        torch._foreach_mul_(list(targets), power_of_two(self._grid).unbind())
+
+
+def power_of_two(exponents: torch.Tensor) -> torch.Tensor:
+    """2^e in float32, exactly, for int32 exponents from -126 to 127: written into the bits."""
+    return ((exponents + 127) << 23).view(torch.float32)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's strides fill its memory without gaps, as those of contiguous and NHWC tensors do."""
+    return torch.empty_like(tensor).stride() == tensor.stride()

@@ -1,0 +1,164 @@
+"""Sums on a grid: exact, so the same in any order; close to the true ones; overflows and bad terms told apart."""
+
+import random
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segdist.ranks.launchers import RankEnvironment
+from segdist.ranks.process_group import Ranks
+from segdist.training.grid_sums import DIGITS, FINEST, HEADROOM, GridSums, power_of_two
+
+ALONE = Ranks(RankEnvironment("single"), torch.device("cpu"))
+
+
+def terms(seed: int, count: int = 8, spread: float = 3.0) -> list[list[torch.Tensor]]:
+    """Terms of two tensors, whose values are of many sizes, as gradients are."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tensor(*shape: int, scale: float) -> torch.Tensor:
+        sizes = torch.exp(spread * torch.randn(shape, generator=generator))
+        return scale * sizes * torch.randn(shape, generator=generator)
+
+    return [[tensor(5, 7, scale=1e-3), tensor(3, scale=1e4)] for _ in range(count)]
+
+
+def summed(values: list[list[torch.Tensor]], sums: GridSums | None = None) -> list[torch.Tensor]:
+    """The sums, taken again on coarser grids where a term overflows."""
+    sums = sums or GridSums(values[0], len(values), torch.device("cpu"))
+    while True:
+        sums.start()
+        for term in values:
+            sums.add([tensor.clone() for tensor in term])
+        sums.reduce(ALONE)
+        overflowed = bool(sums.overflowed())
+        sums.learn()
+        if not overflowed:
+            break
+    targets = [torch.empty_like(tensor) for tensor in values[0]]
+    sums.write(targets)
+    return targets
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0, 12))
+def test_any_order_and_any_split_gives_the_same_bits(seed: int, count: int, spread: float) -> None:
+    values = terms(seed, count, spread)
+    expected = summed(values)
+    shuffled = random.Random(seed).sample(values, len(values))
+    assert all(torch.equal(a, b) for a, b in zip(summed(shuffled), expected, strict=True))
+
+
+def test_a_float32_sum_depends_on_the_order_and_so_is_no_witness() -> None:
+    values = terms(1)
+    forwards, backwards = torch.zeros(5, 7), torch.zeros(5, 7)
+    for one, other in zip(values, reversed(values), strict=True):
+        forwards += one[0]
+        backwards += other[0]
+    assert not torch.equal(forwards, backwards)
+
+
+def pairwise(items: list[torch.Tensor]) -> torch.Tensor:
+    half = len(items) // 2
+    return items[0] if len(items) == 1 else pairwise(items[:half]) + pairwise(items[half:])
+
+
+def errors(found: torch.Tensor, exact: list[Fraction]) -> list[Fraction]:
+    return [abs(Fraction(value) - true) for value, true in zip(found.flatten().tolist(), exact, strict=True)]
+
+
+@pytest.mark.parametrize("count", [2, 4, 8, 13, 64])
+def test_the_sum_is_no_worse_than_a_pairwise_sum_in_float32(count: int) -> None:
+    values = terms(count, count)
+    for index, found in enumerate(summed(values)):
+        items = [term[index] for term in values]
+        columns = zip(*(item.flatten().tolist() for item in items), strict=True)
+        exact = [sum(map(Fraction, column), start=Fraction(0)) for column in columns]
+        largest = max(float(item.abs().max()) for item in items)
+        ours = errors(found, exact)
+        # Of two terms the float32 sum is the best that a float32 can be, and ours is that up to the grid.
+        assert max(ours) <= Fraction(1.0001) * max(errors(pairwise(items), exact))
+        # The bound of the module, and the last rounding to float32.
+        bound = count * 2.0 ** (HEADROOM + (count - 1).bit_length() + 2 - DIGITS - 1) * largest
+        assert all(error <= bound + 2.0**-24 * abs(true) for error, true in zip(ours, exact, strict=True))
+
+
+def test_ties_are_broken_term_by_term() -> None:
+    """Half a grid unit goes to the even neighbor each time: 1.5 + 0.5 units are 2 + 0, in either order."""
+    sums = GridSums([torch.zeros(1)], 2, torch.device("cpu"))
+    sums.exponents = torch.tensor([0], dtype=torch.int32)
+    unit = 2.0 ** (HEADROOM + 1 + 1 - DIGITS)
+    for order in ([1.5, 0.5], [0.5, 1.5]):
+        sums.start()
+        for value in order:
+            sums.add([torch.tensor([value * unit])])
+        sums.reduce(ALONE)
+        found = [torch.zeros(1, dtype=torch.float64)]
+        sums.write(found)
+        assert found[0].item() == 2 * unit
+
+
+def test_rounding_to_minus_zero_leaves_plus_zero() -> None:
+    values = [[torch.tensor([1.0, -1e-30])], [torch.tensor([1.0, -1e-30])]]
+    assert summed(values)[0].signbit().tolist() == [False, False]
+
+
+def test_exponents_rise_at_once_and_fall_bit_by_bit() -> None:
+    sums = GridSums([torch.zeros(1)], 1, torch.device("cpu"))
+    seen = []
+    for value in (1.0, 1000.0, 1.0, 1e-20, 0.0, 0.0, 1e-20):
+        summed([[torch.tensor([value])]], sums)
+        seen.append(int(sums.exponents))
+    assert seen == [1, 10, 9, 8, 8, 8, 7]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_bad_terms_are_no_overflow_and_leave_the_grid(bad: float) -> None:
+    sums = GridSums([torch.zeros(2)], 2, torch.device("cpu"))
+    summed([[torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 2.0])]], sums)
+    before = sums.exponents.clone()
+    sums.start()
+    sums.add([torch.tensor([1.0, bad])])
+    sums.add([torch.tensor([1e30, 1.0])])
+    sums.reduce(ALONE)
+    sums.learn()
+    assert (bool(sums.bad()), bool(sums.overflowed())) == (True, False)
+    assert torch.equal(sums.exponents, before)
+
+
+def test_a_term_beyond_the_headroom_is_seen_and_one_below_is_taken() -> None:
+    sums = GridSums([torch.zeros(1)], 4, torch.device("cpu"))
+    summed([[torch.tensor([1.0])]], sums)
+    for factor, expected in ((1.0, False), (2.0, True)):
+        sums.start()
+        sums.add([torch.tensor([factor * 2.0 ** (1 + HEADROOM)])])
+        sums.reduce(ALONE)
+        assert bool(sums.overflowed()) is expected
+
+
+def test_a_tensor_that_no_term_has_is_known() -> None:
+    like = [torch.zeros(2), torch.zeros(3)]
+    sums = GridSums(like, 2, torch.device("cpu"))
+    term: list[Any] = [torch.ones(2), None]
+    sums.start()
+    for _ in range(2):
+        sums.add([None if tensor is None else tensor.clone() for tensor in term])
+    sums.reduce(ALONE)
+    assert sums.touched().tolist() == [True, False]
+
+
+def test_powers_of_two_are_exact() -> None:
+    exponents = torch.arange(-126, 128, dtype=torch.int32)
+    assert power_of_two(exponents).tolist() == [2.0**e for e in range(-126, 128)]
+    assert FINEST >= -126
+
+
+def test_memory_layouts_other_than_row_by_row_are_kept() -> None:
+    values = [[torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)] for _ in range(3)]
+    found = summed(values)[0]
+    torch.testing.assert_close(found, torch.stack([term[0] for term in values]).sum(dim=0))
+    assert found.is_contiguous(memory_format=torch.channels_last)
