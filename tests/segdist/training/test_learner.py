@@ -32,7 +32,7 @@ def learner(
     # fp16 is refused to people on a CPU, where it is slow; the loss scaling is the same.
     chosen = Precision(precision, "for a test")
     alone = Ranks(RankEnvironment("single"), CPU)
-    engine = DataParallel(model, Loss(LossConfig(name=loss), torch.ones(3)), chosen, alone, compiled=False)
+    engine = DataParallel(model, Loss(LossConfig(name=loss), torch.ones(3)), chosen, alone, seed=0, compiled=False)
     return Learner(model, optim or OptimConfig(), engine, chosen, alone)
 
 
