@@ -43,8 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     if not shard_set.manifest.samples(command.split):
         raise UserError(f"{folder}: no patches in {command.split}; choose another --split")
     out = command.out or folder / CONTACT_SHEET
-    with whole_file(out) as file:
-        file.write(contact_sheet(shard_set, command.split, command.seed))
+    sheet = contact_sheet(shard_set, command.split, command.seed)
+    try:
+        with whole_file(out) as file:
+            file.write(sheet)
+    except OSError as error:
+        raise UserError(f"{out}: can't be written ({error.strerror}); name another file with --out") from None
     say(f"  contact sheet: {out}")
     return FINISHED
 

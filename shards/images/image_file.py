@@ -128,8 +128,10 @@ def bands(height: int, width: int, pixels: int = 1 << 22) -> Iterator[tuple[int,
     return ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
-def unsupported_values(path: Path, found: str) -> str:
-    """The message for values that are no integers of 1 to 16 bits."""
+def unsupported_values(path: Path, found: str, values: Values) -> str:
+    """The message for values of a type that isn't read: images take integers of 1 to 16 bits, masks any real number."""
+    if values != "seen":
+        return f"{path}: {found}; masks hold whole numbers"
     return (
         f"{path}: {found}; images hold unsigned integers of 8 or 16 bits. Scale the values and save the image as 8 or "
         "16 bit PNG or TIFF"

@@ -52,7 +52,7 @@ class PillowImage(ImageFile):
         """What the pixels will be, by Pillow's mode."""
         deep = self._png is not None and self._png.bits == 16 and self._png.color_type in (RGB, GRAY_ALPHA, RGBA)
         self._deep = deep
-        self.one_bit = mode == "1"
+        self.one_bit = mode == "1" or (self._png is not None and self._png.bits == 1)
         self.dtype = np.dtype(np.uint16 if mode.startswith("I;16") or deep else np.uint8)
         if deep:
             assert self._png is not None
@@ -67,7 +67,7 @@ class PillowImage(ImageFile):
             raise UserError(f"{self.path}: colors in {mode}; save it as gray or RGB")
         if mode in ("I", "F"):
             if self._values == "seen":
-                raise UserError(unsupported_values(self.path, "32-bit values"))
+                raise UserError(unsupported_values(self.path, "32-bit values", self._values))
             self.dtype = np.dtype(np.int32 if mode == "I" else np.float32)
         if self.alpha and reading.channels == self.channels + self.alpha:
             self.channels, self.alpha = self.channels + self.alpha, 0

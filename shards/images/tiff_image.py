@@ -81,7 +81,7 @@ class TiffImage(ImageFile):
         elif self._values != "seen" and self._stored.kind in "uif":
             self.dtype = self._stored
         else:
-            raise UserError(unsupported_values(self.path, f"{bits}-bit values of type {self._stored}"))
+            raise UserError(unsupported_values(self.path, f"{bits}-bit values of type {self._stored}", self._values))
 
     def _choose_channels(self, reading: Reading) -> None:
         """Which samples are channels, and how their colors are to be understood."""

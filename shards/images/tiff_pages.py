@@ -16,7 +16,8 @@ from shards.images.image_file import damage_reported
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 
 _REDUCED, _MASK = 1, 4
-"""Bits of NewSubfileType: a smaller copy (also thumbnails, and the labels of slides), a transparency mask."""
+"""Bits of NewSubfileType: a smaller copy (also thumbnails, and the labels of slides), a transparency mask; which is
+4 as a value of PhotometricInterpretation, too."""
 _OLD_REDUCED = 2
 """Value of SubfileType, which came before."""
 _SLIDES = ("svs", "ndpi", "scn", "bif", "qpi", "philips", "avs", "ome", "lsm")
@@ -43,13 +44,13 @@ def image_pages(file: Any) -> list[int]:
     left_out = {number for number in numbers if is_copy(file.pages[number])}
     if any(getattr(file, f"is_{kind}") for kind in _SLIDES):
         left_out |= _beside_slides(file)
-    return [number for number in numbers if number not in left_out] or [0]
+    return [number for number in numbers if number not in left_out] or list(numbers)
 
 
 def is_copy(page: Any) -> bool:
     """Tagged as a smaller copy of another page, or as its mask."""
     kind, old = (_tag(page, code) for code in (254, 255))
-    return bool(kind & (_REDUCED | _MASK)) or old == _OLD_REDUCED
+    return bool(kind & (_REDUCED | _MASK)) or old == _OLD_REDUCED or _tag(page, 262) == _MASK
 
 
 def planes_of_only_page(file: Any) -> int:

@@ -40,7 +40,7 @@ class ZarrImage(ImageFile):
         if self.dtype == np.dtype(bool):
             self.dtype, self.one_bit = np.dtype(np.uint8), True
         elif self.dtype not in (np.uint8, np.uint16) and (reading.values == "seen" or self.dtype.kind not in "uif"):
-            raise UserError(unsupported_values(path, f"Zarr values of type {node.dtype}"))
+            raise UserError(unsupported_values(path, f"Zarr values of type {node.dtype}", reading.values))
         shape = tuple(node.shape)
         # OME-Zarr stores (T, C, Z, Y, X); leading axes of one entry say nothing.
         self._lead = 0

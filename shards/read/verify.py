@@ -31,7 +31,7 @@ def verify(folder: Path, *, quiet: bool = False) -> list[str]:
         for split in ("train", "val"):
             for number, shard in enumerate(manifest.of_split(split)):
                 path = folder / shard.file
-                if problem := size_problem(folder, shard):
+                if problem := size_problem(folder, shard) or _unreadable(path):
                     problems.append(problem)
                 else:
                     with path.open("rb") as file:
@@ -43,6 +43,14 @@ def verify(folder: Path, *, quiet: bool = False) -> list[str]:
     if total_problem := _sum_problem(shard_set) if not problems else None:
         problems.append(total_problem)
     return problems
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return f"{path}: can't be read ({error.strerror})"
+    return None
 
 
 def _record_problems(shard_set: ShardSet, split: str, number: int) -> Iterator[str]:

@@ -54,6 +54,10 @@ def save_bits(folder: Path, kind: str) -> Path:
         tifffile.imwrite(path, BITS, photometric="minisblack")
     elif kind == "group4.tif":
         Image.fromarray(BITS).save(path, compression="group4")
+    elif kind == "palette.png":
+        palette = Image.fromarray(BITS.astype(np.uint8))
+        palette.putpalette([0, 0, 0, 255, 255, 255])
+        palette.save(path, bits=1)
     elif kind == "plain.pbm":
         rows = "\n".join(" ".join(str(int(bit)) for bit in row) for row in BITS)
         path.write_text(f"P1\n# a comment\n{BITS.shape[1]} {BITS.shape[0]}\n{rows}\n")
@@ -72,6 +76,7 @@ def save_bits(folder: Path, kind: str) -> Path:
         "black_is_zero.tif",
         "group4.tif",
         "bits.png",
+        "palette.png",
         "bits.bmp",
         "plain.pbm",
         "raw.pbm",
@@ -125,6 +130,12 @@ def test_few_bits_are_not_scaled(tmp_path: Path, bits: int) -> None:
 def test_labels_of_any_type(tmp_path: Path, dtype: str, options: dict[str, object]) -> None:
     tifffile.imwrite(tmp_path / "m.tif", LABELS.astype(dtype), **options)
     assert np.array_equal(read(tmp_path / "m.tif", "a", "b", "c"), LABELS)
+
+
+def test_complex_numbers_are_refused_without_advice_to_scale_labels(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "m.tif", LABELS.astype(np.complex64))
+    with pytest.raises(UserError, match=r"masks hold whole numbers$"):
+        read(tmp_path / "m.tif", "a", "b", "c")
 
 
 def test_labels_of_32_bits_in_other_formats(tmp_path: Path) -> None:

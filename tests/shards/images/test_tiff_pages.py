@@ -36,6 +36,20 @@ def test_overviews_and_masks_of_a_cog_are_no_images(tmp_path: Path) -> None:
     assert np.array_equal(pixels(path)[..., 0], PICTURE)
 
 
+def test_pages_that_are_all_copies_are_images(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", [(page, REDUCED) for page in STACK[:3]])
+    assert len(page_addresses(path)) == 3
+
+
+def test_a_mask_is_known_by_its_color_space_too(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(PICTURE, photometric="minisblack", metadata=None)
+        file.write(PICTURE > 9, photometric="minisblack", metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        file.pages[1].tags[262].overwrite(MASK)
+    assert page_addresses(tmp_path / "a.tif") == [tmp_path / "a.tif"]
+
+
 def test_several_images_with_their_overviews_keep_their_numbers(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.tif", [(STACK[0], PAGE), (STACK[0][::2, ::2], REDUCED), (STACK[1], PAGE), (STACK[2], PAGE)]
