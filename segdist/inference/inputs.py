@@ -171,7 +171,7 @@ def _expand(pattern: str) -> list[Named]:
         return _read_csv(path)
     if path.is_dir() and path.suffix.lower() != ZARR_SUFFIX:
         with ThreadPoolExecutor(HEADER_THREADS) as pool:  # in the same order
-            pages = [page for of_file in pool.map(_pages, images_in(path)) for page in of_file]
+            pages = [page for of_file in pool.map(_pages, images_in(path, skip_unreadable=True)) for page in of_file]
         return [(str(page), None, page.relative_to(path)) for page in pages]
     if path.exists():
         return [(str(page), None, Path(page.name)) for page in _pages(path)]

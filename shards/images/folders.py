@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from segdist.core.errors import UserError
 from shards.images.opening import IMAGE_SUFFIXES, ZARR_SUFFIX, split_address
 
 SYSTEM_FOLDERS = {"@eadir", "__macosx", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "thumbs.db"}
@@ -32,14 +33,20 @@ def name_of(place: Path) -> str:
     return composed(place.with_name(place.stem).as_posix())
 
 
-def images_in(folder: Path, pattern: str = "**/*") -> list[Path]:
+def images_in(folder: Path, pattern: str = "**/*", *, skip_unreadable: bool = False) -> list[Path]:
     """The images in `folder` whose places in it fit `pattern`, sorted. Zarr images are folders.
 
     `*.png` looks at the folder itself, `**/*.png` at folders inside as well, linked ones too, each once. A name is
     tried as it is before it is read as a pattern, so that `[x=0,y=0].png` names a file.
+
+    With `skip_unreadable` a folder inside that may not be read is listed itself, so that whoever opens it is told.
+
+    Raises:
+        UserError: a folder that may not be read.
     """
     wanted = composed(pattern).split("/")
-    found = [(path, composed(path.relative_to(folder).as_posix())) for path in _walk(folder, len(wanted) > 1)]
+    walk = _walk(folder, len(wanted) > 1, skip_unreadable, set())
+    found = [(path, composed(path.relative_to(folder).as_posix())) for path in walk]
     exact = [path for path, name in found if name == composed(pattern)]
     return sorted(exact or [path for path, name in found if _fits(name.split("/"), wanted)])
 
@@ -72,12 +79,18 @@ def existing_address(address: Path) -> Path:
     return existing(path).with_name(f"{existing(path).name}#page={page}")
 
 
-def _walk(folder: Path, below: bool, seen: set[str] | None = None) -> Iterator[Path]:
-    seen = set() if seen is None else seen
+def _walk(folder: Path, below: bool, skip_unreadable: bool, seen: set[str]) -> Iterator[Path]:
+    top = not seen
     seen.add(os.path.realpath(folder))
-    with os.scandir(folder) as entries:
-        # Folders before links to them: a folder that is reached in two ways has its own name.
-        children = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
+    try:
+        with os.scandir(folder) as entries:
+            # Folders before links to them: a folder that is reached in two ways has its own name.
+            children = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
+    except OSError as error:
+        if top or not skip_unreadable:
+            raise UserError(f"{folder}: this folder can't be read ({error.strerror})") from None
+        yield folder
+        return
     for entry in children:
         if is_hidden(entry.name):
             continue
@@ -88,7 +101,7 @@ def _walk(folder: Path, below: bool, seen: set[str] | None = None) -> Iterator[P
         elif image and entry.name.lower().endswith(ZARR_SUFFIX):
             yield folder / entry.name
         elif below and os.path.realpath(entry.path) not in seen:
-            yield from _walk(folder / entry.name, below, seen)
+            yield from _walk(folder / entry.name, below, skip_unreadable, seen)
 
 
 def _fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:

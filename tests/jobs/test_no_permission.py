@@ -1,5 +1,6 @@
 """Files and folders that may not be read or written end in a message, for whoever has no privileges."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,19 +9,32 @@ from pathlib import Path
 
 import pytest
 
-from segdist.core.exit_codes import INCOMPLETE, USAGE
+from segdist.core.exit_codes import FINISHED, INCOMPLETE, USAGE
+from tests.support.inference_parts import write_model
 from tests.support.sets import add, labels, noise
 
 ROOT = Path(__file__).parents[2]
 
+# All cases in one process: each is a path, its mode meanwhile, and a command.
 RUN = """
-import sys
-from jobs import make_shards, shard_sets
+import contextlib, io, json, os, pathlib, shutil, sys
+from jobs import infer, make_shards, shard_sets
 from jobs.entry import run_job
 
-jobs = {"make-shards": make_shards.main, "shards": shard_sets.main}
-sys.exit(run_job(jobs[sys.argv[1]], sys.argv[2:]))
+jobs = {"make-shards": make_shards.main, "shards": shard_sets.main, "infer": infer.main}
+answers = []
+for path, mode, command in json.loads(sys.argv[1]):
+    before = os.stat(path).st_mode
+    os.chmod(path, mode)
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        code = run_job(jobs[command[0]], command[1:])
+    os.chmod(path, before)
+    answers.append((code, shown.getvalue()))
+print(json.dumps(answers))
 """
+
+Case = tuple[str, int, list[str]]
 
 
 @pytest.fixture
@@ -29,63 +43,60 @@ def desk(tmp_path: Path) -> Iterator[Path]:
     for number in range(3):
         add(tmp_path, f"{number}.png", noise(number), labels())
     yield tmp_path
-    for path in (tmp_path, *tmp_path.iterdir()):
+    for path in (tmp_path, *tmp_path.rglob("*")):
         path.chmod(0o755)
 
 
-def run(desk: Path, *arguments: str) -> tuple[int, str]:
-    """Exit code and output of a job that is started without the privilege to read everything."""
+def run(desk: Path, cases: list[Case]) -> list[tuple[int, str]]:
+    """Exit code and output of each command, without the privilege to read everything."""
     plain = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [*plain, sys.executable, "-c", RUN, *arguments]
-    done = subprocess.run(command, cwd=desk, env=environ, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+    command = [*plain, sys.executable, "-c", RUN, json.dumps(cases)]
+    done = subprocess.run(
+        command, cwd=desk, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, stdout=subprocess.PIPE, text=True
+    )
+    answers: list[tuple[int, str]] = json.loads(done.stdout.splitlines()[-1])
+    assert not any("Traceback" in shown for _, shown in answers), answers
+    return answers
 
 
-BUILD = ("make-shards", "-f", "s", "--processes", "1", "--images.folder", "images", "--masks.folder", "masks")
-SETTINGS = ("--masks.classes", "a=0", "b=255", "--patches.size", "16")
+BUILD = ["make-shards", "-f", "s", "--processes", "1", "--images.folder", "images", "--masks.folder", "masks"]
+BUILD += ["--masks.classes", "a=0", "b=255", "--patches.size", "16"]
 
 
-@pytest.mark.parametrize(
-    ("path", "mode", "message"),
-    [
-        ("images/1.png", 0o000, "images/1.png: no permission to read it"),
-        ("masks/1.png", 0o000, "masks/1.png: no permission to read it"),
-        ("images", 0o000, "images"),
-        ("images", 0o444, "images/0.png: no permission to read it"),
-        ("masks", 0o000, "masks"),
-        (".", 0o555, "can't be written"),
-    ],
-)
-def test_what_may_not_be_read_is_named_when_a_set_is_made(desk: Path, path: str, mode: int, message: str) -> None:
-    (desk / path).chmod(mode)
-    code, shown = run(desk, *BUILD, *SETTINGS)
-    assert code == USAGE
-    assert "Traceback" not in shown
-    assert message in shown
-    if mode == 0o000:
-        assert "permission" in shown
+def test_what_may_not_be_read_or_written_is_named(desk: Path) -> None:
+    cases = {
+        ("images/1.png", 0o000): "images/1.png: no permission to read it",
+        ("masks/1.png", 0o000): "masks/1.png: no permission to read it",
+        ("images", 0o000): "images: this folder can't be read (Permission denied)",
+        ("images", 0o444): "images/0.png: no permission to read it",
+        ("masks", 0o000): "masks: this folder can't be read (Permission denied)",
+        (".", 0o555): "Permission denied",
+    }
+    answers = run(desk, [(path, mode, BUILD) for path, mode in cases])
+    for (code, shown), message in zip(answers, cases.values(), strict=True):
+        assert code == USAGE
+        assert message in shown
 
 
 def test_a_set_that_may_not_be_read_or_written(desk: Path) -> None:
-    assert run(desk, *BUILD, *SETTINGS)[0] == 0
-    folder = desk / "data" / "s"
-
-    def spoiled(path: Path, mode: int, *command: str) -> tuple[int, str]:
-        before = path.stat().st_mode
-        path.chmod(mode)
-        try:
-            return run(desk, *command)
-        finally:
-            path.chmod(before)
-
-    cases: list[tuple[Path, int, str, int, str]] = [
-        (folder, 0o555, "inspect", USAGE, "can't be written (Permission denied); name another file with --out"),
-        (folder / "manifest.json", 0o000, "inspect", USAGE, "manifest.json: can't be read (Permission denied)"),
-        (folder / "train-00000.tar", 0o000, "verify", INCOMPLETE, "train-00000.tar: can't be read"),
-        (folder / "train-00000.index.npy", 0o000, "verify", INCOMPLETE, "train-00000.index.npy: can't be read"),
+    cases = [
+        ("data/s", 0o555, "inspect", USAGE, "can't be written (Permission denied); name another file with --out"),
+        ("data/s/manifest.json", 0o000, "inspect", USAGE, "manifest.json: can't be read (Permission denied)"),
+        ("data/s/train-00000.tar", 0o000, "verify", INCOMPLETE, "train-00000.tar: can't be read"),
+        ("data/s/train-00000.index.npy", 0o000, "verify", INCOMPLETE, "train-00000.index.npy: can't be read"),
     ]
-    for path, mode, action, wanted, message in cases:
-        code, shown = spoiled(path, mode, "shards", action, "s")
-        assert (code, "Traceback" in shown) == (wanted, False), shown
+    assert run(desk, [(".", 0o755, BUILD)])[0][0] == FINISHED
+    answers = run(desk, [(path, mode, ["shards", action, "s"]) for path, mode, action, *_ in cases])
+    for (code, shown), (*_, wanted, message) in zip(answers, cases, strict=True):
+        assert code == wanted
         assert message in shown
+
+
+def test_an_unreadable_folder_does_not_end_infer_for_the_others(desk: Path) -> None:
+    write_model(desk / "run")
+    add(desk, "closed/a.png", noise(7))
+    command = ["infer", "-m", "run/best.safetensors", "-i", "images", "-o", "out", "--quiet"]
+    (code, shown), *_ = run(desk, [("images/closed", 0o000, command)])
+    assert code == INCOMPLETE
+    assert "images/closed: no permission to read it" in shown
+    assert sorted(path.name for path in (desk / "out" / "masks").iterdir()) == ["0.png", "1.png", "2.png"]
