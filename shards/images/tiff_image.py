@@ -49,6 +49,8 @@ class TiffImage(ImageFile):
 
     def _open_page(self, number: int | None) -> None:
         pages = self._tiff.pages
+        if not len(pages):
+            raise UserError(f"{self.path}: damaged: a TIFF file without a page")
         if number is None:
             # A camera's file may begin with its thumbnail.
             number = image_pages(self._tiff)[0] if len(pages) > 1 and is_copy(pages[0]) else 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import tifffile
 
+from segdist.core.errors import UserError
 from shards.images.image_file import damage_reported
 
 # It logs what it also raises, before our message.
@@ -37,6 +38,8 @@ def tiff_page_numbers(path: Path) -> list[int]:
 
 def image_pages(file: Any) -> list[int]:
     """The numbers of the pages of an open `tifffile.TiffFile` that are images."""
+    if not len(file.pages):
+        raise UserError(f"{file.filehandle.path}: damaged: a TIFF file without a page")
     if len(file.pages) == 1:
         return list(range(planes_of_only_page(file)))
     numbers = range(len(file.pages))

@@ -36,6 +36,13 @@ def test_overviews_and_masks_of_a_cog_are_no_images(tmp_path: Path) -> None:
     assert np.array_equal(pixels(path)[..., 0], PICTURE)
 
 
+def test_a_file_without_a_page_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(b"II*\0\x08\0\0\0\0\0\0\0\0\0")
+    for read in (page_addresses, open_image):
+        with pytest.raises(UserError, match=r"a\.tif: damaged"):
+            read(tmp_path / "a.tif")
+
+
 def test_pages_that_are_all_copies_are_images(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", [(page, REDUCED) for page in STACK[:3]])
     assert len(page_addresses(path)) == 3
