@@ -14,12 +14,12 @@ from jobs.command_line import parse, print_config
 from jobs.entry import run_job
 from segdist.core.exit_codes import FINISHED
 from segdist.core.paths import MANIFEST
-from segdist.core.terminal import say
+from segdist.core.terminal import say, warn
 from segdist.tracking.config import TrackingConfig
 from shards.build.build import make_shards
 from shards.build.config import MakeShardsConfig
 from shards.build.mask_check import check_masks
-from shards.build.plan import plan_lines
+from shards.build.plan import plan_lines, without_validation
 from shards.build.work import find_work
 
 
@@ -61,6 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     else:
         samples = ", ".join(f"{manifest.samples(split)} {split}" for split in ("train", "val"))
         say(f"{config.folder}: {samples} patches, {len(manifest.sources['test'])} test images")
+        if not manifest.samples("val"):
+            training = [pair.image for pair in manifest.sources["train"]]
+            warn(f"{config.folder}: {without_validation(training, len(manifest.sources['val']))}")
         if wanted and new:
             from segdist.tracking.job_log import log_shard_set
 

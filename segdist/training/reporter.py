@@ -222,11 +222,13 @@ class RunReporter:
     def _say_where_it_stands(self, state: State, summary: dict[str, Any]) -> None:
         """How this start ended, the best epoch, and where everything is."""
         say(f"{self.folder}: {state} after step {summary['step']} of {summary['steps']}, {clock(summary['seconds'])}")
-        if summary["best_mean_iou"] is not None and (self.folder / BEST_MODEL).is_file():
-            say(
-                f"  best: mean IoU {summary['best_mean_iou']:.4f} on the validation patches, "
-                f"epoch {summary['best_epoch'] + 1}, step {summary['best_step']}: {self.folder / BEST_MODEL}"
+        if summary["best_step"] and (self.folder / BEST_MODEL).is_file():
+            score = summary["best_mean_iou"]
+            what = (
+                "model, without a score" if score is None else f"best: mean IoU {score:.4f} on the validation patches"
             )
+            where = f"epoch {summary['best_epoch'] + 1}, step {summary['best_step']}: {self.folder / BEST_MODEL}"
+            say(f"  {what}, {where}" + ("" if score is not None else "; the set has 0 validation patches"))
         say(f"  figures: {self.folder / METRICS}, checkpoints: {self.folder / 'checkpoints'}")
         if state == "stopped":
             say("  the same command goes on from here")

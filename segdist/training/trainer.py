@@ -176,7 +176,7 @@ class Trainer:
             "step": at.step,
             "steps": self.steps,
             "epochs": at.step // self.steps_per_epoch,
-            "best_mean_iou": at.best_mean_iou if at.best_step else None,
+            "best_mean_iou": at.best_mean_iou if at.best_mean_iou >= 0 else None,
             "best_epoch": at.best_epoch,
             "best_step": at.best_step,
             "seconds": round(at.seconds, 1),

@@ -1,9 +1,29 @@
 """What `segdist make-shards --dry-run` prints."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 from shards.build.work import Work
+from shards.images.opening import split_address
 from shards.manifest import SPLITS
+
+
+def without_validation(training: Iterable[str], validating: int) -> str:
+    """What it means that a set has no validation patch, and why it has none.
+
+    `training`: the images to train on; `validating`: how many images validate.
+    """
+    files = len({split_address(image)[0] for image in training})
+    if validating:
+        why = (
+            f"those of the {validating} images that validate hold nothing but background (label 0); keep them with "
+            "--patches.no-drop-background"
+        )
+    elif files == 1:
+        why = "there is one image, and its pages stay together; label another, or name pages that validate"
+    else:
+        why = "no image validates: --split.validation is 0, or all images are one group (--split.group)"
+    return f"0 validation patches: {why}. Training will have no score to choose its best model by"
 
 
 def plan_lines(work: Work) -> list[str]:
@@ -13,7 +33,9 @@ def plan_lines(work: Work) -> list[str]:
     megabytes = work.max_patches * work.target.layout.stride / 1e6
     shards = sum(unit.split != "test" for unit in work.units)
     kind = f"{work.target.channels} channel{'s' * (work.target.channels > 1)}, {work.target.dtype}"
+    no_score = [] if counts["val"] else [without_validation([str(source.image) for source in work.sources], 0)]
     return [
+        *no_score,
         f"images: {images} ({kind})",
         f"patches: at most {work.max_patches} of {work.config.patches.size} x {work.config.patches.size}",
         f"shards: {shards}, at most {megabytes:.0f} MB as npy records",

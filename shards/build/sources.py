@@ -137,9 +137,11 @@ class FileImage:
             seen.update(np.ascontiguousarray(self._labels).data)
         if unknown:
             raise UnknownLabels(mask.path, unknown)
-        self.digest = self._pixel_digest()
-        """Of what is seen: copies of the image in other files or formats have the same."""
-        seen.update(self.digest.encode())
+        pixels, empty = self._pixel_digest()
+        self.digest = "" if empty else pixels
+        """Of what is seen: copies of the image in other files or formats have the same. Empty for images of one color:
+        tiles without data look the same and are no copies of each other."""
+        seen.update(pixels.encode())
         self.content = seen.hexdigest()
         """Of labels and pixels."""
 
@@ -151,11 +153,16 @@ class FileImage:
             return self._labels[top:bottom, left:right]
         return self._mask.read(top, bottom, left, right)
 
-    def _pixel_digest(self) -> str:
+    def _pixel_digest(self) -> tuple[str, bool]:
+        """Of all pixels, and whether they are all the same."""
         digest = hashlib.blake2b(f"{self.height} {self.width}".encode(), digest_size=DIGEST_BYTES)
+        first, same = None, True
         for top, bottom in bands(self.height, self.width):
-            digest.update(np.ascontiguousarray(self.read_image(top, bottom, 0, self.width)).data)
-        return digest.hexdigest()
+            pixels = self.read_image(top, bottom, 0, self.width)
+            digest.update(np.ascontiguousarray(pixels).data)
+            first = pixels[:1, :1].copy() if first is None else first
+            same = same and bool((pixels == first).all())
+        return digest.hexdigest(), same
 
 
 class UnknownLabels(Exception):

@@ -38,6 +38,8 @@ class PillowImage(ImageFile):
         with Image.open(path) as image:
             self.width, self.height = image.size
             mode = image.mode
+            if image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
+                raise UserError(f"{path}: an animation; save its frames as files, or as pages of a TIFF file")
             orientation = _orientation(image, self._png)
             if image.format == "JPEG" and self.width * self.height > _JPEG_RATIO * path.stat().st_size:
                 raise UserError(
