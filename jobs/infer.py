@@ -10,7 +10,8 @@ One node with 8 GPUs, one rank each:
     torchrun --standalone --nproc-per-node=8 jobs/infer.py --model runs/synthetic --images scans/
 
 Started again, a job that was interrupted goes on where it was: finished images are kept, large ones continue near the
-row that was reached. The result has the same bits for any number of ranks (fp32, one kind of CPU and torch build).
+row that was reached. The result has the same bits for any number of ranks (fp32, one kind of CPU
+and torch build, the same number of threads per rank).
 """
 
 import sys
@@ -34,9 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     command = parse(InferConfig, argv, "infer", __doc__ or "")
     # Heavy imports come after the command line: --help must not wait for torch.
-    from segdist.inference.job import infer
+    from segdist.inference.job import examine, infer
     from segdist.inference.printout import plan_text, summary_text
-    from segdist.inference.task import prepare
     from segdist.ranks.process_group import ranks
     from segdist.runs.record import note_inference
     from segdist.tracking import check_trackers
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     check_trackers(config.tracking)  # and not when hours of work are done
     with ranks(config.device, config.threads, PATIENCE) as these:
         if command.dry_run:
-            task = prepare(config, these)
+            task = examine(config, these)
             if these.is_main:
                 print_config(config)
                 print(plan_text(task, these.world_size))

@@ -79,7 +79,8 @@ class InferConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type of the model; probabilities are always summed in fp32."""
     threads: Threads = 0
-    """CPU threads per rank; 0: the node's cores shared between its ranks."""
+    """CPU threads per rank; 0: those of the output folder's first start, else the node's cores shared between its
+    ranks. Part of the result's identity: another number may change last bits."""
     channels_last: bool = True
     """Run the model in NHWC order: a third faster on CPUs, faster with reduced precision on GPUs."""
     compile: bool = False

@@ -2,18 +2,17 @@
 
 import contextlib
 import glob
-import hashlib
 import os
 import re
-from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segdist.core.errors import UserError
-from segdist.core.files import LONGEST_NAME
 from segdist.core.paths import set_dir
 from segdist.inference.config import InferConfig
+from segdist.inference.result_names import result_names
 from shards.build.mask_search import find_masks, mask_files
 from shards.build.pairs import csv_rows
 from shards.images.config import synthetic_masks_config
@@ -23,8 +22,6 @@ from shards.images.opening import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image, page_
 from shards.images.orientation import Orientation, OrientedPair, oriented_pair
 from shards.manifest import ClassInfo, read_manifest
 
-LONGEST_SUFFIX = len("..zarr.tmp")
-"""What the names of files that are called like an image add to it, at most."""
 HEADER_THREADS = 16
 """Headers are read by so many threads at once: on network file systems each costs a round trip."""
 
@@ -75,9 +72,12 @@ class Inputs:
 
     label: str
     """What the predictions are called in the run folder."""
+    root: str
+    """The folder that all images of this input lie in, resolved; names of results are paths below it."""
     images: list[InputImage]
     masks: MaskReader | None
-    orientation: Orientation = "auto"
+    """Reads the masks as labels of the model."""
+    orientation: Orientation
     """What is known of it: a shard set has decided."""
 
 
@@ -85,28 +85,79 @@ def find_inputs(config: InferConfig, classes: tuple[ClassInfo, ...]) -> Inputs:
     """The images that `config` names; `classes` are the model's, which masks without further settings show.
 
     Raises:
-        UserError: nothing was found, names clash, or a mask is missing.
+        UserError: nothing was found, names clash, a mask is missing, or the masks have other classes than the model.
     """
     if config.data:
-        return _of_shard_set(config)
-    images = []
+        return _of_shard_set(config, classes)
+    images: list[Named] = []
+    roots = []
     for pattern in config.images:
-        images += _expand(pattern)
+        found, root = _expand(pattern)
+        images += found
+        roots.append(root)
     # The same file may be named twice, by a folder and by a glob.
-    images = list({os.path.abspath(found[0]): found for found in images}.values())
+    images = list({_identity(found[0]): found for found in images}.values())
     if not images:
         raise UserError(f"--images {' '.join(config.images)}: no images found (looked for {' '.join(IMAGE_SUFFIXES)})")
-    named = _named([path for path, _, _ in images])
     masks_of = [mask for _, mask, _ in images]
     if config.masks.folder is not None:
         masks_of = _masks_of(images, config.masks.folder, config.masks.name)
-    found = [InputImage(name, path, mask) for name, (path, _, _), mask in zip(named, images, masks_of, strict=True)]
     masks = None
-    if any(image.mask for image in found):
+    if any(masks_of):
         masks = MaskReader(config.masks if config.masks.classes else synthetic_masks_config(classes))
+        masks = _as_the_model_counts(masks, classes, "--masks.classes")
     first = Path(config.images[0])
     label = first.name if first.is_dir() else first.stem if len(config.images) == 1 else first.parent.name
-    return Inputs(label.replace("*", "") or "images", found, masks, config.orientation)
+    return _inputs(
+        label.replace("*", "") or "images", os.path.commonpath(roots), images, masks_of, masks, config.orientation
+    )
+
+
+def _of_shard_set(config: InferConfig, classes: tuple[ClassInfo, ...]) -> Inputs:
+    folder = set_dir(config.data)
+    if not isinstance(folder, Path):
+        raise UserError(f"--data {folder}: the images of a set behind a URL are not here; name them with --images")
+    manifest = read_manifest(folder)
+    sources = manifest.sources.get(config.split, ())
+    if not sources:
+        raise UserError(f"--data {config.data} --split {config.split}: the shard set has no such images")
+    paths = [str(folder / pair.image) for pair in sources]
+    images: list[Named] = [(path, None, Path(path)) for path in paths]
+    masks_of = [str(folder / pair.mask) if pair.mask else None for pair in sources]
+    masks = None
+    if any(masks_of):
+        masks = _as_the_model_counts(mask_reader_from_recipe(manifest.recipe), classes, f"--data {config.data}")
+    label = folder.resolve().name + ("" if config.split == "test" else f"-{config.split}")
+    # Sets from before there was the setting followed the tags.
+    orientation = config.orientation
+    if orientation == "auto":
+        orientation = manifest.recipe.get("images", {}).get("orientation", "apply")
+    return _inputs(label, _common_folder(paths), images, masks_of, masks, orientation)
+
+
+def _inputs(
+    label: str,
+    root: str,
+    images: list["Named"],
+    masks_of: Sequence[str | None],
+    masks: MaskReader | None,
+    orientation: Orientation,
+) -> Inputs:
+    root = os.path.commonpath([root, _common_folder([path for path, _, _ in images])])  # a pattern may lead out of it
+    names = result_names([os.path.relpath(os.path.abspath(path), root) for path, _, _ in images])
+    found = [InputImage(name, path, mask) for name, (path, _, _), mask in zip(names, images, masks_of, strict=True)]
+    return Inputs(label, os.path.realpath(root), found, masks, orientation)
+
+
+def _as_the_model_counts(masks: MaskReader, classes: tuple[ClassInfo, ...], origin: str) -> MaskReader:
+    """The reader of `masks`, giving labels of the model: classes are told by their names, not by their order."""
+    theirs, ours = [info.name for info in masks.classes], [info.name for info in classes]
+    if sorted(theirs) != sorted(ours):
+        raise UserError(
+            f"{origin}: the masks have the classes {', '.join(theirs)}, the model {', '.join(ours)}; scores need the "
+            "same names, in any order. Name them as the model does, or segment without masks (--images alone)"
+        )
+    return masks.in_order_of(ours)
 
 
 def read_headers(images: list[InputImage], channels: int, masks: MaskReader | None) -> list[Header]:
@@ -139,49 +190,38 @@ def _header(image: InputImage, channels: int, masks: MaskReader | None) -> Heade
         return Header(error=f"{image.path}: can't be read ({error.strerror})")
 
 
-def _of_shard_set(config: InferConfig) -> Inputs:
-    folder = set_dir(config.data)
-    if not isinstance(folder, Path):
-        raise UserError(f"--data {folder}: the images of a set behind a URL are not here; name them with --images")
-    manifest = read_manifest(folder)
-    sources = manifest.sources.get(config.split, ())
-    if not sources:
-        raise UserError(f"--data {config.data} --split {config.split}: the shard set has no such images")
-    paths = [str(folder / pair.image) for pair in sources]
-    images = [
-        InputImage(name, path, str(folder / pair.mask) if pair.mask else None)
-        for name, path, pair in zip(_named(paths), paths, sources, strict=True)
-    ]
-    label = folder.resolve().name + ("" if config.split == "test" else f"-{config.split}")
-    # Sets from before there was the setting followed the tags.
-    orientation = config.orientation
-    if orientation == "auto":
-        orientation = manifest.recipe.get("images", {}).get("orientation", "apply")
-    return Inputs(label, images, mask_reader_from_recipe(manifest.recipe), orientation)
-
-
 Named = tuple[str, str | None, Path]
 """An image, its mask where a CSV file names one, and its path in the folder that the user named."""
 
 
-def _expand(pattern: str) -> list[Named]:
-    """The images that one argument names."""
+def _expand(pattern: str) -> tuple[list[Named], str]:
+    """The images that one argument names, and the folder that it is about: more images in it may come later."""
     path = Path(pattern)
     if path.suffix.lower() == ".csv" and path.is_file():
-        return _read_csv(path)
+        rows = _read_csv(path)
+        return rows, _common_folder([image for image, _, _ in rows])
     if path.is_dir() and path.suffix.lower() != ZARR_SUFFIX:
         with ThreadPoolExecutor(HEADER_THREADS) as pool:  # in the same order
             pages = [page for of_file in pool.map(_pages, images_in(path, skip_unreadable=True)) for page in of_file]
-        return [(str(page), None, page.relative_to(path)) for page in pages]
+        return [(str(page), None, page.relative_to(path)) for page in pages], os.path.abspath(path)
     if path.exists():
-        return [(str(page), None, Path(page.name)) for page in _pages(path)]
+        return [(str(page), None, Path(page.name)) for page in _pages(path)], _common_folder([pattern])
     if split_address(pattern)[0].exists():
-        return [(pattern, None, Path(path.name))]
+        return [(pattern, None, Path(path.name))], _common_folder([pattern])
     fixed = os.path.dirname(re.split(r"[*?[]", pattern)[0])
     found = [match for match in sorted(glob.glob(pattern, recursive=True)) if not hidden_below(match, fixed)]
     if not found:
         raise UserError(f"--images {pattern}: no such file or folder, and as a pattern it matches nothing")
-    return [pair for match in found for pair in _expand(match)]
+    return [pair for match in found for pair in _expand(match)[0]], os.path.abspath(fixed)
+
+
+def _identity(address: str) -> tuple[str, int]:
+    path, page = split_address(address)
+    return os.path.abspath(path), page
+
+
+def _common_folder(paths: Sequence[str]) -> str:
+    return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
 
 
 def _read_csv(path: Path) -> list[Named]:
@@ -231,30 +271,3 @@ def _pages(path: Path) -> list[Path]:
 def _at(pages: list[Path], place: int) -> Path:
     """The mask of the image at `place` in its file: the page of the same place. One that is missing is told later."""
     return pages[place] if place < len(pages) else page_address(split_address(pages[0])[0], place)
-
-
-def _named(paths: list[str]) -> list[str]:
-    """Output names: paths without suffix, relative to the folder that all have in common.
-
-    Images that differ in the suffix alone keep it.
-    """
-    absolute = [_named_page(Path(os.path.abspath(path))) for path in paths]
-    common = Path(os.path.commonpath([path.parent for path in absolute]))
-    names = [path.relative_to(common) for path in absolute]
-    uses = Counter(name.with_suffix("") for name in names)
-    return [str(_short(name.with_suffix("") if uses[name.with_suffix("")] == 1 else name)) for name in names]
-
-
-def _short(name: Path) -> Path:
-    """`name`, cut and marked with a digest where the files that are called so would get too long a name."""
-    content = os.fsencode(name.name)
-    if len(content) <= LONGEST_NAME - LONGEST_SUFFIX:
-        return name
-    kept = content[: LONGEST_NAME - LONGEST_SUFFIX - 9].decode(errors="ignore")
-    return name.with_name(f"{kept}-{hashlib.sha256(content).hexdigest()[:8]}")
-
-
-def _named_page(address: Path) -> Path:
-    """`stack.tif#page=3` as `stack-page3.tif`."""
-    path, page = split_address(address)
-    return path.with_name(f"{path.stem}-page{page}{path.suffix}") if page else path

@@ -4,23 +4,28 @@ All ranks agree on the list of images and on who computes which tile rows; from 
 is done. No rank waits for another in the middle of the work, so one that fails can't leave the others hanging there.
 """
 
+import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from segdist.core.errors import UserError
 from segdist.core.files import full_disk_named, write_json
 from segdist.core.formats import stamped
-from segdist.core.paths import FAILURES, SCORES
+from segdist.core.owner import owned
+from segdist.core.paths import FAILURES, SCORES, STATE
 from segdist.core.terminal import Progress, warn
 from segdist.inference.assignment import Stretch, assign
 from segdist.inference.config import InferConfig
 from segdist.inference.evaluation import summarize
 from segdist.inference.finish import finish
-from segdist.inference.result_folder import Record, ResultFolder, result_settings
+from segdist.inference.result_folder import Record, ResultFolder
+from segdist.inference.result_identity import THREADS, result_settings
 from segdist.inference.segment import load_tile_model, megapixels, segment
 from segdist.inference.survey import survey
 from segdist.inference.task import Failure, ImageTask, Task, prepare
@@ -52,20 +57,65 @@ def infer(config: InferConfig, ranks: Ranks) -> Result:
     Raises:
         UserError: see `prepare`; the output folder holds other results; with `strict`, a damaged image.
     """
-    task = prepare(config, ranks)
+    task = examine(config, ranks)
     folder = ResultFolder(task.folder)
-    settings = result_settings(task, ranks.device)
+    with full_disk_named(task.folder), _owned(task, ranks):
+        _fix_settings(task, folder, ranks)
+        return _run(task, folder, ranks)
+
+
+def examine(config: InferConfig, ranks: Ranks) -> Task:
+    """All that is known without writing anything; a dry run ends here. Collective.
+
+    Raises:
+        UserError: see `prepare`; the output folder holds other results.
+    """
+    task = prepare(config, ranks)
     if not config.overwrite:
-        folder.refuse_other_settings(settings)
-    ranks.barrier()  # nobody writes before all have looked
-    with full_disk_named(task.folder):
+        ResultFolder(task.folder).refuse_other_settings(result_settings(task, ranks.device))
+    return task
+
+
+@contextmanager
+def _owned(task: Task, ranks: Ranks) -> Iterator[None]:
+    """Keep other jobs out of the output folder; tasks of one array let each other in, each task once. Collective."""
+    part, parts = task.config.task_part()
+    this_start = ranks.broadcast(uuid.uuid4().hex)
+    wanted = [(task.folder, f"array of {parts}" if parts > 1 else this_start)]
+    if parts > 1:
+        wanted.append((task.folder / STATE / "tasks" / f"{part}-of-{parts}", this_start))
+    with ExitStack() as stack:
+        for rank in (0, None):  # rank 0 first, so that it can speak for all
+            problem = ""
+            if (ranks.rank == 0) == (rank == 0):
+                try:
+                    for folder, group in wanted:
+                        stack.enter_context(owned(folder, "segdist infer", group=group))
+                except UserError as error:
+                    problem = str(error)
+            if problems := [text for text in ranks.gather(problem) if text]:
+                raise UserError(problems[0])
+        yield
+
+
+def _fix_settings(task: Task, folder: ResultFolder, ranks: Ranks) -> None:
+    """Note what the results depend on, and compute with the number of threads of the folder's first start."""
+    problem, threads = "", torch.get_num_threads()
+    if ranks.is_main:
+        try:
+            threads = folder.begin(result_settings(task, ranks.device), threads)[THREADS]
+        except UserError as error:
+            problem = str(error)
+    problem, threads = ranks.broadcast((problem, threads))
+    if problem:
+        raise UserError(problem)
+    if threads != torch.get_num_threads() and ranks.device.type == "cpu":
         if ranks.is_main:
-            folder.begin(settings)
-        ranks.barrier()
-        return _do(task, folder, ranks)
+            warn(f"{threads} threads in each rank, as when {task.folder} was begun: the last bits depend on them")
+        torch.set_num_threads(threads)
 
 
-def _do(task: Task, folder: ResultFolder, ranks: Ranks) -> Result:
+def _run(task: Task, folder: ResultFolder, ranks: Ranks) -> Result:
     found = survey(task, folder, ranks)
     done = Done(task, ranks, dict(found.records), dict(task.unusable))
     stretches = found.stretches(task)

@@ -5,23 +5,21 @@ state/records/NAME.json    one per finished image: what it was made from, its fi
 state/parts/NAME.parts/    rows of an image that is at work
 """
 
-import hashlib
 import json
+import os
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from segdist.core.errors import UserError
 from segdist.core.files import remove_leftovers, write_json
 from segdist.core.formats import stamped, unstamped
-from segdist.core.parsing import to_dict
-from segdist.core.paths import STATE
-from segdist.inference.config import OutputConfig
+from segdist.core.paths import FAILURES, SCORES, STATE
 from segdist.inference.parts import Part, find_parts
-from segdist.inference.task import ImageTask, Task
-from shards.images.config import MasksConfig
+from segdist.inference.result_identity import ROOT, THREADS, Settings, completed, differences
+from segdist.inference.task import ImageTask
+from shards.images.opening import split_address
 
 SETTINGS, RECORDS, PARTS, SOURCE = "settings.json", "records", "parts", "source"
 SETTINGS_VERSION, RECORD_VERSION, SOURCE_VERSION = 1, 1, 1
@@ -31,29 +29,6 @@ Record = dict[str, Any]
 """`source`, `files` by kind, `scores` or null."""
 
 
-def result_settings(task: Task, device: torch.device) -> dict[str, Any]:
-    """Everything but the images that the results depend on."""
-    config = task.config
-    return {
-        "model": file_checksum(task.model_file),
-        "tile": task.tile,
-        "overlap": config.overlap,
-        "blending": config.blending,
-        "borders": config.borders,
-        "flips": config.flips,
-        "batch_size": config.batch_size,
-        "roi": list(config.roi) if config.roi else None,
-        "precision": task.precision.name,
-        "channels_last": config.channels_last,
-        "compile": config.compile,
-        "device": device.type,
-        "torch": torch.__version__,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "masks": _deciding(config.masks, "folder"),
-        "output": _deciding(config.output, "figures"),
-    }
-
-
 class ResultFolder:
     """The output folder of a job and the state in it."""
 
@@ -61,36 +36,53 @@ class ResultFolder:
         self.folder = folder
         self.settings_file = folder / STATE / SETTINGS
 
-    def refuse_other_settings(self, settings: dict[str, Any]) -> None:
+    def refuse_other_settings(self, settings: Settings) -> None:
         """Compare with the settings of what is there.
 
         Raises:
             UserError: the folder holds results that were made with other settings (named), or by a later program.
         """
         old = self._settings()
-        if old is None:
-            return
-        differences = [
-            f"  {key}: there {old.get(key)!r}, now {settings.get(key)!r}"
-            for key in dict.fromkeys([*old, *settings])
-            if old.get(key) != settings.get(key)
-        ]
-        if differences:
+        if old is not None and (found := differences(old, settings)):
             raise UserError(
                 f"{self.folder} holds predictions that were made with other settings:\n"
-                + "\n".join(differences)
+                + "\n".join(found)
                 + "\n  Give another --out, or --overwrite to discard them."
             )
 
-    def begin(self, settings: dict[str, Any]) -> None:
-        """Note the settings before the first result is written; discard what was made with others."""
+    def begin(self, settings: Settings, threads: int) -> Settings:
+        """Note the settings before the first result is written; discard what was made with others.
+
+        Args:
+            threads: of this start, where neither the settings nor what is in the folder says how many.
+
+        Returns:
+            The settings that hold from now on.
+        """
         remove_leftovers(self.folder, deep=True)
         old = self._settings()
-        if old == settings:
-            return
-        if old is not None:
-            shutil.rmtree(self.folder / STATE)
-        write_json(self.settings_file, stamped(settings, SETTINGS_VERSION))
+        if old is not None and differences(old, settings):
+            self._discard()
+            old = None
+        in_force = settings | {THREADS: (old or {}).get(THREADS) or settings[THREADS] or threads}
+        if old is None:
+            if not _create_json(self.settings_file, stamped(in_force, SETTINGS_VERSION)):
+                # Another task of the array was faster.
+                self.refuse_other_settings(settings)
+                return self.begin(settings, threads)
+        elif old != in_force:
+            write_json(self.settings_file, stamped(in_force, SETTINGS_VERSION))
+        return in_force
+
+    def _discard(self) -> None:
+        """Remove the results that the folder's records name, and its state."""
+        state = self.folder / STATE
+        for file in (state / RECORDS).rglob("*.json"):
+            _remove_files(self.folder, _json(file))
+        for pattern in (SCORES, FAILURES):
+            for file in self.folder.glob(pattern.replace(".", "*.")):
+                file.unlink()
+        shutil.rmtree(state)
 
     def parts_folder(self, image: ImageTask) -> Path:
         """Where the parts of an image are."""
@@ -102,7 +94,7 @@ class ResultFolder:
         if not file.exists():
             return None
         record = unstamped(_json(file), RECORD_VERSION, str(file))
-        if record["source"] != source_of(image):
+        if not _same_source(record["source"], source_of(image)):
             return None
         if not all((self.folder / name).exists() for name in record["files"].values()):
             return None
@@ -113,7 +105,19 @@ class ResultFolder:
         record = {"source": source_of(image), "files": files, "scores": scores}
         write_json(self._record_file(image), stamped(record, RECORD_VERSION))
         shutil.rmtree(self.parts_folder(image), ignore_errors=True)
+        self._forget_former_name(image)
         return record
+
+    def _forget_former_name(self, image: ImageTask) -> None:
+        """Remove the results that the image had under its short name, before another image needed that as well."""
+        path, page = split_address(image.path)
+        end = f"-page{page}" if page else ""
+        former = self.folder / STATE / RECORDS / f"{image.name.removesuffix(path.suffix + end)}{end}.json"
+        if former != self._record_file(image) and former.exists():
+            record = _json(former)
+            if os.path.basename(record["source"]["image"]) == os.path.basename(image.path):
+                _remove_files(self.folder, record)
+                former.unlink()
 
     def parts(self, image: ImageTask) -> list[Part]:
         """The rows of an unfinished image that are done; parts from another file or with other layers are dropped."""
@@ -121,7 +125,7 @@ class ResultFolder:
         if not folder.is_dir():
             return []
         marked = _read_source(folder / SOURCE)
-        if marked is None or marked != (source_of(image), list(image.layers.dtypes())):
+        if marked is None or not _same_source(marked[0], source_of(image)) or marked[1] != list(image.layers.dtypes()):
             shutil.rmtree(folder)
             return []
         return find_parts(folder)
@@ -136,19 +140,29 @@ class ResultFolder:
     def _record_file(self, image: ImageTask) -> Path:
         return self.folder / STATE / RECORDS / f"{image.name}.json"
 
-    def _settings(self) -> dict[str, Any] | None:
-        """What `settings.json` says, without its version; settings that it doesn't know count as their defaults."""
+    def _settings(self) -> Settings | None:
+        """What `settings.json` says, without its version."""
         if not self.settings_file.exists():
             return None
-        settings = unstamped(_json(self.settings_file), SETTINGS_VERSION, str(self.settings_file))
-        settings["masks"] = _deciding(MasksConfig(), "folder") | settings["masks"]
-        settings["output"] = _deciding(OutputConfig(), "figures") | settings["output"]
+        settings = completed(unstamped(_json(self.settings_file), SETTINGS_VERSION, str(self.settings_file)))
+        if ROOT not in settings and (folder := self._folder_of_first_image()):
+            settings[ROOT] = {"path": folder, "from_here": ""}
         return settings
+
+    def _folder_of_first_image(self) -> str:
+        """In results of version 0, which don't tell the root of their images; empty if there are none yet."""
+        for file in (self.folder / STATE / RECORDS).rglob("*.json"):
+            name, image = file.relative_to(self.folder / STATE / RECORDS), _json(file)["source"]["image"]
+            if os.path.exists(split_address(image)[0]):
+                # As far above the image as its name tells.
+                return os.path.realpath(Path(os.path.abspath(image)).parents[len(name.parts) - 1])
+        return ""
 
 
 def source_of(image: ImageTask) -> dict[str, Any]:
     """What an image's results are made from: its file and its mask, with size and time of change."""
-    source: dict[str, Any] = {"image": image.path, "bytes": image.header.size, "changed": image.header.changed}
+    header = image.header
+    source = {"image": image.path, "bytes": header.size, "changed": header.changed, "upright": header.upright}
     if image.mask is not None:
         path = Path(image.mask)
         status = path.stat() if path.exists() else None
@@ -160,10 +174,43 @@ def source_of(image: ImageTask) -> dict[str, Any]:
     return source
 
 
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _same_source(there: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether results were made from the same files: an image of the same name in the same root, the same mask."""
+    there = {"upright": True} | there  # what it was before there was the choice
+    paths = {"image", "mask"}
+    if {key: there[key] for key in there if key not in paths} != {key: now[key] for key in now if key not in paths}:
+        return False
+    if os.path.basename(there["image"]) != os.path.basename(now["image"]):
+        return False
+    old, new = there.get("mask"), now.get("mask")
+    if old is None or new is None or old == new:
+        return bool(old == new)
+    moved = not os.path.exists(old) and os.path.basename(old) == os.path.basename(new)
+    return moved or os.path.realpath(old) == os.path.realpath(new)
+
+
+def _remove_files(folder: Path, record: Record) -> None:
+    for name in record["files"].values():
+        file = folder / name
+        if file.is_dir():  # Zarr
+            shutil.rmtree(file)
+        else:
+            file.unlink(missing_ok=True)
+
+
+def _create_json(file: Path, value: Any) -> bool:
+    """Write `file` unless it is there already, which is seen however many try at the same moment; False if it was."""
+    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    write_json(draft, value)
+    try:
+        os.link(draft, file)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+    return True
 
 
 def _read_source(file: Path) -> tuple[dict[str, Any], list[str]] | None:
@@ -182,8 +229,3 @@ def _json(file: Path) -> Any:
         return json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file}: damaged ({error}); delete it, and run the same command again") from None
-
-
-def _deciding(config: MasksConfig | OutputConfig, without: str) -> dict[str, Any]:
-    """A section of the config without the one setting that doesn't decide the results."""
-    return {key: value for key, value in to_dict(config).items() if key != without}

@@ -76,6 +76,8 @@ class Task:
     """Where everything is written."""
     tile: int
     precision: Precision
+    root: str
+    """The folder that the images lie in, resolved."""
     mask_reader: MaskReader | None
     """How the true masks are read, if there are any."""
     images: tuple[ImageTask, ...] = ()
@@ -100,6 +102,8 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
     require_trust(card.model.factory, model_file, config.trust_factory)  # not only when the work is planned
     inputs = find_inputs(config, card.classes)
     folder = Path(config.out) if config.out else model_file.parent / PREDICTIONS / inputs.label
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder}: is a file; name a folder for the results")
     _refuse_output_among_inputs(folder, config)
     part, parts = config.task_part()
     first, end = (len(inputs.images) * edge // parts for edge in (part, part + 1))
@@ -121,7 +125,7 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
     if config.strict and unusable:
         raise UserError(next(iter(unusable.values())).error)
     precision = choose_precision(config.precision, ranks.device)
-    return Task(config, card, model_file, folder, tile, precision, inputs.masks, tuple(images), unusable)
+    return Task(config, card, model_file, folder, tile, precision, inputs.root, inputs.masks, tuple(images), unusable)
 
 
 def _image_task(

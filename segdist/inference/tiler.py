@@ -3,10 +3,10 @@
 What is alive at any time is one batch of tiles, the image rows under it, and two rows of tiles of class sums: memory
 grows with the image's width, the tile and the classes, never with the height.
 
-The bits of the result depend on nothing but image, model, grid and batch size. Batches are fixed slices of the
-image's list of tiles; sums are taken inside each tile row first, then over the tile rows from the top down. Whoever
-starts at a later tile row (another rank, a restart, a region of interest) computes the few rows above that reach into
-its own once more, and gets the same bits.
+The bits of the result depend on nothing but image, model, grid, batch size and number of threads. Batches are fixed
+slices of the image's list of tiles; sums are taken inside each tile row first, then over the tile rows from the top
+down. Whoever starts at a later tile row (another rank, a restart, a region of interest) computes the few rows above
+that reach into its own once more, and gets the same bits.
 
 Letters: B batch, C channels, K classes, H W pixels of the image, P tile side, S stride.
 """

@@ -8,8 +8,10 @@ Values are those in the file, however a viewer shows them: palettes give their i
 around, few bits are not scaled. They may be of any integer type, and floats that are whole numbers.
 """
 
+import copy
 import io
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +43,17 @@ class MaskReader:
         self.config = config
         table = parse_classes(config.classes, config.ignore, config.colors)
         self.by_color, self.classes, self._labeled = table.by_color, table.classes, table.labeled
+
+    def in_order_of(self, class_names: Sequence[str]) -> "MaskReader":
+        """A reader of the same masks whose labels count in `class_names`, its own names in another order."""
+        reader = copy.copy(self)
+        places = [class_names.index(info.name) for info in self.classes]
+        reader.classes = tuple(info for _, info in sorted(zip(places, self.classes, strict=True)))
+        reader._labeled = tuple(
+            (label if label == IGNORE else places[label], values) for label, values in self._labeled
+        )
+        reader.__dict__.pop("_table", None)
+        return reader
 
     def open(self, address: str | Path, *, upright: bool = True) -> "MaskFile":
         """The mask (as for `open_image`), to be read whole or by window.

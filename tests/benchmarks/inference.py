@@ -259,7 +259,7 @@ def run_case(name: str, *values: Any) -> dict[str, Any]:
 
 
 def bars_1_and_3(bars: Bars) -> None:
-    """Time and memory beside MONAI, and time outside the network."""
+    """Time and memory beside MONAI, and time outside the model."""
     cases = (
         ("unet", 2048, 2048, 1, 1.0, 0.25),
         ("pointwise", 8192, 8192, 1, 0.75, 0.05),
@@ -284,8 +284,8 @@ def bars_1_and_3(bars: Bars) -> None:
             print(f"  memory ratio with the mask itself counted {(ours['peak'] + mask) / (peer['peak'] + mask):.3f}")
         if net == "unet" and repeat == 1:
             network, forward = (1 - ours[name] / ours["seconds"] for name in ("network", "forward"))
-            bars.at_most(f"{case}, share of time outside the network", network, 0.02)
-            print(f"  outside the network {network:.2%}; with the softmax counted as outside {forward:.2%}")
+            bars.at_most(f"{case}, share of time outside the model", network, 0.02)
+            print(f"  outside the model {network:.2%}; with the softmax counted as outside {forward:.2%}")
 
 
 def bar_2(bars: Bars, shapes: tuple[tuple[int, int], ...] = ((4096, 4096), (16384, 4096), (65536, 4096))) -> None:

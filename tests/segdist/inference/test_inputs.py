@@ -5,11 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from segdist.core.errors import UserError
 from segdist.inference.config import InferConfig
 from segdist.inference.inputs import find_inputs
+from segdist.inference.result_names import result_names
 from shards.images.config import MasksConfig
 from shards.manifest import ClassInfo
 
@@ -24,7 +27,9 @@ def save(*paths: Path) -> None:
 
 def masks_of(*images: Path, masks: Path, name: str = "{stem}") -> list[str | None]:
     config = InferConfig(
-        model="m", images=tuple(map(str, images)), masks=MasksConfig(folder=masks, name=name, classes=("a", "b"))
+        model="m",
+        images=tuple(map(str, images)),
+        masks=MasksConfig(folder=masks, name=name, classes=("background", "cell")),
     )
     return [image.mask for image in find_inputs(config, CLASSES).images]
 
@@ -63,3 +68,69 @@ def test_a_page_of_an_image_has_the_same_page_of_the_mask(tmp_path: Path) -> Non
         tifffile.imwrite(tmp_path / folder / "s.tif", np.zeros((3, 8, 8), np.uint8), photometric="minisblack")
     found = masks_of(tmp_path / "images/s.tif#page=2", tmp_path / "images/s.tif", masks=tmp_path / "masks")
     assert found == [str(tmp_path / f"masks/s.tif{page}") for page in ("#page=2", "", "#page=1")]
+
+
+@pytest.mark.parametrize(
+    ("places", "names"),
+    [
+        (["a.tif", "b.5um.png", "sub/a.png"], ["a", "b.5um", "sub/a"]),
+        (["a.tif", "a.png", "b.png"], ["a.tif", "a.png", "b"]),
+        (["a.tif", "a.png", "a.tif.png"], ["a.tif", "a.png", "a.tif.png"]),
+        (["s.tif#page=1", "s-page1.tif", "s.tif"], ["s.tif-page1", "s-page1.tif", "s"]),
+        (["s.tif#page=1", "s-page1.tif", "s.tif-page1.png"], ["s.tif-page1", "s-page1.tif", "s.tif-page1.png"]),
+    ],
+)
+def test_images_whose_results_would_have_one_name_keep_their_suffix(places: list[str], names: list[str]) -> None:
+    assert result_names(places) == names
+
+
+stems = st.sampled_from(["a", "a.tif", "a.png", "a.tif.png", "a-page1", "a.tif-page1", "a.tif-page1.png"])
+places = st.builds("{}{}".format, stems, st.sampled_from([".tif", ".png", ".zarr", ".tif#page=1", ".tif#page=2"]))
+
+
+@given(st.sets(places, min_size=1))
+def test_no_two_results_have_one_name(places: set[str]) -> None:
+    names = result_names(sorted(places))
+    assert len(set(names)) == len(places)
+
+
+def test_a_folder_called_as_a_result_is_refused() -> None:
+    with pytest.raises(UserError, match=r"a\.tif: its result would be called a\.png"):
+        result_names(["a.tif", "a.png/b.png"])
+
+
+def test_pages_that_are_named_again_are_the_same_images(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((3, 8, 8), np.uint8), photometric="minisblack")
+    config = InferConfig(
+        model="m", images=(f"{tmp_path}/s.tif", f"{tmp_path}/s.tif#page=0", f"{tmp_path}/s.tif#page=1")
+    )
+    assert [image.name for image in find_inputs(config, CLASSES).images] == ["s", "s-page1", "s-page2"]
+
+
+def test_names_start_at_the_root_that_was_named_so_that_images_can_be_added(tmp_path: Path) -> None:
+    save(tmp_path / "images/sub/a.png")
+    for named in ("images", "images/sub", "images/*/*.png", "images/sub/a.png"):
+        found = find_inputs(InferConfig(model="m", images=(str(tmp_path / named),)), CLASSES)
+        root = tmp_path / "images" / ("" if named in ("images", "images/*/*.png") else "sub")
+        assert found.root == str(root)
+        assert [image.name for image in found.images] == [
+            str(Path("images/sub/a").relative_to(root.relative_to(tmp_path)))
+        ]
+
+
+def test_masks_are_read_as_the_model_counts_its_classes(tmp_path: Path) -> None:
+    save(tmp_path / "images/a.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.array([[0, 255, 7]], np.uint8)).save(tmp_path / "masks/a.png")
+
+    def labels(*classes: str, **others: str) -> list[int]:
+        masks = MasksConfig(folder=tmp_path / "masks", classes=classes, ignore=("7",), **others)  # type: ignore[arg-type]
+        reader = find_inputs(InferConfig(model="m", images=(f"{tmp_path}/images",), masks=masks), CLASSES).masks
+        assert reader is not None
+        return reader.read(tmp_path / "masks/a.png")[0].tolist()
+
+    assert labels("background=0", "cell=255") == labels("cell=255", "background=0") == [0, 1, 255]
+    assert labels("cell=0-6", "background=250-255", unknown="nearest") == [1, 0, 255]
+    for other in (("background=0", "cell=255", "nucleus=9"), ("background=0", "cells=255"), ("cell=0,255",)):
+        with pytest.raises(UserError, match=r"the masks have the classes .*, the model background, cell"):
+            labels(*other)

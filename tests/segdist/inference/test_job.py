@@ -1,6 +1,8 @@
 """`segdist infer` in one process: what it writes, reuses, refuses and reports."""
 
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from segdist import predict
 from segdist.core.errors import UserError
 from segdist.core.exit_codes import FINISHED, INCOMPLETE, USAGE
 from segdist.inference.gpu_transfer import ReadAhead
+from segdist.inference.tiler import TileModel
 from segdist.model.metrics import confusion_matrix, mean_iou
 from tests.support.inference_parts import CLASSES, checksums, labels, write_images, write_model, write_truth
 
@@ -197,8 +200,10 @@ def test_what_a_killed_job_left_of_a_file_is_removed(model: Path, images: Path, 
     left[0].parent.mkdir(parents=True)
     for file in left:
         file.write_bytes(b"half")
-    assert job(model, images, tmp_path / "out") == FINISHED
-    assert [file.exists() for file in left] == [False, True]  # the other may belong to a job that is at work
+    with left[1].open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a job does that is at work
+        assert job(model, images, tmp_path / "out") == FINISHED
+    assert [file.exists() for file in left] == [False, True]
 
 
 def test_other_settings_in_the_same_folder_are_refused_by_name(
@@ -210,6 +215,107 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(
     assert "overlap: there 0.5, now 0.25" in message
     assert "--overwrite" in message
     assert job(model, images, tmp_path / "out", "--overlap", "0.25", "--overwrite") == FINISHED
+
+
+def test_images_of_another_root_are_refused_and_more_of_the_same_added(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_images(tmp_path / "other" / "images", {"odd": (40, 40)})
+    assert job(model, images, tmp_path / "out") == FINISHED
+    before = checksums(tmp_path / "out")
+    assert job(model, other, tmp_path / "out") == USAGE
+    assert job(model, other, tmp_path / "out", "--dry-run") == USAGE
+    message = capsys.readouterr().err
+    assert f"images: there of {images}, now of {other}" in message
+    assert "another --out" in message
+    assert checksums(tmp_path / "out") == before
+    write_images(images, {"new": (30, 30)})
+    assert job(model, images / "new.png", tmp_path / "out") == FINISHED  # a part of the list, in the same root
+    assert job(model, Path(os.path.relpath(images)), tmp_path / "out") == FINISHED
+    assert "3 of 3 images segmented (3 of them were finished before)" in capsys.readouterr().out
+    assert job(model, other, tmp_path / "out", "--overwrite") == FINISHED
+    assert [path.name for path in (tmp_path / "out/masks").rglob("*.png")] == ["odd.png"]
+
+
+def test_results_moved_together_with_their_images_are_reused(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_truth(tmp_path / "truth" / "sub", {"small": (13, 9)})
+    write_truth(tmp_path / "truth", {"odd": (61, 83)})
+    (tmp_path / "here").mkdir()
+    for name in ("images", "truth"):
+        (tmp_path / name).rename(tmp_path / "here" / name)
+    for place in ("here", "there"):
+        folder = tmp_path / place
+        truth = ["--masks.folder", str(folder / "truth")]
+        assert job(model, folder / "images", folder / "out", *truth) == FINISHED
+        (tmp_path / "here").exists() and (tmp_path / "here").rename(tmp_path / "there")
+    assert "2 of them were finished before" in capsys.readouterr().out
+
+
+def test_an_image_that_needs_its_suffix_later_leaves_nothing_under_its_short_name(model: Path, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", {"a": (9, 9)})
+    assert job(model, images, tmp_path / "out") == FINISHED
+    Image.open(images / "a.png").save(images / "a.tif")
+    assert job(model, images, tmp_path / "out") == FINISHED
+    assert sorted(path.name for path in (tmp_path / "out/masks").iterdir()) == ["a.png.png", "a.tif.png"]
+
+
+def test_results_of_the_time_before_format_versions_are_reused(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job(model, images, tmp_path / "out") == FINISHED
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/masks").rglob("*.png")}
+    for file in (tmp_path / "out/state").rglob("*.json"):
+        content = json.loads(file.read_text())
+        for key in ("format_version", "root", "threads", "classes_in_set"):
+            content.pop(key, None)
+        file.write_text(json.dumps(content))
+    other = write_images(tmp_path / "other", {"odd": (40, 40)})
+    assert job(model, other, tmp_path / "out") == USAGE
+    assert f"there of {images}" in capsys.readouterr().err
+    assert job(model, images, tmp_path / "out") == FINISHED
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    settings = json.loads((tmp_path / "out/state/settings.json").read_text())
+    assert settings["root"]["path"] == str(images)  # from now on it is known
+    settings["format_version"] = 99
+    (tmp_path / "out/state/settings.json").write_text(json.dumps(settings))
+    capsys.readouterr()
+    assert job(model, images, tmp_path / "out") == USAGE
+    assert "settings.json: format version 99, written by a later segdist" in capsys.readouterr().err
+
+
+def test_the_number_of_threads_is_fixed_at_the_first_start(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job(model, images / "odd.png", tmp_path / "out", "--threads", "2") == FINISHED
+    write_images(images, {"new": (30, 30)})
+    threads = []
+    original = TileModel.probabilities
+
+    def counted(self: TileModel, tiles: torch.Tensor) -> torch.Tensor:
+        threads.append(torch.get_num_threads())
+        return original(self, tiles)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(TileModel, "probabilities", counted)
+        patched.setenv("OMP_NUM_THREADS", "1")
+        assert job(model, images / "new.png", tmp_path / "out") == FINISHED
+    assert set(threads) == {2}
+    assert "2 threads in each rank, as when" in capsys.readouterr().err
+    assert job(model, images, tmp_path / "out", "--threads", "1") == USAGE
+    assert "threads: there 2, now 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("beside", ["file", "in a file"])
+def test_an_output_folder_that_is_a_file_is_refused(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], beside: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / ("" if beside == "file" else "out")
+    assert job(model, images, out) == USAGE
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_damaged_images_are_listed_and_the_others_done(model: Path, images: Path, tmp_path: Path) -> None:

@@ -132,3 +132,69 @@ def test_a_rank_that_dies_leaves_no_other_hanging(folder: Path) -> None:
     assert codes[0] != 0
     assert run(arguments(folder, "dies"), 2) == 0
     assert results(folder, "dies") == results(folder, "reference")
+
+
+def held_by(file: Path) -> str:
+    """A prelude: the model computes nothing while there is this file."""
+    return (
+        "import os, time, segdist.inference.tiler as i; f = i.TileModel.probabilities; "
+        f"i.TileModel.probabilities = lambda *a: [time.sleep(0.1) for _ in iter(lambda: os.path.exists({str(file)!r}), "
+        "False)] and False or f(*a)"
+    )
+
+
+def at_work(folder: Path, out: str) -> None:
+    """Wait until a job has begun to write into its output folder."""
+    deadline = time.monotonic() + 60
+    while not (folder / out / "state/settings.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_second_job_in_the_same_folder_is_refused_by_name_and_after_a_kill_resumes_at_once(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "hold").touch()
+    first = start(arguments(folder, "owned"), prelude=held_by(folder / "hold"))[0]
+    at_work(folder, "owned")
+    assert run(arguments(folder, "owned")) == 2
+    message = capfd.readouterr().err
+    assert f"owned: in use by segdist infer (process {first.pid} on" in message
+    assert run([*arguments(folder, "owned"), "--task", "0/2"]) == 2
+    first.kill()
+    first.wait()
+    assert run(arguments(folder, "owned")) == 0
+    assert results(folder, "owned") == results(folder, "reference")
+    assert not (folder / "owned/.owners").exists()
+
+
+def test_tasks_of_an_array_write_into_one_folder_each_task_once(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "hold").touch()
+    first = start(arguments(folder, "array", "--task", "1/2"), prelude=held_by(folder / "hold"))[0]
+    at_work(folder, "array")
+    assert run(arguments(folder, "array", "--task", "1/2")) == 2
+    assert run(arguments(folder, "array", "--task", "1/3")) == 2
+    assert capfd.readouterr().err.count(f"in use by segdist infer (process {first.pid} on") == 2
+    assert run(arguments(folder, "array", "--task", "0/2")) == 0
+    assert first.poll() is None  # they were at work at the same time
+    (folder / "hold").unlink()
+    assert first.wait(timeout=120) == 0
+    assert run(arguments(folder, "array")) == 0
+    merged = {name: value for name, value in results(folder, "array").items() if "-of-" not in name}
+    assert merged == results(folder, "reference")
+
+
+@pytest.mark.slow
+def test_a_folder_keeps_its_bits_when_the_number_of_ranks_and_so_of_threads_changes(tmp_path: Path) -> None:
+    # The default model and tile: with 4 tiles in a batch its last layer adds up by the number of threads.
+    write_model(tmp_path / "run", width=16, depth=4, patch=96)
+    write_images(tmp_path / "images", {"a": (200, 150)})
+    options = ["-m", tmp_path / "run", "-i", tmp_path / "images", "--device", "cpu", "--wandb", "off", "--quiet"]
+    options += ["--output.probabilities", "float32", "--output.figures", "0", "-b", 4, "-o"]
+    assert run([*map(str, options), str(tmp_path / "changing"), "--threads", "2"]) == 0
+    write_images(tmp_path / "images", {"a2": (1, 1), "b": (201, 149)})
+    assert run([*map(str, options), str(tmp_path / "changing")], ranks=2) == 0  # by default a core and a thread each
+    assert run([*map(str, options), str(tmp_path / "whole"), "--threads", "2"]) == 0
+    assert results(tmp_path, "changing") == results(tmp_path, "whole")

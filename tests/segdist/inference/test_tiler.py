@@ -188,6 +188,24 @@ def default_unet() -> TileModel:
     return TileModel(UNet(1, 3).eval(), 3, (120.0,), (40.0,), stride_multiple=16)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_whoever_computes_a_row_gets_its_bits_with_any_batch_and_number_of_threads(
+    default_unet: TileModel, threads: int
+) -> None:
+    image = image_of(150, 100)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for batch in range(1, 17):
+            grid = make_grid(150, 100, 96, 0.5, batch)  # 3 x 2 tiles
+            whole, _ = stitched(default_unet, image, grid)
+            upper, lower = (stitched(default_unet, image, grid, "mean", rows)[0] for rows in (range(1), range(1, 3)))
+            assert torch.equal(torch.cat([upper, lower], dim=1), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("name", "tile"), [("unet", 32), ("default_unet", 96)])
 def test_threads_dont_change_the_bits(name: str, tile: int, request: pytest.FixtureRequest) -> None:
     model: TileModel = request.getfixturevalue(name)

@@ -1,0 +1,86 @@
+"""What the results in a folder depend on: settings that decide their bits, and the root of the images.
+
+Two starts with the same identity may add to one folder; any other is refused, with the differences.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segdist.core.parsing import to_dict
+from segdist.inference.config import OutputConfig
+from segdist.inference.task import Task
+from shards.images.config import MasksConfig
+
+Settings = dict[str, Any]
+
+ROOT, THREADS = "root", "threads"
+
+
+def result_settings(task: Task, device: torch.device) -> Settings:
+    """Everything that the results depend on but the list of images."""
+    config = task.config
+    masks = to_dict(task.mask_reader.config) if task.mask_reader is not None and config.data else None
+    return {
+        "model": file_checksum(task.model_file),
+        "tile": task.tile,
+        "overlap": config.overlap,
+        "blending": config.blending,
+        "borders": config.borders,
+        "flips": config.flips,
+        "batch_size": config.batch_size,
+        "roi": list(config.roi) if config.roi else None,
+        "precision": task.precision.name,
+        "channels_last": config.channels_last,
+        "compile": config.compile,
+        "device": device.type,
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        # On a CPU, kernels cut their sums by the number of threads; a GPU's results don't depend on it.
+        THREADS: (config.threads or None) if device.type == "cpu" else None,
+        "masks": _without(to_dict(config.masks), "folder"),
+        "classes_in_set": [masks["classes"], masks["ignore"]] if masks else None,
+        "output": _without(to_dict(config.output), "figures"),
+        ROOT: {"path": task.root, "from_here": os.path.relpath(task.root, os.path.realpath(task.folder))},
+    }
+
+
+def completed(old: Settings) -> Settings:
+    """Settings as read from a folder; those that its program did not know count as their defaults."""
+    return old | {
+        "masks": _without(to_dict(MasksConfig()), "folder") | old["masks"],
+        "output": _without(to_dict(OutputConfig()), "figures") | old["output"],
+    }
+
+
+def differences(old: Settings, new: Settings) -> list[str]:
+    """What differs between the settings in a folder and those of this start, a line each.
+
+    Settings that the folder's program didn't know are no difference, nor are threads that this start leaves open.
+    """
+    found = []
+    for key, there in old.items():
+        now = new.get(key)
+        if there == now or (key == THREADS and None in (there, now)):
+            continue
+        if key == ROOT and now is not None:
+            # The folder's images may have been moved together with it.
+            moved = not os.path.exists(there["path"]) and there["from_here"] == now["from_here"]
+            if there["path"] != now["path"] and not moved:
+                found.append(f"  images: there of {there['path']}, now of {now['path']}")
+        else:
+            found.append(f"  {key}: there {there!r}, now {now!r}")
+    return found
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without(section: Settings, key: str) -> Settings:
+    return {name: value for name, value in section.items() if name != key}
