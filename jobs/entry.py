@@ -1,5 +1,6 @@
 """The one place where a job's errors become messages, exit codes and the reason that its launcher reads."""
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from segdist.core.files import NO_ROOM, no_room
 from segdist.core.launcher import end_with_launcher, note_reason
 from segdist.core.terminal import outlive_the_terminal, show_error, show_traceback
 
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""A path that can't be what it is asked to be: a folder of somebody else's, a file where a folder is needed, …"""
 TIME_FOR_RANK_0 = 10.0
 """Seconds that the other ranks leave to rank 0 to name bad input."""
 
@@ -27,21 +30,25 @@ def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = No
         # rank leaves, so that one lets it finish, and speaks itself if it is still there afterwards.
         if rank != 0 and not error.on_this_rank:
             time.sleep(TIME_FOR_RANK_0)
-        note_reason(str(error), rank)
-        show_error(str(error), rank)
-        return USAGE
+        return _refused(str(error), rank, USAGE)
     except OSError as error:
-        if error.errno not in NO_ROOM:
-            return _unexpected(error, rank)
-        reason = no_room(error.filename or "a file", error)
-        note_reason(reason, rank)
-        show_error(reason, rank)
-        return FAILED
+        if error.errno in NO_ROOM:
+            return _refused(no_room(error.filename or "a file", error), rank, FAILED)
+        if error.errno in NO_ACCESS and error.filename:
+            message = f"{error.filename}: {error.strerror}; choose another place, or give yourself access"
+            return _refused(message, rank, USAGE)
+        return _unexpected(error, rank)
     except KeyboardInterrupt:
         show_error("interrupted", rank)
         return INTERRUPTED
     except Exception as error:
         return _unexpected(error, rank)
+
+
+def _refused(message: str, rank: int, code: int) -> int:
+    note_reason(message, rank)
+    show_error(message, rank)
+    return code
 
 
 def _unexpected(error: Exception, rank: int) -> int:

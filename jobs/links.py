@@ -52,6 +52,11 @@ class Submission:
         if self.cluster == "debug":
             profile = replace(profile, nodes=1, tasks_per_node=1, launcher="srun")
         logs = (folder / paths.SLURM_LOGS).absolute()
+        if "%" in str(logs):
+            raise UserError(
+                f"{folder}: submitted jobs can't have a % in their run's path, which Slurm would expand in that of "
+                "their logs; choose another --name"
+            )
         code = current_version()
         tasks = tuple(
             Task(

@@ -20,6 +20,7 @@ from jobs.command_line import parse, print_config
 from jobs.config import PipelineConfig, tracked
 from jobs.entry import run_job
 from segdist.core.exit_codes import FINISHED, STOPPED
+from segdist.core.owner import owned
 from segdist.core.parsing import write_settings
 from segdist.core.paths import DATA, MANIFEST, PIPELINE, RUNS
 from segdist.core.terminal import say
@@ -37,7 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         print_config(config)
     elif config.fresh:
         for folder in (run, data):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                with owned(folder, "segdist pipeline --fresh"):
+                    pass  # nobody is at it
+                shutil.rmtree(folder, ignore_errors=True)
     tables = tracked(config.tracking, {"make_shards": config.make_shards, "train": config.train, "infer": config.infer})
     train = tables["train"]
     preset = ["--preset", train.pop("preset")] if "preset" in train else []

@@ -10,6 +10,7 @@ submits nothing. `--cluster local` runs the same on this machine without Slurm. 
 """
 
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -83,11 +84,11 @@ def _place(links: list[Link], cluster: Literal["slurm", "local", "debug"], dry_r
     say(f"logs    {folder}/<job>_<rank>_log.out and .err")
     if cluster == "slurm":
         waiting = [item.record.job_id for item in placed if item.what != "finished already"]
-        say(f"watch   segdist queue {folder.parent.name}")
+        say(f"watch   segdist queue {shlex.quote(folder.parent.name)}")
         if waiting:
             # Of a pipeline the training's: it takes longest.
             told = next((item for item in placed if item.link.order.name == "train"), placed[-1])
-            say(f"        tail -F {folder}/{told.record.job_id}_0_log.out")
+            say(f"        tail -F {shlex.quote(f'{folder}/{told.record.job_id}_0_log.out')}")
             say(f"cancel  scancel {' '.join(waiting)}")
     return FINISHED
 

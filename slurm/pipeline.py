@@ -12,12 +12,15 @@ import submitit
 from submitit.core.utils import environment_variables
 
 from segdist.core.errors import UserError
+from segdist.core.owner import owned
 from slurm.children import children
 from slurm.ledger import Ledger, last_reason, ledger_path
 from slurm.standing import Standing, standings
 from slurm.submit import Cluster, Order, Record, submit
 
 Say = Callable[[str], None]
+PATIENCE = 120.0
+"""Seconds that a submission waits for another one into the same folder. Slurm may take many for each job."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,16 @@ class Placed:
 
 
 def submit_chain(links: Sequence[Link], cluster: Cluster, say: Say) -> list[Placed]:
+    """As `_submit_chain`, one submission at a time: of two at the same moment the second finds the first one's jobs.
+
+    Raises:
+        UserError: also when the jobs of another submission run here, off Slurm.
+    """
+    with owned(links[0].order.folder, "segdist submit", wait=PATIENCE if cluster == "slurm" else 0.0):
+        return _submit_chain(links, cluster, say)
+
+
+def _submit_chain(links: Sequence[Link], cluster: Cluster, say: Say) -> list[Placed]:
     """Submit `links` so that each waits for the one before; off Slurm run them here, one after another.
 
     A link is kept as it is when it was submitted before with the same arguments and settings, all links before it are

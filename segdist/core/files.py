@@ -32,18 +32,35 @@ LONGEST_NAME = 255
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Write to a temporary name beside `path`, fsync, rename; on any error `path` is left as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file, temporary = _locked_file(path)
+    """Write to a temporary name next to `path`, fsync, rename; on any error `path` is left as it was.
+
+    Raises:
+        OSError: the file can't be written; its `filename` is `path`, not the temporary name.
+    """
+    with _errors_name(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file, temporary = _locked_file(path)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _fsync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """Have errors of the system name `path` where they name nothing or its temporary file."""
     try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _fsync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        named = error.filename
+        if error.errno is not None and (named is None or _TEMPORARY.fullmatch(Path(os.fsdecode(named)).name)):
+            error.filename, error.filename2 = str(path), None
         raise
 
 

@@ -1,6 +1,7 @@
 """A run folder read back: what status and report show. Needs neither torch nor the job that writes."""
 
 import json
+import shlex
 import time
 from collections.abc import Set
 from dataclasses import dataclass, field
@@ -175,9 +176,8 @@ def read_run(folder: Path) -> RunRecord:
         for path in sorted(folder.glob(f"**/{SCORES}"))
     ]
     if not (folder / CONFIG).is_file() and not predictions:
-        queued = (
-            f"; `segdist queue {folder.name}` says what became of its jobs" if (folder / SLURM_LOGS).is_dir() else ""
-        )
+        command = f"segdist queue {shlex.quote(folder.name)}"
+        queued = f"; `{command}` says what became of its jobs" if (folder / SLURM_LOGS).is_dir() else ""
         raise UserError(
             f"{folder}: no run (there is no {CONFIG}) and no scored predictions (no {SCORES}) in it{queued}"
         )

@@ -63,7 +63,8 @@ def refresh_report(folder: Path, *, quiet: bool = False) -> None:
     try:
         target = write_report([folder])
     except Exception as error:  # a full disk, a picture that can't be read: nothing that should fail the job
-        warn(f"the report could not be written ({type(error).__name__}: {error}); try: segdist report {folder}")
+        again = f"segdist report {shlex.quote(str(folder))}"
+        warn(f"the report could not be written ({type(error).__name__}: {error}); try: {again}")
         return
     if not quiet:
         say(f"report: {target}")

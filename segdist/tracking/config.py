@@ -1,5 +1,6 @@
 """Settings of the trackers: the section `[tracking]` of the train and infer configs."""
 
+import os
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -9,6 +10,10 @@ from segdist.core.errors import UserError
 from segdist.core.ranges import Positive, check_ranges
 
 TRACKERS = ("wandb", "tensorboard")
+LONGEST_TAG, LONGEST_PROJECT = 64, 128
+NOT_IN_PROJECTS, NOT_IN_RUN_IDS = "/\\#?%:", ":;,#?/'"
+WANDB_MODES = ("online", "offline", "disabled", "dryrun", "run", "shared")
+"""W&B's own rules. It would tell of a breach when the run has begun, and some only when the data is uploaded."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class TrackingConfig:
         """Refuse what can't be.
 
         Raises:
-            UserError: an unknown tracker; time limits that W&B would read as "no limit".
+            UserError: an unknown tracker; time limits that W&B would read as "no limit"; a tag, a project, a mode or a
+                run id, from the settings or the environment, that W&B would refuse later.
         """
         check_ranges(self, section="tracking")
         for name in self.names:
@@ -56,3 +62,28 @@ class TrackingConfig:
                 raise UserError(
                     f"--trackers {self.trackers}: no tracker {name!r}; choose from {', '.join(TRACKERS)}, none"
                 )
+        if "wandb" in self.names and self.wandb != "off":
+            self._check_what_wandb_would_refuse()
+
+    def _check_what_wandb_would_refuse(self) -> None:
+        for tag in self.tags:
+            if not 1 <= len(tag) <= LONGEST_TAG:
+                raise UserError(
+                    f"--wandb-tags {tag!r}: a tag of W&B has 1 to {LONGEST_TAG} characters, and this one has {len(tag)}"
+                )
+        for flag, project in (("--wandb-project", self.project), ("$WANDB_PROJECT", os.environ.get("WANDB_PROJECT"))):
+            found = [character for character in NOT_IN_PROJECTS if character in (project or "")]
+            if found or len(project or "") > LONGEST_PROJECT:
+                raise UserError(
+                    f"{flag} {project!r}: a project of W&B has at most {LONGEST_PROJECT} characters and none of "
+                    f"{' '.join(NOT_IN_PROJECTS)}"
+                )
+        mode = os.environ.get("WANDB_MODE")
+        if mode and mode not in WANDB_MODES:
+            raise UserError(f"$WANDB_MODE is {mode!r}: choose one of {', '.join(WANDB_MODES)}, or unset it")
+        run_id = os.environ.get("WANDB_RUN_ID", "")
+        if any(character in NOT_IN_RUN_IDS for character in run_id) or run_id != run_id.strip():
+            raise UserError(
+                f"$WANDB_RUN_ID is {run_id!r}: an id of W&B has none of {' '.join(NOT_IN_RUN_IDS)} and no spaces "
+                "around it"
+            )

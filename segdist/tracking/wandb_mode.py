@@ -28,8 +28,8 @@ def choose_mode(config: TrackingConfig, base_url: str, environ: Mapping[str, str
     """
     wanted = config.wandb
     if wanted == "auto":
-        if environ.get("WANDB_MODE") == "offline":
-            return "offline", "WANDB_MODE=offline"
+        if (mode := environ.get("WANDB_MODE")) in ("offline", "dryrun"):
+            return "offline", f"WANDB_MODE={mode}"
         if environ.get("WANDB_MODE") == "disabled":
             return "off", "WANDB_MODE=disabled"
     if wanted in ("off", "offline"):

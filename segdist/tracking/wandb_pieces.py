@@ -9,6 +9,7 @@ transaction log, flushed every second. Where the latest process wasn't closed in
 says which rows are safe.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -50,14 +51,21 @@ class StateFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self, run_id: str | None) -> Before:
+    def read(self, run_id: str | None, *, takes_sweeps_id: bool) -> Before:
         """The run's id is the file's, else the checkpoint's (`run_id`), else a sweep's ($WANDB_RUN_ID), else new.
+
+        Args:
+            takes_sweeps_id: whether this job is what the sweep's id is for: a training, and only one.
 
         Raises:
             UserError: the file is damaged.
         """
         if not self.path.exists():
-            return Before(run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+            sweeps = os.environ.get("WANDB_RUN_ID", "") if takes_sweeps_id else ""
+            if sweeps and (other := self._run_with(sweeps)):
+                warn(f"W&B: $WANDB_RUN_ID {sweeps} is the id of {other} already; this run gets one of its own")
+                sweeps = ""
+            return Before(run_id or sweeps or secrets.token_hex(4))
         try:
             state = unstamped(json.loads(self.path.read_text()), STATE_VERSION, str(self.path))
             run_id, last, closed = str(state["run_id"]), int(state["last_logged_step"]), bool(state["closed"])
@@ -68,8 +76,17 @@ class StateFile:
             try:
                 last = max(last, last_step_in(piece))
             except OSError as error:
-                warn(f"W&B: {first_line(error)}; some of its rows may appear twice")
+                warn(f"W&B: {one_line(error)}; some of its rows may appear twice")
         return Before(run_id, last, piece)
+
+    def _run_with(self, run_id: str) -> Path | None:
+        """Another run next to this one that has this id."""
+        run_dir = self.path.parent.parent
+        for path in run_dir.parent.glob(f"*/{self.path.parent.name}/{self.path.name}"):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if path != self.path and json.loads(path.read_text()).get("run_id") == run_id:
+                    return path.parent.parent
+        return None
 
     def write(self, run_id: str, last_step: int, piece: Path, *, closed: bool) -> None:
         """Note how the latest process stands."""
@@ -115,7 +132,7 @@ def rows_in(piece: Path) -> list[Row]:
                 values = {key: value for key, value in item.items() if _is_scalar(key, value, media)}
                 rows.append(Row(int(item["_step"]), int(item[STEP]), values))
     except (subprocess.SubprocessError, ValueError, KeyError) as error:
-        raise OSError(f"{piece} can't be read back ({first_line(error)})") from error
+        raise OSError(f"{piece} can't be read back ({one_line(error)})") from error
     return rows
 
 
@@ -123,6 +140,6 @@ def _is_scalar(key: str, value: Any, media: set[str]) -> bool:
     return isinstance(value, int | float) and key[0] != "_" and key != STEP and key.split(".")[0] not in media
 
 
-def first_line(error: BaseException) -> str:
-    """An error in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def one_line(error: BaseException) -> str:
+    """An error in one line, with all that it says."""
+    return " ".join(str(error).split()) or type(error).__name__

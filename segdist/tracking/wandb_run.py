@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from segdist.tracking.wandb_pieces import STEP, StateFile, first_line, last_step_in
+from segdist.tracking.wandb_pieces import STEP, StateFile, last_step_in, one_line
 
 RECENT = 10.0
 """Seconds for which sent rows are remembered: several times the interval in which W&B writes them to its file."""
@@ -149,7 +149,7 @@ class WandbRun:
             try:
                 run = wandb.init(mode="online", **self._arguments)
             except Exception as error:  # wandb raises a dozen kinds here, and none of them is a reason not to train
-                self.mode, self.problem = "offline", first_line(error)
+                self.mode, self.problem = "offline", one_line(error)
                 # What is left of the failed start would hold the run id.
                 wandb.teardown()
         if run is None:

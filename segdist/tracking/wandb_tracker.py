@@ -1,6 +1,7 @@
 """Weights & Biases: one run id per run folder, rows exactly once, never in the way of a step."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from segdist.core.terminal import say, warn
 from segdist.tracking.config import TrackingConfig
 from segdist.tracking.confusion_picture import confusion_picture
 from segdist.tracking.wandb_mode import choose_mode, has_package, require_package
-from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, first_line, rows_in
+from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, one_line, rows_in
 from segdist.tracking.wandb_run import WandbRun, environment_or, prepare_wandb, wandb_settings
 from shards.manifest import IGNORE, ClassInfo
 
@@ -135,14 +136,14 @@ def open_wandb(
     try:
         server = prepare_wandb()
     except Exception as error:
-        warn(f"W&B can't be started ({first_line(error)}); going on without it")
+        warn(f"W&B can't be started ({one_line(error)}); going on without it")
         return None
     mode, reason = choose_mode(config, server)
     if mode == "off":
         return None
     state_file = StateFile(run_dir / "wandb" / "state.json")
     state_file.path.parent.mkdir(parents=True, exist_ok=True)
-    before = state_file.read(run_id)
+    before = state_file.read(run_id, takes_sweeps_id=job_type == "train")
     name = run_dir.resolve().name
     arguments = {
         "project": environment_or(config.project, "WANDB_PROJECT", "segdist"),
@@ -160,7 +161,7 @@ def open_wandb(
     try:
         run = WandbRun(mode, arguments, state_file, before.last_step, patience=config.finish_timeout)
     except Exception as error:  # whatever it is, it is no reason not to train
-        warn(f"W&B can't be started ({first_line(error)}); going on without it")
+        warn(f"W&B can't be started ({one_line(error)}); going on without it")
         return None
     if run.mode == "online":
         say(f"W&B: online, {run.url}")
@@ -168,7 +169,7 @@ def open_wandb(
         return WandbTracker(run, last_step, unsent, classes)
     reason = f"{server}: {run.problem}" if run.problem else reason
     why = f" ({reason})" if reason else ""
-    say(f"W&B: offline{why}, upload later with: wandb sync {run_dir}/wandb/offline-run-*-{run.id}")
+    say(f"W&B: offline{why}, upload later with: wandb sync {shlex.quote(str(run_dir))}/wandb/offline-run-*-{run.id}")
     return WandbTracker(run, before.last_step, [], classes)
 
 
@@ -180,7 +181,7 @@ def _compare_with_server(before: Before, run: WandbRun) -> tuple[int, list[Row]]
     try:
         rows = rows_in(before.piece)
     except OSError as error:
-        warn(f"W&B: {first_line(error)}; rows after step {run.step_on_server} are missing online")
+        warn(f"W&B: {one_line(error)}; rows after step {run.step_on_server} are missing online")
         return run.step_on_server, []
     unsent = [row for row in rows if row.number >= run.rows_on_server]
     if unsent:

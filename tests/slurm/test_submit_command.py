@@ -1,6 +1,9 @@
 """`segdist submit` and `segdist queue` before anything is submitted: plans, refusals, the dry run. No Slurm needed."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,9 @@ import pytest
 from jobs import show_queue, submit
 from jobs.links import Submission, infer_links, pipeline_links, shard_links, train_links
 from segdist.core.errors import UserError
+from slurm.submit import sbatch_script
+from slurm.submit import submit as submit_order
+from tests.support.programs import environment
 
 MINI = Submission("mini", "slurm")
 
@@ -155,3 +161,52 @@ def test_inputs_that_are_not_there_are_warned_of(capsys: pytest.CaptureFixture[s
     assert "--data data/there is not there" in warned
     assert "--model runs/nowhere is not there" in warned
     assert warned.count("is not there") == 3
+
+
+def test_a_percent_sign_which_slurm_would_expand_is_refused() -> None:
+    with pytest.raises(UserError, match="runs/50%j: submitted jobs can't have a %"):
+        submit.main(["train", "--dry-run", "--profile", "mini", "--", "-f", "cells", "--name", "50%j"])
+
+
+def test_the_same_pipeline_submitted_twice_at_once_is_one(tmp_path: Path) -> None:
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    # sbatch takes its time; squeue knows the jobs that it took; sacct knows nothing.
+    (fake / "sbatch").write_text(
+        f"#!/bin/sh\nsleep 0.3\nid=$(mktemp -u XXXXXX | cksum | cut -c1-6)\necho $id >>{tmp_path}/queue\n"
+        "echo Submitted batch job $id\n"
+    )
+    (fake / "squeue").write_text(
+        f'#!/bin/sh\ntouch {tmp_path}/queue\nwhile read id; do echo "$id|PENDING|None|0:00|"; done <{tmp_path}/queue\n'
+    )
+    for name in ("srun", "sacct"):
+        (fake / name).write_text("#!/bin/sh\n")
+    for program in fake.iterdir():
+        program.chmod(0o755)
+    command = [sys.executable, "-m", "jobs.cli", "submit", "pipeline", "--profile", "mini", "--name", "demo"]
+    variables = environment(PATH=f"{fake}:{os.environ['PATH']}")
+    both = [subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = sorted((process.communicate(timeout=100)[0] for process in both), key=lambda text: "queued already" in text)
+    assert [process.returncode for process in both] == [0, 0], said
+    assert (said[0].count("submitted as job"), said[0].count("queued already")) == (4, 0)
+    assert (said[1].count("submitted as job"), said[1].count("queued already")) == (0, 4)
+    assert len((tmp_path / "queue").read_text().split()) == 4
+
+
+def test_submitit_still_writes_the_script_that_the_dry_run_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sbatch_script` calls private functions of submitit, whose public ones write the script only with a Slurm."""
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    (fake / "sbatch").write_text("#!/bin/sh\necho Submitted batch job 4711\n")
+    (fake / "srun").write_text("#!/bin/sh\n")
+    for program in fake.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake}:{os.environ['PATH']}")
+    for tasks in (1, 3):
+        links = shard_links(Submission("gpu-nodes", "slurm", tasks=tasks), ["-f", "cells"])
+        submit_order(links[0].order, "slurm")
+        written = links[0].order.folder / "4711_submission.sh"
+        assert written.read_text() == sbatch_script(links[0].order)
+        written.unlink()
