@@ -21,10 +21,7 @@ def _limits() -> Iterator[int]:
     meminfo = _numbers(Path("/proc/meminfo"))
     if "MemAvailable" in meminfo:
         yield meminfo["MemAvailable"] * 1024
-    group = Path("/sys/fs/cgroup") / _control_group()
-    limit, used = (_number(group / name) for name in ("memory.max", "memory.current"))
-    if limit is not None and used is not None:
-        yield max(limit - used, 0)
+    yield from _limits_of_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
     taken = _numbers(Path("/proc/self/status")).get("VmSize")
     if limits is not None and taken is not None:
         address_space = limits.getrlimit(limits.RLIMIT_AS)[0]
@@ -32,19 +29,25 @@ def _limits() -> Iterator[int]:
             yield max(address_space - taken * 1024, 0)
 
 
-def _control_group() -> str:
-    """The path of this process's group (version 2), below the mount point."""
+def _limits_of_groups(root: Path, own: Path) -> Iterator[int]:
+    """What the control groups (version 2) of this process leave: its own, and those around it, as Slurm sets them."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = own.read_text().splitlines()
     except OSError:
-        return ""
-    return next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
+        return
+    place = Path(next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), ""))
+    for group in (root / place, *(root / parent for parent in place.parents)):
+        limit, used = (_number(group / name) for name in ("memory.max", "memory.current"))
+        if limit is not None and used is not None:
+            # Cached files count as used, but make room for whoever needs it.
+            said = _numbers(group / "memory.stat", " ")
+            yield max(limit - used + said.get("file", 0) - said.get("shmem", 0), 0)
 
 
-def _numbers(path: Path) -> dict[str, int]:
-    """The lines `Name:  1234 kB` of a file of /proc."""
+def _numbers(path: Path, separator: str = ":") -> dict[str, int]:
+    """The lines `Name:  1234 kB` of a file of /proc, or `name 1234` of a control group."""
     try:
-        lines = [line.partition(":") for line in path.read_text().splitlines()]
+        lines = [line.partition(separator) for line in path.read_text().splitlines()]
     except OSError:
         return {}
     return {name: int(value.split()[0]) for name, _, value in lines if value.split()[:1] and value.split()[0].isdigit()}

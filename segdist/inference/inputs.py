@@ -50,6 +50,8 @@ class Header:
     changed: int = 0
     upright: bool = True
     """Image and mask are turned by their orientation tags."""
+    alpha: int = 0
+    """Samples that are left out, because they are tagged as transparency."""
     error: str = ""
     pair: OrientedPair | None = None
     """What the orientation tags of the image and its mask say."""
@@ -178,6 +180,7 @@ def _header(image: InputImage, channels: int, masks: MaskReader | None) -> Heade
                 opened.windowed,
                 status.st_size,
                 status.st_mtime_ns,
+                alpha=opened.alpha,
             )
             if image.mask and masks:
                 # What is wrong with the mask is told when it is read.

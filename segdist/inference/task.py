@@ -7,6 +7,7 @@ from pathlib import Path
 from segdist.core.errors import UserError
 from segdist.core.memory import available_memory
 from segdist.core.paths import PREDICTIONS, run_dir
+from segdist.core.terminal import warn
 from segdist.inference.config import InferConfig
 from segdist.inference.grid import TileGrid, make_grid
 from segdist.inference.inputs import Header, InputImage, find_inputs, read_headers
@@ -111,6 +112,8 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
     shares = ranks.gather(read_headers(mine[ranks.rank :: ranks.world_size], card.channels, inputs.masks))
     pairs = [header.pair for share in shares for header in share if header.pair]
     orientation = decide_orientation(pairs, inputs.orientation, "--orientation")
+    if (dropped := sum(bool(header.alpha) for share in shares for header in share)) and ranks.is_main:
+        warn(f"{dropped} images have a sample that is tagged as transparency (alpha); it is left out")
     tile = config.tile or card.patch
     images: list[ImageTask] = []
     unusable: dict[int, Failure] = {}

@@ -10,6 +10,7 @@ from typing import Any
 from segdist.core.errors import UserError
 from segdist.core.keyed import Purpose
 from segdist.core.paths import BUILDING, SOURCE
+from segdist.core.terminal import warn
 from shards.build.config import MakeShardsConfig
 from shards.build.headers import Header, common_format, read_headers
 from shards.build.pairs import Pairs, find_pairs
@@ -109,6 +110,11 @@ def _oriented(config: MakeShardsConfig, sources: list[FileSource], headers: list
         # The task's own images may not tell, or tell less than all.
         pairs = [header.pair for header in read_headers(sources, config) if header.pair]
     decided = decide_orientation(pairs, config.images.orientation, "--images.orientation")
+    if decided == "ignore" and config.images.orientation == "auto":
+        warn(
+            f"{sum(pair.in_doubt for pair in pairs)} images have an orientation tag and their masks none, or the other "
+            "way round; by the sizes, masks were drawn on the pixels as they are stored, and these tags are ignored"
+        )
     return replace(config, images=replace(config.images, orientation=decided))
 
 
