@@ -43,3 +43,6 @@ class Tracker(Protocol):
 
     def finish(self, state: State) -> None:
         """The last call."""
+
+    # A tracker with a process of its own also has `abandon()`, called from another thread when a call doesn't return:
+    # end whatever would hold up the end of this process.

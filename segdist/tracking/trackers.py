@@ -1,31 +1,44 @@
-"""One interface to any number of trackers; what fails in one of them costs a warning, once.
+"""One interface to any number of trackers; one that fails or hangs costs a warning, and the run no time.
 
 Shapes: H W pixels, K classes.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from segdist.core.paths import METRICS
 from segdist.core.states import State
 from segdist.core.terminal import warn
 from segdist.tracking.config import TrackingConfig
+from segdist.tracking.courier import Courier
 from segdist.tracking.tracker import Tracker
 from shards.manifest import ClassInfo
+
+PATIENCE = 30.0
+"""Seconds for a call to a tracker; the last ones have twice `--tracking.finish-timeout` where that is more."""
 
 
 class Trackers:
     """Feeds every tracker, and makes sure that none of them can harm the run.
 
-    On ranks other than 0 there are no trackers and every method returns at once.
+    Every method but `finish` returns at once. On ranks other than 0 there are no trackers.
+
+    Args:
+        images, artifacts: whether pictures and files are handed on.
+        patience: seconds for a call, after which the tracker is left behind.
     """
 
-    def __init__(self, trackers: dict[str, Tracker], *, images: bool = True, artifacts: bool = False) -> None:
-        self._trackers = trackers
+    def __init__(
+        self, trackers: dict[str, Tracker], *, images: bool = True, artifacts: bool = False, patience: float = PATIENCE
+    ) -> None:
+        self._trackers, self._patience = trackers, patience
         self._images, self._artifacts = images, artifacts
         self._failed: set[tuple[str, str]] = set()
+        self._couriers = {name: Courier(name, partial(self._tell_failure, name)) for name in trackers}
 
     @property
     def run_id(self) -> str | None:
@@ -43,7 +56,7 @@ class Trackers:
         return self._images and bool(self._trackers)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps. Call it after the step's rows have been logged: it also flushes them."""
+        """What a checkpoint keeps, for which it waits for no tracker; it also has them flush the step's rows."""
         self._each("flush", lambda tracker: tracker.flush())
         return {"run_id": self.run_id, "last_logged_step": self.last_logged_step}
 
@@ -81,20 +94,36 @@ class Trackers:
             self._each("log_artifact", lambda tracker: tracker.log_artifact(path, name))
 
     def finish(self, state: State) -> None:
-        """Close all trackers: "finished", "stopped" (will go on later) or "failed"."""
+        """Close all trackers: "finished", "stopped" (will go on later) or "failed". Waits for them, with patience."""
         self._each("finish", lambda tracker: tracker.finish(state))
-        self._trackers = {}
+        for name, courier in list(self._couriers.items()):
+            if not courier.wait(self._patience):
+                self._leave_behind(name)
+            courier.dismiss()
+        self._trackers, self._couriers = {}, {}
 
     def _each(self, what: str, call: Callable[[Tracker], None]) -> None:
-        for name, tracker in self._trackers.items():
-            try:
-                call(tracker)
-            # Whatever a tracker's library comes up with after hours of training: the run is worth more.
-            except Exception as error:
-                if (name, what) not in self._failed:
-                    self._failed.add((name, what))
-                    reason = (str(error).strip() or "no reason given").splitlines()[0]
-                    warn(f"{name}: {what} failed ({type(error).__name__}: {reason}); the run goes on")
+        for name, courier in list(self._couriers.items()):
+            if courier.seconds_at_it() > self._patience:
+                self._leave_behind(name)
+            else:
+                courier.hand_over(what, partial(call, self._trackers[name]))
+
+    def _leave_behind(self, name: str) -> None:
+        self._couriers.pop(name).dismiss()
+        abandon = getattr(self._trackers[name], "abandon", None)
+        if abandon is not None:
+            abandon()
+        warn(
+            f"{name}: no answer for {self._patience:g} s, left behind; the run goes on, {METRICS} has all its figures, "
+            "and the next start sends those that are missing"
+        )
+
+    def _tell_failure(self, name: str, what: str, error: Exception) -> None:
+        if name in self._couriers and (name, what) not in self._failed:
+            self._failed.add((name, what))
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
+            warn(f"{name}: {what} failed ({type(error).__name__}: {reason}); the run goes on")
 
 
 def check_trackers(config: TrackingConfig) -> None:
@@ -158,4 +187,9 @@ def open_trackers(
         from segdist.tracking.tensorboard_tracker import TensorBoardTracker
 
         trackers["tensorboard"] = TensorBoardTracker(run_dir / "tensorboard", classes)
-    return Trackers(trackers, images=config.images != "none", artifacts=config.artifacts)
+    return Trackers(
+        trackers,
+        images=config.images != "none",
+        artifacts=config.artifacts,
+        patience=max(PATIENCE, 2 * config.finish_timeout),
+    )

@@ -117,6 +117,16 @@ class WandbRun:
         self._surely(close)
         self._state_file.write(self.id, last_step, self.piece, closed=True)
 
+    def abandon(self) -> None:
+        """Kill W&B's own process, and start no other. Waiting calls return with an error then."""
+        self._restarts = MOST_RESTARTS
+        with suppress(Exception):  # W&B offers no other way to its process than these
+            import wandb
+
+            connection: Any = wandb.setup()._connection
+            connection._proc._process.kill()
+            connection.teardown = lambda exit_code: exit_code  # at the end of this process: nothing is left to end
+
     def _surely(self, call: Callable[[], Any]) -> None:
         """Do something with the run, again with a new process where W&B's has died."""
         try:

@@ -104,6 +104,10 @@ class WandbTracker:
         self.flush()
         self._run.finish(state, self.last_logged_step)
 
+    def abandon(self) -> None:
+        """End W&B's process, which doesn't answer: the end of this one would wait for it for ever."""
+        self._run.abandon()
+
     def _send_what_the_server_missed(self, step: int) -> None:
         """Rows of the process before that lie before `step`, where this one took up the work again."""
         for row in self._unsent:

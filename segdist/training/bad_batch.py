@@ -1,5 +1,7 @@
 """The end of a run whose gradients are NaN or infinite step after step: name the samples and keep them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -8,7 +10,31 @@ import numpy as np
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
 from segdist.ranks.process_group import Ranks
+from shards.manifest import IGNORE
 from shards.read.batches import Batch
+
+
+@contextmanager
+def bad_labels_named(batch: Batch, num_classes: int) -> Iterator[None]:
+    """Turn what a loss says of labels that are no classes into the names of the samples that have them.
+
+    Raises:
+        UserError: a shard was overwritten, or damaged in memory.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        masks = batch.masks.numpy()
+        wrong = ((masks >= num_classes) & (masks != IGNORE)).any(axis=(1, 2))
+        names = [name for name, bad in zip(batch.names(), wrong, strict=True) if bad]
+        if not names:
+            raise
+        told = UserError(
+            f"labels that are none of the {num_classes} classes, in {', '.join(names[:4])}: the shard was damaged or "
+            "overwritten; `segdist shards verify` looks at all of the set"
+        )
+        told.on_this_rank = True
+        raise told from error
 
 
 def stop_for_bad_gradients(folder: Path, batch: Batch, steps: int, ranks: Ranks) -> NoReturn:

@@ -119,8 +119,9 @@ class TrainConfig:
     data_weights: tuple[Positive, ...] = ()
     """Several sets: share of each in the samples; default: by their numbers of patches."""
     data_check: Literal["sizes", "shards", "records"] = "sizes"
-    """What is looked at before samples are used. sizes: every file's size, both ends of each shard; shards: the
-    checksum of each shard too, when it is first used; records: of every record too, each time it is read."""
+    """What is looked at before samples are used. sizes: every file's size, both ends of each shard, and beside the
+    training the checksum of each shard, once per start; shards: that checksum before a shard is first used; records:
+    of every record too, each time it is read."""
     name: Annotated[str, tyro.conf.arg(aliases=["-n"])] = ""
     """Run folder: a name under runs/, or a path. Default: the name of the first shard set. A run that was stopped
     goes on when it is started again."""

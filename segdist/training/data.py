@@ -2,9 +2,11 @@
 
 from collections.abc import Generator, Iterable
 
+from segdist.core.errors import UserError
 from segdist.core.paths import set_dir
 from segdist.training.config import TrainConfig
 from shards.manifest import ClassInfo
+from shards.read.background_check import BackgroundCheck
 from shards.read.batches import Batch, Order, Samplable, TrainBatches, ValidationBatches
 from shards.read.mixing import MixedOrder, MixedSet
 from shards.read.order import SampleOrder
@@ -47,6 +49,8 @@ class TrainingData:
         self._train = TrainBatches(source, self._order, rank, world_size, grain=grain, pin=pin)
         self.slots = self._train.slots
         """This rank's part of every global batch."""
+        local = [item for item in sets if config.data_check == "sizes" and not item.is_remote]
+        self.check = BackgroundCheck(local, rank, world_size)
         self.validation: Iterable[Batch] | None = None
         if self.samples["val"]:
             # Not the whole global batch, which is shared between the ranks in training. The same for any number of
@@ -56,9 +60,15 @@ class TrainingData:
 
     def batches(self, step: int) -> Generator[Batch, None, None]:
         """This rank's part of every global batch from `step` of the run on, without end."""
+        self.check.start()
         epoch, first = divmod(step, self._order.steps_per_epoch)
         while True:
-            yield from self._train.batches(epoch, first)
+            for batch in self._train.batches(epoch, first):
+                if self.check.problem:
+                    damaged = UserError(self.check.problem)
+                    damaged.on_this_rank = True
+                    raise damaged
+                yield batch
             epoch, first = epoch + 1, 0
 
     def identity(self) -> list[dict[str, str]]:

@@ -32,7 +32,7 @@ from segdist.ranks.stop import StopRequest
 from segdist.tracking import Trackers, check_trackers, open_trackers
 from segdist.tracking.job_log import data_facts, log_contact_sheets
 from segdist.training.augmentation import Augmenter
-from segdist.training.bad_batch import stop_for_bad_gradients
+from segdist.training.bad_batch import bad_labels_named, stop_for_bad_gradients
 from segdist.training.checkpoint import CheckpointFolder, copy_to_cpu
 from segdist.training.config import TrainConfig
 from segdist.training.data import TrainingData
@@ -189,7 +189,8 @@ class Trainer:
             for batch in self.reporter.waiting_for(islice(batches, self.steps - at.step)):
                 epoch = at.step // self.steps_per_epoch
                 rate = learning_rate(config.optim, at.step, self.steps)
-                self.learner.step(self.preprocess.training(batch), rate, at.step)
+                with bad_labels_named(batch, len(self.data.classes)):
+                    self.learner.step(self.preprocess.training(batch), rate, at.step)
                 at.step += 1
                 profiler.step()
                 self.reporter.stepped(epoch)
@@ -268,7 +269,8 @@ class Trainer:
             ),
         ):
             for number, batch in enumerate(islice(batches, 2)):
-                self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)
+                with bad_labels_named(batch, len(self.data.classes)):
+                    self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)
         self.learner.figures()
         self._score(self.learner.best_model, batches=1)
         state = self._state()

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.read.bus_error import name_file_of
+
 _MAP_FIXED = 0x10  # these two are the same on Linux and macOS; Python has no names for them
 _PROT_NONE = 0
 _FAILED = ctypes.c_void_p(-1).value
@@ -67,6 +69,7 @@ class MappedShards:
         self.rows: Bytes = self._bytes.reshape(-1, stride)
         """Every record, (rows, stride). Only rows of shards that `require` has seen may be touched."""
         self._mapped = np.zeros(len(sizes), bool)
+        self._paths: dict[int, Path] = {}
         self._left = len(sizes)
 
     def require(self, shards: NDArray[np.int64]) -> None:
@@ -75,11 +78,20 @@ class MappedShards:
             for number in np.unique(shards[~self._mapped[shards]]).tolist():
                 self.content(number)
 
+    def file_at(self, address: int) -> Path | None:
+        """The file that is mapped at an address of this process; None where none of these is."""
+        for number, path in self._paths.items():
+            offset = address - self._address - int(self._starts[number])
+            if 0 <= offset < self._sizes[number] + mmap.PAGESIZE:  # mapped by whole pages; the next one starts later
+                return path
+        return None
+
     def content(self, number: int) -> Bytes:
         """All bytes of one shard's file."""
         start, size = int(self._starts[number]), self._sizes[number]
         if not self._mapped[number]:
-            with self._open(number).open("rb") as file:  # a mapping needs no open file afterwards
+            path = self._open(number)
+            with path.open("rb") as file:  # a mapping needs no open file afterwards
                 # Reading behind the end of a mapped file that is too short would kill the process.
                 found = os.fstat(file.fileno()).st_size
                 if found != size:
@@ -89,6 +101,8 @@ class MappedShards:
                 else:
                     file.readinto(self._bytes[start : start + size].data)
             self._mapped[number] = True
+            self._paths[number] = path
+            name_file_of(self)
             self._left = int(np.count_nonzero(~self._mapped))
         return self._bytes[start : start + size]
 

@@ -66,6 +66,11 @@ class ShardSet:
         }
         self._index = lru_cache(maxsize=INDICES)(self._read_index)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies behind a URL: then every file is checked when it is fetched."""
+        return self._remote is not None
+
     def sizes(self, split: str) -> list[int]:
         """Records per shard of a split; what `SampleOrder` takes."""
         return [shard.samples for shard in self._shards[split]]

@@ -1,6 +1,9 @@
 """The trackers' rules that need no W&B process: modes, probing the server, fan-out, TensorBoard."""
 
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +16,9 @@ from segdist.core.errors import UserError
 from segdist.tracking import Trackers, TrackingConfig, open_trackers
 from segdist.tracking.confusion_picture import confusion_picture
 from segdist.tracking.wandb_mode import choose_mode, has_key, probe
+from segdist.tracking.wandb_pieces import StateFile
 from shards.manifest import ClassInfo
+from tests.support.programs import environment
 from tests.support.wandb_server import wandb_server
 
 NOWHERE = "http://127.0.0.1:9"
@@ -114,8 +119,8 @@ def test_a_tracker_that_fails_harms_neither_run_nor_other_trackers(capsys: pytes
     trackers = Trackers({"broken": broken, "sound": sound}, artifacts=True)  # type: ignore[dict-item]
     for step in range(3):
         trackers.log({"train/loss": 1.0}, step)
-    assert capsys.readouterr().err.count("broken: log failed (RuntimeError: disk full); the run goes on") == 1
     call_everything(trackers)
+    assert capsys.readouterr().err.count("broken: log failed (RuntimeError: disk full); the run goes on") == 1
     assert sound.calls[-1] == "finish"
 
 
@@ -182,3 +187,76 @@ def test_tensorboard_has_scalars_and_pictures_and_nothing_double_after_a_resume(
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 31))
     assert {"predictions/patch 0", "confusion_matrix"} == set(events.Tags()["images"])
     assert events.Images("predictions/patch 0")[0].width == 3 * 12
+
+
+class Hanging:
+    """A tracker whose first call never returns."""
+
+    def __init__(self) -> None:
+        self.calls, self.abandoned = 0, False
+        self.forever = threading.Event()
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.calls += 1
+        self.forever.wait()
+
+    flush = finish = log
+
+    def abandon(self) -> None:
+        self.abandoned = True
+        self.forever.set()
+
+
+def test_a_tracker_that_hangs_is_left_behind_and_no_checkpoint_waits_for_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hanging = Hanging()
+    trackers = Trackers({"wandb": hanging}, patience=0.2)  # type: ignore[dict-item]
+    for step in range(100):
+        trackers.log({"train/loss": 1.0}, step)
+    assert trackers.state()["run_id"] is None
+    assert not hanging.abandoned  # until here nothing has waited
+    trackers.finish("finished")
+    assert hanging.abandoned
+    assert hanging.calls == 1
+    assert "wandb: no answer for 0.2 s, left behind" in capsys.readouterr().err
+
+
+FROZEN = """
+import os, signal, sys, time
+from pathlib import Path
+from segdist.tracking.config import TrackingConfig
+from segdist.tracking.trackers import open_trackers
+trackers = open_trackers(TrackingConfig(finish_timeout=2), Path("run"), {})
+trackers._patience = 2
+trackers.log({"train/loss": 1.0}, 1)
+trackers.state()
+time.sleep(3)  # W&B writes its file once a second
+import wandb
+os.kill(wandb.setup()._connection._proc._process.pid, signal.SIGSTOP)
+for step in range(2, 2000):  # more than any socket takes
+    trackers.log({f"train/{number}": float(step) for number in range(200)}, step)
+trackers.state()
+print("checkpoint", flush=True)
+trackers.finish("stopped")
+print("end", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_frozen_service_of_wandb_holds_up_neither_the_run_nor_its_end(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", FROZEN],
+        cwd=tmp_path,
+        env=environment(WANDB_MODE="offline"),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-2:] == ["checkpoint", "end"]
+    assert "left behind" in done.stderr
+    assert "Traceback" not in done.stderr
+    # The next start finds what the frozen one had brought to its file.
+    assert StateFile(tmp_path / "run" / "wandb" / "state.json").read(None).last_step == 1

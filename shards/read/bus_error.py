@@ -1,0 +1,62 @@
+"""Linux: a mapped file that becomes shorter while it is read ends the process by SIGBUS; here it says which file.
+
+Python can't handle such a signal: its handlers run only when the instruction that failed is done, which it never is.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from segdist.core.exit_codes import FAILED
+from segdist.core.launcher import note_reason
+
+WhichFile = Callable[[int], Path | None]
+"""The file whose bytes are mapped at an address, where it is one of the caller's."""
+
+_SA_SIGINFO = 4
+_ADDRESS_AT = 16  # of si_addr in siginfo_t, on 64-bit Linux
+
+_known: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_installed: list[Any] = []
+
+
+class _SigAction(ctypes.Structure):
+    _fields_ = (
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_ulong * 16),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    )
+
+
+def name_file_of(mapped: Any) -> None:
+    """From now on, a bus error in the memory of `mapped`, which has a method `file_at`, ends with the file's name."""
+    _known.add(mapped)
+    if _installed or not sys.platform.startswith("linux") or sys.maxsize < 2**32:
+        return
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(_on_bus_error)
+    action = _SigAction(handler=ctypes.cast(handler, ctypes.c_void_p), flags=_SA_SIGINFO)
+    ctypes.CDLL(None).sigaction(signal.SIGBUS, ctypes.byref(action), None)
+    _installed.append(handler)  # C keeps no reference
+
+
+def _on_bus_error(number: int, info: int, context: int) -> None:
+    address = ctypes.c_void_p.from_address(info + _ADDRESS_AT).value or 0
+    for mapped in list(_known):
+        path = mapped.file_at(address)
+        if path is not None:
+            reason = (
+                f"{path}: became shorter, or unreadable, while it was in use; copy or build it again, and start the "
+                "same command again"
+            )
+            note_reason(reason)
+            os.write(2, f"error: {reason}\n".encode())
+            os._exit(FAILED)
+    # Somebody else's: back to the default, and the instruction fails once more.
+    default = _SigAction(handler=None, flags=0)
+    ctypes.CDLL(None).sigaction(signal.SIGBUS, ctypes.byref(default), None)
