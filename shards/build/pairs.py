@@ -216,6 +216,7 @@ def _pages(pair: Pair) -> list[Pair]:
         raise UserError(
             f"{pair.image} has {len(images)} pages and its mask {pair.mask} {len(masks)}; "
             "save one mask page per image page, or the wanted page as a file of its own"
+            + ("; if the pages are channels of one image, save these as samples of one page" if len(masks) == 1 else "")
         )
     if len(images) == 1:
         return [Pair(pair.entry, images[0], masks[0])]

@@ -60,7 +60,7 @@ class NetpbmImage(ImageFile):
         values = self.height * self.width * self.channels
         needed = values if self._plain else self.height * self._row_bytes
         if content < needed:
-            raise UserError(f"{self.path}: damaged: {content} bytes of pixels, {needed} are missing or more")
+            raise UserError(f"{self.path}: damaged: {content} bytes of pixels instead of {needed}")
 
     def _window(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
         if self._plain:

@@ -54,6 +54,12 @@ class PillowImage(ImageFile):
         """What the pixels will be, by Pillow's mode."""
         deep = self._png is not None and self._png.bits == 16 and self._png.color_type in (RGB, GRAY_ALPHA, RGBA)
         self._deep = deep
+        # In Pillow, where colors take four bytes, and as an array.
+        self._pixel_bytes = 2 * np.dtype(np.int32).itemsize if mode in ("I", "F") else 8
+        if mode in _GRAY_MODES and mode not in ("I", "F"):
+            self._pixel_bytes = 4 if mode.startswith("I;16") else 2
+        if deep:
+            self._pixel_bytes = 16
         self.one_bit = mode == "1" or (self._png is not None and self._png.bits == 1)
         self.dtype = np.dtype(np.uint16 if mode.startswith("I;16") or deep else np.uint8)
         if deep:
@@ -83,7 +89,7 @@ class PillowImage(ImageFile):
     def _decoded(self) -> np.ndarray:
         """All pixels, as stored."""
         if self._pixels is None:
-            check_memory(self.path, 2 * self.width * self.height * 4 * self.dtype.itemsize, "a picture")
+            check_memory(self.path, self.width * self.height * self._pixel_bytes, "a picture")
             if self._png is not None:
                 check_png(self.path)
             pixels = self._decode_deep() if self._deep else self._decode()
