@@ -30,6 +30,8 @@ MASKS, PROBABILITIES, CONFIDENCE, ENTROPY = "masks", "probabilities", "confidenc
 PREVIEWS, FIGURES, STATE = "previews", "figures", "state"
 """Folders in a folder of predictions."""
 
+HEARTBEATS = ".heartbeats"
+"""Folder in a run while it is trained: a file for each node, with its ranks' place."""
 OWNERS = ".owners"
 """Folder in whatever a job writes into: who is at it (`segdist.core.owner`)."""
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,17 +20,23 @@ from segdist.ranks.allocator import keep_freed_memory
 from segdist.ranks.device import choose_device
 from segdist.ranks.launchers import RankEnvironment, resolve_environment, torchrun_shares_its_store
 from segdist.ranks.threads import default_threads
+from segdist.ranks.watch import Watch
 
 Result = TypeVar("Result")
 
 STORE_KEY = "segdist/port"
+STORE_PATIENCE = timedelta(seconds=5)
+"""Time in which the store answers the watch, or counts as silent."""
+RECORDED_COLLECTIVES = 2000
+"""Collectives that NCCL's Flight Recorder keeps: a hundred steps or so, half a megabyte."""
 
 
 class Ranks:
     """The ranks of a job, seen from one of them. All methods are collective: every rank must call them."""
 
-    def __init__(self, environment: RankEnvironment, device: torch.device) -> None:
+    def __init__(self, environment: RankEnvironment, device: torch.device, watch: Watch | None = None) -> None:
         self.environment = environment
+        self._watch = watch
         self.rank = environment.rank
         self.world_size = environment.world_size
         self.device = device
@@ -39,15 +46,27 @@ class Ranks:
         """True on the one rank that writes files and talks to the person."""
         return self.rank == 0
 
+    def at(self, doing: str, step: int | None = None) -> None:
+        """Say what this rank does now, for the others to name it by if they wait for it. Not collective."""
+        if self._watch is not None:
+            self._watch.at(doing, step)
+
+    def keep_heartbeat(self, run_dir: Path) -> None:
+        """Keep a file for each node in `run_dir` until the end of the job. Not collective."""
+        if self._watch is not None:
+            self._watch.keep_file(run_dir)
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:
+            self.at("barrier")
             # Through gloo also on GPU machines: NCCL would have the GPU wait, and let the process go on.
             dist.all_reduce(torch.zeros(1, dtype=torch.int64))
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over ranks, in place; exact for integers. The tensor lies on `self.device`."""
         if self.world_size > 1:
+            self.at("sum over ranks")
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
         return tensor
 
@@ -61,6 +80,7 @@ class Ranks:
         """Every rank's `value` (anything that pickles), in rank order, on all ranks."""
         if self.world_size == 1:
             return [value]
+        self.at("gathering from all ranks")
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
@@ -69,6 +89,7 @@ class Ranks:
         """Rank 0's `value` (anything that pickles), on all ranks."""
         if self.world_size == 1:
             return value
+        self.at("broadcast from rank 0")
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
@@ -110,24 +131,50 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
         torch.cuda.set_device(chosen)
     else:
         keep_freed_memory()
+    places: dist.Store | None = None
     if environment.world_size > 1:
+        record_collectives(chosen)
         os.environ["MASTER_ADDR"] = environment.master_addr
         os.environ["MASTER_PORT"] = str(environment.master_port)
+        store = (_own_store if torchrun_shares_its_store() else _launchers_store)(environment, timeout)
         dist.init_process_group(
             # Objects and CPU tensors go through gloo also on GPU machines.
             backend="cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
-            store=_own_store(environment, timeout) if torchrun_shares_its_store() else None,
+            store=store,
             rank=environment.rank,
             world_size=environment.world_size,
             timeout=timeout,
         )
+        # A client of its own: the group's waits, and holds its lock, while the watch has to go on.
+        places = dist.TCPStore(
+            environment.master_addr, store.port, is_master=False, timeout=STORE_PATIENCE, wait_for_workers=False
+        )
+    watch = Watch(environment, places, timeout)
     try:
-        yield Ranks(environment, chosen)
+        yield Ranks(environment, chosen, watch)
     except BaseException:
+        watch.close()
         _leave_without_the_others(chosen)
         raise
+    watch.close()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def record_collectives(device: torch.device) -> None:
+    """Have NCCL's Flight Recorder keep the last collectives and write them down at a time-out, unless told otherwise.
+
+    Each rank writes `$TMPDIR/nccl_trace_rank_N`; `torchfrtrace` finds in them where the ranks parted.
+    """
+    if device.type == "cuda":
+        size = str(RECORDED_COLLECTIVES)
+        # The second is the name until torch 2.7.
+        for name, value in {
+            "TORCH_FR_BUFFER_SIZE": size,
+            "TORCH_NCCL_TRACE_BUFFER_SIZE": size,
+            "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        }.items():
+            os.environ.setdefault(name, value)
 
 
 def _leave_without_the_others(device: torch.device) -> None:
@@ -142,7 +189,19 @@ def _leave_without_the_others(device: torch.device) -> None:
         dist.destroy_process_group()
 
 
-def _own_store(environment: RankEnvironment, timeout: timedelta) -> dist.Store:
+def _launchers_store(environment: RankEnvironment, timeout: timedelta) -> dist.TCPStore:
+    """A store at the address that the launcher chose, opened by rank 0."""
+    return dist.TCPStore(
+        environment.master_addr,
+        environment.master_port,
+        environment.world_size,
+        is_master=environment.rank == 0,
+        timeout=timeout,
+        wait_for_workers=False,
+    )
+
+
+def _own_store(environment: RankEnvironment, timeout: timedelta) -> dist.TCPStore:
     """A store for this start of the ranks alone, opened by rank 0, whose address stands in torchrun's store.
 
     torchrun (seen with torch 2.13) gives workers that it restarts the store of those that died. Their addresses are

@@ -51,6 +51,7 @@ class StopRequest:
             return self.signal is not None, save
         stop_now = save_now = False
         if self._pending is not None:
+            self.ranks.at("flag of a stop")
             self._pending.wait()
             stop_now, save_now = (bool(value) for value in self._flags.tolist())
         if not stop_now:

@@ -16,6 +16,7 @@ from segdist.core.paths import (
     BEST_MODEL,
     CONFIG,
     EVENTS,
+    HEARTBEATS,
     LAST_MODEL,
     METRICS,
     RUNS,
@@ -51,6 +52,8 @@ class RunRecord:
     events: list[Row] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     predictions: list["Predictions"] = field(default_factory=list)
+    nodes: list[Row] = field(default_factory=list)
+    """The latest heartbeat of each node that trains it."""
     problem: str = ""
     """Why the folder can't be read; all else is empty then."""
 
@@ -190,6 +193,7 @@ def read_run(folder: Path) -> RunRecord:
         events=read_rows(folder / EVENTS, EVENT_KEYS),
         summary=_read_run_file(folder / SUMMARY),
         predictions=predictions,
+        nodes=_heartbeats(folder / HEARTBEATS),
     )
 
 
@@ -227,6 +231,19 @@ def read_rows(path: Path, keys: Set[str] = frozenset({"step", "time"})) -> list[
         numbers = ", ".join(map(str, damaged[:5])) + (" …" if len(damaged) > 5 else "")
         warn(f"{path}: line{'s' * (len(damaged) > 1)} {numbers} of {len(lines) - 1} damaged and left out")
     return rows
+
+
+def _heartbeats(folder: Path) -> list[Row]:
+    """What the nodes wrote last; a file that is damaged or gone meanwhile is left out."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(values, dict) and {"node", "ranks", "step", "doing", "time"} <= values.keys():
+            found.append(values)
+    return found
 
 
 def _starts(path: Path) -> list[Row]:

@@ -13,6 +13,10 @@ from segdist.runs.record import RunRecord
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
 """Characters of a sparkline."""
+NODE_SILENT_AFTER = 60.0
+"""Seconds after which a node without a heartbeat is called silent."""
+MOST_NODES = 8
+"""Nodes that get a line of their own."""
 STATE_STYLES = {
     "running": "green",
     "finished": "bold green",
@@ -34,8 +38,9 @@ def sparkline(values: Sequence[float | None], width: int = WIDTH) -> str:
         cells.append(sum(numbers) / len(numbers) if numbers else None)
     known = [value for value in cells if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(" " if value is None else BARS[round((value - low) * scale)] for value in cells)
+    # Divided first: numbers next to 0 have a spread whose reciprocal is infinite.
+    span = high - low or 1.0
+    return "".join(" " if value is None else BARS[round((value - low) / span * (len(BARS) - 1))] for value in cells)
 
 
 def remaining_seconds(run: RunRecord) -> float | None:
@@ -85,11 +90,32 @@ def status(run: RunRecord, now: float | None = None) -> RenderableType:
     if run.skipped_steps:
         facts.append(f"skipped steps: {run.skipped_steps}")
     parts: list[RenderableType] = [head, Text("  ".join(facts))]
+    if run.state(now) in ("running", "silent"):
+        parts += _nodes(run, time.time() if now is None else now)
     if run.train or run.val:
         parts += [Text(), _curves(run)]
     if run.val:
         parts += [Text(), _classes(run)]
     return Group(*parts, *scored)
+
+
+def _nodes(run: RunRecord, now: float) -> list[RenderableType]:
+    """A line for each node, the ones that are behind or silent first; of many nodes only these and a summary."""
+    if not run.nodes:
+        return []
+    front = max(node["step"] for node in run.nodes)
+    lines = []
+    for node in run.nodes:
+        age = now - node["time"]
+        silent = age > NODE_SILENT_AFTER
+        ranks = f"{len(node['ranks'])} rank{'s' * (len(node['ranks']) > 1)}"
+        words = f"  {node['node']}: {ranks}, step {node['step']}, {node['doing']}, {clock(age)} ago"
+        lines.append((not silent, node["step"], Text(words + (", silent" if silent else ""), "red" if silent else "")))
+    lines.sort(key=lambda line: line[:2])
+    shown: list[RenderableType] = [line[2] for line in lines[:MOST_NODES]]
+    if len(lines) > MOST_NODES:
+        shown.append(Text(f"  and {len(lines) - MOST_NODES} more nodes, up to step {front}"))
+    return shown
 
 
 def _curves(run: RunRecord) -> Table:

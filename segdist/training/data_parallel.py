@@ -80,9 +80,12 @@ class DataParallel:
                     logits = self._wrapped(images)
                 sums = self.loss.sums(logits, truth)
                 if counting is not None:
+                    self.ranks.at("sum of the loss's counts")
                     counting.wait()
                     counting = None
                 shares = sums / counts.clamp(min=1)
+                if index == len(micro_batches) - 1:
+                    self.ranks.at("sum of gradients")
                 scaler.scale(shares.sum() * self.ranks.world_size).backward()
             total += shares.detach()
         return total

@@ -188,10 +188,12 @@ class Trainer:
         with closing(self.data.batches(at.step)) as batches, profiler:
             for batch in self.reporter.waiting_for(islice(batches, self.steps - at.step)):
                 epoch = at.step // self.steps_per_epoch
+                self.ranks.at("forward pass", at.step + 1)
                 rate = learning_rate(config.optim, at.step, self.steps)
                 with bad_labels_named(batch, len(self.data.classes)):
                     self.learner.step(self.preprocess.training(batch), rate, at.step)
                 at.step += 1
+                self.ranks.at("figures, validation, checkpoint or the next batch")
                 profiler.step()
                 self.reporter.stepped(epoch)
                 last = at.step == self.steps
@@ -225,6 +227,7 @@ class Trainer:
                 say(self._headline())
             self.reporter.open()
         self.ranks.barrier()
+        self.ranks.keep_heartbeat(self.run_dir)
 
     def _start_trackers(self, run_id: str | None) -> Trackers:
         trackers = open_trackers(

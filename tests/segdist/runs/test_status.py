@@ -1,5 +1,6 @@
 """`segdist status`: what a person sees."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from rich.console import Console, RenderableType
 
 from jobs import status as status_job
 from segdist.core.errors import UserError
+from segdist.core.paths import HEARTBEATS
 from segdist.runs.record import read_run
 from segdist.runs.status import BARS, overview, remaining_seconds, sparkline, status
 from tests.support.run_example import BEGAN, STEPS, write_predictions, write_run
@@ -51,6 +53,33 @@ def test_running_run_shows_step_time_left_curves_and_classes(tmp_path: Path) -> 
     assert f"step 200/{STEPS}  epoch 5  1:40 left  resumes: 1  skipped steps: 2" in text
     for word in ("mean IoU", "validation loss", "learning rate", "samples/s", "waiting for data", "nucleus", "█"):
         assert word in text
+
+
+def test_each_node_of_a_running_run_has_a_line_the_silent_one_first(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "alpha", steps_done=200, state=None)
+    (folder / HEARTBEATS).mkdir()
+    for node, step, age in (("gpu1", 200, 3), ("gpu2", 180, 90), ("gpu3", 199, 2)):
+        place = {"node": node, "ranks": [0, 1], "step": step, "doing": "forward pass", "time": BEGAN + 110 - age}
+        (folder / HEARTBEATS / f"{node}.json").write_text(json.dumps(place))
+    (folder / HEARTBEATS / "gpu4.json").write_text('{"node": ')
+    lines = [line.strip() for line in text_of(status(read_run(folder), now=BEGAN + 110)).splitlines() if "gpu" in line]
+    assert lines == [
+        "gpu2: 2 ranks, step 180, forward pass, 1:30 ago, silent",
+        "gpu3: 2 ranks, step 199, forward pass, 0:02 ago",
+        "gpu1: 2 ranks, step 200, forward pass, 0:03 ago",
+    ]
+
+
+def test_of_many_nodes_those_behind_are_shown(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "alpha", steps_done=200, state=None)
+    (folder / HEARTBEATS).mkdir()
+    for number in range(30):
+        place = {"node": f"gpu{number:02}", "ranks": [number], "step": number, "doing": "barrier", "time": BEGAN + 100}
+        (folder / HEARTBEATS / f"gpu{number:02}.json").write_text(json.dumps(place))
+    text = text_of(status(read_run(folder), now=BEGAN + 110))
+    assert "gpu07: 1 rank, step 7, barrier, 0:10 ago" in text
+    assert "gpu08" not in text
+    assert "and 22 more nodes, up to step 29" in text
 
 
 def test_finished_run_shows_its_scores_on_test_images(tmp_path: Path) -> None:

@@ -1,0 +1,168 @@
+"""Where every rank is: told through a store of the ranks, so that one that is late can be named.
+
+A thread of each rank writes its place (a step, and what it is doing there) into the store. When a rank has got nowhere
+for most of the time that ranks wait for each other, its thread looks at all places twice: a rank whose beats have
+stopped is dead, frozen or cut off; of those that beat, the one with the lowest step holds up the others. The lowest
+rank that beats names it, before the collectives give up and end the job.
+
+The first rank of each node also keeps one file in the job's folder, which `segdist status` reads.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from segdist.core.files import write_json
+from segdist.core.formats import stamped
+from segdist.core.launcher import note_reason
+from segdist.core.paths import HEARTBEATS
+from segdist.core.terminal import clock, warn
+from segdist.ranks.launchers import RankEnvironment
+
+HEARTBEAT_VERSION = 1
+LONGEST_BEAT = 10.0
+"""Seconds between two beats, at most; shorter where ranks wait for each other for minutes only."""
+PATIENCE = 0.7
+"""The share of the time that ranks wait for each other after which a rank that has got nowhere looks around."""
+MOST_NAMED = 8
+"""Late ranks that are named one by one."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank was when it beat."""
+
+    rank: int
+    node: str
+    process: int
+    beat: int = 0
+    step: int = 0
+    doing: str = "starting"
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.process} on {self.node}), step {self.step}, {self.doing}"
+
+
+class Watch:
+    """Tells where this rank is for as long as it is open.
+
+    Args:
+        store: of all ranks, a client of its own; None for a single process, which has nobody to wait for.
+        timeout: how long ranks wait for each other in a collective.
+    """
+
+    def __init__(self, environment: RankEnvironment, store: dist.Store | None, timeout: timedelta) -> None:
+        self.environment, self._store = environment, store
+        self._place = Place(environment.rank, socket.gethostname(), os.getpid())
+        self._patience = PATIENCE * timeout.total_seconds()
+        self._every = min(LONGEST_BEAT, timeout.total_seconds() / 20)
+        self._moved = time.monotonic()
+        self._looked_around = False
+        self._folder: Path | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
+        self._thread.start()
+
+    def at(self, doing: str, step: int | None = None) -> None:
+        """This rank now does `doing`, in step `step` (default: the same as before). Costs next to nothing."""
+        self._place = replace(self._place, doing=doing, step=self._place.step if step is None else step)
+        self._moved, self._looked_around = time.monotonic(), False
+
+    def keep_file(self, run_dir: Path) -> None:
+        """From now on the first rank of each node keeps the node's file in `run_dir`."""
+        if self.environment.local_rank == 0:
+            self._folder = run_dir / HEARTBEATS
+
+    def close(self) -> None:
+        """The job is over: no more beats, and no file that looks alive."""
+        self._done.set()
+        self._thread.join()
+        if self._folder is not None:
+            self._file(self._folder).unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        beat = 0
+        while not self._done.wait(self._every if beat else 0):
+            beat += 1
+            # A disk without room or a store whose rank has ended is no reason to disturb the work.
+            with suppress(OSError, RuntimeError, ValueError):
+                self._beat(replace(self._place, beat=beat))
+            waited = time.monotonic() - self._moved
+            if self._store is not None and waited > self._patience and not self._looked_around:
+                self._looked_around = True
+                self._look_around(self._store, waited)
+
+    def _beat(self, place: Place) -> None:
+        if self._store is not None:
+            self._store.set(_key(place.rank), json.dumps(asdict(place)))
+        if self._folder is not None:
+            self._write_file(self._folder, place)
+
+    def _look_around(self, store: dist.Store, waited: float) -> None:
+        """Name the rank that the others wait for, if this one is to speak."""
+        try:
+            before = self._places(store)
+            # This thread doesn't beat meanwhile, but its rank is there.
+            if self._done.wait(3 * self._every):
+                return
+            after = self._places(store)
+        except RuntimeError:
+            speaker, found = 1, ["rank 0, which keeps the ranks' store and doesn't answer"]
+        else:
+            beating = {rank for rank, place in after.items() if rank not in before or place.beat != before[rank].beat}
+            speaker, found = min(beating | {self._place.rank}), self._late(after, beating | {self._place.rank})
+        if not found or speaker != self._place.rank:
+            return
+        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        late = "; ".join(found[:MOST_NAMED]) + more
+        message = f"the ranks have waited {clock(waited)} for {late}. Waiting: {self._place}"
+        warn(message)
+        note_reason(message, self._place.rank)
+
+    def _late(self, places: dict[int, Place], beating: set[int]) -> list[str]:
+        """Who holds up the others; nobody where all are in the same step."""
+        missing = [rank for rank in range(self.environment.world_size) if rank not in places]
+        found = [f"rank {rank}, which has never been heard of" for rank in missing]
+        found += [f"{places[rank]}, without a sign of life" for rank in sorted(set(places) - beating)]
+        if not found:
+            lowest, highest = (edge(place.step for place in places.values()) for edge in (min, max))
+            found = [str(place) for place in places.values() if place.step == lowest < highest]
+        return found
+
+    def _places(self, store: dist.Store) -> dict[int, Place]:
+        """The latest place of every rank that has ever beaten."""
+        keys = [(rank, _key(rank)) for rank in range(self.environment.world_size)]
+        return {rank: Place(**json.loads(store.get(key))) for rank, key in keys if store.check([key])}
+
+    def _write_file(self, folder: Path, place: Place) -> None:
+        local = [place]
+        if self._store is not None:
+            first = place.rank - self.environment.local_rank
+            keys = [_key(rank) for rank in range(first, first + self.environment.local_world_size)]
+            known = [json.loads(self._store.get(key)) for key in keys if self._store.check([key])]
+            local = [item for item in (Place(**values) for values in known) if item.node == place.node]
+        behind = min(local, key=lambda item: item.step)
+        values = {
+            "node": place.node,
+            "ranks": sorted(item.rank for item in local),
+            "step": behind.step,
+            "doing": behind.doing,
+            "every": self._every,
+            "time": time.time(),
+        }
+        write_json(self._file(folder), stamped(values, HEARTBEAT_VERSION))
+
+    def _file(self, folder: Path) -> Path:
+        return folder / f"{self._place.node}.json"
+
+
+def _key(rank: int) -> str:
+    return f"segdist/place/{rank}"

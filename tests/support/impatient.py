@@ -1,0 +1,22 @@
+"""A job whose ranks wait for each other for a few seconds only: impatient.py SECONDS JOB ARGUMENTS."""
+
+import functools
+import sys
+from datetime import timedelta
+
+from segdist.ranks import process_group
+
+
+def main(seconds: str, job: str, *arguments: str) -> int:
+    """Run the job; its exit code."""
+    import importlib
+
+    from jobs.entry import run_job
+
+    patient = process_group.ranks
+    process_group.ranks = functools.partial(patient, timeout=timedelta(seconds=float(seconds)))  # type: ignore[assignment]
+    return run_job(importlib.import_module(f"jobs.{job}").main, list(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
