@@ -87,7 +87,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the content: checksums, classes and statistics, wherever the folder stands."""
+        """Identity of the content: checksums, classes and statistics, wherever the folder is."""
         values = to_dict(self)
         del values["recipe"], values["sources"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

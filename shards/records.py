@@ -55,7 +55,7 @@ def padded(size: int) -> int:
 
 @dataclass(frozen=True)
 class NpyLayout:
-    """Where the parts of a record stand in an npy shard."""
+    """Where the parts of a record are in an npy shard."""
 
     patch: int
     channels: int

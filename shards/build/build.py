@@ -89,7 +89,7 @@ def _make(work: Work, quiet: bool) -> Manifest | None:
     except UnwritableShard:
         raise
     except UserError:
-        # The sources or settings must change, and with them the recipe: what stands here would only be in the way.
+        # The sources or settings must change, and with them the recipe: what is here would only be in the way.
         if fresh and not config.task:
             _remove_set(folder)
         raise
@@ -172,7 +172,7 @@ def _others(folder: Path) -> bool:
 
 
 def _claim_folder(work: Work) -> bool:
-    """Note the recipe in the folder, so that nobody goes on with another one; True if nothing was there."""
+    """Note the recipe in the folder, so that nobody continues with another one; True if nothing was there."""
     folder = work.config.folder
     known = work.config.overwrite or (folder / BUILDING).exists()  # what --overwrite leaves is the user's
     if folder.exists() and not known and _others(folder):
@@ -273,7 +273,7 @@ def _writing(folder: Path, what: str) -> Iterator[None]:
     except OSError as error:
         raise UnwritableShard(
             f"{folder}: {what} can't be written: {error.strerror or error}; what is finished stays. "
-            "Make room (or choose another --root) and run the same command again: it goes on from there"
+            "Make room (or choose another --root) and run the same command again: it resumes from there"
         ) from None
 
 

@@ -157,7 +157,7 @@ class MakeShardsConfig:
         self.masks.validate()
         _require(
             not (self.images.csv and self.masks.folder),
-            "--masks.folder: the masks stand in the CSV file of --images.csv",
+            "--masks.folder: the CSV file of --images.csv names the masks",
         )
 
     def _check_synthetic(self) -> None:

@@ -143,12 +143,12 @@ class _Search:
         """Where one of several channels has the mask, the others aren't images without one."""
         if pairing.rule.text == EXACT:
             return
-        for names in channels(self.images):
+        for names in channels(self.images, self.files):
             if 0 < sum(name in pairing.masks for name in names) < len(names):
                 raise UserError(self._channel_advice())
 
     def _channel_advice(self) -> str:
-        groups = channels(self.images)
+        groups = channels(self.images, self.files)
         if not groups or len(self.files) >= len(self.images):
             return ""
         shown = " and ".join(self.images[name].name for name in groups[0])

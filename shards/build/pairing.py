@@ -2,7 +2,7 @@
 
 A rule counts if every image that needs a mask gets one, no mask is left over, and no two images share one. Candidates
 come from samples: what differs between the names of images (or of masks) is looked for in the names on the other side,
-and what stands around it there and here is a rule; the rules that most samples vote for are tried on all names.
+and what surrounds it there and here is a rule; the rules that most samples vote for are tried on all names.
 
 A names of images, M names of masks: paths in their folder without suffix, in composed form.
 """
@@ -86,13 +86,28 @@ def best_rules(images: Sequence[str], masks: Sequence[str], needed: Collection[s
     return sorted(found, key=lambda pairing: (not pairing.counts, pairing.missing))
 
 
-def channels(images: Collection[str]) -> list[tuple[str, ...]]:
-    """Names that nnU-Net gives to the channels of one image (`a_0000`, `a_0001`), of each such image."""
-    cases: dict[str, list[str]] = {}
-    for image in images:
+def channels(images: Collection[str], masks: Collection[str]) -> list[tuple[str, ...]]:
+    """Names that nnU-Net gives to the channels of one image (`a_0000`, `a_0001`), of each such image.
+
+    The numbers of pictures (`IMG_0001`) look the same; but channels count from 0, and no mask is called by them.
+    """
+    cases: dict[str, dict[str, str]] = {}
+    for image in sorted(images):
         if match := CHANNEL.fullmatch(image):
-            cases.setdefault(match[1], []).append(image)
-    return [tuple(names) for names in cases.values() if len(names) > 1]
+            cases.setdefault(match[1], {})[match[2]] = image
+    groups = {
+        case: numbers
+        for case, numbers in cases.items()
+        if len(numbers) > 1 and [*numbers] == [f"{number:04}" for number in range(len(numbers))]
+    }
+    called = {_numbers(mask) for mask in masks}
+    if any(_numbers(image) in called for numbers in groups.values() for image in numbers.values()):
+        return []
+    return [tuple(numbers.values()) for numbers in groups.values()]
+
+
+def _numbers(name: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\d+", posixpath.basename(name)))
 
 
 def _promising(texts: Iterable[str], images: Sequence[str], masks: Sequence[str]) -> list[str]:
@@ -138,7 +153,7 @@ def _likely(images: Sequence[str], masks: Sequence[str]) -> Iterator[str]:
 
 
 Split = tuple[str, str, str, str]
-"""A name as its folder, and what stands before, in and behind a part of its last part."""
+"""A name as its folder, and what is before, in and behind a part of its last part."""
 
 
 def _rules_of(

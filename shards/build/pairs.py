@@ -118,9 +118,11 @@ def _listed_files(config: MakeShardsConfig) -> tuple[list[Path], FoundMasks]:
             raise UserError(f"{flag} {path}: no such folder")
     files = images_in(images.folder, images.pattern)
     if not files:
+        inside = len(images_in(images.folder)) if "/" not in images.pattern else 0
+        hint = f"; {inside} are in folders inside: --images.pattern '**/{images.pattern}'" if inside else ""
         raise UserError(
             f"--images.folder {images.folder}: no image matches {images.pattern!r} "
-            f"(looked for {' '.join(IMAGE_SUFFIXES)})"
+            f"(looked for {' '.join(IMAGE_SUFFIXES)}){hint}"
         )
     below = "/" in images.pattern
     if masks.folder is None or masks.folder.resolve() == images.folder.resolve():

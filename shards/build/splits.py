@@ -43,7 +43,7 @@ class Entry:
 def deal(entries: Sequence[Entry], settings: SplitConfig, seed: int) -> list[Entry]:
     """Give every entry its split, in their order; those that the lists leave out keep none.
 
-    What the CSV, the lists and the name patterns say stands. Of the others, the share `test` is held out; and where
+    What the CSV, the lists and the name patterns say holds. Of the others, the share `test` is held out; and where
     nothing names validation images, the share `validation` of the training images validates. Shares are drawn by
     group. The pages of a file are one group, unless some of them are named by themselves.
 

@@ -68,7 +68,7 @@ class MaskRule:
 
 
 def exchange(image_prefix: str, image_suffix: str, mask_prefix: str, mask_suffix: str) -> str:
-    """The rule that exchanges what stands before and behind a part that image and mask have in common."""
+    """The rule that exchanges what is before and behind a part that image and mask have in common."""
     while image_prefix and mask_prefix and image_prefix[-1] == mask_prefix[-1]:
         image_prefix, mask_prefix = image_prefix[:-1], mask_prefix[:-1]
     while image_suffix and mask_suffix and image_suffix[0] == mask_suffix[0]:

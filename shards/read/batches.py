@@ -2,7 +2,7 @@
 
 Some batches are gathered together into one buffer (a call costs as much for one); a ring of buffers is reused for
 ever. No worker processes: handing a batch of small patches from one process to another costs more than making it, so
-a thread gathers the next batches beside the training step instead (copies let other threads run).
+a thread gathers the next batches during the training step instead (copies let other threads run).
 
 B samples in the batch (those of this rank), C channels, P patch side.
 """
@@ -65,7 +65,7 @@ class Batch:
     flips: torch.Tensor
     """(B,), uint8: bit 0 mirrors left and right, bit 1 up and down. Not yet applied (see `segdist.training`)."""
     place: slice
-    """Where the batch stands in what was gathered with it."""
+    """The batch's place in what was gathered with it."""
     shard_set: Samplable
     split: str
     group: Samples
@@ -97,7 +97,7 @@ class Batch:
         return views(rows, self.shard_set.layout)
 
     def names(self) -> list[str]:
-        """Where each sample stands and comes from, for messages."""
+        """Where each sample is and comes from, for messages."""
         samples = self.samples
         pairs = zip(samples.shard.tolist(), samples.record.tolist(), strict=True)
         return [self.shard_set.name(self.split, shard, record) for shard, record in pairs]

@@ -52,7 +52,7 @@ def _recipe_lines(values: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def contact_sheet(shard_set: ShardSet, split: str = "train", seed: int = 0) -> bytes:
-    """A PNG of patches drawn at random: each image beside its mask in the class colors; ignored pixels are magenta."""
+    """A PNG of patches drawn at random: each image next to its mask in the class colors; ignored pixels are magenta."""
     from PIL import Image
 
     manifest = shard_set.manifest

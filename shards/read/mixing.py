@@ -1,6 +1,6 @@
 """Several shard sets trained on together, each with a weight; deterministic like the order of one set.
 
-The slots of all global batches stand in one endless row. Each BLOCK of it holds exactly every set's quota (its share
+The slots of all global batches form one endless row. Each BLOCK of it holds exactly every set's quota (its share
 of the weights), shuffled by a keyed permutation; so which set a slot takes from, and how many it has taken from that
 set before, is computed from the slot's place alone. That count walks through the set's own `SampleOrder`, epoch after
 epoch of its own: a small set with a large weight simply comes round more often, each time in another order.

@@ -33,7 +33,7 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Samples:
-    """Which samples stand in some steps and slots; all arrays have the same shape, (steps, slots) as a rule."""
+    """The samples at some steps and slots; all arrays have the same shape, (steps, slots) as a rule."""
 
     shard: Int64
     """Number of the shard in its split."""
@@ -102,20 +102,20 @@ class SampleOrder:
 
     def at(self, epoch: int, step: Int64, slot: Int64) -> Samples:
         """The same elementwise: `step` and `slot` are arrays that broadcast."""
-        plan = self._epoch(epoch)
+        passes = self._epoch(epoch)
         window = step // self.window
         start = window * self.window
         size = np.minimum(self.window, self.steps_per_epoch - start)
         key = hash64(self.seed, Purpose.ORDER_WINDOW, epoch, slot, window)
         moved = start + permute(step - start, size, key).astype(np.int64)
-        position = plan.offset + slot * self.steps_per_epoch + moved
+        position = passes.offset + slot * self.steps_per_epoch + moved
         position -= self.pairs * (position >= self.pairs)  # both are below `pairs`: no division is needed
         sweep = position // self.patches
         place = position - sweep * self.patches
         # One search for all passes: pass p's cumulative sizes are stored with p·N added.
-        entry = np.searchsorted(plan.ends, position, side="right")
-        shard = plan.shards[entry]
-        record = place - (plan.ends[entry] - sweep * self.patches - self.sizes[shard])
+        entry = np.searchsorted(passes.ends, position, side="right")
+        shard = passes.shards[entry]
+        record = place - (passes.ends[entry] - sweep * self.patches - self.sizes[shard])
         if self.flips == 1:
             flip = np.zeros(record.shape, np.uint8)
         else:

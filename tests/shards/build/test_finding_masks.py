@@ -143,6 +143,22 @@ def test_channels_of_one_image_are_never_two_images(tmp_path: Path) -> None:
     assert count(build(tmp_path, **settings(tmp_path, pattern="*_0000.png"))) == 3
 
 
+def test_pictures_of_a_camera_are_no_channels(tmp_path: Path) -> None:
+    for number in range(6):
+        add(tmp_path, f"images/IMG_{number:04}.png", f"masks/IMG_{number:04}_gt.png" if number < 2 else None, number)
+    message = refused(tmp_path, **settings(tmp_path))
+    assert "channels" not in message
+    assert "--masks.name '{stem}_gt': pairs 2 of 6 images" in message
+    assert count(build(tmp_path, **settings(tmp_path, unlabelled="skip"))) == 2
+
+
+def test_images_in_folders_inside_are_pointed_at(tmp_path: Path) -> None:
+    for number in range(3):
+        add(tmp_path, f"images/rat/{number}.png", f"masks/rat/{number}.png", number)
+    assert "3 are in folders inside: --images.pattern '**/*'" in refused(tmp_path, **settings(tmp_path))
+    assert count(build(tmp_path, **settings(tmp_path, pattern="**/*"))) == 3
+
+
 def test_frames_with_a_mask_each_are_images(tmp_path: Path) -> None:
     for number in range(4):
         add(tmp_path, f"images/movie_{number:04}.png", f"masks/movie_{number:04}.png", number)

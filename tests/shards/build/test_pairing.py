@@ -110,7 +110,11 @@ def test_one_image_and_one_mask() -> None:
 
 
 def test_channels_of_nnu_net_are_told_from_other_numbers() -> None:
-    assert channels(["a_0000", "a_0001", "b_0000", "c_1"]) == [("a_0000", "a_0001")]
+    names = ["a_0000", "a_0001", "b_0000", "c_1"]
+    assert channels(names, ["a", "b"]) == [("a_0000", "a_0001")]
+    assert channels(["p_0001_0000", "p_0001_0001"], ["p_0001"]) == [("p_0001_0000", "p_0001_0001")]
+    assert channels(["IMG_0001", "IMG_0002"], ["x", "y"]) == []
+    assert channels(["IMG_0000", "IMG_0001"], ["IMG_0000_mask"]) == []
 
 
 def test_many_names_are_paired_by_samples() -> None:

@@ -13,7 +13,7 @@ from shards.images.class_values import default_color
 from shards.images.config import MasksConfig, synthetic_masks_config
 from shards.images.masks import MaskReader, encode_mask, mask_reader_from_recipe
 from shards.manifest import IGNORE
-from tests.shards.images.test_images import png_of_16_bit
+from tests.support.png import png_of_16_bit
 
 LABELS = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
 
