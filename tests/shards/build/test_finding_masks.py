@@ -16,10 +16,11 @@ from shards.build.build import make_shards
 from shards.build.config import ImagesConfig, SplitConfig
 from shards.images.config import MasksConfig
 from shards.images.folders import images_in
-from shards.manifest import Manifest
+from shards.manifest import ClassInfo, Manifest
 from tests.support.sets import assert_patches_have_their_masks, bright, build_own, noise, own_config, save
 
 CLASSES = ("background=0", "cell=255")
+MODEL = (ClassInfo("background", (0, 0, 0)), ClassInfo("cell", (255, 255, 255)))
 
 
 def add(root: Path, image: str, mask: str | None, seed: int, shape: tuple[int, int] = (40, 30)) -> None:
@@ -233,7 +234,7 @@ def test_names_are_equal_in_whatever_unicode_form(tmp_path: Path) -> None:
     listed = {"images": ImagesConfig(csv=tmp_path / "pairs.csv"), "masks": MasksConfig(classes=CLASSES)}
     assert count(build_own(tmp_path, name="listed", **listed)) == 3
     masks = MasksConfig(folder=tmp_path / "masks", classes=CLASSES)
-    found = find_inputs(InferConfig(model="m", images=(str(tmp_path / "images"),), masks=masks), ())
+    found = find_inputs(InferConfig(model="m", images=(str(tmp_path / "images"),), masks=masks), MODEL)
     assert all(image.mask for image in found.images)
 
 
@@ -344,8 +345,8 @@ def test_infer_finds_the_rule_too(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"images/Img_{number}.png", f"masks/Mask_{number}.png", number)
     masks = MasksConfig(folder=tmp_path / "masks", classes=CLASSES)
-    found = find_inputs(InferConfig(model="m", images=(str(tmp_path / "images"),), masks=masks), ())
+    found = find_inputs(InferConfig(model="m", images=(str(tmp_path / "images"),), masks=masks), MODEL)
     assert [Path(image.mask or "").name for image in found.images] == ["Mask_0.png", "Mask_1.png", "Mask_2.png"]
     save(tmp_path / "masks" / "old.png", bright(noise(0)))
     with pytest.raises(UserError, match=r"--images pairs\.csv"):
-        find_inputs(InferConfig(model="m", images=(str(tmp_path / "images"),), masks=masks), ())
+        find_inputs(InferConfig(model="m", images=(str(tmp_path / "images"),), masks=masks), MODEL)
