@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 
 from segdist.core.errors import UserError
-from segdist.core.exit_codes import FAILED, INTERRUPTED, LOST_PEERS, USAGE, is_communication_error
+from segdist.core.exit_codes import FAILED, INTERRUPTED, LOST_PEERS, STOPPED, USAGE, is_communication_error
 from segdist.core.files import NO_ROOM, no_room
 from segdist.core.launcher import end_with_launcher, note_reason
 from segdist.core.terminal import outlive_the_terminal, show_error, show_traceback
+from segdist.core.waiting import WaitEnded
 
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 """A path that can't be what it is asked to be: a folder of somebody else's, a file where a folder is needed, …"""
@@ -38,6 +39,9 @@ def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = No
             message = f"{error.filename}: {error.strerror}; choose another place, or give yourself access"
             return _refused(message, rank, USAGE)
         return _unexpected(error, rank)
+    except WaitEnded as ended:
+        show_error(f"{ended}; the same command goes on from the last checkpoint", rank)
+        return STOPPED
     except KeyboardInterrupt:
         show_error("interrupted", rank)
         return INTERRUPTED

@@ -13,6 +13,7 @@ the trackers of all three.
 import shlex
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -50,25 +51,26 @@ def main(argv: list[str] | None = None) -> int:
         ("train", config.processes, train, ["-f", config.name, "--name", config.name, *preset]),
         ("infer", config.processes, tables["infer"], ["-m", config.name, "-f", config.name]),
     ]
-    for number, (job, ranks, settings, arguments) in enumerate(steps, start=1):
-        if command.dry_run and job != "make_shards" and not (data / MANIFEST).exists():
-            say(f"{job}: can be planned when the shards are made")
-            continue
-        if settings:
-            # In the run folder, where what was asked for can be seen later.
-            file = run / PIPELINE / f"{job}.json"
-            write_settings(file, settings)
-            arguments = ["--config", str(file), *arguments]
-        if command.dry_run:
-            arguments.append("--dry-run")
-        words = [str(JOBS / f"{job}.py"), *arguments]
-        launcher = f"torchrun --standalone --nproc-per-node={ranks}" if ranks > 1 else "python"
-        say(f"\n[{number}/3] {launcher} {shlex.join(words)}")
-        code = run_here([sys.executable, *words], ranks)
-        if code == STOPPED:
-            say("stopped; the same command goes on from there")
-        if code:
-            return code
+    with tempfile.TemporaryDirectory() as draft:
+        for number, (job, ranks, settings, arguments) in enumerate(steps, start=1):
+            if command.dry_run and job != "make_shards" and not (data / MANIFEST).exists():
+                say(f"{job}: can be planned when the shards are made")
+                continue
+            if settings:
+                # In the run folder, where what was asked for can be seen later; a dry run writes nothing that stays.
+                file = (Path(draft) if command.dry_run else run / PIPELINE) / f"{job}.json"
+                write_settings(file, settings)
+                arguments = ["--config", str(file), *arguments]
+            if command.dry_run:
+                arguments.append("--dry-run")
+            words = [str(JOBS / f"{job}.py"), *arguments]
+            launcher = f"torchrun --standalone --nproc-per-node={ranks}" if ranks > 1 else "python"
+            say(f"\n[{number}/3] {launcher} {shlex.join(words)}")
+            code = run_here([sys.executable, *words], ranks)
+            if code == STOPPED:
+                say("stopped; the same command goes on from there")
+            if code:
+                return code
     return FINISHED
 
 

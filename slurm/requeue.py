@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from segdist.core.errors import UserError
 from segdist.core.launcher import read_reason
+from segdist.core.terminal import warn
 from slurm.ledger import Ledger, fingerprint
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -150,14 +151,24 @@ def state_of(job_id: str) -> str:
     return dict(line.split() for line in queue.splitlines()).get(job_id, "GONE")
 
 
-def ask_slurm(*command: str, attempts: int = 6) -> str | None:
-    """What one of Slurm's commands prints; None when it is missing, or fails `attempts` times over (15 s for 6)."""
+def ask_slurm(*command: str, attempts: int = 6, limit: float = 60.0) -> str | None:
+    """What one of Slurm's commands prints; None when it is missing, fails `attempts` times over, or takes too long.
+
+    Args:
+        limit: seconds for all attempts together; after a while a line says what is waited for.
+    """
+    deadline = time.monotonic() + limit
     for attempt in range(attempts):
-        time.sleep(attempt)  # slurmctld is busy, or restarting
+        time.sleep(min(attempt, max(deadline - time.monotonic(), 0)))  # slurmctld is busy, or restarting
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return None
+        if attempt:
+            warn(f"{command[0]} does not answer; trying for up to {limit:.0f} s")
         try:
-            asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+            asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=left)
         except subprocess.TimeoutExpired:
-            continue
+            return None
         except OSError:
             return None
         if asked.returncode == 0:

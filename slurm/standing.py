@@ -14,6 +14,9 @@ from slurm.ledger import Ledger, last_reason, ledger_path
 from slurm.requeue import ask_slurm
 from slurm.submit import Record, read_records
 
+PATIENCE = 10.0
+"""Seconds for each question to Slurm; somebody looks on."""
+
 ALIVE = (
     "PENDING",
     "CONFIGURING",
@@ -117,13 +120,17 @@ def slurm_states(task_ids: Iterable[str]) -> dict[str, JobState]:
     states = {}
     jobs = ",".join(sorted({task.split("_")[0] for task in wanted}))
     fields = "--format=JobID,State,ExitCode,Elapsed,NodeList"
-    accounting = ask_slurm("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={jobs}", fields, attempts=1)
+    accounting = ask_slurm(
+        *("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={jobs}", fields), attempts=1, limit=PATIENCE
+    )
     for line in (accounting or "").splitlines():
         task, state, code, elapsed, nodes = line.split("|")
         # "CANCELLED by 1000": who it was stands behind the state.
         word, _, who = state.partition(" ")
         states[task] = JobState(word, who or _exit_reason(code), elapsed, nodes)
-    queue = ask_slurm("squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i|%T|%r|%M|%N")
+    queue = ask_slurm(
+        *("squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i|%T|%r|%M|%N"), limit=PATIENCE
+    )
     if queue is None:
         raise UserError("squeue does not answer: no Slurm on this machine, or its controller is down; try again")
     for line in queue.splitlines():

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from segdist.core.terminal import warn
+from segdist.core.waiting import stop_requested
 from segdist.ranks.process_group import Ranks
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT") if hasattr(signal, name)]
@@ -35,6 +36,7 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
         """Take over the signals for the time of the context; the handlers before are put back."""
+        stop_requested.clear()
         before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         try:
             yield self
@@ -63,6 +65,7 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        stop_requested.set()  # for what waits for others
         if number == signal.SIGINT:
             if self._interrupted_at and now - self._interrupted_at > SECOND_INTERRUPT_AFTER:
                 os._exit(130)

@@ -21,6 +21,7 @@ from segdist.core.owner import owned
 from segdist.core.paths import BEST_MODEL, CHECKPOINTS, LAST_MODEL
 from segdist.core.states import State
 from segdist.core.terminal import say, warn
+from segdist.core.waiting import WaitEnded
 from segdist.model.card import ModelCard
 from segdist.model.compiling import explain_compiler_errors
 from segdist.model.factory import stride_multiple
@@ -161,7 +162,14 @@ class Trainer:
                     if self.config.check:
                         self._rehearse()
                     with self.reporter.progress(self.counters.step, self.steps), closing(self.checkpoints):
-                        state = self._loop()
+                        try:
+                            state = self._loop()
+                        except WaitEnded as ended:
+                            if self.ranks.world_size > 1:  # the others are in the middle of a step
+                                raise
+                            warn(str(ended))
+                            self._save()
+                            state = "stopped"
                 self._check_last_checkpoint(state)
         except BaseException:
             self.reporter.finished("failed", **self.summary())

@@ -19,6 +19,7 @@ from segdist.core.errors import UserError
 from segdist.core.files import whole_file
 from segdist.core.paths import MANIFEST
 from segdist.core.terminal import Progress
+from segdist.core.waiting import WaitEnded, patiently
 from shards.manifest import Manifest, parse_manifest, write_manifest
 
 try:
@@ -28,6 +29,8 @@ except ImportError:  # Windows
 
 PART = 8 << 20
 """Bytes asked for at once: what a dropped connection costs at most."""
+PART_LIMIT = 300.0
+"""Seconds for one of them: below 28 kB/s a set can't be trained on from afar."""
 ATTEMPTS = 6
 """In a row without a byte gained."""
 PAUSE = 0.5
@@ -112,7 +115,9 @@ class RemoteSet:
     def _retry(self, url: str, action: Callable[[], Any]) -> Any:
         for attempt in range(ATTEMPTS):
             try:
-                return action()
+                return patiently(action, url, PART_LIMIT)
+            except WaitEnded:
+                raise
             except FileNotFoundError:
                 raise UserError(f"{url}: no such file; is the URL that of a finished shard set's folder?") from None
             # Every protocol has its own exceptions for a lost connection; what isn't one fails again and is shown.

@@ -3,10 +3,13 @@
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ from shards.read import remote
 from shards.read.batches import TrainBatches
 from shards.read.order import SampleOrder
 from shards.read.reader import ShardSet
+from tests.support.programs import QUIET, TINY_NET, job, run, start, wait_until
+from tests.support.sets import tiny_set
 
 pytest.importorskip("aiohttp", reason="NEEDS THE EXTRA remote: reading over the network is not tested")
 
@@ -204,3 +209,38 @@ def test_other_protocols_go_through_fsspec(small_set: Path, tmp_path: Path, fres
     for path in small_set.glob("*.*"):
         files.pipe_file(f"/bucket/set/{path.name}", path.read_bytes())
     assert read(ShardSet("memory://bucket/set", cache=tmp_path / "cache")) == read(ShardSet(small_set))
+
+
+def test_a_set_that_trickles_in_obeys_the_signal_and_says_what_it_waits_for(tmp_path: Path) -> None:
+    """A server that sends a byte a second: SIGTERM ends the training within seconds, with a checkpoint."""
+    folder = tiny_set(tmp_path / "served")
+    slow = threading.Event()
+
+    class Trickling(SimpleHTTPRequestHandler):
+        def copyfile(self, source: Any, outputfile: Any) -> None:
+            if slow.is_set() and self.path.endswith(".tar"):
+                for _ in range(600):
+                    outputfile.write(source.read(1))
+                    outputfile.flush()
+                    time.sleep(1)
+            else:
+                super().copyfile(source, outputfile)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Trickling, directory=str(folder)))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    slow.set()
+    settings = ["-f", url, "--name", "run", "--steps", "5", "--no-check", *TINY_NET, *QUIET]
+    log = tmp_path / "log"
+    process = start(job("train", settings), tmp_path, log, SEGDIST_CACHE=str(tmp_path / "cache"))
+    wait_until(lambda: "waiting for http" in log.read_text(), 120)
+    process.terminate()
+    assert process.wait(timeout=30) == 75
+    assert "told to stop while waiting for http" in log.read_text()
+    slow.clear()
+    run(job("train", settings), tmp_path, SEGDIST_CACHE=str(tmp_path / "cache"))
+    server.shutdown()
