@@ -2,6 +2,10 @@
 
 import importlib
 import inspect
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from segdist.core.errors import UserError
@@ -11,20 +15,25 @@ if TYPE_CHECKING:
     from torch import nn
 
 CLASS_COUNT_NAMES = ("out_channels", "classes", "num_classes", "n_classes")
+PRETRAINED_NAMES = ("pretrained", "pretrained_backbone", "weights", "weights_backbone", "encoder_weights")
+"""Arguments by which torchvision, timm, MONAI and segmentation_models_pytorch fetch pretrained weights."""
 
 
-def build_model(config: ModelConfig, channels: int, num_classes: int) -> "nn.Module":
+def build_model(
+    config: ModelConfig, channels: int, num_classes: int, *, folders: Sequence[str] = (os.curdir,)
+) -> "nn.Module":
     """The model that `config` describes, freshly initialized by torch's global generator.
 
     Args:
         channels: channels of the input images.
         num_classes: number of classes, which is the number of output channels.
+        folders: where the factory's module is looked for when no installed package has its name.
 
     Returns:
         A module float32 (B, channels, H, W) → logits (B, num_classes, H, W).
 
     Raises:
-        UserError: the factory can't be imported or doesn't take its arguments.
+        UserError: the factory can't be imported, doesn't take its arguments, or can't get what it wants to read.
     """
     if config.factory == UNET:
         from segdist.model.unet import UNet
@@ -38,7 +47,7 @@ def build_model(config: ModelConfig, channels: int, num_classes: int) -> "nn.Mod
             upsampling=config.upsampling,
             **config.kwargs,
         )
-    factory = _import_factory(config.factory)
+    factory = _import_factory(config.factory, folders)
     parameters = inspect.signature(factory).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     name = next((name for name in CLASS_COUNT_NAMES if name in parameters), "classes" if takes_any else None)
@@ -51,7 +60,28 @@ def build_model(config: ModelConfig, channels: int, num_classes: int) -> "nn.Mod
         model: nn.Module = factory(**{"in_channels": channels, name: num_classes, **config.kwargs})
     except TypeError as error:
         raise UserError(f"model.factory {config.factory}: {error}; set model.kwargs") from error
+    except OSError as error:
+        # Also what urllib, requests and huggingface_hub raise without a network.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"model.factory {config.factory}: it can't read or download what it wants ({reason}); fetch pretrained "
+            f"weights once where there is a network, or switch them off in model.kwargs ({', '.join(PRETRAINED_NAMES)})"
+        ) from None
     return model
+
+
+def without_pretrained(config: ModelConfig, folders: Sequence[str] = (os.curdir,)) -> ModelConfig:
+    """`config` for a model whose weights come from a file: its factory is told to fetch none."""
+    if config.factory == UNET:
+        return config
+    parameters = inspect.signature(_import_factory(config.factory, folders)).parameters
+    off: dict[str, Any] = {}
+    for name in PRETRAINED_NAMES:
+        default = parameters[name].default if name in parameters else inspect.Parameter.empty
+        asked = config.kwargs.get(name, default)
+        if asked is not inspect.Parameter.empty and asked:
+            off[name] = False if asked is True else None
+    return replace(config, kwargs=config.kwargs | off)
 
 
 def stride_multiple(config: ModelConfig, model: "nn.Module") -> int:
@@ -59,13 +89,28 @@ def stride_multiple(config: ModelConfig, model: "nn.Module") -> int:
     return config.stride_multiple or int(getattr(model, "stride_multiple", 32))
 
 
-def _import_factory(path: str) -> Any:
+def _import_factory(path: str, folders: Sequence[str]) -> Any:
     module_name, colon, name = path.partition(":")
     if not colon:
         raise UserError(f"model.factory {path}: write package.module:callable")
     try:
-        return getattr(importlib.import_module(module_name), name)
+        return getattr(_import_module(module_name, folders), name)
     except ImportError as error:
-        raise UserError(f"model.factory {path}: {error}; is the package installed in this environment?") from error
+        raise UserError(
+            f"model.factory {path}: {error}; install the package in this environment, or start in the module's folder"
+        ) from error
     except AttributeError:
         raise UserError(f"model.factory {path}: module {module_name} has no {name}") from None
+
+
+def _import_module(name: str, folders: Sequence[str]) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there, but not what it imports
+        # Last, so that a file in a folder never takes the place of an installed package; and for good, because
+        # factories import more of their own later.
+        sys.path += [folder for folder in map(os.path.abspath, folders) if folder not in sys.path]
+        importlib.invalidate_caches()
+        return importlib.import_module(name)

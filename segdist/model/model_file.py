@@ -13,7 +13,7 @@ from segdist.core.errors import UserError
 from segdist.core.files import whole_file
 from segdist.core.model_header import CARD_KEY
 from segdist.model.card import ModelCard, card_text, read_card, resolve_model_path
-from segdist.model.factory import build_model
+from segdist.model.factory import build_model, without_pretrained
 from segdist.model.trust import OWN, require_trust
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def load_model(path: Path | str, device: str = "cpu", trusted: Sequence[str] = (
     """
     file = resolve_model_path(Path(path))
     weights, card = load_weights(file, device)
-    require_trust(card.model.factory, file, trusted)
+    folders = require_trust(card.model.factory, file, trusted)
     try:
         if card.model.factory in OWN:
             # Without memory, until the file's own tensors take the places: a card may claim any size.
@@ -49,7 +49,9 @@ def load_model(path: Path | str, device: str = "cpu", trusted: Sequence[str] = (
                 model = build_model(card.model, card.channels, len(card.classes))
             model.load_state_dict(weights, assign=True)
         else:
-            model = build_model(card.model, card.channels, len(card.classes))
+            # The weights are here: nothing is to be fetched only to be replaced.
+            config = without_pretrained(card.model, folders)
+            model = build_model(config, card.channels, len(card.classes), folders=folders)
             model.load_state_dict(weights)
     except (UserError, RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{file}: the weights don't fit {card.model.factory}: {error}") from None

@@ -3,9 +3,12 @@
 segdist's own are trusted, and so are those that this user has trained with: they were typed, not read from a file.
 These are noted in `factories.jsonl` in the user's config folder, one object a line:
     {"format_version": 1, "factory": "monai.networks.nets:UNet"}
+with the `folder` of one that was found in the folder in which training was started.
 """
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,18 +21,24 @@ FORMAT = 1
 OWN = (UNET,)
 
 
-def require_trust(factory: str, model_file: Path, trusted: Sequence[str] = ()) -> None:
+def require_trust(factory: str, model_file: Path, trusted: Sequence[str] = ()) -> list[str]:
     """Refuse a factory that a model file names and nobody has vouched for.
 
     Args:
         trusted: factories `package.module:callable`, or modules `package.module`, that the user trusts now.
 
+    Returns:
+        Folders where its module is looked for, if it isn't installed: the current one only for those trusted now.
+
     Raises:
         UserError: says why, and how to trust it.
     """
     module = factory.partition(":")[0]
-    if factory in OWN or factory in trusted or module in trusted or factory in _noted():
-        return
+    noted = _noted()
+    if factory in trusted or module in trusted:
+        return [*noted.get(factory, []), os.curdir]
+    if factory in OWN or factory in noted:
+        return noted.get(factory, [])
     raise UserError(
         f"{model_file}: this model is made by {factory}, which would have to be imported and called, and a model file "
         "from somewhere else can name any code on this machine. If you know the file and that module, add "
@@ -40,9 +49,10 @@ def require_trust(factory: str, model_file: Path, trusted: Sequence[str] = ()) -
 
 def note_trained_with(factory: str) -> None:
     """Remember that this user trains with `factory`: its models load without asking from now on."""
-    if factory in OWN or factory in _noted():
+    noted, folder = _noted(), _current_folder_of(factory)
+    if factory in OWN or (factory in noted and (not folder or folder in noted[factory])):
         return
-    line = json.dumps(stamped({"factory": factory}, FORMAT)) + "\n"
+    line = json.dumps(stamped({"factory": factory} | ({"folder": folder} if folder else {}), FORMAT)) + "\n"
     try:
         _file().parent.mkdir(parents=True, exist_ok=True)
         with _file().open("a") as file:
@@ -62,9 +72,19 @@ def _file() -> Path:
     return config_folder() / "factories.jsonl"
 
 
-def _noted() -> set[str]:
-    """What is noted; a line that can't be understood trusts nothing."""
-    noted: set[str] = set()
+def _current_folder_of(factory: str) -> str:
+    """The current folder if the factory's module lies there; else empty, as for installed packages."""
+    package = sys.modules.get(factory.partition(":")[0].partition(".")[0])
+    file = getattr(package, "__file__", None) or next(iter(getattr(package, "__path__", [])), None)
+    if file is None:
+        return ""
+    place = Path(file).parent.parent if Path(file).name == "__init__.py" else Path(file).parent
+    return os.getcwd() if place.resolve() == Path.cwd() else ""
+
+
+def _noted() -> dict[str, list[str]]:
+    """What is noted, with its folders, the last one first; a line that can't be understood trusts nothing."""
+    noted: dict[str, list[str]] = {}
     try:
         lines = _file().read_text(errors="replace").splitlines()
     except OSError:
@@ -75,5 +95,7 @@ def _noted() -> set[str]:
         except ValueError:
             continue
         if isinstance(values, dict) and values.get(VERSION_KEY) == FORMAT and isinstance(values.get("factory"), str):
-            noted.add(values["factory"])
+            folders = noted.setdefault(values["factory"], [])
+            if isinstance(values.get("folder"), str):
+                folders.insert(0, values["folder"])
     return noted
