@@ -1,15 +1,17 @@
 """Settings of the jobs that start, show or submit others. train, infer and make-shards have theirs in their rooms."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from segdist.core.errors import UserError
+from segdist.core.parsing import merge, to_dict
 from segdist.core.paths import DATA
-from segdist.core.ranges import Count, CountOrZero, Positive, Range, Seed
+from segdist.core.ranges import CountOrZero, NotNegative, Positive, Range, Seed
 from segdist.model.config import JsonTable
+from shards.build.config import SetConfig
 
 Tasks = Annotated[int, Range(1, 10_000)]
 
@@ -70,17 +72,17 @@ class ShardsCommand:
 
 
 @dataclass(frozen=True)
-class PipelineConfig:
-    """The three jobs, one after another, on this machine."""
+class ChainConfig(SetConfig):
+    """make-shards → train → infer on a set and a run of one name; the settings of the set are those of make-shards."""
 
     name: str = "pipeline"
-    """Name of the shard set (data/NAME) and of the run (runs/NAME)."""
+    """Name of the shard set (data/NAME) and of the run (runs/NAME); may also come first, without the flag."""
     processes: Annotated[int, Range(1, 4096)] = 2
-    """Ranks for training and inference."""
-    fresh: bool = False
-    """Throw away the shard set and the run of that name and start over."""
+    """Ranks for training and inference; on a cluster the profile says how many."""
+    minutes: NotNegative = 0.0
+    """Wall time of the training; 0: what `train` says, else 20."""
     make_shards: JsonTable = field(default_factory=dict)
-    """Settings of `segdist make-shards`: a TOML table, or JSON on the command line."""
+    """Settings of `segdist make-shards`: a TOML table, or JSON on the command line. Those given as options win."""
     train: JsonTable = field(default_factory=dict)
     """Settings of `segdist train`, and `preset`."""
     infer: JsonTable = field(default_factory=dict)
@@ -89,8 +91,25 @@ class PipelineConfig:
     """Settings of all three jobs' trackers, where a job's own table has none (`{"wandb": "off"}`)."""
 
     def validate(self) -> None:
-        """Raises UserError for a name that is a path."""
+        """Raises UserError for a name that is a path, or a length of the training that is given twice."""
         check_pipeline_name(self.name)
+        if self.minutes and (twice := {"steps", "epochs"} & self.train.keys()):
+            raise UserError(f"--minutes and {', '.join(sorted(twice))} of train: give the length of the training once")
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """The settings of each job."""
+        options = to_dict(SetConfig(**{item.name: getattr(self, item.name) for item in fields(SetConfig)}))
+        make_shards = merge(self.make_shards, _changed(to_dict(SetConfig()), options))
+        train = self.train | ({"minutes": self.minutes} if self.minutes else {})
+        return tracked(self.tracking, {"make_shards": make_shards, "train": train, "infer": self.infer})
+
+
+@dataclass(frozen=True)
+class PipelineConfig(ChainConfig):
+    """The three jobs, one after another, on this machine."""
+
+    fresh: bool = False
+    """Throw away the shard set and the run of that name and start over."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +127,9 @@ class SubmitConfig:
 
 
 @dataclass(frozen=True)
-class SubmitPipelineConfig:
+class SubmitPipelineConfig(ChainConfig):
     """Put the chain make-shards → train → infer → report into the queue. Each waits for the one before."""
 
-    name: str = "pipeline"
-    """Name of the shard set (data/NAME) and of the run (runs/NAME)."""
-    processes: Count = 2
-    """Ranks, for `segdist pipeline`, which reads the same file; here the profile says how many."""
     profile: str = ""
     """Cluster profile: a TOML file, or one of the examples in slurm/profiles (docs/cluster.md)."""
     cluster: Literal["slurm", "local", "debug"] = "slurm"
@@ -125,18 +140,11 @@ class SubmitPipelineConfig:
     """Segment in so many tasks of a job array, for very many images; 1: one job of several ranks."""
     stage_to: str = ""
     """Copy the shard set to this folder of each node before training, and read it there ('$TMPDIR')."""
-    make_shards: JsonTable = field(default_factory=dict)
-    """Settings of `segdist make-shards`: a TOML table, or JSON on the command line."""
-    train: JsonTable = field(default_factory=dict)
-    """Settings of `segdist train`, and `preset`."""
-    infer: JsonTable = field(default_factory=dict)
-    """Settings of `segdist infer`."""
-    tracking: JsonTable = field(default_factory=dict)
-    """Settings of all three jobs' trackers, where a job's own table has none (`{"wandb": "off"}`)."""
 
-    def validate(self) -> None:
-        """Raises UserError for a name that is a path."""
-        check_pipeline_name(self.name)
+
+def name_first(arguments: list[str]) -> list[str]:
+    """A chain's arguments with `--name` before a name that comes first."""
+    return ["--name", *arguments] if arguments and not arguments[0].startswith("-") else arguments
 
 
 def check_pipeline_name(name: str) -> None:
@@ -153,3 +161,15 @@ def tracked(tracking: dict[str, Any], tables: dict[str, dict[str, Any]]) -> dict
         merged = ({"wandb": "auto"} if job == "make_shards" else {}) | tracking | table.get("tracking", {})
         filled[job] = table | ({"tracking": merged} if merged else {})
     return filled
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `after` that are not those of `before`."""
+    changed = {}
+    for key, value in after.items():
+        if isinstance(value, dict) and isinstance(before.get(key), dict):
+            if inside := _changed(before[key], value):
+                changed[key] = inside
+        elif value != before.get(key):
+            changed[key] = value
+    return changed

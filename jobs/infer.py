@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from jobs.command_line import parse, print_config
 from jobs.entry import run_job
 from segdist.core.exit_codes import FINISHED, INCOMPLETE
-from segdist.inference.config import InferConfig
+from segdist.inference.config import InferConfig, settings_in_card
 
 if TYPE_CHECKING:
     from segdist.inference.job import Result
@@ -34,6 +34,8 @@ PATIENCE = timedelta(days=30)
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     command = parse(InferConfig, argv, "infer", __doc__ or "")
+    # What the model's card says, under what the user says.
+    command = parse(InferConfig, argv, "infer", __doc__ or "", preset_values=settings_in_card(command.job.model))
     # Heavy imports come after the command line: --help must not wait for torch.
     from segdist.inference.job import examine, infer
     from segdist.inference.printout import plan_text, summary_text

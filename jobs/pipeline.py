@@ -1,7 +1,9 @@
-"""`segdist pipeline`: make-shards → train → infer, one after another on this machine.
+"""`segdist pipeline NAME`: make-shards → train → infer, one after another on this machine, and the report.
 
-    segdist pipeline --name demo --processes 2
+    segdist pipeline cells --images.folder photos --masks.folder labels --minutes 20
     segdist pipeline --config jobs/demo.toml
+
+The options of make-shards are options here; what isn't set is chosen, and printed with its reason.
 
 Each job runs as it would by hand, and its command is shown first. What is finished already is used again: after an
 interruption the same command goes on. `--fresh` throws the shard set and the run of that name away first.
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command_line import parse, print_config
-from jobs.config import PipelineConfig, tracked
+from jobs.config import PipelineConfig, name_first
 from jobs.entry import run_job
 from segdist.core.exit_codes import FINISHED, STOPPED
 from segdist.core.owner import owned
@@ -32,7 +34,8 @@ JOBS = Path(__file__).resolve().parent
 
 def main(argv: list[str] | None = None) -> int:
     """Run the jobs; returns the first exit code that is not 0."""
-    command = parse(PipelineConfig, argv, "pipeline", __doc__ or "")
+    arguments = name_first(sys.argv[1:] if argv is None else argv)
+    command = parse(PipelineConfig, arguments, "pipeline", __doc__ or "")
     config = command.job
     run, data = RUNS / config.name, DATA / config.name
     if command.dry_run:
@@ -43,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
                 with owned(folder, "segdist pipeline --fresh"):
                     pass  # nobody is at it
                 shutil.rmtree(folder, ignore_errors=True)
-    tables = tracked(config.tracking, {"make_shards": config.make_shards, "train": config.train, "infer": config.infer})
+    tables = config.tables()
     train = tables["train"]
     preset = ["--preset", train.pop("preset")] if "preset" in train else []
     steps: list[tuple[str, int, dict[str, Any], list[str]]] = [
@@ -71,6 +74,11 @@ def main(argv: list[str] | None = None) -> int:
                 say("stopped; the same command goes on from there")
             if code:
                 return code
+    if not command.dry_run:
+        # Imported only now: it takes a while, and the jobs have long begun.
+        from segdist.runs.report import refresh_report
+
+        refresh_report(run)
     return FINISHED
 
 

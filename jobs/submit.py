@@ -3,6 +3,7 @@
     segdist submit train --profile gpu-node -- -f cells -e 100
     segdist submit make-shards --profile mini --tasks 8 -- -f cells --images.folder scans …
     segdist submit infer --profile mini -- -m cells --images scans
+    segdist submit pipeline cells --profile mini --images.folder photos --masks.folder labels --minutes 20
     segdist submit pipeline --profile mini --config jobs/demo.toml --shard-tasks 4
 
 What stands behind `--` are the job's own options, as in `segdist train …`. `--dry-run` prints the sbatch script and
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from jobs.command_line import parse
-from jobs.config import SubmitConfig, SubmitPipelineConfig, tracked
+from jobs.config import SubmitConfig, SubmitPipelineConfig, name_first
 from jobs.entry import run_job
 from jobs.links import Submission, infer_links, missing_inputs, pipeline_links, shard_links, train_links
 from segdist.core.errors import UserError
@@ -58,12 +59,13 @@ def _submit_single(job: str, own: list[str], job_arguments: list[str]) -> int:
 def _submit_pipeline(own: list[str], job_arguments: list[str]) -> int:
     if job_arguments:
         raise UserError(
-            "segdist submit pipeline takes the jobs' settings from the tables of its --config, not after --"
+            "segdist submit pipeline takes make-shards' settings as options, those of all jobs from its --config, "
+            "and none after --"
         )
-    command = parse(SubmitPipelineConfig, own, "submit pipeline", __doc__ or "")
+    command = parse(SubmitPipelineConfig, name_first(own), "submit pipeline", __doc__ or "")
     config = command.job
     submission = Submission(config.profile, config.cluster, config.shard_tasks, config.stage_to)
-    tables = tracked(config.tracking, {"make_shards": config.make_shards, "train": config.train, "infer": config.infer})
+    tables = config.tables()
     with tempfile.TemporaryDirectory() as draft:
         settings = Path(draft) if command.dry_run else RUNS / config.name / PIPELINE
         links = pipeline_links(submission, config.name, **tables, infer_tasks=config.infer_tasks, settings=settings)

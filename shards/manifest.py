@@ -15,7 +15,8 @@ from segdist.core.parsing import from_dict, to_dict
 from segdist.core.paths import INDEX_SUFFIX, MANIFEST
 from shards.manifest_rules import impossible
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: `scale` and `upright`."""
 SPLITS = ("train", "val", "test")
 
 IGNORE = 255
@@ -84,12 +85,21 @@ class Manifest:
     ignored_pixels: int
     sources: dict[str, tuple[SourcePair, ...]]
     """Per split; the source numbers of a shard's index count in its split's list. Test images are never cut."""
+    scale: int = 1
+    """Patches were cut from images reduced by this factor, by area mean."""
+    upright: bool = False
+    """The images have an up: upside down they would look wrong."""
 
     @property
     def fingerprint(self) -> str:
         """Identity of the content: checksums, classes and statistics, wherever the folder is."""
         values = to_dict(self)
         del values["recipe"], values["sources"]
+        # What version 2 brought counts only where it is used: sets of version 1 keep their identity when built again.
+        values[VERSION_KEY] = min(self.format_version, 1)
+        for name, usual in (("scale", 1), ("upright", False)):
+            if values[name] == usual:
+                del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def of_split(self, split: str) -> tuple[ShardInfo, ...]:

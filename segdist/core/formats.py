@@ -10,9 +10,9 @@ from segdist.core.errors import UserError
 
 VERSION_KEY = "format_version"
 
-RUN_VERSION = 1
+RUN_VERSION = 2
 """Of a run's folder: of `config.json`, which stands for the rows of `metrics.jsonl` and `events.jsonl` as well, and of
-`summary.json`. 0, without a number: the U-Net is segdist.unet:UNet."""
+`summary.json`. 2: `choices`, `minutes` and `inference`; 0, without a number: the U-Net is segdist.unet:UNet."""
 
 
 def stamped(values: dict[str, Any], version: int) -> dict[str, Any]:

@@ -4,6 +4,10 @@ import importlib
 import os
 import platform
 import sys
+import time
+
+STARTED = time.monotonic()
+"""When this program was started, near enough: the clock when this module was first imported."""
 
 
 def usable_cores() -> int:

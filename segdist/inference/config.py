@@ -1,13 +1,15 @@
 """Everything that an inference job can be told, as one frozen dataclass."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from segdist.core.errors import UserError
+from segdist.core.paths import run_dir
 from segdist.core.ranges import Count, CountOrZero, PartialShare, Range, Threads, check_ranges
 from segdist.inference.grid import Blending, Borders, stride_of
+from segdist.model.card import read_card, resolve_model_path
 from segdist.tracking.config import TrackingConfig
 from shards.images.config import MasksConfig
 from shards.images.mask_names import MaskRule
@@ -58,18 +60,20 @@ class InferConfig:
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """Output folder; default: predictions/<name of the input> in the run folder."""
     tile: CountOrZero = 0
-    """Tile side in pixels; 0: the side of the patches that the model was trained on. Large images are cheaper with
-    larger tiles and less overlap (256 and 0.25), at the same accuracy; they need more memory."""
+    """Tile side in pixels (of the reduced image, where the model works on one); left out or 0: what the model's card
+    says, else the side of the patches that it was trained on. Large images are cheaper with larger tiles and less
+    overlap (256 and 0.25), at the same accuracy; they need more memory."""
     overlap: PartialShare = 0.5
-    """Share of the tile side that neighboring tiles have in common: 0.5 is the safe choice, 0.25 nearly as good for
-    half the work, more gains nothing. docs/inference.md has the figures."""
+    """Share of the tile side that neighboring tiles have in common; left out: what the model's card says. 0.5 is the
+    safe choice, 0.25 nearly as good for half the work, more gains nothing. docs/inference.md has the figures."""
     blending: Blending = "mean"
     """How overlapping tiles are averaged: all pixels alike, or with more weight in the middle of each tile."""
     borders: Borders = "corner"
     """corner: tiles start at the image's corner; full: they start outside (reflected), so that pixels at the border
     get as many tiles as the others."""
     flips: bool = False
-    """Average over the four flips of each tile: four times the work."""
+    """Average over the flips of each tile, four times the work (twice for a model of images that have an up); left out:
+    what the model's card says."""
     batch_size: Annotated[Count, tyro.conf.arg(aliases=["-b"])] = 16
     """Tiles in one pass of the model. Part of the result's identity: another one may change last bits."""
     roi: tuple[CountOrZero, CountOrZero, Count, Count] | None = None
@@ -144,3 +148,13 @@ class InferConfig:
         part, parts = self.task_part()
         stem, dot, suffix = file.partition(".")
         return f"{stem}-{part}-of-{parts}{dot}{suffix}" if parts > 1 else file
+
+
+def settings_in_card(model: str) -> dict[str, Any]:
+    """Settings of an `InferConfig` that the card of `--model` has a wish for.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    card = read_card(resolve_model_path(run_dir(model)))
+    return {"tile": card.tile, "overlap": card.overlap, "flips": card.flips != "none"}

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from segdist.inference.config import OutputConfig, ProbabilityType
-from segdist.inference.tiler import FinishedRows, Weights, labels_of
+from segdist.inference.enlarge import Means
+from segdist.inference.tiler import FinishedRows, labels_of
 
 MASK, CONFIDENCE, ENTROPY = "mask", "confidence", "entropy"
 
@@ -46,13 +47,13 @@ class Layers:
         """Of all layers together."""
         return sum(dtype.itemsize for dtype in self.dtypes().values())
 
-    def encode(self, rows: FinishedRows, weights: Weights) -> dict[str, torch.Tensor]:
+    def encode(self, rows: FinishedRows, probabilities: Means) -> dict[str, torch.Tensor]:
         """The layers of finished rows, on the device of the sums."""
         # The mask comes from the sums themselves: stored probabilities are rounded.
         encoded = {MASK: labels_of(rows.sums)}
         if self.probabilities == "none" and not (self.confidence or self.entropy):
             return encoded
-        means = weights.mean(rows)
+        means = probabilities.mean(rows)
         if self.probabilities != "none":
             stored = quantized(means, self.probabilities)
             encoded |= dict(zip(self.probability_names(), stored, strict=True))

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from segdist.core.errors import UserError
+from segdist.inference.enlarge import Means, Scale, image_rows
 from segdist.inference.grid import Blending, Borders, TileGrid, blending_window, make_grid
-from segdist.inference.tiler import FinishedRows, TileModel, Weights, finished_rows, labels_of
+from segdist.inference.tiler import FinishedRows, Region, TileModel, labels_of
 from segdist.model.card import resolve_model_path
 from segdist.model.model_file import load_model
 from segdist.model.precision import Choice, choose_precision
@@ -27,8 +28,8 @@ class Predictor:
     Args:
         model: run folder or model file; or a model of your own, float32 (B, C, H, W) → logits (B, K, H, W), for which
             `num_classes`, `mean` and `std` (per channel, in the images' units) and `tile` must be given.
-        tile: tile side; default the side of the training patches.
-        overlap: share of the tile side that neighboring tiles have in common.
+        tile, overlap, flips: tile side, the share of it that neighboring tiles have in common, and whether to average
+            over flips; left out, what the model's card says.
         device: "auto", "cpu" or "cuda".
         channels_last: run the model in NHWC order, which is faster; the last bits differ from NCHW.
         trust_factory: module or modules whose model factories a model file may name, besides segdist's own and those
@@ -40,10 +41,10 @@ class Predictor:
         model: str | Path | nn.Module,
         *,
         tile: int = 0,
-        overlap: float = 0.5,
+        overlap: float | None = None,
         blending: Blending = "mean",
         borders: Borders = "corner",
-        flips: bool = False,
+        flips: bool | None = None,
         batch_size: int = BATCH,
         device: str = "auto",
         precision: Choice = "auto",
@@ -59,13 +60,15 @@ class Predictor:
         if isinstance(model, nn.Module):
             if not (num_classes and mean and len(mean) == len(std) and tile):
                 raise UserError("a model of your own needs num_classes, tile, and mean and std per channel")
-            module = model.to(device).eval()
+            module, card = model.to(device).eval(), None
             stride_multiple = stride_multiple or int(getattr(model, "stride_multiple", 1))
         else:
             trusted = (trust_factory,) if isinstance(trust_factory, str) else trust_factory
             module, card = load_model(resolve_model_path(Path(model)), device, trusted)
             num_classes, mean, std, stride_multiple = len(card.classes), card.mean, card.std, card.stride_multiple
-            tile = tile or card.patch
+            tile = tile or card.tile or card.patch
+            overlap = card.overlap if overlap is None else overlap
+            flips = card.flips != "none" if flips is None else flips
         self.model = TileModel(
             module,
             num_classes,
@@ -74,20 +77,23 @@ class Predictor:
             device,
             stride_multiple=stride_multiple,
             precision=choose_precision(precision, torch.device(device)),
-            flips=flips,
+            flips=bool(flips),
+            upside_down=card is None or card.flips != "sideways",
             channels_last=channels_last,
         )
-        self.tile, self.overlap, self.borders, self.batch_size = tile, overlap, borders, batch_size
+        self.tile, self.borders, self.batch_size = tile, borders, batch_size
+        self.overlap = 0.5 if overlap is None else overlap
+        self.factor = card.scale if card else 1
         self.window = blending_window(blending, tile)
 
     def probabilities(self, image: np.ndarray | str | Path) -> np.ndarray:
         """Class probabilities, float32 (K, H, W), of an image (H, W) or (H, W, C), or of an image file."""
         pixels = self._pixels(image)
-        grid = self._grid(pixels)
-        weights = Weights(grid, self.window, self.model.device)
+        scale, grid = self._grid(pixels)
+        means = Means(grid, self.window, self.model.device, scale)
         result = np.empty((self.model.num_classes, *pixels.shape[:2]), np.float32)
-        for rows in self._rows(pixels, grid):
-            result[:, rows.top : rows.bottom] = weights.mean(rows).cpu().numpy()
+        for rows in self._rows(pixels, scale, grid):
+            result[:, rows.top : rows.bottom] = means.mean(rows).cpu().numpy()
         return result
 
     def labels(self, image: np.ndarray | str | Path, out: np.ndarray | None = None) -> np.ndarray:
@@ -102,7 +108,7 @@ class Predictor:
             out = np.empty(pixels.shape[:2], np.uint8)
         elif out.dtype != np.uint8 or out.shape != pixels.shape[:2]:
             raise UserError(f"out is {out.dtype} {out.shape}: the labels of this image are uint8 {pixels.shape[:2]}")
-        for rows in self._rows(pixels, self._grid(pixels)):
+        for rows in self._rows(pixels, *self._grid(pixels)):
             out[rows.top : rows.bottom] = labels_of(rows.sums).cpu().numpy()
         return out
 
@@ -115,15 +121,16 @@ class Predictor:
             raise UserError(f"an image of {image.dtype} {image.shape}: give uint8 or uint16, (H, W) or (H, W, C)")
         return match_channels(image[..., None] if image.ndim == 2 else image, self.model.channels, "the image")
 
-    def _grid(self, pixels: np.ndarray) -> TileGrid:
-        height, width, _ = pixels.shape
-        return make_grid(height, width, self.tile, self.overlap, self.batch_size, self.borders)
+    def _grid(self, pixels: np.ndarray) -> tuple[Scale, TileGrid]:
+        scale = Scale(self.factor, *pixels.shape[:2])
+        return scale, make_grid(*scale.reduced_shape, self.tile, self.overlap, self.batch_size, self.borders)
 
-    def _rows(self, pixels: np.ndarray, grid: TileGrid) -> Iterator[FinishedRows]:
+    def _rows(self, pixels: np.ndarray, scale: Scale, grid: TileGrid) -> Iterator[FinishedRows]:
         def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
             return pixels[top:bottom, left:right]
 
-        return finished_rows(self.model, read, grid, self.window)
+        region, tile_rows = Region(0, scale.height, 0, scale.width), range(grid.rows.count)
+        return image_rows(self.model, scale.reading(read), grid, self.window, scale, tile_rows, region)
 
 
 def predict(model: str | Path | nn.Module, image: np.ndarray | str | Path, **options: object) -> np.ndarray:

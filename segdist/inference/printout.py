@@ -49,6 +49,9 @@ def memory_of(task: Task, image: ImageTask) -> int:
     rows = 2 * channels * (side + grid.rows.stride) * width * 4
     batch = grid.batch * side * side * 4 * (channels + 2 * num_classes)
     decoded = 0 if header.windowed else header.pixels * header.channels * (2 if header.dtype == "uint16" else 1)
+    if image.scale.factor > 1:  # means and their enlargement, along one axis and along both
+        full = image.region.right - image.region.left
+        rows += grid.rows.stride * image.scale.factor * num_classes * 4 * (3 * width + 3 * full)
     kept = min(header.pixels * layers.bytes_per_pixel(), MEMORY_LIMIT)
     return sums + rows + batch + decoded + kept
 

@@ -8,13 +8,14 @@ import torch
 
 from segdist.core.errors import UserError
 from segdist.inference.assignment import Stretch
+from segdist.inference.enlarge import Means, image_rows
 from segdist.inference.gpu_transfer import Arriving, ReadAhead, arrived
 from segdist.inference.grid import blending_window
 from segdist.inference.layers import MASK
 from segdist.inference.parts import MemoryRows, PartWriter, Rows
 from segdist.inference.result_folder import ResultFolder
 from segdist.inference.task import Task
-from segdist.inference.tiler import NOT_A_NUMBER, FinishedRows, TileModel, Weights, finished_rows
+from segdist.inference.tiler import NOT_A_NUMBER, FinishedRows, TileModel
 from segdist.model.model_file import load_model
 from shards.images.opening import match_channels, open_image
 
@@ -43,6 +44,7 @@ def load_tile_model(task: Task, device: torch.device) -> TileModel:
         stride_multiple=card.stride_multiple,
         precision=task.precision,
         flips=task.config.flips,
+        upside_down=card.flips != "sideways",
         channels_last=task.config.channels_last,
     )
 
@@ -68,9 +70,9 @@ def segment(
 
 def megapixels(stretch: Stretch) -> float:
     """What a stretch finishes, in millions of pixels."""
-    rows, region = stretch.image.grid.rows, stretch.image.region
-    top = max(rows.finished(stretch.rows.start)[0], region.top)
-    bottom = min(rows.finished(stretch.rows.stop - 1)[1], region.bottom)
+    scale, rows, region = stretch.image.scale, stretch.image.grid.rows, stretch.image.region
+    top = max(scale.rows(rows, stretch.rows.start)[0], region.top)
+    bottom = min(scale.rows(rows, stretch.rows.stop - 1)[1], region.bottom)
     return (bottom - top) * (region.right - region.left) / 1e6
 
 
@@ -101,18 +103,19 @@ def _encoded_rows(model: TileModel, task: Task, stretch: Stretch) -> EncodedRows
     """The layers of the rows that a stretch finishes, as they come."""
     image = stretch.image
     window = blending_window(task.config.blending, task.tile)
-    weights = Weights(image.grid, window, model.device)
+    means = Means(image.grid, window, model.device, image.scale)
     with open_image(image.path, upright=image.header.upright, channels=model.channels) as opened:
 
         def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
             return match_channels(opened.read(top, bottom, left, right), model.channels, image.path)
 
         def encoded(read: Any) -> Iterator[Arriving[FinishedRows]]:
-            for rows in finished_rows(model, read, image.grid, window, stretch.rows, image.region):
-                yield Arriving(rows, image.layers.encode(rows, weights))
+            reduced = image.scale.reading(read)
+            for rows in image_rows(model, reduced, image.grid, window, image.scale, stretch.rows, image.region):
+                yield Arriving(rows, image.layers.encode(rows, means))
 
         if model.device.type == "cuda":
-            with ReadAhead(read, image.grid.rows.size) as ahead:
+            with ReadAhead(read, image.header.height) as ahead:
                 yield from _without_nan(arrived(encoded(ahead), model.device), task, image.path)
         else:
             yield from _without_nan(arrived(encoded(read), model.device), task, image.path)

@@ -9,6 +9,7 @@ from segdist.core.memory import available_memory
 from segdist.core.paths import PREDICTIONS, run_dir
 from segdist.core.terminal import warn
 from segdist.inference.config import InferConfig
+from segdist.inference.enlarge import Scale
 from segdist.inference.grid import TileGrid, make_grid
 from segdist.inference.inputs import Header, InputImage, find_inputs, read_headers
 from segdist.inference.layers import Layers
@@ -37,19 +38,21 @@ class ImageTask:
     header: Header
     region: Region
     """The part that is segmented."""
+    scale: Scale
     grid: TileGrid
+    """Of the image as reduced by `scale`."""
     layers: Layers
     has_figure: bool
 
     @property
     def tile_rows(self) -> range:
         """The tile rows that finish rows of the region."""
-        return self.grid.rows.finishing(self.region.top, self.region.bottom)
+        return self.scale.finishing(self.grid.rows, self.region.top, self.region.bottom)
 
     @property
     def tiles_across(self) -> int:
         """Tiles of a row that the region needs."""
-        return len(self.grid.columns.touching(self.region.left, self.region.right))
+        return len(self.grid.columns.touching(*self.scale.columns(self.region.left, self.region.right)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -135,6 +138,7 @@ def _image_task(
     number: int, image: InputImage, header: Header, config: InferConfig, card: ModelCard, tile: int, *, figure: bool
 ) -> ImageTask:
     top, left, height, width = config.roi or (0, 0, header.height, header.width)
+    scale = Scale(card.scale, header.height, header.width)
     return ImageTask(
         number,
         image.name,
@@ -142,7 +146,8 @@ def _image_task(
         image.mask,
         header,
         Region(top, top + height, left, left + width),
-        make_grid(header.height, header.width, tile, config.overlap, config.batch_size, config.borders),
+        scale,
+        make_grid(*scale.reduced_shape, tile, config.overlap, config.batch_size, config.borders),
         Layers.wanted(config.output, len(card.classes), figure=figure),
         figure,
     )

@@ -47,7 +47,8 @@ class TileModel:
         mean, std: per channel, in stored units; the model sees (x - mean) / std.
         stride_multiple: tile sides that the model takes; others are padded by reflection and cropped again.
         precision: autocast of the model; the softmax is always taken in float32.
-        flips: average the probabilities over the four flips of each tile.
+        flips: average the probabilities over the flips of each tile.
+        upside_down: these are all four; else only the one to the side.
         channels_last: keep weights and tiles in NHWC order, which convolutions are faster in; changes the order of
             the weights of `model` in place, not their values.
     """
@@ -63,6 +64,7 @@ class TileModel:
         stride_multiple: int = 1,
         precision: Precision | None = None,
         flips: bool = False,
+        upside_down: bool = True,
         channels_last: bool = True,
     ) -> None:
         self.device = torch.device(device)
@@ -75,7 +77,8 @@ class TileModel:
         self.scale = 1 / torch.tensor(std, dtype=torch.float32, device=self.device).clamp(min=1e-6).view(-1, 1, 1)
         self.stride_multiple = stride_multiple
         self.precision = precision or Precision("fp32", "the default")
-        self.flips: list[list[int]] = [[], [3], [2], [2, 3]] if flips else [[]]
+        views: list[list[int]] = [[], [3], [2], [2, 3]]
+        self.flips = views[: (4 if upside_down else 2) if flips else 1]
         # Other models may ask the device for numbers, which can't be recorded.
         on_gpu = self.device.type == "cuda" and isinstance(model, UNet)
         self._recorded: Recorded[torch.Tensor] | None = Recorded("the model") if on_gpu else None

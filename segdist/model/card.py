@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from segdist.core.errors import UserError
 from segdist.core.formats import stamped, unstamped
@@ -18,8 +18,12 @@ from segdist.model.config import ModelConfig
 from shards.manifest import ClassInfo
 from shards.manifest_rules import LARGEST_PATCH, MOST_CLASSES
 
-CARD_VERSION = 1
-"""1: the U-Net is segdist.model.unet:UNet; 0, without a number: segdist.unet:UNet."""
+CARD_VERSION = 2
+"""2: scale, tile, overlap, flips; 1: the U-Net is segdist.model.unet:UNet; 0, without a number: segdist.unet:UNet."""
+
+
+Flips = Literal["none", "sideways", "all"]
+"""No flip; left and right; also upside down, and both."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,14 @@ class ModelCard:
     step: int = 0
     score: float | None = None
     """Mean IoU on the validation patches."""
+    scale: int = 1
+    """Images are reduced by this factor, by area mean, before the model sees them; probabilities are enlarged again."""
+    tile: int = 0
+    """Tile side in pixels of the reduced image, where inference isn't told otherwise; 0: `patch`."""
+    overlap: float = 0.5
+    """Fraction of a tile shared with its neighbor, likewise."""
+    flips: Flips = "none"
+    """Over which flips of a tile probabilities are averaged, likewise."""
 
 
 def card_text(card: ModelCard) -> str:

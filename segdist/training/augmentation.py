@@ -41,6 +41,8 @@ class Augmenter:
         `flips` (B,): bit 0 mirrors left and right, bit 1 up and down. `slots`: the samples' slots in the global batch.
         """
         flips = flips.to(images.device, non_blocking=True)
+        if not self.config.upside_down:
+            flips = flips & 1
         images, masks = flip(images, flips), flip(masks, flips)
         draw = _Draws(self.seed, epoch, step, np.asarray(slots), images.device)
         if self.config.rotate90:

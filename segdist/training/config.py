@@ -76,6 +76,8 @@ class LossConfig:
 class AugmentConfig:
     """Augmentations of training patches beside the flips, which belong to the order of samples. 0 is off."""
 
+    upside_down: bool = True
+    """Let the flips turn images upside down; without it they mirror left and right only, for images that have an up."""
     rotate90: bool = False
     """Turn by 0, 90, 180 or 270 degrees; for images that have no up (square patches only)."""
     rotate: Annotated[float, Range(0, 180)] = 0.0
@@ -94,6 +96,18 @@ class AugmentConfig:
     """Add normal noise; its standard deviation is drawn up to this share of the full range."""
     blur: Annotated[float, Range(0, 10)] = 0.0
     """Gaussian blur; its standard deviation is drawn up to this many pixels."""
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """What the model's card tells `segdist infer` to do where its own settings are left open."""
+
+    tile: CountOrZero = 0
+    """Tile side in pixels; 0: that of the patches."""
+    overlap: PartialShare = 0.5
+    """Fraction of a tile shared with its neighbor."""
+    flips: bool = False
+    """Average over the flips that the model was trained with."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,10 @@ class TrainConfig:
     """Passes over all patches under all flips."""
     steps: CountOrZero = 0
     """Optimizer steps of the whole run, instead of epochs."""
+    minutes: NotNegative = 0.0
+    """Wall time of the whole training, start-up and validation included. It becomes a number of steps once, by steps
+    that are timed at the start, and stays that number however long the run takes. 0: `steps` or `epochs` decide;
+    `steps` overrules it, and then it only tells the preset `auto` how much time it chooses for."""
     epoch_steps: CountOrZero = 0
     """Length of an epoch in steps; 0: all patches under all flips. Needed with several sets."""
     batch_size: Annotated[Count, tyro.conf.arg(aliases=["-b"])] = 16
@@ -177,6 +195,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -192,8 +211,8 @@ class TrainConfig:
             UserError: names the settings.
         """
         check_ranges(self)
-        if not (self.epochs or self.steps):
-            raise UserError("--epochs 0: must be at least 1, or say --steps")
+        if not (self.epochs or self.steps or self.minutes):
+            raise UserError("--epochs 0: must be at least 1, or say --steps or --minutes")
         paths.possible_path(str(self.run_dir))
         self.tracking.validate()
         if not self.data:

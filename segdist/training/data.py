@@ -1,5 +1,6 @@
 """The shard sets of a training run, as one: facts, batches of a rank, validation batches."""
 
+import math
 from collections.abc import Generator, Iterable
 
 from segdist.core.errors import UserError
@@ -29,6 +30,7 @@ class TrainingData:
         whole = source.manifest
         self.classes: tuple[ClassInfo, ...] = whole.classes
         self.channels, self.dtype, self.patch = whole.channels, whole.dtype, whole.patch
+        self.scale = whole.scale
         self.mean, self.std, self.pixels = whole.mean, whole.std, whole.pixels
         self._order: Order
         if len(sets) == 1:
@@ -52,11 +54,15 @@ class TrainingData:
         local = [item for item in sets if config.data_check == "sizes" and not item.is_remote]
         self.check = BackgroundCheck(local, rank, world_size)
         self.validation: Iterable[Batch] | None = None
+        self.validation_batches = 0
+        """Of a rank, the most that one has."""
         if self.samples["val"]:
             # Not the whole global batch, which is shared between the ranks in training. The same for any number of
             # ranks, so that every number of them computes the same bits.
             size = max(1, min(config.batch_size, VALIDATION_PATCHES, VALIDATION_PIXELS // self.patch**2))
             self.validation = ValidationBatches(source, size, rank, world_size)
+            batches = math.ceil(self.samples["val"] / size)
+            self.validation_batches = math.ceil(batches / world_size)
 
     def batches(self, step: int) -> Generator[Batch, None, None]:
         """This rank's part of every global batch from `step` of the run on, without end."""

@@ -1,8 +1,13 @@
 """What a training run would do and need, without doing it."""
 
+import time
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+from segdist.core.terminal import clock
+from segdist.model.precision import Precision
 from segdist.ranks.launchers import resolve_environment
 from segdist.tracking import check_trackers
 from segdist.training.config import TrainConfig
@@ -10,8 +15,15 @@ from segdist.training.data import TrainingData
 from segdist.training.exactness import machine, with_recorded_threads
 from segdist.training.initial_model import make_model, resolve
 from segdist.training.losses import Loss, class_weights
-from segdist.training.run_files import check_same_run, describe_run
+from segdist.training.out_of_memory import training_attempt
+from segdist.training.pace import fitting
+from segdist.training.run_files import check_same_run, describe_run, length_of_run
 from shards.read.order import slots_of_rank
+
+TRIALS = 3
+"""Timed steps, of which the quickest counts."""
+START_SECONDS = 10.0
+"""What start-up and the first trial take."""
 
 
 def training_plan(config: TrainConfig) -> str:
@@ -23,7 +35,8 @@ def training_plan(config: TrainConfig) -> str:
     cuda = config.device != "cpu" and torch.cuda.is_available()
     check_trackers(config.tracking)
     config = with_recorded_threads(config)
-    config, precision = resolve(config, torch.device("cuda" if cuda else "cpu"))
+    device = torch.device("cuda" if cuda else "cpu")
+    config, precision = resolve(config, device)
     environment = resolve_environment()
     data = TrainingData(config, environment.rank, environment.world_size)
     grain = config.grain if config.exact else 1
@@ -31,6 +44,12 @@ def training_plan(config: TrainConfig) -> str:
     micro = grain if config.exact else -(-len(slots) // config.accumulate)
     with torch.device("meta"):  # shapes, but no memory and no time for initial weights
         model = make_model(config.model, data)
+    step = step_seconds(config, data, precision, device, micro) * -(-len(slots) // micro)
+    config = length_of_run(config)
+    if config.minutes and not config.steps:
+        # Validation is not timed here; it may take a small share at most.
+        config = replace(config, steps=fitting(config.minutes, START_SECONDS, step, 0.0).steps)
+    steps = config.steps or data.steps
     weights = sum(parameter.numel() for parameter in model.parameters())
     activations = activation_bytes(model, config, data, micro)
     # Weights, gradients and one (SGD) or two (AdamW) moments, in float32; and the average's copy.
@@ -45,14 +64,35 @@ def training_plan(config: TrainConfig) -> str:
             f"  data: {', '.join(str(item.folder) for item in data.sets)}: {data.samples['train']} patches "
             f"to train, {data.samples['val']} to validate, {data.patch} x {data.patch} x "
             f"{data.channels}, classes {', '.join(info.name for info in data.classes)}",
-            f"  steps: {data.steps} of {config.batch_size} samples, {data.steps_per_epoch} an epoch; "
+            f"  steps: {steps} of {config.batch_size} samples, {data.steps_per_epoch} an epoch; "
             f"{environment.world_size} ranks, {len(slots)} samples a step on this one, {micro} at a time",
+            f"  time: about {clock(steps * step)}, {step:.3g} s a step on this machine with made-up patches, without "
+            "validation",
             f"  model: {config.model.factory}, {weights / 1e6:.2f} million weights; {precision.name} "
             f"({precision.reason})",
             f"  memory a rank: {(weights * 4 * copies + activations) / 1e6:.0f} MB for weights and activations "
             f"({activations / 1e6:.0f} MB for {micro} samples), and what torch itself takes",
         ]
     )
+
+
+def step_seconds(
+    config: TrainConfig, data: TrainingData, precision: Precision, device: torch.device, samples: int
+) -> float:
+    """Seconds of forward and backward on `samples` made-up patches."""
+    model = make_model(config.model, data).to(device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this one
+    loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(device))
+    attempt = training_attempt(model, loss, precision, data.channels)
+    seconds = []
+    for _ in range(TRIALS):
+        began = time.monotonic()
+        attempt(samples, data.patch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.monotonic() - began)
+    return min(seconds)
 
 
 def activation_bytes(model: nn.Module, config: TrainConfig, data: TrainingData, samples: int) -> int:

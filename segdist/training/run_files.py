@@ -5,12 +5,14 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from segdist.core.choice import Choice
 from segdist.core.code_version import commit
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
@@ -21,12 +23,12 @@ from segdist.core.terminal import warn
 from segdist.training.config import TrainConfig
 
 MAY_CHANGE = {
-    *("name", "data", "epochs", "steps", "init_from"),
+    *("name", "data", "epochs", "steps", "minutes", "init_from", "inference"),
     *("accumulate", "device", "threads", "data_check", "checksum_every"),
     *("log_every", "validate_every", "max_bad_steps", "check", "profile", "quiet", "checkpoint", "tracking"),
 }
-"""Settings that may differ when a run is continued: they don't change what is learned (but for `epochs` and `steps`,
-which extend it). The data is compared by its fingerprint, the precision by what was chosen."""
+"""Settings that may differ when a run is continued: they don't change what is learned (but for `epochs`, `steps` and
+`minutes`, which extend it). The data is compared by its fingerprint, the precision by what was chosen."""
 
 
 class MetricsLog:
@@ -90,15 +92,18 @@ def describe_run(
     precision: str,
     command: Sequence[str] = (),
     machine: dict[str, str] | None = None,
+    choices: Sequence[Choice] = (),
 ) -> dict[str, Any]:
     """What stands in `config.json`: the config, what the data was, what "auto" became, code and library versions.
 
     Args:
         command: what does the same again; empty where no command started the run.
         machine: what the bits of an exact run depend on.
+        choices: of the preset `auto`.
     """
     values = {
         "config": to_dict(config),
+        "choices": [asdict(choice) for choice in choices],
         "data": data,
         "precision": precision,
         "command": list(command),
@@ -143,6 +148,22 @@ def check_same_run(folder: Path, description: dict[str, Any]) -> None:
             + "\n".join(f"  {key}: there {before!r}, now {after!r}" for key, before, after in differences)
             + f"\n{way_out}"
         )
+
+
+def length_of_run(config: TrainConfig) -> TrainConfig:
+    """The config with the length that its run was given at its start, where it is in minutes; else as it is.
+
+    More minutes than at the start make the run longer in the same ratio.
+    """
+    path = config.run_dir / CONFIG
+    if config.steps or not config.minutes or not path.exists():
+        return config
+    there = from_dict(TrainConfig, unstamped(read_file(path), RUN_VERSION, str(path))["config"], str(path))
+    if not there.steps:
+        return config
+    ratio = config.minutes / there.minutes if there.minutes else 1.0
+    validate_every = config.validate_every or there.validate_every
+    return replace(config, steps=max(round(there.steps * ratio), 1), validate_every=validate_every)
 
 
 def write_description(folder: Path, description: dict[str, Any]) -> None:

@@ -7,14 +7,15 @@ has to be restored for a run to go on as if it had never been stopped.
 
 import os
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
 
+from segdist.core.choice import Choice
 from segdist.core.errors import UserError
 from segdist.core.files import remove_leftovers
 from segdist.core.owner import owned
@@ -45,10 +46,14 @@ from segdist.training.learner import Engine, Learner
 from segdist.training.losses import Loss, class_weights
 from segdist.training.optimizers import learning_rate
 from segdist.training.out_of_memory import explain_out_of_memory, training_attempt
+from segdist.training.pace import Length, fitting, since_start, timed
 from segdist.training.preprocess import Preprocessor
 from segdist.training.reporter import RunReporter
-from segdist.training.run_files import check_same_run, describe_run, write_description
+from segdist.training.run_files import check_same_run, describe_run, length_of_run, write_description
 from segdist.training.validation import ValidationResult, evaluate
+
+USEFUL_STEPS = 100
+"""With fewer, a run in minutes warns."""
 
 
 @dataclass
@@ -72,14 +77,17 @@ class Trainer:
     Args:
         config: checked.
         command: what a person would type to do the same again; for the run's description.
+        choices: those of the preset `auto` that are in the config.
 
     Raises:
         UserError: whatever can be refused before the run's folder is made or changed; see `TrainingData`,
             `make_initial_model`, `check_same_run`.
     """
 
-    def __init__(self, config: TrainConfig, ranks: Ranks, command: Sequence[str] = ()) -> None:
-        config, precision = resolve(config, ranks.device)
+    def __init__(
+        self, config: TrainConfig, ranks: Ranks, command: Sequence[str] = (), choices: Sequence[Choice] = ()
+    ) -> None:
+        config, precision = resolve(ranks.on_main(lambda: length_of_run(config)), ranks.device)
         if config.exact:
             config = fix_threads(config, ranks)
         if config.deterministic:
@@ -89,13 +97,11 @@ class Trainer:
         check_trackers(config.tracking)
         self.config, self.ranks, self.precision, self.run_dir = config, ranks, precision, config.run_dir
         self.data = data = TrainingData(config, ranks.rank, ranks.world_size, pin=ranks.device.type == "cuda")
-        self.steps, self.steps_per_epoch = data.steps, data.steps_per_epoch
+        self.steps_per_epoch = data.steps_per_epoch
         model = make_initial_model(config, data, ranks)
         self.loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(ranks.device))
-        self.description = describe_run(
-            config, data.identity(), precision.name, command, machine(ranks.device) if config.exact else None
-        )
-        check_same_run(self.run_dir, self.description)
+        where = machine(ranks.device) if config.exact else None
+        check_same_run(self.run_dir, describe_run(config, data.identity(), precision.name, machine=where))
         if config.exact:
             first = data.slots.start // config.grain
             engine: Engine = ExactSums(
@@ -117,6 +123,13 @@ class Trainer:
             grain=config.grain if config.exact else 0,
             channels_last=config.channels_last,
         )
+        self.stride_multiple = stride_multiple(config.model, model)
+        if config.minutes and not config.steps:
+            length = self._length_in(config.minutes)
+            every = config.validate_every or length.validate_every
+            self.config = config = replace(config, steps=length.steps, validate_every=every)
+        self.steps = config.steps or data.steps
+        self.description = describe_run(config, data.identity(), precision.name, command, where, choices)
         self.card = ModelCard(
             model=config.model,
             classes=data.classes,
@@ -125,8 +138,12 @@ class Trainer:
             patch=data.patch,
             mean=data.mean,
             std=data.std,
-            stride_multiple=stride_multiple(config.model, model),
+            stride_multiple=self.stride_multiple,
             run=self.run_dir.name,
+            scale=data.scale,
+            tile=config.inference.tile,
+            overlap=config.inference.overlap,
+            flips=("all" if config.augment.upside_down else "sideways") if config.inference.flips else "none",
         )
         self.checkpoints = CheckpointFolder(
             self.run_dir / CHECKPOINTS, config.checkpoint.keep_last, config.checkpoint.background
@@ -265,28 +282,54 @@ class Trainer:
         training, whose gradient buckets get their final order after the first step: a run that was stopped sums its
         gradients in the same order as one that was not.
         """
-        before = copy_to_cpu(self.learner.state_dict())
-        attempt = training_attempt(self.learner.model, self.loss, self.precision, self.data.channels)
-        with (
-            closing(self.data.batches(0)) as batches,
-            explain_out_of_memory(
-                self.config.batch_size,
-                self.config.accumulate,
-                self.data.patch,
-                self.card.stride_multiple,
-                self.ranks.world_size,
-                attempt,
-                grain=self.config.grain if self.config.exact else 0,
-            ),
-        ):
+        with self._put_back(), closing(self.data.batches(0)) as batches:
             for number, batch in enumerate(islice(batches, 2)):
                 with bad_labels_named(batch, len(self.data.classes)):
                     self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)
-        self.learner.figures()
-        self._score(self.learner.best_model, batches=1)
-        state = self._state()
-        if self.ranks.is_main:
-            self.checkpoints.try_out(state)
+            self.learner.figures()
+            self._score(self.learner.best_model, batches=1)
+            state = self._state()
+            if self.ranks.is_main:
+                self.checkpoints.try_out(state)
+
+    def _length_in(self, minutes: float) -> Length:
+        """The length of a run of so many minutes, from steps and validations that are timed. Collective."""
+        with self._put_back(), closing(self.data.batches(0)) as batches:
+
+            def steps(count: int) -> None:
+                for number, batch in enumerate(islice(batches, count)):
+                    with bad_labels_named(batch, len(self.data.classes)):
+                        self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)
+                self.learner.figures()  # waits for the device
+
+            step = timed(steps, self.ranks)
+            began = time.monotonic()
+            self._score(self.learner.best_model, batches=1)
+            validation = (time.monotonic() - began) * self.data.validation_batches
+        length = self.ranks.on_main(lambda: fitting(minutes, since_start(), step, validation))
+        if self.ranks.is_main and length.steps < USEFUL_STEPS:
+            warn(
+                f"--minutes {minutes:g} leaves time for {length.steps} steps of {step:.2g} s, too few to learn much: "
+                "give it more, or a lower --model.width"
+            )
+        return length
+
+    @contextmanager
+    def _put_back(self) -> Iterator[None]:
+        """Put back all that the context's steps change; explain where they don't fit into memory."""
+        config = self.config
+        before = copy_to_cpu(self.learner.state_dict())
+        attempt = training_attempt(self.learner.model, self.loss, self.precision, self.data.channels)
+        with explain_out_of_memory(
+            config.batch_size,
+            config.accumulate,
+            self.data.patch,
+            self.stride_multiple,
+            self.ranks.world_size,
+            attempt,
+            grain=config.grain if config.exact else 0,
+        ):
+            yield
         self.learner.load_state_dict(before)
 
     def _validate(self, epoch: int) -> None:
@@ -375,7 +418,7 @@ class Trainer:
         data, config = self.data, self.config
         return (
             f"{self.run_dir}: {data.samples['train']} patches of {data.patch} x {data.patch} to train, "
-            f"{data.samples['val']} to validate; {data.steps} steps of {config.batch_size}, {data.steps_per_epoch} "
+            f"{data.samples['val']} to validate; {self.steps} steps of {config.batch_size}, {data.steps_per_epoch} "
             f"steps an epoch\n{self.ranks.world_size} ranks on {self.ranks.device.type}, {torch.get_num_threads()} "
             f"threads each, {self.precision.name} ({self.precision.reason})"
         )

@@ -80,6 +80,8 @@ def _make(work: Work, quiet: bool) -> Manifest | None:
             old = f", by {made_by}; it stays as it is, --overwrite cuts it anew" if made_by else ""
             say(f"{folder}: finished already, with this recipe{old}")
         return manifest
+    if not quiet and work.choices:
+        say("\n".join(["chosen:", *(f"  {choice.line()}" for choice in work.choices)]))
     fresh = _claim_folder(work)
     try:
         if not config.finish:
@@ -346,6 +348,8 @@ def _manifest(work: Work, notes: list[tuple[Unit, ShardNote]]) -> Manifest:
     )
     return Manifest(
         format_version=FORMAT_VERSION,
+        scale=config.patches.scale,
+        upright=config.images.upright == "yes",
         recipe=merge(work.recipe, {"images": {"orientation": config.images.orientation}}),
         classes=target.classes,
         patch=config.patches.size,

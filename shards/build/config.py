@@ -43,16 +43,19 @@ class ImagesConfig:
     """Images without a mask: refuse, or skip: leave them out."""
     csv: Path | None = None
     """Instead of a folder: a CSV file with the columns image, mask and, if wanted, split (train, val, test)."""
+    upright: Literal["auto", "yes", "no"] = "auto"
+    """Whether the images have an up, as street scenes have: then training never turns them upside down. auto: where
+    the classes lie shows it."""
 
 
 @dataclass(frozen=True)
 class SplitConfig:
     """Which source images go where. All patches of an image, and all images of a group, stay in one split."""
 
-    validation: PartialShare = 0.1
-    """Share of the training images (or groups) that validate."""
-    test: PartialShare = 0.0
-    """Share of your own images that is held out; 0 with a list or names below, or for none."""
+    validation: PartialShare | None = None
+    """Share of the training images (or groups) that validate; left out: 0.1, none of very few, at most 200."""
+    test: PartialShare | None = None
+    """Share of your own images that is held out; left out: 0.15, none where a list or names say it, at most 200."""
     group: str = ""
     """Regular expression on the image's name; images with the same match stay together (`sub-rat\\d+`)."""
     test_images: tuple[str, ...] = ()
@@ -71,33 +74,49 @@ class SplitConfig:
 class PatchesConfig:
     """How patches are cut."""
 
-    size: Annotated[int, Range(8)] = 96
-    """Side of a patch in pixels. Images that are smaller are completed by reflection."""
-    per_image: Count = 20
-    """Random patches per image."""
+    size: Annotated[int, Range(0, 65536)] = 0
+    """Side of a patch in pixels; 0: from the sizes of images and objects (drawn images: 96). Images that are smaller
+    are completed by reflection."""
+    per_image: CountOrZero = 0
+    """Random patches per image; 0: so many that they cover it about three times (drawn images: 20)."""
     drop_background: bool = True
     """Leave out patches that hold nothing but background (label 0)."""
-    balance: Share = 0.0
+    balance: Share | None = None
     """Share of the patches that are placed on a pixel of a class drawn at random among those of the image, so that
-    rare classes are seen more often; 0 places all of them anywhere."""
+    rare classes are seen more often; 0 places all of them anywhere. Left out: 0.33 where a class is rare, else 0."""
+    scale: Literal[0, 1, 2, 4] = 0
+    """Reduce images by this factor, by area mean, before patches are cut; inference does the same and enlarges what it
+    finds. 0: 2 or 4 where objects are larger than patches and classes stay wide enough."""
     channels: Count | None = None
-    """Channels of the stored patches; 3 repeats gray images. Left out: those of the images."""
+    """Channels of the stored patches; 3 repeats gray images. Left out: those of the images; 1 for color files that
+    are gray all over, 3 where some are gray and some are not."""
 
 
 @dataclass(frozen=True)
-class MakeShardsConfig:
-    """Settings of `segdist make-shards`."""
+class SetConfig:
+    """What a shard set is made of."""
 
-    name: Annotated[str, tyro.conf.arg(aliases=["-f"])] = "synthetic"
-    """Name of the shard set: the folder under `root`."""
-    root: Path = Path("data")
-    """Where shard sets live."""
     seed: Seed = 0
     """Everything random is drawn from it: images, positions, the split."""
     encoding: Literal["npy", "png"] = "npy"
     """npy is read fastest; png takes less space, for photographs on slow disks."""
     shard_mb: Count = 64
     """Size to aim at for one shard, in megabytes of uncompressed patches."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    masks: MasksConfig = field(default_factory=MasksConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    patches: PatchesConfig = field(default_factory=PatchesConfig)
+
+
+@dataclass(frozen=True)
+class MakeShardsConfig(SetConfig):
+    """Settings of `segdist make-shards`."""
+
+    name: Annotated[str, tyro.conf.arg(aliases=["-f"])] = "synthetic"
+    """Name of the shard set: the folder under `root`."""
+    root: Path = Path("data")
+    """Where shard sets live."""
     processes: Threads = 0
     """Worker processes; 0: one per core. The bytes don't depend on it."""
     task: str = ""
@@ -106,11 +125,6 @@ class MakeShardsConfig:
     """Only write the manifest, when all tasks are done."""
     overwrite: bool = False
     """Throw away a set of that name and build anew."""
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    images: ImagesConfig = field(default_factory=ImagesConfig)
-    masks: MasksConfig = field(default_factory=MasksConfig)
-    split: SplitConfig = field(default_factory=SplitConfig)
-    patches: PatchesConfig = field(default_factory=PatchesConfig)
 
     @property
     def folder(self) -> Path:
@@ -138,6 +152,9 @@ class MakeShardsConfig:
         """Refuse what can't be built, before anything is read or written. Raises UserError naming the flags."""
         plain_name(self.name)
         check_ranges(self)
+        _require(
+            self.patches.size == 0 or self.patches.size >= 8, f"--patches.size {self.patches.size}: at least 8 pixels"
+        )
         self.task_share()
         _require(not (self.task and self.finish), "--task and --finish: first all tasks, then --finish on its own")
         _require(
@@ -154,7 +171,8 @@ class MakeShardsConfig:
         _require(
             self.images.folder is None or self.images.csv is None, "--images.folder and --images.csv: give one of them"
         )
-        self.masks.validate()
+        if self.masks.classes:  # else the values found in the masks are the classes
+            self.masks.validate()
         _require(
             not (self.images.csv and self.masks.folder),
             "--masks.folder: the CSV file of --images.csv names the masks",

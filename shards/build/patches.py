@@ -69,7 +69,7 @@ def draw_corners(image: LabeledImage, settings: PatchesConfig, random: np.random
     """Upper left corners (n, 2), y and x; a share `balance` of them is laid on pixels of the image's classes."""
     free = np.array([max(image.height - settings.size, 0), max(image.width - settings.size, 0)])
     corners = random.integers(0, free + 1, size=(settings.per_image, 2))
-    if settings.balance == 0:
+    if not settings.balance:
         return corners
     chosen = np.flatnonzero(random.random(settings.per_image) < settings.balance)
     if chosen.size:

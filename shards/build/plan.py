@@ -34,10 +34,13 @@ def plan_lines(work: Work) -> list[str]:
     shards = sum(unit.split != "test" for unit in work.units)
     kind = f"{work.target.channels} channel{'s' * (work.target.channels > 1)}, {work.target.dtype}"
     no_score = [] if counts["val"] else [without_validation([str(source.image) for source in work.sources], 0)]
+    size, scale = work.config.patches.size, work.config.patches.scale
+    reduced = f" of images reduced to 1/{scale}" if scale > 1 else ""
     return [
         *no_score,
         f"images: {images} ({kind})",
-        f"patches: at most {work.max_patches} of {work.config.patches.size} x {work.config.patches.size}",
+        f"patches: at most {work.max_patches} of {size} x {size}{reduced}",
         f"shards: {shards}, at most {megabytes:.0f} MB as npy records",
         f"folder: {work.config.folder}",
+        *(f"chosen: {choice.line()}" for choice in work.choices),
     ]

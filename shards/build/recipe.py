@@ -2,15 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from os.path import abspath
 from pathlib import Path
 from typing import Any
 
+from segdist.core.choice import Choice, settings_of
 from segdist.core.files import size_and_time
 from segdist.core.parsing import merge, to_dict
+from shards.build.choices import EARLIER
 from shards.build.config import MakeShardsConfig
+from shards.build.decide import CHOICES
 from shards.images.mask_names import EXACT
 
 PATHS = ("folder", "csv", "train_list", "validation_list", "test_list")
@@ -20,10 +23,11 @@ RECIPE_VERSION = 2
 """Goes up when the same settings give other bytes. 2: the positions of patches have a key of their own."""
 
 
-def recipe_of(config: MakeShardsConfig, source_files: str) -> dict[str, Any]:
+def recipe_of(config: MakeShardsConfig, source_files: str, choices: Sequence[Choice] = ()) -> dict[str, Any]:
     """What decides the content of the set: all settings but those of where and how it is built.
 
-    `source_files` identifies the user's files (`digest_of_files`); empty for drawn images.
+    `choices` are those among the settings that nobody set. `source_files` identifies the user's files
+    (`digest_of_files`); empty for drawn images.
     """
     values = to_dict(config)
     for name in ("name", "root", "processes", "task", "finish", "overwrite"):
@@ -32,7 +36,8 @@ def recipe_of(config: MakeShardsConfig, source_files: str) -> dict[str, Any]:
     values["masks"] = to_dict(replace(masks, name=masks.name or EXACT))  # a name that isn't needed is the plain one
     if config.own_data:
         del values["synthetic"]
-    return {VERSION: RECIPE_VERSION, "source_files": source_files, **values}
+    made = [asdict(choice) for choice in choices]
+    return {VERSION: RECIPE_VERSION, "source_files": source_files, **values, CHOICES: made}
 
 
 def digest_of_files(files: list[tuple[str, Path]]) -> str:
@@ -58,10 +63,15 @@ def other_version(old: dict[str, Any]) -> str:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lines `key: old → new` for all settings that differ between two recipes; a path may be written in several ways.
 
-    A setting that `old` lacks is younger than that recipe and counts as its default. Versions are not compared.
+    A setting that `old` lacks is younger than that recipe and counts as what was done then. Versions are not compared,
+    nor who made a choice.
     """
-    defaults = {key: value for key, value in to_dict(MakeShardsConfig()).items() if key in new}
-    old, new = ({key: value for key, value in each.items() if key != VERSION} for each in (merge(defaults, old), new))
+    then = merge(to_dict(MakeShardsConfig()), settings_of(EARLIER))
+    defaults = {key: value for key, value in then.items() if key in new}
+    old, new = (
+        {key: value for key, value in each.items() if key not in (VERSION, CHOICES)}
+        for each in (merge(defaults, old), new)
+    )
     return list(_differences(old, new, ""))
 
 

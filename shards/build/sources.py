@@ -20,6 +20,7 @@ from shards.images.image_file import ImageFile, bands
 from shards.images.masks import MaskFile, MaskReader, encode_mask
 from shards.images.opening import match_channels, open_image
 from shards.images.orientation import Orientation, OrientedPair, oriented_pair
+from shards.images.reduce import reduced_labels, reduced_pixels, reduced_side
 from shards.manifest import SourcePair
 from shards.records import encode_png
 
@@ -163,6 +164,30 @@ class FileImage:
             first = pixels[:1, :1].copy() if first is None else first
             same = same and bool((pixels == first).all())
         return digest.hexdigest(), same
+
+
+class ReducedImage:
+    """A labeled image at a fraction of its size."""
+
+    def __init__(self, image: LabeledImage, scale: int) -> None:
+        self.image, self.scale = image, scale
+        self.height, self.width = reduced_side(image.height, scale), reduced_side(image.width, scale)
+        self.digest, self.content = image.digest, image.content
+
+    def read_image(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+        return reduced_pixels(self.image.read_image(*self._window(top, bottom, left, right)), self.scale)
+
+    def read_mask(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
+        return reduced_labels(self.image.read_mask(*self._window(top, bottom, left, right)), self.scale, (top, left))
+
+    def _window(self, top: int, bottom: int, left: int, right: int) -> tuple[int, int, int, int]:
+        scale, height, width = self.scale, self.image.height, self.image.width
+        return top * scale, min(bottom * scale, height), left * scale, min(right * scale, width)
+
+
+def reduced(image: LabeledImage, scale: int) -> LabeledImage:
+    """The image reduced by `scale`; itself where that is 1 (or 0, the open setting of earlier sets)."""
+    return ReducedImage(image, scale) if scale > 1 else image
 
 
 class UnknownLabels(Exception):

@@ -50,8 +50,32 @@ def deal(entries: Sequence[Entry], settings: SplitConfig, seed: int) -> list[Ent
     Raises:
         UserError: an image or a group in two splits, or a listed name that is no image.
     """
-    named, by_page = _named_splits(entries, settings)
     everything = list(entries)
+    chosen, entries, groups = _grouped(entries, settings)
+    if settings.test:
+        entries = _draw(entries, groups, "", "test", settings.test, (seed, Purpose.TEST_SPLIT))
+    entries = [replace(entry, split=entry.split or "train") for entry in entries]
+    if not any(entry.split == "val" for entry in entries):
+        entries = _draw(entries, groups, "train", "val", settings.validation or 0, (seed, Purpose.VALIDATION_SPLIT))
+    for number, entry in zip(chosen, entries, strict=True):
+        everything[number] = entry
+    return everything
+
+
+def free_groups(entries: Sequence[Entry], settings: SplitConfig) -> tuple[int, bool]:
+    """How many groups of images nobody has put into a split, and whether some images are held out by name.
+
+    Raises:
+        UserError: as `deal`.
+    """
+    _, entries, groups = _grouped(entries, settings)
+    free = {group for entry, group in zip(entries, groups, strict=True) if not entry.split}
+    return len(free), any(entry.split == "test" for entry in entries)
+
+
+def _grouped(entries: Sequence[Entry], settings: SplitConfig) -> tuple[list[int], list[Entry], list[str]]:
+    """The entries that are used at all: their numbers, they with the splits that are named, and their groups."""
+    named, by_page = _named_splits(entries, settings)
     chosen = [number for number, entry in enumerate(named) if entry.split or not settings.train_list]
     entries = [named[number] for number in chosen]
     groups = [_group(entry, settings.group, by_page) for entry in entries]
@@ -67,14 +91,7 @@ def deal(entries: Sequence[Entry], settings: SplitConfig, seed: int) -> list[Ent
                 f"--split.group: the group {group!r} is assigned to two splits:\n  " + "\n  ".join(members[:SHOWN])
             )
     entries = [replace(entry, split=max(spread[group])) for entry, group in zip(entries, groups, strict=True)]
-    if settings.test:
-        entries = _draw(entries, groups, "", "test", settings.test, (seed, Purpose.TEST_SPLIT))
-    entries = [replace(entry, split=entry.split or "train") for entry in entries]
-    if not any(entry.split == "val" for entry in entries):
-        entries = _draw(entries, groups, "train", "val", settings.validation, (seed, Purpose.VALIDATION_SPLIT))
-    for number, entry in zip(chosen, entries, strict=True):
-        everything[number] = entry
-    return everything
+    return chosen, entries, groups
 
 
 def names_kept(entries: Collection[Entry], settings: SplitConfig) -> set[str]:

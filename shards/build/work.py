@@ -1,22 +1,27 @@
 """The work of a build, known before anything is written: sources, their common format, and their cut into shards."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from segdist.core.choice import Choice
 from segdist.core.errors import UserError
 from segdist.core.keyed import Purpose
 from segdist.core.paths import BUILDING, SOURCE
 from segdist.core.terminal import warn
+from shards.build.choices import DRAWN, SetFacts, choose_patches, choose_split
 from shards.build.config import MakeShardsConfig
+from shards.build.decide import Decisions
+from shards.build.facts import SAMPLE, facts_of, gray_all_over
+from shards.build.found_classes import find_classes
 from shards.build.headers import Header, common_format, read_headers
 from shards.build.pairs import Pairs, find_pairs
 from shards.build.recipe import digest_of_files, recipe_of
 from shards.build.sources import DrawnSource, FileSource, Source
-from shards.build.splits import chosen_numbers, deal
+from shards.build.splits import chosen_numbers, deal, free_groups
 from shards.build.synthetic import CLASSES
 from shards.build.writer import Target, Unit
 from shards.images.masks import MaskReader
@@ -25,6 +30,7 @@ from shards.images.orientation import decide_orientation
 from shards.manifest import SPLITS
 from shards.records import MAX_SHARDS
 
+PATCH_SETTINGS = ("patches.size", "patches.per_image", "patches.balance", "patches.scale", "images.upright")
 MIN_SHARDS = 8
 """Per split, where there are as many images."""
 
@@ -36,9 +42,11 @@ class Work:
     config: MakeShardsConfig
     """Complete: what the settings leave to the files is decided."""
     recipe: dict[str, Any]
-    """Of the settings as they were given, which is the same for all tasks of an array."""
+    """Of the settings as given or chosen, which is the same for all tasks of an array."""
     sources: tuple[Source, ...]
     target: Target
+    choices: Sequence[Choice] = ()
+    """What was chosen because it was not set."""
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -77,30 +85,71 @@ def find_work(config: MakeShardsConfig, tell: Callable[[str], None] = lambda not
     Raises:
         UserError: sources that can't be used together, with the files' names.
     """
+    decided = Decisions(config)
     if not config.own_data:
+        decided.take(DRAWN)
+        config = decided.config
         target = Target(config, CLASSES, config.patches.channels or 1, "uint8")
-        return Work(config, recipe_of(config, ""), tuple(drawn_sources(config)), target)
+        return Work(
+            config, recipe_of(config, "", decided.choices), tuple(drawn_sources(config)), target, decided.choices
+        )
     found = find_pairs(config)
     for note in found.notes:
         tell(note)
-    config = replace(config, masks=replace(config.masks, name=found.rule))
-    sources = file_sources(config, found)
+    decided.config = replace(decided.config, masks=replace(decided.config.masks, name=found.rule))
+    decided.take(_split_choices(found, config))
+    sources = file_sources(decided.config, found)
+    if decided.is_open("masks.classes"):
+        decided.take([find_classes(sources, config.masks.ignore)])
     # An array of tasks looks at the headers once between them; the first source tells all what to expect.
     task, tasks = config.task_share()
     mine = list(dict.fromkeys(sources[:1] + sources[task::tasks]))
-    headers = read_headers(mine, config)
-    asked, config = config, _oriented(config, sources, headers)
-    channels, dtype = common_format(mine, headers, config)
+    headers = read_headers(mine, decided.config)
+    oriented = _oriented(decided.config, sources, headers)
+    decided.take(_channel_choices(mine, headers))
+    channels, dtype = common_format(mine, headers, replace(oriented, patches=decided.config.patches))
     if config.encoding == "png" and not (channels == 1 or (channels == 3 and dtype == "uint8")):
         raise UserError(
             f"--encoding png: PNG stores gray, or RGB of 8 bit; these images have {channels} channels of {dtype}; "
             "use --encoding npy"
         )
+    if decided.is_open(*PATCH_SETTINGS):
+        decided.take(choose_patches(_facts(sources, decided.config)))
     files = digest_of_files(
         [(source.split, split_address(path)[0]) for source in sources for path in (source.image, source.mask)]
     )
+    recipe = recipe_of(decided.config, files, decided.choices)
+    config = replace(decided.config, images=replace(decided.config.images, orientation=oriented.images.orientation))
     target = Target(config, MaskReader(config.masks).classes, channels, dtype)
-    return Work(config, recipe_of(asked, files), tuple(sources), target)
+    return Work(config, recipe, tuple(sources), target, decided.choices)
+
+
+def _split_choices(found: Pairs, config: MakeShardsConfig) -> list[Choice]:
+    """Shares to hold out and to validate with, by the number of images (or groups) that no split has yet."""
+    groups, named = free_groups([pair.entry for pair in found.pairs], config.split)
+    by_group = bool(config.split.group)
+    if config.split.test is None:
+        return choose_split(groups, test_named=named or config.split.train_list is not None, grouped=by_group)
+    held = len(chosen_numbers(groups, config.split.test, config.seed, Purpose.TEST_SPLIT))
+    return choose_split(groups - held, test_named=True, grouped=by_group)
+
+
+def _channel_choices(sources: list[FileSource], headers: list[Header]) -> list[Choice]:
+    """Channels where images are, or look, gray and colored."""
+    counts = {header.channels for header in headers if not header.problem}
+    if counts not in ({3}, {1, 3}):
+        return []
+    if gray_all_over(sources):
+        return [Choice("patches.channels", 1, "all color files are gray all over")]
+    return [Choice("patches.channels", 3, "some images are gray, some are colored")] if counts == {1, 3} else []
+
+
+def _facts(sources: list[FileSource], config: MakeShardsConfig) -> SetFacts:
+    """Of the training images, the same for all tasks of an array."""
+    train = [source for source in sources if source.split == "train"]
+    some = [train[len(train) * number // min(SAMPLE, len(train))] for number in range(min(SAMPLE, len(train)))]
+    sizes = [header.pair.image_size for header in read_headers(some, config) if header.pair]
+    return facts_of(some, sizes, len(train), config)
 
 
 def _oriented(config: MakeShardsConfig, sources: list[FileSource], headers: list[Header]) -> MakeShardsConfig:
@@ -137,7 +186,7 @@ def file_sources(config: MakeShardsConfig, found: Pairs) -> list[FileSource]:
 
 def drawn_sources(config: MakeShardsConfig) -> list[DrawnSource]:
     """The drawn images, training ones dealt to train and val."""
-    held = chosen_numbers(config.synthetic.train, config.split.validation, config.seed, Purpose.VALIDATION_SPLIT)
+    held = chosen_numbers(config.synthetic.train, config.split.validation or 0, config.seed, Purpose.VALIDATION_SPLIT)
     sources, counts = [], Counter[str]()
     for part, count in (("train", config.synthetic.train), ("test", config.synthetic.test)):
         digits = max(4, len(str(count - 1)))

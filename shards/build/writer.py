@@ -21,7 +21,7 @@ from segdist.core.parsing import to_dict
 from segdist.core.paths import INDEX_SUFFIX
 from shards.build.config import MakeShardsConfig
 from shards.build.patches import Patches, cut_patches
-from shards.build.sources import Source
+from shards.build.sources import Source, reduced
 from shards.manifest import IGNORE, ClassInfo
 from shards.records import END, MAX_RECORDS, NpyLayout, index_dtype, png_records, record_crc
 
@@ -100,7 +100,7 @@ def build_shard(unit: Unit, target: Target, note_path: Path) -> None:
         for source in unit.sources:
             random = generator(target.config.seed, Purpose.POSITIONS, _SPLIT_KEY[unit.split], source.number)
             with source.open(target.config, target.channels) as image:
-                for patches in cut_patches(image, target.config.patches, random):
+                for patches in cut_patches(reduced(image, target.config.patches.scale), target.config.patches, random):
                     writer.add(patches, source.number)
                 digests.append(image.digest)
                 contents.append(image.content)

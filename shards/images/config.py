@@ -22,8 +22,9 @@ class MasksConfig:
     of that name: "(.*)_photo -> \\1_mask" (a regular expression with groups). By the numbers in both: "{numbers}".
     Left out, the one rule that pairs all is looked for."""
     classes: tuple[str, ...] = ()
-    """Classes, label 0 first: `background cell` (values 0 and 1), `background=0 myelin=127,128 axon=192-255`,
-    `background=0 cell=1-` (all values from 1: numbered instances), or `sky=#87ceeb road=#804080` for color masks."""
+    """Classes, label 0 first; left out: the values that the masks hold, if they are few. `background cell` (values 0
+    and 1), `background=0 myelin=127,128 axon=192-255`, `background=0 cell=1-` (all values from 1: numbered instances),
+    or `sky=#87ceeb road=#804080` for color masks."""
     ignore: tuple[str, ...] = ()
     """Values, ranges or colors that count nowhere (`255`, `11`, `#ffffff`)."""
     unknown: Unknown = "refuse"

@@ -134,7 +134,7 @@ def _joined(sets: list[ShardSet]) -> Manifest:
     """The first set's manifest with all shards, summed class counts and pooled mean and standard deviation."""
     first = sets[0].manifest
     for item in sets[1:]:
-        for what in ("classes", "patch", "channels", "dtype"):
+        for what in ("classes", "patch", "channels", "dtype", "scale"):
             one, other = getattr(first, what), getattr(item.manifest, what)
             if one != other:
                 raise UserError(

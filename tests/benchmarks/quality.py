@@ -1,6 +1,6 @@
 """How good a model is after a given time, on real images: any recipe on any folder of labeled sets.
 
-    python -m tests.benchmarks.quality FOLDER                          # the recipe fast, 1,000 reference steps
+    python -m tests.benchmarks.quality FOLDER                          # fast and auto, 1,000 reference steps
     python -m tests.benchmarks.quality FOLDER --budget 4000 --seeds 0 1 2
     python -m tests.benchmarks.quality FOLDER --part choose --recipes fast wide --recipe-file mine.toml
     python -m tests.benchmarks.quality FOLDER --part choose --recipes random-1 random-2 random-3
@@ -48,7 +48,7 @@ class QualityConfig:
 
     sets: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of sets, or folders that hold some."""
-    recipes: tuple[str, ...] = ("fast",)
+    recipes: tuple[str, ...] = ("fast", "auto")
     """Names of recipes; the table's errors are relative to the first."""
     recipe_file: Path | None = None
     """TOML file of further recipes."""

@@ -24,8 +24,11 @@ class Recipe:
     infer: str = ""
 
 
+BEFORE = "--patches.balance 0 --split.validation 0.1 --images.upright no"
+"""What make-shards did before it chose."""
 BUILT_IN = {
-    "fast": Recipe("fast", "--patches.size 96 --patches.per-image 20", "--preset fast"),
+    "auto": Recipe("auto", train="--minutes {minutes}"),
+    "fast": Recipe("fast", f"--patches.size 96 --patches.per-image 20 --patches.scale 1 {BEFORE}", "--preset fast"),
 }
 RANDOM = "random"
 """`random-1`, `random-2` …: configurations drawn for each set anew."""
@@ -53,7 +56,7 @@ def read_recipes(path: Path | None) -> dict[str, Recipe]:
 def drawn_recipe(set_name: str, number: int) -> Recipe:
     """A configuration drawn for this very set: patch, scale, width, loss, rate, augmentation."""
     draw = random.Random(f"{set_name} {number}")
-    shards = f"--patches.size {draw.choice((64, 96, 128, 192, 256))}"
+    shards = f"--patches.size {draw.choice((64, 96, 128, 192, 256))} --patches.scale {draw.choice((1, 1, 2, 4))}"
     train = [
         f"--model.width {draw.choice((8, 16, 24, 32))}",
         f"--loss.name {draw.choice(('cross_entropy', 'cross_entropy+dice', 'dice', 'focal'))}",
@@ -68,4 +71,4 @@ def drawn_recipe(set_name: str, number: int) -> Recipe:
             )
         ),
     ]
-    return Recipe(f"{RANDOM}-{number}", f"--patches.per-image 20 {shards}", "--preset fast " + " ".join(train))
+    return Recipe(f"{RANDOM}-{number}", f"--patches.per-image 20 {shards} {BEFORE}", "--preset fast " + " ".join(train))

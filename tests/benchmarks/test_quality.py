@@ -107,7 +107,7 @@ def test_own_recipes_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('["large patches"]\nshards = "--patches.size 128"\n')
     own = read_recipes(tmp_path / "mine.toml")
     assert recipe_of("large patches", "cells", own).shards == "--patches.size 128"
-    with pytest.raises(SystemExit, match="large patches, fast"):
+    with pytest.raises(SystemExit, match="large patches, auto, fast"):
         recipe_of("larger", "cells", own)
 
 
@@ -115,7 +115,8 @@ def test_own_recipes_come_from_a_file(tmp_path: Path) -> None:
 def test_a_row_from_folder_to_table_and_none_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = labeled_set(tmp_path / "disks")
     (tmp_path / "tiny.toml").write_text(
-        '[tiny]\nshards = "--patches.size 32 --patches.per-image 4"\ntrain = "--model.width 4 --model.depth 2 -b 4"\n'
+        '[tiny]\nshards = "--patches.size 32 --patches.per-image 4"\n'
+        'train = "--preset paper --model.width 4 --model.depth 2"\n'
     )
     line = [str(folder), "--recipes", "tiny", "--recipe-file", str(tmp_path / "tiny.toml"), "--budget", "2"]
     line += ["--rows", str(tmp_path / "rows.jsonl"), "--work", str(tmp_path / "work")]

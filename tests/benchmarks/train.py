@@ -34,6 +34,7 @@ FAST_STEPS = 600
 """Those of the preset `fast`."""
 PAPER_STEPS = 50_000
 """Those of 100 epochs as published: 100 images, 20 patches each, 4 flips, 16 in a batch."""
+PAPER = ("--preset", "paper")
 QUIET = ("--quiet", "--device", "cpu", "--model.width", str(WIDTH), "--tracking.wandb", "offline")
 
 
@@ -128,7 +129,7 @@ def overhead(folder: Path, bars: Bars, rounds: int = 5, steps: int = 60) -> None
         # A checkpoint and three rows of figures fall into the measured steps.
         job = _case(
             "job", "-f", "bench", "-n", f"overhead{number}", "--steps", WARM_UP + steps, "--threads", 2,
-                  "--checkpoint.every-steps", 30, *QUIET, cwd=folder
+                  "--checkpoint.every-steps", 30, *PAPER, *QUIET, cwd=folder
         )["seconds"]  # fmt: skip
         ratios.append(loop / job)
         print(f"  bare {BATCH / loop:6.1f} samples/s   job {BATCH / job:6.1f} samples/s   ratio {ratios[-1]:.3f}")
@@ -141,7 +142,7 @@ def two_ranks(folder: Path, bars: Bars, rounds: int = 3, steps: int = 40) -> Non
     ratios, raw = [], []
     for number in range(rounds):
         loops = two_bare(BATCH // 2, steps)
-        options = ("-f", "bench", "--steps", WARM_UP + steps, "--threads", 1, *QUIET)
+        options = ("-f", "bench", "--steps", WARM_UP + steps, "--threads", 1, *PAPER, *QUIET)
         both = BATCH / _case("job", *options, "-n", f"two{number}", cwd=folder, world_size=2)["seconds"]
         one = BATCH / _case("job", *options, "-n", f"one{number}", cwd=folder)["seconds"]
         ratios.append(both / loops)
@@ -257,7 +258,7 @@ def size(folder: Path) -> None:
             make_set(folder, data, "--patches.size", str(patch), "--synthetic.train", "20")
         name = f"size-{width}-{patch}-{batch}"
         found = _case(
-            "job", "-f", data, "-n", name, "-b", batch, "--steps", WARM_UP + 8, "--threads", 2, *QUIET,
+            "job", "-f", data, "-n", name, "-b", batch, "--steps", WARM_UP + 8, "--threads", 2, *PAPER, *QUIET,
                   "--model.width", width, cwd=folder,
         )  # fmt: skip
         print(f"  {width:5}  {patch:5}  {batch:5}  {found['seconds'] * 1e3:8.0f}  {found['memory']:8.0f}")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from segdist.inference.enlarge import Scale
 from segdist.inference.grid import make_grid
 from segdist.inference.inputs import Header
 from segdist.inference.layers import Layers
@@ -61,7 +62,18 @@ def image_task(number: int, rows: int, across: int) -> ImageTask:
     """An image of `rows` x `across` tiles, which are its pixels."""
     grid = make_grid(rows, across, tile=1, overlap=0, batch=1)
     header, region = Header(rows, across, 1, "uint8"), Region(0, rows, 0, across)
-    return ImageTask(number, str(number), f"{number}.png", None, header, region, grid, Layers(2), has_figure=False)
+    return ImageTask(
+        number,
+        str(number),
+        f"{number}.png",
+        None,
+        header,
+        region,
+        Scale(1, rows, across),
+        grid,
+        Layers(2),
+        has_figure=False,
+    )
 
 
 def checksums(folder: Path) -> dict[str, str]:

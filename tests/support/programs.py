@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
-TINY_NET = ["--model.width", "4", "--model.depth", "2", "--model.norm", "group"]
+TINY_NET = ["--preset", "paper", "--model.width", "4", "--model.depth", "2", "--model.norm", "group"]
 QUIET = ["--wandb", "off", "--quiet"]
 
 

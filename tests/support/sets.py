@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 from shards.build.build import make_shards
-from shards.build.config import ImagesConfig, MakeShardsConfig, PatchesConfig, SyntheticConfig
+from shards.build.config import ImagesConfig, MakeShardsConfig, PatchesConfig, SplitConfig, SyntheticConfig
 from shards.images.config import MasksConfig
 from shards.manifest import Manifest
 from shards.read.reader import ShardSet
@@ -66,14 +66,16 @@ def add(folder: Path, name: str, image: np.ndarray, mask: np.ndarray | None = No
 
 
 def own_config(folder: Path, **changes: Any) -> MakeShardsConfig:
-    """Settings for the images in folder/images and the masks in folder/masks: 5 patches of 16 x 16 from each."""
+    """Settings for the images in folder/images and the masks in folder/masks: 5 patches of 16 x 16 from each. Only
+    whether images are gray, or have an up, is left open."""
     base = MakeShardsConfig(
         name="own",
         root=folder / "data",
         processes=1,
         images=ImagesConfig(folder=folder / "images"),
         masks=MasksConfig(folder=folder / "masks", classes=("background=0", "cell=255")),
-        patches=PatchesConfig(size=16, per_image=5, drop_background=False),
+        split=SplitConfig(validation=0.1, test=0.0),
+        patches=PatchesConfig(size=16, per_image=5, drop_background=False, balance=0.0, scale=1),
     )
     return replace(base, **changes)
 

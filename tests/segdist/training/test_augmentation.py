@@ -21,7 +21,7 @@ SINGLE = [
 
 
 def name_of(config: AugmentConfig) -> str:
-    return next(field.name for field in dataclasses.fields(config) if getattr(config, field.name))
+    return next(field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default)
 
 
 def batch(count: int = 12, channels: int = 2, size: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

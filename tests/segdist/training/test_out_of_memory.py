@@ -76,7 +76,7 @@ def test_an_exact_run_takes_a_smaller_grain() -> None:
 def train(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """`segdist train` with no more than `LIMIT` bytes of addresses."""
     return subprocess.run(
-        [*job("train", ["--steps", "2", "--model.width", "32", *QUIET]), *options],
+        [*job("train", ["--preset", "paper", "--steps", "2", "--model.width", "32", *QUIET]), *options],
         cwd=folder,
         # The limit counts addresses, and blocks that malloc keeps have some.
         env=environment(MALLOC_ARENA_MAX="1", MALLOC_TRIM_THRESHOLD_="131072"),

@@ -88,7 +88,7 @@ def test_transparency_is_dropped_and_palettes_are_looked_up(tmp_path: Path, mode
         path = tmp_path / "images" / f"{number}.png"
         Image.open(path).convert(mode).save(path)
     manifest = build_own(tmp_path)
-    assert manifest.channels == (1 if mode in ("LA", "P") else 3)
+    assert manifest.channels == 1  # color files that are gray all over
     assert_patches_are_windows(tmp_path)
 
 
@@ -237,17 +237,21 @@ def test_a_dry_run_reads_the_masks_and_counts_over_all_files(
     assert not (tmp_path / "data").exists()
     (tmp_path / "masks" / "im 7.v1.png").write_bytes((tmp_path / "masks" / "im 1.v1.png").read_bytes())
     assert make_shards_command(["-f", "s", "--dry-run", *settings, "--masks.ignore", "77"]) == 0
-    assert "images: 27 train, 3 val" in capsys.readouterr().out
+    assert "images: 23 train, 3 val, 4 test" in capsys.readouterr().out
 
 
 def test_mixed_channels_are_refused_with_the_way_out(tmp_path: Path) -> None:
     some_images(tmp_path)
-    add(tmp_path, "color.png", noise(9, channels=3), labels())
+    add(tmp_path, "bands.tif", noise(9, channels=5), labels())
     message = refused(tmp_path)
-    assert "color.png" in message
+    assert "bands.tif" in message
     assert "--patches.channels 3" in message
-    chosen = PatchesConfig(size=SIZE, per_image=5, drop_background=False, channels=3)
-    assert build_own(tmp_path, patches=chosen).channels == 3
+
+
+def test_gray_files_among_color_files_are_repeated(tmp_path: Path) -> None:
+    some_images(tmp_path)
+    add(tmp_path, "color.png", noise(9, channels=3), labels())
+    assert build_own(tmp_path).channels == 3
 
 
 def test_mixed_bit_depths_are_refused(tmp_path: Path) -> None:

@@ -92,4 +92,4 @@ def test_class_pixels_are_drawn_evenly_over_a_class() -> None:
 @pytest.mark.parametrize("value", [0, IGNORE])
 def test_an_image_of_one_label_can_be_balanced(value: int) -> None:
     image = ArrayImage(np.zeros((20, 20, 1), np.uint8), np.full((20, 20), value, np.uint8))
-    assert len(draw_corners(image, PatchesConfig(size=8, balance=1.0), np.random.default_rng(0))) == 20
+    assert len(draw_corners(image, PatchesConfig(size=8, per_image=20, balance=1.0), np.random.default_rng(0))) == 20

@@ -1,0 +1,57 @@
+"""What a job chooses by itself where the user sets nothing: a setting, its value, and why."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting that was chosen."""
+
+    setting: str
+    """Key of the job's config, with dots: `model.width`."""
+    value: Any
+    """JSON types only: it is kept in files."""
+    reason: str
+
+    def line(self) -> str:
+        """`model.width = 16: why`."""
+        return f"{self.setting} = {shown(self.value)}: {self.reason}"
+
+
+def settings_of(choices: Iterable[Choice]) -> dict[str, Any]:
+    """The choices as a table of settings, as a TOML file would give it."""
+    table: dict[str, Any] = {}
+    for choice in choices:
+        *sections, key = choice.setting.split(".")
+        inside = table
+        for section in sections:
+            inside = inside.setdefault(section, {})
+        inside[key] = choice.value
+    return table
+
+
+def in_force(choices: Iterable[Choice], config: dict[str, Any]) -> list[Choice]:
+    """The choices that a config holds; the user has overruled the others.
+
+    Args:
+        config: as `segdist.core.parsing.to_dict` gives it.
+    """
+    return [choice for choice in choices if _value(config, choice.setting) == choice.value]
+
+
+def shown(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list | tuple):
+        return " ".join(shown(item) for item in value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _value(config: dict[str, Any], setting: str) -> Any:
+    value: Any = config
+    for key in setting.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

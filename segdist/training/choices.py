@@ -1,0 +1,165 @@
+"""The preset `auto`: from facts of the shard set, the device and the time to settings, each with its reason.
+
+Pure functions; what they know of the world is in `Facts`. docs/training.md has the measurements behind the numbers.
+"""
+
+from dataclasses import dataclass
+
+from segdist.core.choice import Choice
+
+MINUTES = 20.0
+"""Length of a training where nothing is said."""
+REFERENCE_PIXELS = 16 * 96**2
+"""Pixels of the batch of a reference step; its model has a width of 16."""
+STEP_COST = 0.62
+"""What the trainer's step costs with the same batch and width, in reference steps: NHWC, transposed convolutions."""
+CPU_BATCH_PIXELS = REFERENCE_PIXELS // 2
+"""Half the method's batch and twice the steps: better at the same time."""
+GPU_BATCH = 16
+WIDTHS = ((1_500, 16), (6_000, 24), (40_000, 32))
+"""(up to so many reference steps, width)."""
+WIDEST = 64
+RATE = 6e-3
+"""For a width of 16."""
+RARE = 0.05
+"""Share of the pixels below which a class is rare."""
+SEEN_OFTEN, SEEN_VERY_OFTEN = 25, 80
+"""Times that a patch is seen, from which on mild and strong augmentation pay."""
+LARGEST_TILE = 384
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the choices are made from."""
+
+    patches: int
+    """To train on."""
+    patch: int
+    """Their side in pixels."""
+    pixels: tuple[int, ...]
+    """Per class, in the training split."""
+    drawn: bool
+    """The method's drawn images."""
+    upright: bool
+    """The images have an up: what is above and what below differs."""
+    device: str
+    """cpu or cuda."""
+    world_size: int
+    grain: int
+    """What the batch must be a multiple of (`--exact`); 1 otherwise."""
+    bf16: bool
+    """The CPU has instructions for bf16."""
+    reference_steps: float
+    """That fit into the time, over all ranks."""
+
+
+def choose(facts: Facts) -> list[Choice]:
+    """Every setting that `auto` decides."""
+    width, batch = _width(facts), _batch(facts)
+    return [
+        width,
+        _depth(facts),
+        Choice("model.upsampling", "transposed", "cheaper than interpolation and as good"),
+        batch,
+        *_optimizer(width.value),
+        _loss(facts),
+        *_augmentation(facts, times_seen(facts, width.value, batch.value)),
+        *_precision(facts),
+        *_inference(facts),
+    ]
+
+
+def times_seen(facts: Facts, width: int, batch: int) -> float:
+    """How often each patch is seen in the time, under one flip or another."""
+    cost = STEP_COST * batch * facts.patch**2 / REFERENCE_PIXELS * (width / 16) ** 1.6
+    return facts.reference_steps / cost * batch / max(facts.patches, 1)
+
+
+def _width(facts: Facts) -> Choice:
+    steps = facts.reference_steps
+    width = next((width for limit, width in WIDTHS if steps <= limit), WIDEST)
+    return Choice("model.width", width, f"the time is that of {steps:.0f} reference steps; more channels take more")
+
+
+def _depth(facts: Facts) -> Choice:
+    fitting = [depth for depth in (4, 3, 2) if facts.patch % 2**depth == 0 and facts.patch // 2**depth >= 4]
+    depth = fitting[0] if fitting else 1
+    return Choice("model.depth", depth, f"{facts.patch} pixels are {facts.patch // 2**depth} at the bottom of the U")
+
+
+def _batch(facts: Facts) -> Choice:
+    if facts.device == "cuda":
+        batch, reason = GPU_BATCH, "keeps a GPU busy"
+    else:
+        batch = min(max(round(CPU_BATCH_PIXELS / facts.patch**2), 2), 16)
+        reason = f"on a CPU many small steps learn more than few large ones; patches of {facts.patch}"
+    # Every rank gets as many, and batch norm more than one where there are several ranks.
+    ranks = facts.world_size
+    if ranks > 1:
+        batch, reason = max(-(-batch // ranks), 2) * ranks, f"{reason}; {ranks} ranks"
+    if batch % facts.grain:
+        batch, reason = -(-batch // facts.grain) * facts.grain, f"{reason}; grains of {facts.grain}"
+    samples = 4 * facts.patches // facts.grain * facts.grain
+    if batch > samples >= ranks:
+        batch, reason = samples, "there are no more patches"
+    return Choice("batch_size", batch, reason)
+
+
+def _optimizer(width: int) -> list[Choice]:
+    rate = round(RATE * (16 / width) ** 0.5, 4)
+    return [
+        Choice("optim.optimizer", "adamw", "reaches a good model in fewer steps than SGD"),
+        Choice("optim.lr", rate, f"for a width of {width}"),
+        Choice("optim.weight_decay", 0.01, "AdamW's usual"),
+        Choice("optim.schedule", "onecycle", "the best for a length that is known"),
+        Choice("optim.ema_decay", 0.0, "one-cycle ends at a rate near 0: an average gains nothing"),
+    ]
+
+
+def _loss(facts: Facts) -> Choice:
+    total = max(sum(facts.pixels), 1)
+    shares = [count / total for count in facts.pixels if count]
+    if shares and min(shares) < RARE and not facts.drawn:
+        return Choice(
+            "loss.name", "cross_entropy+dice", f"the rarest class has {100 * min(shares):.2g} % of the pixels"
+        )
+    return Choice("loss.name", "cross_entropy", "no class is rare" if not facts.drawn else "drawn images")
+
+
+def _augmentation(facts: Facts, seen: float) -> list[Choice]:
+    if facts.drawn:
+        return [Choice("augment.rotate90", False, "drawn images: the four flips, as published")]
+    chosen = [
+        Choice("augment.upside_down", False, "the images have an up: classes lie above and below others")
+        if facts.upright
+        else Choice("augment.upside_down", True, "nothing shows that the images have an up")
+    ]
+    often = f"each patch is seen about {seen:.0f} times"
+    if seen < SEEN_OFTEN:
+        return [*chosen, Choice("augment.rotate90", False, f"{often}: the flips are enough")]
+    strong = seen >= SEEN_VERY_OFTEN
+    if facts.upright:
+        chosen.append(Choice("augment.rotate", 10.0 if strong else 5.0, f"{often}; upright images lean a little"))
+    else:
+        chosen.append(Choice("augment.rotate90", True, f"{often}; any quarter turn is as likely"))
+    strengths = {"scale": (0.2, 0.3), "brightness": (0.05, 0.1), "contrast": (0.2, 0.3), "gamma": (0.2, 0.3)}
+    word = "strong" if strong else "mild"
+    chosen += [Choice(f"augment.{name}", pair[strong], f"{often}: {word}") for name, pair in strengths.items()]
+    return chosen
+
+
+def _precision(facts: Facts) -> list[Choice]:
+    if facts.device == "cpu" and facts.bf16:
+        return [Choice("precision", "bf16", "this CPU has instructions for it")]
+    return []
+
+
+def _inference(facts: Facts) -> list[Choice]:
+    if facts.drawn:
+        return []
+    tile = max(min(2 * facts.patch, LARGEST_TILE), facts.patch)
+    return [
+        Choice("inference.tile", tile, "larger than the patches: fewer pixels lie near a tile's border"),
+        Choice("inference.overlap", 0.25, "enough for tiles of that size, at half the work of 0.5"),
+        Choice("inference.flips", True, "the mean over flips is better than one view"),
+    ]

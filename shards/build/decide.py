@@ -1,0 +1,84 @@
+"""Settings that are left open, filled in from what images and masks tell: once for a set, then kept with it."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from segdist.core.choice import Choice
+from segdist.core.errors import UserError
+from segdist.core.paths import BUILDING, MANIFEST, RECIPE
+from shards.build.choices import EARLIER
+from shards.build.config import MakeShardsConfig
+
+CHOICES = "choices"
+"""Key of a recipe."""
+OPEN: dict[str, Any] = {
+    "patches.size": 0,
+    "patches.per_image": 0,
+    "patches.balance": None,
+    "patches.scale": 0,
+    "patches.channels": None,
+    "split.validation": None,
+    "split.test": None,
+    "images.upright": "auto",
+    "masks.classes": (),
+}
+"""Settings that may be left open, and what they are then."""
+
+
+class Decisions:
+    """A config that is being completed, and the choices that complete it."""
+
+    def __init__(self, config: MakeShardsConfig) -> None:
+        """Takes over the choices of the set in the config's folder, if there is one."""
+        self.config = config
+        self.choices: list[Choice] = []
+        known = choices_of_set(config.folder) if not config.overwrite else None
+        self.take(known or ())
+
+    def take(self, choices: Iterable[Choice]) -> None:
+        """Make those of the choices whose settings are still open."""
+        for choice in choices:
+            if self.is_open(choice.setting):
+                section, _, key = choice.setting.partition(".")
+                value = tuple(choice.value) if isinstance(choice.value, list) else choice.value
+                changed = replace(getattr(self.config, section), **{key: value})
+                self.config = replace(self.config, **{section: changed})
+                self.choices.append(choice)
+
+    def is_open(self, *settings: str) -> bool:
+        """True if one of the settings is left open."""
+        return any(self._value(setting) == OPEN[setting] for setting in settings)
+
+    def _value(self, setting: str) -> Any:
+        section, _, key = setting.partition(".")
+        return getattr(getattr(self.config, section), key)
+
+
+def choices_of_set(folder: Path) -> tuple[Choice, ...] | None:
+    """The choices that a finished or unfinished set was begun with; None where there is none.
+
+    Sets from before there were choices were built with the defaults of that time.
+
+    Raises:
+        UserError: they can't be understood.
+    """
+    for path in (folder / MANIFEST, folder / BUILDING / RECIPE):
+        try:
+            values = json.loads(path.read_bytes().decode())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            continue  # damage is told by who reads the rest
+        recipe = values.get("recipe", values) if isinstance(values, dict) else {}
+        if not isinstance(recipe, dict) or CHOICES not in recipe:
+            return EARLIER
+        names = {item.name for item in fields(Choice)}
+        try:
+            found = [Choice(**{key: value for key, value in each.items() if key in names}) for each in recipe[CHOICES]]
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"{path}: damaged: its choices can't be read ({error})") from None
+        if any(choice.setting not in OPEN for choice in found):
+            raise UserError(f"{path}: made by a later segdist, which chose more than this one knows: update it")
+        return tuple(found)
+    return None

@@ -1,0 +1,91 @@
+"""What make-shards chooses from which facts."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from shards.build.choices import ClassFacts, SetFacts, choose_patches, choose_split
+
+GROUND, CELL = ClassFacts("ground", 0.7, 200, 400), ClassFacts("cell", 0.3, 20, 30)
+FACTS = SetFacts(images=20, height=512, width=640, classes=(GROUND, CELL), kept={2: 0.97, 4: 0.93})
+
+
+def chosen(**changes: Any) -> dict[str, Any]:
+    return {choice.setting: choice.value for choice in choose_patches(replace(FACTS, **changes))}
+
+
+def with_cells(**changes: Any) -> dict[str, Any]:
+    return chosen(classes=(GROUND, replace(CELL, **changes)))
+
+
+def test_small_objects_are_learned_at_full_size() -> None:
+    assert chosen()["patches.scale"] == 1
+
+
+def test_large_objects_are_reduced_until_they_fit() -> None:
+    assert with_cells(length=60, width=40)["patches.scale"] == 2
+    assert with_cells(length=150, width=40)["patches.scale"] == 4
+    assert with_cells(length=1_000, width=40)["patches.scale"] == 4
+
+
+def test_thin_classes_forbid_reducing() -> None:
+    assert with_cells(length=150, width=9)["patches.scale"] == 1
+    assert with_cells(length=150, width=12)["patches.scale"] == 2
+
+
+def test_masks_that_reducing_spoils_forbid_it() -> None:
+    large = (GROUND, replace(CELL, length=150, width=40))
+    assert chosen(classes=large, kept={2: 0.8, 4: 0.7})["patches.scale"] == 1
+    assert chosen(classes=large, kept={2: 0.95, 4: 0.7})["patches.scale"] == 2
+
+
+def test_a_patch_holds_an_object_and_what_is_around_it() -> None:
+    thin = {"width": 4}  # so that nothing is reduced
+    sizes = [with_cells(length=length, **thin)["patches.size"] for length in (5, 39, 50, 70, 500)]
+    assert sizes == [96, 128, 128, 192, 192]
+    assert all(size % 32 == 0 for size in sizes)
+
+
+def test_a_patch_is_hardly_larger_than_the_images() -> None:
+    assert chosen(height=60, width=500)["patches.size"] == 64
+    assert chosen(height=20, width=20)["patches.size"] == 32
+
+
+def test_patches_cover_the_images_and_there_are_enough_and_not_too_many() -> None:
+    found = chosen()
+    assert found["patches.per_image"] == round(3 * 512 * 640 / 96**2)
+    assert chosen(images=1, height=100, width=100)["patches.per_image"] == 300
+    assert chosen(images=100_000)["patches.per_image"] == 8
+    assert chosen(images=10, height=60_000, width=60_000)["patches.per_image"] == 4_000
+
+
+def test_rare_classes_get_patches_of_their_own() -> None:
+    assert chosen()["patches.balance"] == 0
+    assert with_cells(share=0.01)["patches.balance"] == pytest.approx(0.33)
+
+
+def test_an_up_is_passed_on() -> None:
+    assert chosen()["images.upright"] == "no"
+    assert chosen(upright=True)["images.upright"] == "yes"
+
+
+def test_images_without_a_labeled_pixel_don_t_stop_the_choice() -> None:
+    assert chosen(classes=())["patches.size"] == 96
+
+
+@pytest.mark.parametrize(
+    ("images", "held", "validating"),
+    [(1, 0, 0), (2, 1, 0), (4, 1, 0), (5, 1, 0), (6, 1, 1), (20, 3, 2), (100, 15, 8), (5_000, 200, 200)],
+)
+def test_shares_work_for_few_images_as_for_many(images: int, held: int, validating: int) -> None:
+    test, validation = choose_split(images, test_named=False, grouped=False)
+    assert (test.setting, validation.setting) == ("split.test", "split.validation")
+    assert round(test.value * images) == held or (test.value > 0 and held == 1)
+    left = images - held
+    assert round(validation.value * left) == validating or (validation.value > 0 and validating == 1)
+    assert bool(validation.value) == bool(validating)
+
+
+def test_nothing_is_drawn_where_the_user_names_what_is_held_out() -> None:
+    assert choose_split(20, test_named=True, grouped=False)[0].value == 0
