@@ -337,7 +337,7 @@ def test_pages_of_a_stack_may_stand_in_a_csv_file(tmp_path: Path) -> None:
 def test_pages_that_no_split_names_stay_together(tmp_path: Path) -> None:
     stack(tmp_path)
     add(tmp_path, "images/z.png", "masks/z.png", 99)
-    manifest = build(tmp_path, **settings(tmp_path, split=replace(SplitConfig(), validation=0.5)))
+    manifest = build(tmp_path, **settings(tmp_path, split=replace(SplitConfig(), validation=0.5, test=0.0)))
     assert sorted(len(manifest.sources[split]) for split in ("train", "val")) == [1, 6]
 
 
