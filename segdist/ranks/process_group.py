@@ -19,14 +19,13 @@ from segdist.core.errors import UserError
 from segdist.ranks.allocator import keep_freed_memory
 from segdist.ranks.device import choose_device
 from segdist.ranks.launchers import RankEnvironment, resolve_environment, torchrun_shares_its_store
+from segdist.ranks.open_files import allow_connections
 from segdist.ranks.threads import default_threads
 from segdist.ranks.watch import Watch
 
 Result = TypeVar("Result")
 
 STORE_KEY = "segdist/port"
-STORE_PATIENCE = timedelta(seconds=5)
-"""Time in which the store answers the watch, or counts as silent."""
 RECORDED_COLLECTIVES = 2000
 """Collectives that NCCL's Flight Recorder keeps: a hundred steps or so, half a megabyte."""
 
@@ -133,6 +132,7 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
         keep_freed_memory()
     places: dist.Store | None = None
     if environment.world_size > 1:
+        allow_connections(environment.world_size)
         record_collectives(chosen)
         os.environ["MASTER_ADDR"] = environment.master_addr
         os.environ["MASTER_PORT"] = str(environment.master_port)
@@ -147,7 +147,7 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
         )
         # A client of its own: the group's waits, and holds its lock, while the watch has to go on.
         places = dist.TCPStore(
-            environment.master_addr, store.port, is_master=False, timeout=STORE_PATIENCE, wait_for_workers=False
+            environment.master_addr, store.port, is_master=False, timeout=timeout, wait_for_workers=False
         )
     watch = Watch(environment, places, timeout)
     try:

@@ -1,7 +1,7 @@
 """Where every rank is: told through a store of the ranks, so that one that is late can be named.
 
-A thread of each rank writes its place (a step, and what it is doing there) into the store. When a rank has got nowhere
-for most of the time that ranks wait for each other, its thread looks at all places twice: a rank whose beats have
+Each rank writes its place (a step, and what it is doing there) into the store. When a rank has got nowhere
+for most of the time that ranks wait for each other, it looks at all places twice: a rank whose beats have
 stopped is dead, frozen or cut off; of those that beat, the one with the lowest step holds up the others. The lowest
 rank that beats names it, before the collectives give up and end the job.
 
@@ -13,10 +13,12 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -32,6 +34,8 @@ LONGEST_BEAT = 10.0
 """Seconds between two beats, at most; shorter where ranks wait for each other for minutes only."""
 PATIENCE = 0.7
 """The share of the time that ranks wait for each other after which a rank that has got nowhere looks around."""
+ANSWER, CLOSING = 5.0, 2.0
+"""Seconds in which the ranks' store answers, or counts as silent; that a thread gets to end with the job."""
 MOST_NAMED = 8
 """Late ranks that are named one by one."""
 
@@ -66,10 +70,13 @@ class Watch:
         self._every = min(LONGEST_BEAT, timeout.total_seconds() / 20)
         self._moved = time.monotonic()
         self._looked_around = False
+        self._looking = threading.Lock()
         self._folder: Path | None = None
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
-        self._thread.start()
+        # Two threads: a call of a store whose rank is frozen never comes back.
+        self._threads = [self._in_a_thread(self._beat_on)]
+        if store is not None:
+            self._threads.append(self._in_a_thread(self._watch, store))
 
     def at(self, doing: str, step: int | None = None) -> None:
         """This rank now does `doing`, in step `step` (default: the same as before). Costs next to nothing."""
@@ -82,43 +89,62 @@ class Watch:
             self._folder = run_dir / HEARTBEATS
 
     def close(self) -> None:
-        """The job is over: no more beats, and no file that looks alive."""
+        """The job is over: no more beats, and no file that looks alive. A look around is brought to its end."""
+        if self._looking.acquire(timeout=3 * self._every + 2 * ANSWER):
+            self._looking.release()
         self._done.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(CLOSING)
         if self._folder is not None:
             self._file(self._folder).unlink(missing_ok=True)
 
-    def _run(self) -> None:
+    def _in_a_thread(self, function: Callable[..., None], *arguments: Any) -> threading.Thread:
+        thread = threading.Thread(target=function, args=arguments, daemon=True, name="watch")
+        thread.start()
+        return thread
+
+    def _beat_on(self) -> None:
         beat = 0
         while not self._done.wait(self._every if beat else 0):
             beat += 1
             # A disk without room or a store whose rank has ended is no reason to disturb the work.
             with suppress(OSError, RuntimeError, ValueError):
                 self._beat(replace(self._place, beat=beat))
+
+    def _watch(self, store: dist.Store) -> None:
+        while not self._done.wait(self._every):
             waited = time.monotonic() - self._moved
-            if self._store is not None and waited > self._patience and not self._looked_around:
-                self._looked_around = True
-                self._look_around(self._store, waited)
+            if waited > self._patience and not self._looked_around:
+                with self._looking:
+                    self._looked_around = True
+                    self._look_around(store, waited)
 
     def _beat(self, place: Place) -> None:
         if self._store is not None:
             self._store.set(_key(place.rank), json.dumps(asdict(place)))
-        if self._folder is not None:
+        if self._folder is not None and not self._done.is_set():
             self._write_file(self._folder, place)
 
     def _look_around(self, store: dist.Store, waited: float) -> None:
         """Name the rank that the others wait for, if this one is to speak."""
-        try:
-            before = self._places(store)
-            # This thread doesn't beat meanwhile, but its rank is there.
-            if self._done.wait(3 * self._every):
-                return
-            after = self._places(store)
-        except RuntimeError:
+        seen: list[dict[int, Place]] = []
+
+        def look() -> None:
+            with suppress(RuntimeError):
+                seen.append(self._places(store))
+                if not self._done.wait(3 * self._every):
+                    seen.append(self._places(store))
+
+        self._in_a_thread(look).join(3 * self._every + ANSWER)
+        if self._done.is_set():
+            return
+        if len(seen) < 2:
             speaker, found = 1, ["rank 0, which keeps the ranks' store and doesn't answer"]
         else:
+            before, after = seen
             beating = {rank for rank, place in after.items() if rank not in before or place.beat != before[rank].beat}
-            speaker, found = min(beating | {self._place.rank}), self._late(after, beating | {self._place.rank})
+            beating.add(self._place.rank)
+            speaker, found = min(beating), self._late(after, beating)
         if not found or speaker != self._place.rank:
             return
         more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""

@@ -1,0 +1,41 @@
+"""Whether this process may open as many files as its ranks need."""
+
+from typing import Any
+
+from segdist.core.errors import UserError
+
+try:
+    import resource
+
+    limits: Any = resource
+except ImportError:  # not on Windows, where sockets have no such limit
+    limits = None
+
+OTHER_FILES = 256
+"""Shards, logs, libraries and the rest."""
+OF_EACH_RANK = 3
+"""Connections of rank 0 for each rank: gloo's, and two with the ranks' store, which it keeps."""
+
+
+def allow_connections(world_size: int) -> None:
+    """Raise this process's limit of open files to what a group of `world_size` ranks needs.
+
+    gloo connects every rank with every other.
+
+    Raises:
+        UserError: the system doesn't allow so many; without this, ranks would wait for each other until the time-out.
+    """
+    if limits is None:
+        return
+    needed = OF_EACH_RANK * world_size + OTHER_FILES
+    soft, hard = limits.getrlimit(limits.RLIMIT_NOFILE)
+    endless = limits.RLIM_INFINITY
+    if soft == endless or soft >= needed:
+        return
+    if hard == endless or hard >= needed:
+        limits.setrlimit(limits.RLIMIT_NOFILE, (needed, hard))
+        return
+    raise UserError(
+        f"{world_size} ranks need up to {needed} open files in a process, and the limit here is {hard}: raise it "
+        "(`ulimit -Hn`, LimitNOFILE of slurmd), or start fewer ranks"
+    )
