@@ -180,6 +180,8 @@ class _Search:
 
     def _no_rule(self, ranked: Sequence[Pairing]) -> str:
         """The message where no rule pairs all."""
+        if not self.files:
+            return f"no mask in {self.folder}; say where the masks are with --masks.folder, or {self.csv}"
         head = f"no rule pairs the {len(self.needed)} images with the {len(self.files)} masks in {self.folder} by name"
         if not self.needed:
             head = f"no rule gives each of the {len(self.files)} masks in {self.folder} one of the images"
@@ -190,16 +192,19 @@ class _Search:
             head = f"{len(whole)} rules give every image a mask in {self.folder}, and each leaves masks over"
         lines = [f"--masks.name '{pairing.rule.text}': {self._score(pairing)}" for pairing in _nearest(ranked)]
         lines += [self._left_over(pairing) for pairing in ranked[:1]]
+        near = "the nearest:\n  " + "\n  ".join(lines)
         if not ranked:
-            image, mask = next(iter(self.images.values())), next(iter(self.files.values()), [None])[0]
-            lines = [f"the first image is {image.name}, the first mask {mask.name if mask else 'missing'}"]
+            image, mask = next(iter(self.images.values())), next(iter(self.files.values()))[0]
+            near = f"the names have nothing in common ({image.name}, {mask.name})"
         return (
-            f"{head}; the nearest:\n  " + "\n  ".join(lines) + "\nsay how masks are called with --masks.name (then "
+            f"{head}; {near}" + "\nsay how masks are called with --masks.name (then "
             f"masks may be left over), take away what is no mask, or {self.csv}"
             + (self.skip if ranked and ranked[0].without else "")
         )
 
     def _ambiguous(self, counting: Sequence[Pairing]) -> str:
+        if advice := self._channel_advice():
+            return advice
         lines = [self._in_words(pairing).removeprefix("masks by the rule ") for pairing in counting[:NEAREST]]
         return (
             f"{len(counting)} rules pair all images with the masks in {self.folder}, each in another way:\n  "

@@ -23,6 +23,8 @@ TRIED = 24
 """Rules, those with most votes, that are tried on all names."""
 FIRST_TRIED = 100
 """Images on which rules are tried first."""
+TELLING = 4
+"""Characters that two names have in common by more than chance."""
 MOST_PLACES = 4
 """Places in a name where a short part is looked for."""
 
@@ -83,7 +85,15 @@ def best_rules(images: Sequence[str], masks: Sequence[str], needed: Collection[s
     texts = [EXACT, _around(images, masks), *_promising(_likely(images, masks), images, masks), NUMBERS]
     tried = [apply(MaskRule(text), images, masks, needed) for text in dict.fromkeys(texts)]
     found = [pairing for pairing in tried if pairing.masks]
-    return sorted(found, key=lambda pairing: (not pairing.counts, pairing.missing))
+    return sorted(found, key=lambda pairing: (not pairing.counts, pairing.missing, *_clumsiness(pairing.rule.text)))
+
+
+def _clumsiness(text: str) -> tuple[bool, bool, int, str]:
+    """An order of rules that say the same: the one that a person would write comes first.
+
+    It is the same order in every process: the rule becomes part of the set's recipe.
+    """
+    return text == NUMBERS, not (text.startswith(EXACT) or text.endswith(EXACT)), len(text), text
 
 
 def channels(images: Collection[str], masks: Collection[str]) -> list[tuple[str, ...]]:
@@ -149,7 +159,8 @@ def _likely(images: Sequence[str], masks: Sequence[str]) -> Iterator[str]:
             votes.update(_rules_of(sample, others, cut, rule))
     if len(image_samples) == 1 or len(mask_samples) == 1:
         votes.update(_rules_of_one(image_samples, mask_samples))
-    return (text for text, _ in votes.most_common(TRIED))
+    ranked = sorted(votes, key=lambda text: (-votes[text], *_clumsiness(text)))
+    return iter(ranked[:TRIED])
 
 
 Split = tuple[str, str, str, str]
@@ -191,7 +202,8 @@ def _rules_of_one(images: Sequence[str], masks: Sequence[str]) -> Iterator[str]:
         for mask in masks:
             (folder, stem), (mask_folder, mask_stem) = posixpath.split(image), posixpath.split(mask)
             match = SequenceMatcher(None, stem, mask_stem, autojunk=False).find_longest_match()
-            if not match.size:
+            if match.size < TELLING and len(images) == len(masks) == 1:
+                yield f"{re.escape(image)} -> {mask}" if "/" in image else f"{re.escape(stem)} -> {mask_stem}"
                 continue
             end, mask_end = match.a + match.size, match.b + match.size
             core = stem[match.a : end]
@@ -216,7 +228,7 @@ def _exchange(image: Split, mask: Split) -> str | None:
         before, _, behind = text.partition(EXACT)
         left, right = "(.*)", f"{before}\\g<1>{behind}"
     # The folders' groups come first, so the name's own is the last one.
-    count = folders[0].count("(")
+    count = re.compile(folders[0]).groups
     right = right.replace("\\g<1>", f"\\g<{count + 1}>").replace("\\1", f"\\g<{count + 1}>")
     return f"{folders[0]}{left.replace('(.*)', '([^/]*)')} -> {folders[1]}{right}"
 

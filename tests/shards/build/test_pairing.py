@@ -1,5 +1,8 @@
 """Which rule pairs names: the one that leaves no image and no mask over, or none."""
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from segdist.core.errors import UserError
 from shards.build.pairing import apply, best_rules, channels
 from shards.images.mask_names import MaskRule
+from tests.support.programs import environment
 
 
 def found(images: list[str], masks: list[str], needed: list[str] | None = None) -> list[str]:
@@ -30,6 +34,7 @@ def found(images: list[str], masks: list[str], needed: list[str] | None = None) 
         ("scan {} (raw)", "scan {} (gt)", r"(.*)raw\) -> \1gt)"),
         ("train/images/{}", "train/masks/{}", r"(.*/)images/([^/]*) -> \g<1>masks/\g<2>"),
         ("{}", "{}_2", "{stem}_2"),
+        ("rat/{}", "{}_x", r"(?:.*/)?([^/]*) -> \1_x"),
         ("2019_{}_a", "2020_{}_b", r"2019(.*)a -> 2020\1b"),
     ],
 )
@@ -106,7 +111,27 @@ def test_the_nearest_rule_leaves_the_fewest_over() -> None:
 
 def test_one_image_and_one_mask() -> None:
     assert found(["photo_12"], ["truth_12"])
+    assert found(["a/photo"], ["truth"]) == ["a/photo -> truth"]
+    assert found(["photo"], ["truth"]) == ["photo -> truth"]
     assert found(["a"], ["a_mask"]) == ["{stem}_mask"]
+
+
+def test_every_process_finds_the_same_text() -> None:
+    code = (
+        "from shards.build.pairing import best_rules; i = ['aa_1', 'aa_2', 'ab_1']; m = ['xaa_1a', 'xaa_2a', 'xab_1a'];"
+        "print([pairing.rule.text for pairing in best_rules(i, m, i)])"
+    )
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment(PYTHONHASHSEED=seed),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(texts) == 1
 
 
 def test_channels_of_nnu_net_are_told_from_other_numbers() -> None:
