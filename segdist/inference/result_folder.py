@@ -112,6 +112,8 @@ class ResultFolder:
         """Remove the results that the image had under its short name, before another image needed that as well."""
         path, page = split_address(image.path)
         end = f"-page{page}" if page else ""
+        if not image.name.endswith(path.suffix + end):
+            return  # it has its short name
         former = self.folder / STATE / RECORDS / f"{image.name.removesuffix(path.suffix + end)}{end}.json"
         if former != self._record_file(image) and former.exists():
             record = _json(former)

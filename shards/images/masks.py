@@ -259,7 +259,7 @@ def unknown_message(found: dict[str, Counter[str]], config: MasksConfig) -> str:
     if len(found) > 10:
         lines.append(f"  … and {len(found) - 10} more files")
     ways = [
-        "list them in --masks.classes (`name=127,128` or `name=120-140`) or --masks.ignore",
+        "list them in --masks.classes (`name=127,128`, `name=120-140`, `name=1-` for all from 1) or --masks.ignore",
         "--masks.unknown ignore",
     ]
     if any(len(counts) > 8 for counts in found.values()):

@@ -1,5 +1,6 @@
 """Inputs that people have: stacks, linked folders, turned photos, long names, files that can't be read."""
 
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -16,8 +17,10 @@ from segdist.core.errors import UserError
 from segdist.core.exit_codes import FINISHED, INCOMPLETE
 from segdist.inference.config import InferConfig
 from segdist.inference.inputs import find_inputs
+from shards.build.config import SplitConfig
 from shards.images.config import MasksConfig
 from tests.support.inference_parts import CLASSES, labels, write_model
+from tests.support.sets import build_own
 
 RNG = np.random.default_rng(3)
 
@@ -68,7 +71,7 @@ def test_pages_have_the_masks_of_their_place(tmp_path: Path) -> None:
     config = InferConfig(
         model="m",
         images=(str(tmp_path / "images"),),
-        masks=MasksConfig(folder=tmp_path / "masks", classes=("a", "b")),
+        masks=MasksConfig(folder=tmp_path / "masks", classes=tuple(info.name for info in CLASSES)),
     )
     found = find_inputs(config, CLASSES).images
     assert [Path(image.path).name for image in found] == ["a.tif", "a.tif#page=2", "a.tif#page=4"]
@@ -108,6 +111,26 @@ def test_masks_of_turned_photos_decide_how_these_are_read(model: Path, tmp_path:
     assert job(model, tmp_path / "in", tmp_path / "forced", *masks, "--orientation", "apply") == (
         FINISHED if drawn_on == "upright" else INCOMPLETE
     )
+
+
+def test_a_shard_set_knows_how_its_turned_photos_are_read(model: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(4):
+        pixels = noise(20, 30)
+        save(tmp_path / f"images/{number}.png", pixels, exif=exif)
+        save(tmp_path / f"masks/{number}.png", predict(model, pixels, device="cpu").argmax(axis=0).astype(np.uint8))
+    masks = MasksConfig(folder=tmp_path / "masks", classes=tuple(info.name for info in CLASSES))
+    manifest = build_own(tmp_path, masks=masks, split=SplitConfig(test=0.5))
+    assert manifest.recipe["images"]["orientation"] == "ignore"
+    out = tmp_path / "out"
+    assert (
+        run_job(infer.main, ["-m", str(model), "--data", str(tmp_path / "data/own"), "-o", str(out), "--quiet"])
+        == FINISHED
+    )
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["mean_iou_over_images"] == 1.0
+    assert {labels(path).shape for path in (out / "masks").iterdir()} == {(20, 30)}
 
 
 def test_names_as_long_as_they_may_be(model: Path, tmp_path: Path) -> None:
