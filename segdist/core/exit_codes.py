@@ -17,8 +17,9 @@ error in protocol."""
 INTERRUPTED = 130
 """Ctrl-C, by the shell's convention 128 + SIGINT."""
 
-PEER_ERRORS = re.compile(r"gloo|NCCL|c10d|ProcessGroup")
-"""What the messages of communication errors contain that torch raises as a plain RuntimeError."""
+PEER_ERRORS = re.compile(r"gloo|NCCL|c10d|ProcessGroup|Application timeout caused pair closure")
+"""What the messages of communication errors contain that torch raises as a plain RuntimeError. The last is gloo's for
+what follows a time-out."""
 
 
 def is_communication_error(error: BaseException | None) -> bool:

@@ -24,7 +24,6 @@ import torch.distributed as dist
 
 from segdist.core.files import write_json
 from segdist.core.formats import stamped
-from segdist.core.launcher import note_reason
 from segdist.core.paths import HEARTBEATS
 from segdist.core.terminal import clock, warn
 from segdist.ranks.launchers import RankEnvironment
@@ -150,8 +149,8 @@ class Watch:
         more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         late = "; ".join(found[:MOST_NAMED]) + more
         message = f"the ranks have waited {clock(waited)} for {late}. Waiting: {self._place}"
+        # A warning alone: a job that is given up for a late rank is started again, where a noted reason would end it.
         warn(message)
-        note_reason(message, self._place.rank)
 
     def _late(self, places: dict[int, Place], beating: set[int]) -> list[str]:
         """Who holds up the others; nobody where all are in the same step."""

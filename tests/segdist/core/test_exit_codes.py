@@ -15,6 +15,7 @@ class DistNetworkError(RuntimeError):
         RuntimeError("[/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:13713"),
         RuntimeError("NCCL communicator was aborted on rank 0"),
         RuntimeError("[c10d] The client socket has timed out after 60000ms while trying to connect to (node1, 20001)."),
+        RuntimeError("Application timeout caused pair closure"),
         DistNetworkError("failed to recv, got 0 bytes"),
     ],
 )
