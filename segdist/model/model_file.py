@@ -1,5 +1,6 @@
 """A trained model in one file: safetensors weights with the card that says how to use them."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from safetensors.torch import save as save_safetensors
 
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
-from segdist.core.model_header import CARD_KEY
+from segdist.core.model_header import CARD_KEY, read_metadata
 from segdist.model.card import ModelCard, card_text, read_card, resolve_model_path
 from segdist.model.factory import build_model, without_pretrained
 from segdist.model.trust import OWN, require_trust
@@ -20,10 +21,24 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+CHECKSUM_KEY = "segdist_sha256"
+"""The entry of the metadata with the checksum of card and weights: safetensors has none of its own."""
+
+
+def _checksum(card: str, content: bytes) -> str:
+    """SHA-256 of a card and of the weights in a safetensors file: what comes after 8 bytes of length and its header."""
+    weights = memoryview(content)[8 + int.from_bytes(content[:8], "little") :]
+    digest = hashlib.sha256(card.encode())
+    digest.update(weights)
+    return digest.hexdigest()
+
+
 def save_model(path: Path, state: dict[str, "torch.Tensor"], card: ModelCard) -> None:
     """Write weights and card to `path`, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    data = save_safetensors(tensors, metadata={CARD_KEY: card_text(card)})
+    text = card_text(card)
+    checksum = _checksum(text, save_safetensors(tensors))
+    data = save_safetensors(tensors, metadata={CARD_KEY: text, CHECKSUM_KEY: checksum})
     with whole_file(path) as file:
         file.write(data)
 
@@ -65,6 +80,10 @@ def load_weights(path: Path, device: str = "cpu") -> tuple[dict[str, "torch.Tens
         UserError: there is no such file, or it is damaged.
     """
     card = read_card(path)
+    metadata = read_metadata(path)
+    expected = metadata.get(CHECKSUM_KEY)  # models of earlier versions have none
+    if expected is not None and _checksum(metadata[CARD_KEY], path.read_bytes()) != expected:
+        raise UserError(f"{path}: damaged (wrong checksum); copy it again, or take the other model of the run")
     try:
         return load_file(path, device=str(device)), card
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:

@@ -40,12 +40,14 @@ NOT_RUN = {
         "torchrun --nnodes=2": "needs two machines",
     },
     "CONTRIBUTING.md": {
+        "python -m tests.campaign": "takes hours; tests/test_campaign.py does two trials of each",
         "bash tests/lowest_versions.sh": "installs another torch of several GB",
         "bash tests/run.sh": THESE_TESTS,
         "python -m tests.benchmarks.": BENCHMARK,
         "python -m tests.support.rooms": "tests/test_rooms.py runs it",
         "python docs/make_pictures.py": "tests/docs/test_examples_and_pictures.py runs it, on a small run",
     },
+    "security.md": {"segdist infer --model their.safetensors": "needs a stranger's model; test_trust.py has one"},
     "cluster.md": {
         "segdist submit pipeline --profile mycluster.toml": THAT_CLUSTER,
         "segdist submit make-shards --profile mycluster.toml": THAT_CLUSTER,
@@ -289,7 +291,7 @@ OTHER_TOOLS = {
     *("--standalone", "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"),
     *("--ntasks-per-node", "--cpus-per-task", "--kill-on-bad-exit", "--no-install-recommends", "--quick", "--fresh"),
     *("--partition", "--gpus-per-node", "--time", "--pty", "--container-image", "--container-mounts", "--nv"),
-    *("--rounds", "--constraint", "--privileged", "--resolve", "--part"),
+    *("--rounds", "--constraint", "--privileged", "--resolve", "--part", "--trials"),
 }
 """Options of torchrun, Slurm and other programs that the pages mention."""
 

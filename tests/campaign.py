@@ -1,0 +1,417 @@
+"""A campaign of kills and bit flips: whatever happens to a job, it ends with the bits of one that nothing happened to.
+
+    python -m tests.campaign                            # all kinds that need no Slurm, 30 trials each
+    python -m tests.campaign train flips --trials 200
+    python -m tests.campaign slurm --trials 5           # each event of tests/slurm, on the mini cluster
+
+Trials are kept in the folder (`--folder`, default /tmp/segdist-campaign): the same command goes on where it was, and
+ends with a table. A trial that went wrong keeps its files. Trial n of a kind is always the same: its moments and bits
+are drawn from n, as far as a kill can hit the same moment twice.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from segdist.runs.record import read_rows
+from tests.support.inference_parts import checksums, write_images, write_model
+from tests.support.programs import ROOT, environment, job, processes
+from tests.support.sets import tiny_set
+from tests.support.states import final_state, metrics, same
+
+LOCAL = ("train", "infer", "shards", "flips")
+SLURM_TESTS = ("tests/slurm/test_survival.py", "tests/slurm/test_real_jobs.py", "tests/slurm/test_requeue.py")
+PATIENCE = 300.0
+"""Seconds for one start of a job, on a busy machine."""
+KILLS = 2
+"""Starts of a trial that are killed; the next one is left alone."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one trial."""
+
+    kind: str
+    number: int
+    what: str
+    """What was done to it."""
+    verdict: str
+    """"same", or what went wrong."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A job and what of it is killed."""
+
+    name: str
+    command: Callable[[str], list[str]]
+    """The job that writes under a name."""
+    target: str
+    """"all" its processes at once, as a dying machine does it, its "launcher" alone, or one "rank" alone."""
+    compare: Callable[[Path, Path], str]
+    """What differs between two results; "" for nothing."""
+    place: Callable[[str], Path]
+    """Where the job of a name writes, relative to the working folder."""
+
+
+def train_command(ranks: int, *more: str) -> Callable[[str], list[str]]:
+    settings = [
+        *("-f", "tiny", "-b", "12", "--steps", "60", "--log-every", "7", "--validate-every", "20"),
+        *("--checkpoint.every-steps", "3", "--optim.optimizer", "adamw", "--model.width", "4", "--model.depth", "2"),
+        *("--quiet", *more),
+    ]
+    return lambda name: job("train", [*settings, "--name", name], ranks)
+
+
+def infer_command(ranks: int) -> Callable[[str], list[str]]:
+    settings = [
+        "-m",
+        "runs/small",
+        "-i",
+        "images",
+        "--masks.folder",
+        "truth",
+        "--tile",
+        "16",
+        "--wandb",
+        "off",
+        "--quiet",
+    ]
+    return lambda name: job("infer", [*settings, "-o", f"predictions/{name}"], ranks)
+
+
+def shards_command(processes_of_it: int) -> Callable[[str], list[str]]:
+    settings = ["--synthetic.train", "40", "--synthetic.test", "3", "--patches.size", "32", "--patches.per-image", "20"]
+    settings += ["--processes", str(processes_of_it)]
+    return lambda name: job("make_shards", [*settings, "--name", name])
+
+
+def compare_runs(one: Path, other: Path) -> str:
+    """Weights, optimizer and counters bit by bit; rows without their timings, each once; no leftovers."""
+    rows = [(row["kind"], row["step"]) for row in read_rows(other / "metrics.jsonl")]
+    if len(set(rows)) != len(rows):
+        return "rows twice"
+    if not same(final_state(one), final_state(other)):
+        return "other bits"
+    if metrics(one) != metrics(other):
+        return "other rows"
+    return leftovers(other)
+
+
+def compare_predictions(one: Path, other: Path) -> str:
+    """Checksums of every result; nothing left of the work."""
+    here, there = checksums(one), checksums(other)
+    differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    differing = [name for name in differing if not name.endswith((".jsonl", ".html"))]
+    parts = list((other / "state").rglob("*.raw"))
+    return f"other bits: {differing[0]}" if differing else f"leftover {parts[0].name}" if parts else leftovers(other)
+
+
+def compare_sets(one: Path, other: Path) -> str:
+    """Checksums of every file of the set but the manifest's own name of it."""
+    content = [
+        {
+            str(path.relative_to(folder)): hashlib.sha256(
+                path.read_bytes().replace(folder.name.encode(), b"")
+            ).hexdigest()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+        for folder in (one, other)
+    ]
+    differing = sorted(
+        name for name in content[0].keys() | content[1].keys() if content[0].get(name) != content[1].get(name)
+    )
+    return f"other bits: {differing[0]}" if differing else leftovers(other)
+
+
+def leftovers(folder: Path) -> str:
+    """Temporary files and records of owners that are left."""
+    found = [path for path in folder.rglob("*") if path.name.endswith(".tmp") or path.name in (".building", ".owners")]
+    return f"leftover {found[0].relative_to(folder)}" if found else ""
+
+
+OFF, EMA = ("--wandb", "off"), ("--optim.ema-decay", "0.9")
+RUN, SET, OUT = (
+    (lambda name: Path("runs") / name),
+    (lambda name: Path("data") / name),
+    (lambda name: Path("predictions") / name),
+)
+VARIANTS = {
+    "train": (
+        Variant("1 rank", train_command(1, *OFF), "all", compare_runs, RUN),
+        Variant("2 ranks", train_command(2, *OFF), "all", compare_runs, RUN),
+        Variant("2 ranks, the launcher", train_command(2, *OFF), "launcher", compare_runs, RUN),
+        Variant("2 ranks, one of them", train_command(2, *OFF), "rank", compare_runs, RUN),
+        Variant("EMA", train_command(1, *OFF, *EMA), "all", compare_runs, RUN),
+        Variant("W&B", train_command(1, "--wandb", "offline"), "all", compare_runs, RUN),
+    ),
+    "infer": (
+        Variant("1 rank", infer_command(1), "all", compare_predictions, OUT),
+        Variant("2 ranks", infer_command(2), "all", compare_predictions, OUT),
+        Variant("2 ranks, the launcher", infer_command(2), "launcher", compare_predictions, OUT),
+        Variant("2 ranks, one of them", infer_command(2), "rank", compare_predictions, OUT),
+    ),
+    "shards": (
+        Variant("1 process", shards_command(1), "all", compare_sets, SET),
+        Variant("2 processes", shards_command(2), "all", compare_sets, SET),
+        Variant("2 processes, the first", shards_command(2), "launcher", compare_sets, SET),
+    ),
+}
+
+
+class Campaign:
+    """The trials in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.notes = folder / "trials.jsonl"
+        if not (folder / "data" / "tiny").is_dir():
+            tiny_set(folder / "data")
+            write_model(folder / "runs" / "small")
+            shapes = {f"image{number}": (181 + 16 * number, 301) for number in range(6)}
+            write_images(folder / "images", shapes)
+            write_images(folder / "truth", dict(shapes.items()))
+            for path in (folder / "truth").iterdir():  # labels 0 to 2
+                from PIL import Image
+
+                with Image.open(path) as image:
+                    small = image.point(lambda value: value % 3)
+                small.save(path)
+
+    def done(self) -> list[Trial]:
+        lines = self.notes.read_text().splitlines() if self.notes.exists() else []
+        return [Trial(**json.loads(line)) for line in lines]
+
+    def run(self, kind: str, trials: int) -> None:
+        """Do the trials of a kind that are still to be done."""
+        numbers = {trial.number for trial in self.done() if trial.kind == kind}
+        for number in sorted(set(range(trials)) - numbers):
+            began = time.monotonic()
+            what, verdict = self.flip(number) if kind == "flips" else self.kill(kind, number)
+            trial = Trial(kind, number, what, verdict or "same", round(time.monotonic() - began, 1))
+            with self.notes.open("a") as file:
+                file.write(json.dumps(asdict(trial)) + "\n")
+            print(f"{kind} {number}: {what}: {trial.verdict} ({trial.seconds} s)", flush=True)
+
+    def kill(self, kind: str, number: int) -> tuple[str, str]:
+        """Kill a job a few times, let it finish, compare."""
+        variant = VARIANTS[kind][number % len(VARIANTS[kind])]
+        whole, duration = self.undisturbed(kind, variant)
+        name = f"{kind}-{number}"
+        shutil.rmtree(self.folder / variant.place(name), ignore_errors=True)
+        draw = random.Random(f"{kind} {number}")
+        moments = []
+        for _ in range(KILLS):
+            process = self.start(variant.command(name), name)
+            moment = draw.uniform(0.1, 1.0) * duration
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=moment)
+                break
+            moments.append(f"{moment:.1f} s")
+            self.hit(process, name, variant.target, draw)
+        code, log = self.finish(variant.command(name), name)
+        what = f"{variant.name}, killed after {', '.join(moments) or 'its end'}"
+        place = self.folder / variant.place(name)
+        verdict = f"exit code {code}: {log[-300:]}" if code else variant.compare(self.folder / whole, place)
+        if not verdict:
+            shutil.rmtree(place)
+            (self.folder / f"{name}.log").unlink()
+        return what, verdict
+
+    def hit(self, process: "subprocess.Popen[bytes]", name: str, target: str, draw: random.Random) -> None:
+        """SIGKILL, and wait until nothing of the job runs any more."""
+        of_it = [number for number, _ in processes_of(name, self.folder)]
+        ranks = [number for number in of_it if number != process.pid]
+        hit = {"all": of_it, "launcher": [process.pid], "rank": [draw.choice(ranks)] if ranks else of_it}[target]
+        for number in hit:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        process.wait(timeout=PATIENCE)
+        end = time.monotonic() + PATIENCE
+        while list(processes_of(name, self.folder)) and time.monotonic() < end:
+            time.sleep(0.1)
+
+    def undisturbed(self, kind: str, variant: Variant) -> tuple[Path, float]:
+        """Where the result of a variant lies that nothing happened to, and the seconds that it took."""
+        name = f"whole-{kind}-{VARIANTS[kind].index(variant)}"
+        note = self.folder / f"{name}.json"
+        if not note.exists():
+            shutil.rmtree(self.folder / variant.place(name), ignore_errors=True)
+            began = time.monotonic()
+            code, log = self.finish(variant.command(name), name)
+            assert code == 0, log
+            note.write_text(json.dumps(time.monotonic() - began))
+        return variant.place(name), json.loads(note.read_text())
+
+    def start(self, command: Sequence[str], name: str) -> "subprocess.Popen[bytes]":
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def finish(self, command: Sequence[str], name: str) -> tuple[int, str]:
+        """Run to the end; its exit code and what it said."""
+        code = self.start(command, name).wait(timeout=PATIENCE)
+        return code, (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def flip(self, number: int) -> tuple[str, str]:
+        """Flip one bit of a set, a checkpoint or a model: it is noticed, or it changes nothing."""
+        draw = random.Random(f"flips {number}")
+        kind = ("set", "checkpoint", "model")[number % 3]
+        return {"set": self.flip_set, "checkpoint": self.flip_checkpoint, "model": self.flip_model}[kind](draw)
+
+    def flip_set(self, draw: random.Random) -> tuple[str, str]:
+        place = self.folder / "data" / "flipped"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(self.folder / "data" / "tiny", place)
+        file, where = flip_a_bit(
+            [path for path in sorted(place.glob("*")) if path.suffix in (".tar", ".npy", ".json")], draw
+        )
+        code, log = self.finish([sys.executable, "-m", "jobs.cli", "shards", "verify", "data/flipped"], "flipped")
+        noticed = code != 0 and "Traceback" not in log
+        # The manifest holds sources and recipe, too, which decide no bit of a sample.
+        harmless = file.suffix == ".json" and code == 0
+        (self.folder / "flipped.log").unlink()
+        return f"set, {file.name} {where}", "" if noticed or harmless else f"exit code {code}: {log[-200:]}"
+
+    def flip_checkpoint(self, draw: random.Random) -> tuple[str, str]:
+        variant = VARIANTS["train"][0]
+        whole, _ = self.undisturbed("train", variant)
+        half = self.folder / "runs" / "half"
+        if not half.is_dir():
+            process = self.start(variant.command("half"), "half")
+            while not list((half / "checkpoints").glob("step-0000003*.pt")) and process.poll() is None:
+                time.sleep(0.05)
+            self.hit(process, "half", "all", draw)
+        name, place = "flipped", self.folder / "runs" / "flipped"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(half, place)
+        file, where = flip_a_bit([max((place / "checkpoints").glob("step-*.pt"))], draw)
+        code, log = self.finish(variant.command(name), name)
+        (self.folder / "flipped.log").unlink()
+        return f"checkpoint, {file.name} {where}", f"exit code {code}: {log[-300:]}" if code else compare_runs(
+            self.folder / whole, place
+        )
+
+    def flip_model(self, draw: random.Random) -> tuple[str, str]:
+        variant = VARIANTS["infer"][0]
+        whole, _ = self.undisturbed("infer", variant)
+        place = self.folder / "runs" / "flipped-model"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(self.folder / "runs" / "small", place)
+        _, where = flip_a_bit([place / "best.safetensors"], draw)
+        output = self.folder / "predictions" / "flipped"
+        shutil.rmtree(output, ignore_errors=True)
+        command = [word.replace("runs/small", "runs/flipped-model") for word in variant.command("flipped")]
+        code, log = self.finish(command, "flipped")
+        (self.folder / "flipped.log").unlink()
+        if code:
+            return f"model {where}", "" if "Traceback" not in log else f"exit code {code}: {log[-300:]}"
+        return f"model {where}", compare_predictions(self.folder / whole, output)
+
+
+def flip_a_bit(files: list[Path], draw: random.Random) -> tuple[Path, str]:
+    """Flip a random bit, all bits of all files alike; the file, and where."""
+    sizes = [file.stat().st_size for file in files]
+    file = draw.choices(files, sizes)[0]
+    content = bytearray(file.read_bytes())
+    bit = draw.randrange(8 * len(content))
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+    return file, f"byte {bit // 8} bit {bit % 8}"
+
+
+def processes_of(name: str, cwd: Path) -> list[tuple[int, bytes]]:
+    """The processes of the job that writes under a name; spawned workers have no such argument, but its folder."""
+    named = [*processes(name, cwd), *processes(f"predictions/{name}", cwd)]
+    numbers = {number for number, _ in named}
+    children = [(child, b"") for child in children_of(numbers) if child not in numbers]
+    return named + children
+
+
+def children_of(numbers: set[int]) -> list[int]:
+    """All that was started by these processes, and by what they started."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError, ValueError, IndexError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found: list[int] = []
+    wanted = set(numbers)
+    while wanted:
+        wanted = {child for child, parent in parents.items() if parent in wanted}
+        found += wanted
+    return found
+
+
+def run_slurm(campaign: Campaign, trials: int) -> None:
+    """Every event that the cluster tests know, so many times: each of them compares what it promises."""
+    done = Counter(trial.number for trial in campaign.done() if trial.kind == "slurm")
+    for number in range(trials):
+        if done[number]:
+            continue
+        command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *SLURM_TESTS]
+        began = time.monotonic()
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+        seconds = round(time.monotonic() - began, 1)
+        lines = [line.split() for line in told.splitlines() if line.startswith(("PASSED", "FAILED", "ERROR"))]
+        with campaign.notes.open("a") as file:
+            for verdict, test, *_ in lines:
+                event = test.partition("::")[2]
+                trial = Trial("slurm", number, event, "same" if verdict == "PASSED" else verdict, seconds)
+                file.write(json.dumps(asdict(trial)) + "\n")
+        print(f"slurm {number}: {len(lines)} events in {seconds} s", flush=True)
+
+
+def table(trials: list[Trial]) -> str:
+    """A line for each kind and what was done, then every trial that went wrong."""
+    groups: dict[tuple[str, str], list[Trial]] = {}
+    for trial in trials:
+        what = trial.what if trial.kind == "slurm" else trial.what.partition(" byte")[0].partition(", killed")[0]
+        what = what.partition(",")[0] if trial.kind == "flips" else what
+        groups.setdefault((trial.kind, what), []).append(trial)
+    lines = [f"{'kind':<8} {'what':<60} same"]
+    for (kind, what), group in sorted(groups.items()):
+        sound = sum(trial.verdict == "same" for trial in group)
+        lines.append(f"{kind:<8} {what:<60} {sound} of {len(group)}")
+    lines += [f"WRONG {t.kind} {t.number}, {t.what}: {t.verdict}" for t in trials if t.verdict != "same"]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do the trials; 0 if all went well."""
+    parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("kinds", nargs="*", default=LOCAL, metavar="train|infer|shards|flips|slurm")
+    parser.add_argument("--trials", type=int, default=30)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/segdist-campaign"))
+    given = parser.parse_args(arguments)
+    if unknown := set(given.kinds) - {*LOCAL, "slurm"}:
+        parser.error(f"no such kind: {', '.join(sorted(unknown))}")
+    campaign = Campaign(given.folder.resolve())
+    for kind in given.kinds:
+        if kind == "slurm":
+            run_slurm(campaign, given.trials)
+        else:
+            campaign.run(kind, given.trials)
+    trials = [trial for trial in campaign.done() if trial.kind in given.kinds]
+    print(table(trials))
+    return int(any(trial.verdict != "same" for trial in trials))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
