@@ -14,7 +14,7 @@ from segdist.core.errors import UserError
 from segdist.core.exit_codes import FINISHED
 from segdist.core.paths import RUNS, SLURM_LOGS, run_dir
 from segdist.core.terminal import say
-from slurm.standing import Standing, standings
+from slurm.standing import Standing, left_in_queue, standings
 
 HEADINGS = ("run", "link", "job", "state", "starts", "time", "nodes", "reason")
 WIDE = 1000
@@ -61,6 +61,12 @@ def _row(run: Path, standing: Standing) -> tuple[str, ...]:
 def _run_folder(name: str) -> Path:
     path = run_dir(name)
     if not (path / SLURM_LOGS).is_dir():
+        if jobs := left_in_queue((path / SLURM_LOGS).absolute()):
+            numbers = " ".join(job.partition(" ")[0] for job in jobs)
+            raise UserError(
+                f"{path}: this folder was removed while jobs for it are in the queue ({', '.join(jobs)}): they fail or "
+                f"start from nothing; end them with `scancel {numbers}`"
+            )
         raise UserError(f"{name}: nothing was submitted for a run of that name; `segdist queue` lists all")
     return path
 

@@ -27,6 +27,14 @@ the rest within that time, and nobody asks for a requeue that would only repeat 
 WAIT_FOR_THE_END = 900.0
 """Seconds that a rank waits for Slurm to end it, after a requeue was asked for: a dead node takes minutes to notice."""
 
+TIME_LIMIT = "TimeLimit"
+"""squeue's reason for a job that Slurm ends at its time limit."""
+OUT_OF_TIME = (
+    "its time limit was reached without the signal that comes before it; submit it again, and it goes on from there "
+    "(a longer time limit, or signal_s in the profile, leaves it time to ask for a requeue itself)"
+)
+FROM_OUTSIDE = "ended from outside: cancelled, or requeued by somebody else"
+
 log = logging.getLogger(__name__)
 
 
@@ -90,9 +98,9 @@ class Comeback:
             self._fail("stopped by a signal; the same command continues")
         if self.rank != 0:
             self._wait_for_the_end()
-        state = state_of(self.job_id)
+        state, reason = state_and_reason(self.job_id)
         if state != "RUNNING":
-            Ledger.read(self.ledger).close("cancelled", "ended from outside: cancelled, or requeued by somebody else")
+            Ledger.read(self.ledger).close("cancelled", OUT_OF_TIME if reason == TIME_LIMIT else FROM_OUTSIDE)
             log.warning("job %s is %s: it ends without a requeue", self.job_id, state)
             sys.exit(128 + signal.SIGTERM)
         self.refuse_standstill()
@@ -140,15 +148,24 @@ class Comeback:
 
 
 def state_of(job_id: str) -> str:
-    """The job's state in squeue's words, "GONE" when squeue no longer knows it.
+    """The job's state in squeue's words, "GONE" when squeue no longer knows it. Raises: see `state_and_reason`."""
+    return state_and_reason(job_id)[0]
+
+
+def state_and_reason(job_id: str) -> tuple[str, str]:
+    """The job's state and the reason for it, in squeue's words; "GONE" when squeue no longer knows it.
 
     Raises:
         UserError: slurmctld does not answer.
     """
-    queue = ask_slurm("squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T")
+    queue = ask_slurm("squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i|%T|%r")
     if queue is None:
         raise UserError("squeue does not answer: the controller is down, and nothing can be requeued")
-    return dict(line.split() for line in queue.splitlines()).get(job_id, "GONE")
+    for line in queue.splitlines():
+        job, state, reason = line.split("|", 2)
+        if job == job_id:
+            return state, reason
+    return "GONE", ""
 
 
 def ask_slurm(*command: str, attempts: int = 6, limit: float = 60.0) -> str | None:

@@ -3,6 +3,7 @@
 Not from submitit: it takes a job that Slurm requeued after a node failure for finished, and knows nothing of reasons.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from segdist.core.launcher import signal_reason
 from slurm.ledger import Ledger, last_reason, ledger_path
 from slurm.requeue import ask_slurm
 from slurm.submit import Record, read_records
+
+NO_ROOM_FOR_LOGS = 1 << 20
+"""Bytes left on a disk that counts as full."""
 
 PATIENCE = 10.0
 """Seconds for each question to Slurm; somebody looks on."""
@@ -99,13 +103,29 @@ def standings(folder: Path) -> list[Standing]:
             Standing(
                 record,
                 tuple(
-                    states.get(task) or _from_ledger(ledger, last_reason(folder, task))
+                    _on_a_full_disk(folder, states.get(task) or _from_ledger(ledger, last_reason(folder, task)))
                     for task, ledger in zip(record.task_ids, ledgers, strict=True)
                 ),
                 ledgers,
             )
         )
     return [_blame(standing, found) for standing in found]
+
+
+def left_in_queue(folder: Path) -> list[str]:
+    """Jobs that were submitted with their logs in `folder` and still wait or run, as `17 RUNNING`; asks Slurm alone."""
+    queue = ask_slurm("squeue", "--noheader", "--me", "--format=%i|%T|%k", attempts=1, limit=PATIENCE)
+    jobs = [line.split("|", 2) for line in (queue or "").splitlines()]
+    return [f"{job} {state}" for job, state, comment in jobs if comment == f"segdist {folder}"]
+
+
+def _on_a_full_disk(folder: Path, state: JobState) -> JobState:
+    """A job that failed without a word, because there was no room for one."""
+    silent = state.state == "FAILED" and state.reason.startswith(("exit code", "killed by"))
+    if not silent or shutil.disk_usage(folder).free > NO_ROOM_FOR_LOGS:
+        return state
+    reason = f"{state.reason}; the disk of {folder} is full: make room, and submit it again"
+    return JobState(state.state, reason, state.elapsed, state.nodes)
 
 
 def slurm_states(task_ids: Iterable[str]) -> dict[str, JobState]:

@@ -1,102 +1,61 @@
-"""A job's reason for failing reaches the person who asks, whatever ended it; on this machine, without Slurm."""
+"""What Slurm says of a job, in words for a person; a small program stands for squeue."""
 
-import signal
-import subprocess
-import sys
-import time
+import shutil
+from collections import namedtuple
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from jobs import show_queue
-from segdist.core.errors import UserError
-from segdist.core.launcher import signal_reason
-from slurm.pipeline import Link, submit_chain
-from slurm.standing import standings
-from slurm.submit import Order
-from tests.support.cluster import profile, toy
-from tests.support.programs import environment, processes, wait_until
-
-pytestmark = pytest.mark.timeout(120)
+from jobs.cli import main
+from slurm import standing
+from slurm.requeue import FROM_OUTSIDE, OUT_OF_TIME, Comeback, ask_slurm, state_and_reason, state_of
+from slurm.standing import JobState, left_in_queue
 
 
-def fails(folder: Path, *entry: str, **profile_changes: Any) -> str:
-    """Run a job of one link that fails; what the person is told."""
-    task = toy(entry[0], folder, *entry[1:], torchrun=profile_changes.pop("torchrun", 0))
-    link = Link(Order("job", (task,), profile(**profile_changes), folder / "slurm"), f"{folder}/product")
-    with pytest.raises(UserError) as error:
-        submit_chain([link], "local", lambda line: None)
-    return str(error.value)
+def squeue(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """A `squeue` that runs `script`."""
+    program = folder / "bin" / "squeue"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
 
 
-@pytest.mark.parametrize(
-    ("entry", "reason"),
-    [
-        (("fail",), "the masks are missing"),
-        (("crash",), "ZeroDivisionError: division by zero in two lines"),
-        (("die", "0", "SIGKILL"), "killed by SIGKILL (the system was out of memory, or somebody killed it)"),
-        (("die", "0", "SIGSEGV"), "killed by SIGSEGV (a crash in compiled code)"),
-    ],
-)
-def test_the_reason_is_told_and_stays_in_the_queue(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    entry: tuple[str, ...],
-    reason: str,
+@pytest.mark.parametrize(("reason", "told"), [("TimeLimit", OUT_OF_TIME), ("None", FROM_OUTSIDE)])
+def test_a_time_limit_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, told: str) -> None:
+    squeue(tmp_path, monkeypatch, f"echo '16|RUNNING|None'; echo '17|COMPLETING|{reason}'")
+    assert state_and_reason("17") == ("COMPLETING", reason)
+    assert state_of("18") == "GONE"
+    ledger = tmp_path / "17_ledger.json"
+    with Comeback("17", 0, ledger, tmp_path / "reason", ()) as comeback, pytest.raises(SystemExit):
+        comeback.stopped()
+    assert told in ledger.read_text()
+
+
+def test_a_slurm_that_does_not_answer_is_given_up_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "runs" / "cells"
-    assert f"job failed: {reason}\n" in fails(run, *entry)
-    (standing,) = standings(run / "slurm")
-    assert (standing.state, standing.reason, standing.starts) == ("FAILED", reason, 1)
+    squeue(tmp_path, monkeypatch, "echo 'error: slurm_receive_msg' >&2; exit 1")
+    assert ask_slurm("squeue", limit=2.5) is None
+    assert "squeue does not answer; trying for up to 2 s" in capsys.readouterr().err
+    squeue(tmp_path, monkeypatch, "exec sleep 600")
+    assert ask_slurm("squeue", limit=0.5) is None
+
+
+def test_a_removed_run_folder_names_the_jobs_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert show_queue.main([]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cells")]
-    assert line.rstrip().endswith(reason)
+    squeue(tmp_path, monkeypatch, f"echo '17|RUNNING|segdist {tmp_path}/runs/gone/slurm'; echo '18|RUNNING|other'")
+    assert left_in_queue(tmp_path / "runs" / "gone" / "slurm") == ["17 RUNNING"]
+    assert main(["queue", "gone"]) == 2
+    assert "removed while jobs for it are in the queue (17 RUNNING)" in capsys.readouterr().err
 
 
-def test_a_killed_rank_is_the_reason_and_not_what_its_peers_met(tmp_path: Path) -> None:
-    told = fails(tmp_path, "die", "1", "SIGKILL", "peers notice", tasks_per_node=2)
-    assert f"job failed: rank 1: {signal_reason(signal.SIGKILL)}\n" in told
-
-
-@pytest.mark.slow
-def test_a_killed_rank_of_torchrun_is_named_as_well(tmp_path: Path) -> None:
-    told = fails(tmp_path, "die", "1", "SIGSEGV", torchrun=2)
-    assert f"job failed: rank 1: {signal_reason(signal.SIGSEGV)}\n" in told
-
-
-@pytest.mark.parametrize("kernel", [True, False])
-def test_a_rank_ends_with_its_launcher(tmp_path: Path, kernel: bool) -> None:
-    rank = (
-        "import os, sys, time; from segdist.core import launcher\n"
-        f"if not {kernel}: launcher._killed_by_kernel = lambda: False; launcher.LOOK_EVERY = 0.05\n"
-        "launcher.end_with_launcher(); open('ready', 'w').close(); time.sleep(600)"
-    )
-    code = (
-        "import os, subprocess, sys, time; os.environ['SEGDIST_LAUNCHER'] = str(os.getpid())\n"
-        f"subprocess.Popen([sys.executable, '-c', {rank!r}, 'the rank']); time.sleep(600)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment()) as launcher:
-        wait_until((tmp_path / "ready").exists)
-        assert list(processes("the rank", tmp_path))
-        launcher.kill()
-    wait_until(lambda: not list(processes("the rank", tmp_path)))
-
-
-def test_a_rank_that_a_shell_started_outlives_it(tmp_path: Path) -> None:
-    rank = (
-        "import time; from pathlib import Path; from segdist.core.launcher import end_with_launcher\n"
-        "end_with_launcher(); Path('ready').touch()\n"
-        "while not Path('enough').exists(): time.sleep(0.05)\n"
-        "Path('done').touch()"
-    )
-    command = f'"{sys.executable}" -c "{rank}" & wait'
-    with subprocess.Popen(["bash", "-c", command], cwd=tmp_path, env=environment()) as shell:
-        wait_until((tmp_path / "ready").exists)
-        shell.kill()
-        shell.wait()
-        time.sleep(0.2)
-        (tmp_path / "enough").touch()
-        wait_until((tmp_path / "done").exists)
+def test_a_job_without_a_word_on_a_full_disk_gets_that_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    failed = JobState("FAILED", "exit code 9")
+    assert standing._on_a_full_disk(tmp_path, failed) == failed
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10, 10, 0))
+    assert "is full: make room" in standing._on_a_full_disk(tmp_path, failed).reason
+    assert standing._on_a_full_disk(tmp_path, JobState("COMPLETED")) == JobState("COMPLETED")
