@@ -70,6 +70,7 @@ def _make(work: Work, quiet: bool) -> Manifest | None:
     config, folder = work.config, work.config.folder
     if config.overwrite:
         _remove_set(folder)
+    remove_leftovers(folder / SOURCE, deep=True)
     for place in (folder, folder / BUILDING):
         remove_leftovers(place)
     if _finished(work, quiet):
