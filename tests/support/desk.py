@@ -17,6 +17,9 @@ from tests.support.programs import ROOT, environment
 
 SMALLER = {
     "make-shards": "--patches.size 32 --patches.per-image 4 --processes 1",
+    "pipeline": "--patches.size 32 --patches.per-image 4 --minutes 0.1 --train '"
+    + '{"model": {"width": 4, "depth": 2}}'
+    + "'",
     "train": '--steps "$(cat "$DESK/steps")" --model.width 4 --model.depth 2',
 }
 """Options that a job gets in addition; each training goes one step further than the one before, so that it has

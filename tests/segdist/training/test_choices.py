@@ -13,7 +13,7 @@ from segdist.training.config import TrainConfig
 FACTS = Facts(
     patches=5_000,
     patch=96,
-    pixels=(800, 150, 50),
+    pixels=(700, 200, 100),
     drawn=False,
     upright=False,
     device="cpu",
@@ -53,6 +53,10 @@ def test_the_depth_divides_the_patch_and_leaves_something_at_the_bottom(patch: i
 def test_a_cpu_takes_small_batches_a_gpu_full_ones() -> None:
     assert [chosen(patch=patch)["batch_size"] for patch in (64, 96, 128, 192)] == [16, 8, 4, 2]
     assert chosen(patch=192, device="cuda")["batch_size"] == 16
+
+
+def test_a_rare_class_takes_the_published_batch() -> None:
+    assert [chosen(patch=patch, pixels=(990, 10))["batch_size"] for patch in (64, 96, 128, 192)] == [16, 16, 9, 4]
 
 
 def test_every_rank_gets_as_many_samples_and_batch_norm_more_than_one() -> None:
