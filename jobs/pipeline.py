@@ -74,11 +74,6 @@ def main(argv: list[str] | None = None) -> int:
                 say("stopped; the same command goes on from there")
             if code:
                 return code
-    if not command.dry_run:
-        # Imported only now: it takes a while, and the jobs have long begun.
-        from segdist.runs.report import refresh_report
-
-        refresh_report(run)
     return FINISHED
 
 
