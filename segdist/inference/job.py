@@ -58,7 +58,7 @@ def infer(config: InferConfig, ranks: Ranks) -> Result:
         UserError: see `prepare`; the output folder holds other results; with `strict`, a damaged image.
     """
     task = examine(config, ranks)
-    folder = ResultFolder(task.folder)
+    folder = ResultFolder(task.folder, task.images)
     with full_disk_named(task.folder), _owned(task, ranks):
         _fix_settings(task, folder, ranks)
         return _run(task, folder, ranks)
@@ -72,7 +72,7 @@ def examine(config: InferConfig, ranks: Ranks) -> Task:
     """
     task = prepare(config, ranks)
     if not config.overwrite:
-        ResultFolder(task.folder).refuse_other_settings(result_settings(task, ranks.device))
+        ResultFolder(task.folder, task.images).refuse_other_settings(result_settings(task, ranks.device))
     return task
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ Record = dict[str, Any]
 
 
 class ResultFolder:
-    """The output folder of a job and the state in it."""
+    """The output folder of a job on `images`, and the state in it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, images: Sequence[ImageTask]) -> None:
+        self.folder, self.images = folder, images
         self.settings_file = folder / STATE / SETTINGS
 
     def refuse_other_settings(self, settings: Settings) -> None:
@@ -43,7 +44,7 @@ class ResultFolder:
             UserError: the folder holds results that were made with other settings (named), or by a later program.
         """
         old = self._settings()
-        if old is not None and (found := differences(old, settings)):
+        if old is not None and (found := self._differences(old, settings)):
             raise UserError(
                 f"{self.folder} holds predictions that were made with other settings:\n"
                 + "\n".join(found)
@@ -61,7 +62,7 @@ class ResultFolder:
         """
         remove_leftovers(self.folder, deep=True)
         old = self._settings()
-        if old is not None and differences(old, settings):
+        if old is not None and self._differences(old, settings):
             self._discard()
             old = None
         in_force = settings | {THREADS: (old or {}).get(THREADS) or settings[THREADS] or threads}
@@ -148,8 +149,16 @@ class ResultFolder:
             return None
         settings = completed(unstamped(_json(self.settings_file), SETTINGS_VERSION, str(self.settings_file)))
         if ROOT not in settings and (folder := self._folder_of_first_image()):
-            settings[ROOT] = {"path": folder, "from_here": ""}
+            settings[ROOT] = folder
         return settings
+
+    def _differences(self, old: Settings, settings: Settings) -> list[str]:
+        if ROOT in old and not os.path.exists(old[ROOT]):
+            # The images may have been moved: then those that are finished are the same files as before.
+            records = [self._record_file(image) for image in self.images if self._record_file(image).exists()]
+            if not records or any(self.finished_record(image) for image in self.images):
+                old = old | {ROOT: settings[ROOT]}
+        return differences(old, settings)
 
     def _folder_of_first_image(self) -> str:
         """In results of version 0, which don't tell the root of their images; empty if there are none yet."""

@@ -4,7 +4,6 @@ Two starts with the same identity may add to one folder; any other is refused, w
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def result_settings(task: Task, device: torch.device) -> Settings:
         "masks": _without(to_dict(config.masks), "folder"),
         "classes_in_set": [masks["classes"], masks["ignore"]] if masks else None,
         "output": _without(to_dict(config.output), "figures"),
-        ROOT: {"path": task.root, "from_here": os.path.relpath(task.root, os.path.realpath(task.folder))},
+        ROOT: task.root,
     }
 
 
@@ -66,11 +65,8 @@ def differences(old: Settings, new: Settings) -> list[str]:
         now = new.get(key)
         if there == now or (key == THREADS and None in (there, now)):
             continue
-        if key == ROOT and now is not None:
-            # The folder's images may have been moved together with it.
-            moved = not os.path.exists(there["path"]) and there["from_here"] == now["from_here"]
-            if there["path"] != now["path"] and not moved:
-                found.append(f"  images: there of {there['path']}, now of {now['path']}")
+        if key == ROOT:
+            found.append(f"  images: there of {there}, now of {now}")
         else:
             found.append(f"  {key}: there {there!r}, now {now!r}")
     return found

@@ -237,7 +237,7 @@ def test_images_of_another_root_are_refused_and_more_of_the_same_added(
     assert [path.name for path in (tmp_path / "out/masks").rglob("*.png")] == ["odd.png"]
 
 
-def test_results_moved_together_with_their_images_are_reused(
+def test_results_are_reused_wherever_they_and_their_images_are_moved(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_truth(tmp_path / "truth" / "sub", {"small": (13, 9)})
@@ -245,12 +245,17 @@ def test_results_moved_together_with_their_images_are_reused(
     (tmp_path / "here").mkdir()
     for name in ("images", "truth"):
         (tmp_path / name).rename(tmp_path / "here" / name)
-    for place in ("here", "there"):
-        folder = tmp_path / place
-        truth = ["--masks.folder", str(folder / "truth")]
-        assert job(model, folder / "images", folder / "out", *truth) == FINISHED
-        (tmp_path / "here").exists() and (tmp_path / "here").rename(tmp_path / "there")
+    truth = ["--masks.folder", str(tmp_path / "here/truth")]
+    assert job(model, tmp_path / "here/images", tmp_path / "here/out", *truth) == FINISHED
+    (tmp_path / "here").rename(tmp_path / "there")
+    (tmp_path / "there/out").rename(tmp_path / "out")  # it need not even come along
+    truth = ["--masks.folder", str(tmp_path / "there/truth")]
+    assert job(model, tmp_path / "there/images", tmp_path / "out", *truth) == FINISHED
     assert "2 of them were finished before" in capsys.readouterr().out
+    other = write_images(tmp_path / "other", {"odd": (40, 40)})
+    (tmp_path / "there/images").rename(tmp_path / "gone")
+    assert job(model, other, tmp_path / "out") == USAGE
+    assert f"now of {other}" in capsys.readouterr().err
 
 
 def test_an_image_that_needs_its_suffix_later_leaves_nothing_under_its_short_name(model: Path, tmp_path: Path) -> None:
@@ -277,7 +282,7 @@ def test_results_of_the_time_before_format_versions_are_reused(
     assert job(model, images, tmp_path / "out") == FINISHED
     assert {path: path.stat().st_mtime_ns for path in before} == before
     settings = json.loads((tmp_path / "out/state/settings.json").read_text())
-    assert settings["root"]["path"] == str(images)  # from now on it is known
+    assert settings["root"] == str(images)  # from now on it is known
     settings["format_version"] = 99
     (tmp_path / "out/state/settings.json").write_text(json.dumps(settings))
     capsys.readouterr()
