@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from segdist.core.exit_codes import LOST_PEERS, STOPPED
 from segdist.runs.record import read_rows
 from tests.support.inference_parts import checksums, write_images, write_model
 from tests.support.programs import ROOT, environment, job, processes
@@ -32,9 +33,11 @@ from tests.support.sets import tiny_set
 from tests.support.states import final_state, metrics, same
 
 LOCAL = ("train", "infer", "shards", "flips")
-SLURM_TESTS = ("tests/slurm/test_survival.py", "tests/slurm/test_real_jobs.py", "tests/slurm/test_requeue.py")
+SLURM_TESTS = ("tests/slurm/test_survival.py", "tests/slurm/test_real_jobs.py")
 PATIENCE = 300.0
 """Seconds for one start of a job, on a busy machine."""
+TRIES = 3
+"""Starts that a job has where its ranks lose each other on a busy machine."""
 KILLS = 2
 """Starts of a trial that are killed; the next one is left alone."""
 
@@ -224,7 +227,10 @@ class Campaign:
                 break
             moments.append(f"{moment:.1f} s")
             self.hit(process, name, variant.target, draw)
-        code, log = self.finish(variant.command(name), name)
+        for _ in range(TRIES):
+            code, log = self.finish(variant.command(name), name)
+            if code not in (STOPPED, LOST_PEERS):  # on a busy machine, ranks may not find each other in time
+                break
         what = f"{variant.name}, killed after {', '.join(moments) or 'its end'}"
         place = self.folder / variant.place(name)
         verdict = f"exit code {code}: {log[-300:]}" if code else variant.compare(self.folder / whole, place)
@@ -251,10 +257,14 @@ class Campaign:
         name = f"whole-{kind}-{VARIANTS[kind].index(variant)}"
         note = self.folder / f"{name}.json"
         if not note.exists():
-            shutil.rmtree(self.folder / variant.place(name), ignore_errors=True)
-            began = time.monotonic()
-            code, log = self.finish(variant.command(name), name)
-            assert code == 0, log
+            for _ in range(TRIES):
+                shutil.rmtree(self.folder / variant.place(name), ignore_errors=True)
+                began = time.monotonic()
+                code, log = self.finish(variant.command(name), name)
+                if code == 0:
+                    break
+            else:
+                raise RuntimeError(f"{variant.name} doesn't even end well undisturbed: {log[-1000:]}")
             note.write_text(json.dumps(time.monotonic() - began))
         return variant.place(name), json.loads(note.read_text())
 
