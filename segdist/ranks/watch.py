@@ -84,8 +84,13 @@ class Watch:
 
     def keep_file(self, run_dir: Path) -> None:
         """From now on the first rank of each node keeps the node's file in `run_dir`."""
+        folder = run_dir / HEARTBEATS
+        if self.environment.rank == 0:
+            # Of nodes that an earlier start had, and lost; one that lives writes its file anew at its next beat.
+            for left in folder.glob("*.json"):
+                left.unlink(missing_ok=True)
         if self.environment.local_rank == 0:
-            self._folder = run_dir / HEARTBEATS
+            self._folder = folder
 
     def close(self) -> None:
         """The job is over: no more beats, and no file that looks alive. A look around is brought to its end."""
@@ -95,7 +100,9 @@ class Watch:
         for thread in self._threads:
             thread.join(CLOSING)
         if self._folder is not None:
-            self._file(self._folder).unlink(missing_ok=True)
+            with suppress(OSError):  # the folder stays while other nodes have files in it
+                self._file(self._folder).unlink(missing_ok=True)
+                self._folder.rmdir()
 
     def _in_a_thread(self, function: Callable[..., None], *arguments: Any) -> threading.Thread:
         thread = threading.Thread(target=function, args=arguments, daemon=True, name="watch")

@@ -93,8 +93,10 @@ def test_a_node_keeps_a_file_for_as_long_as_the_job_runs(tmp_path: Path) -> None
     others = Others(Place(1, os.uname().nodename, 101, 1, 3, "sum of gradients"))
     watch = Watch(RankEnvironment("torchrun", 0, 0, 2, 2), others.store, timedelta(seconds=1))
     watch.at("forward pass", 5)
-    watch.keep_file(tmp_path)
     folder = tmp_path / paths.HEARTBEATS
+    folder.mkdir()
+    (folder / "a-node-of-an-earlier-start.json").write_text("{}")
+    watch.keep_file(tmp_path)
 
     def contents() -> list[tuple[object, ...]]:
         found = [json.loads(file.read_text()) for file in folder.glob("*.json")]
@@ -102,7 +104,7 @@ def test_a_node_keeps_a_file_for_as_long_as_the_job_runs(tmp_path: Path) -> None
 
     wait_until(lambda: contents() == [([0, 1], 3, "sum of gradients")], 20)
     watch.close()
-    assert not list(folder.glob("*.json"))
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
