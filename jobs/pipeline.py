@@ -22,14 +22,22 @@ from typing import Any
 from jobs.command_line import parse, print_config
 from jobs.config import PipelineConfig, name_first
 from jobs.entry import run_job
+from jobs.make_shards import MakeShardsJob
 from segdist.core.exit_codes import FINISHED, STOPPED
 from segdist.core.owner import owned
 from segdist.core.parsing import write_settings
 from segdist.core.paths import DATA, MANIFEST, PIPELINE, RUNS
 from segdist.core.terminal import say
+from segdist.inference.config import InferConfig
+from segdist.training.config import TrainConfig
+from segdist.training.presets import find_preset
 from slurm.torchrun import run_here
 
 JOBS = Path(__file__).resolve().parent
+CONFIGS: dict[str, type[Any]] = {"make_shards": MakeShardsJob, "train": TrainConfig, "infer": InferConfig}
+
+Step = tuple[str, int, dict[str, Any], list[str]]
+"""A job: its module, ranks, settings from its table, options."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     command = parse(PipelineConfig, arguments, "pipeline", __doc__ or "")
     config = command.job
     run, data = RUNS / config.name, DATA / config.name
+    steps = _steps(config)
+    _check(steps)  # and not when the jobs before are done
     if command.dry_run:
         print_config(config)
     elif config.fresh:
@@ -46,14 +56,6 @@ def main(argv: list[str] | None = None) -> int:
                 with owned(folder, "segdist pipeline --fresh"):
                     pass  # nobody is at it
                 shutil.rmtree(folder, ignore_errors=True)
-    tables = config.tables()
-    train = tables["train"]
-    preset = ["--preset", train.pop("preset")] if "preset" in train else []
-    steps: list[tuple[str, int, dict[str, Any], list[str]]] = [
-        ("make_shards", 1, tables["make_shards"], ["-f", config.name]),
-        ("train", config.processes, train, ["-f", config.name, "--name", config.name, *preset]),
-        ("infer", config.processes, tables["infer"], ["-m", config.name, "-f", config.name]),
-    ]
     with tempfile.TemporaryDirectory() as draft:
         for number, (job, ranks, settings, arguments) in enumerate(steps, start=1):
             if command.dry_run and job != "make_shards" and not (data / MANIFEST).exists():
@@ -75,6 +77,28 @@ def main(argv: list[str] | None = None) -> int:
             if code:
                 return code
     return FINISHED
+
+
+def _steps(config: PipelineConfig) -> list[Step]:
+    tables = config.tables()
+    train = tables["train"]
+    preset = ["--preset", train.pop("preset")] if "preset" in train else []
+    return [
+        ("make_shards", 1, tables["make_shards"], ["-f", config.name]),
+        ("train", config.processes, train, ["-f", config.name, "--name", config.name, *preset]),
+        ("infer", config.processes, tables["infer"], ["-m", config.name, "-f", config.name]),
+    ]
+
+
+def _check(steps: list[Step]) -> None:
+    """Raises UserError for settings that a later job would refuse."""
+    with tempfile.TemporaryDirectory() as folder:
+        for job, _, settings, arguments in steps:
+            file = Path(folder) / f"[{job}].json"
+            write_settings(file, settings)
+            arguments = ["--config", str(file), *arguments]
+            preset, values = find_preset(arguments) if job == "train" else ("", {})
+            parse(CONFIGS[job], arguments, job, "", preset=preset, preset_values=values)
 
 
 if __name__ == "__main__":

@@ -68,10 +68,11 @@ def test_a_second_ctrl_c_does_not_wait_for_ranks_that_hang(tmp_path: Path) -> No
     wait_until(lambda: not list(processes("chain", tmp_path)), 15)
 
 
-def test_a_job_that_fails_ends_the_pipeline_with_its_message_and_code(tmp_path: Path) -> None:
+def test_settings_of_any_job_are_checked_before_the_first_begins(tmp_path: Path) -> None:
     command = write_chain(tmp_path, epohcs=3)
     failed = run(command, tmp_path, check=False)
     assert failed.returncode == USAGE, failed.stderr
     assert "unknown key epohcs; did you mean epochs?" in failed.stderr
     assert "Traceback" not in failed.stderr
-    assert "[3/3]" not in failed.stdout
+    assert not failed.stdout  # it is told before the shards are made
+    assert not (tmp_path / "data").exists()
