@@ -22,6 +22,7 @@ from torch.nn import functional
 from segdist.core.errors import UserError
 from segdist.inference.grid import Piece, TileGrid
 from segdist.model.compiling import explain_compiler_errors
+from segdist.model.outputs import OutputError, main_logits
 from segdist.model.precision import Precision
 from segdist.model.recorded import Recorded
 from segdist.model.unet import UNet
@@ -125,7 +126,7 @@ class TileModel:
             tiles = tiles.contiguous(memory_format=torch.channels_last)
         try:
             with explain_compiler_errors(ModelError), self.precision.autocast(self.device):
-                logits: torch.Tensor = self.model(tiles)
+                outputs = self.model(tiles)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -133,11 +134,10 @@ class TileModel:
                 f"the memory doesn't hold {len(tiles)} tiles of {side} x {side} pixels; use a smaller "
                 "--batch-size or --tile"
             ) from None
-        if logits.shape != (len(tiles), self.num_classes, *tiles.shape[-2:]):
-            raise ModelError(
-                f"the model returned logits of shape {tuple(logits.shape)} for tiles of {tuple(tiles.shape)}; "
-                f"it must return one map for each of the {self.num_classes} classes, of the tiles' size"
-            )
+        try:
+            logits = main_logits(outputs, self.num_classes, (tiles.shape[-2], tiles.shape[-1]))
+        except OutputError as error:
+            raise ModelError(str(error)) from None
         return logits[..., :side, :side] if padding else logits
 
 

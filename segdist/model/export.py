@@ -20,8 +20,9 @@ from segdist.core.files import whole_file
 from segdist.core.model_header import CARD_KEY
 from segdist.core.paths import run_dir
 from segdist.model.card import ModelCard, card_text, resolve_model_path
-from segdist.model.config import ExportConfig
+from segdist.model.config import UNET, ExportConfig
 from segdist.model.model_file import load_model
+from segdist.model.outputs import MainOutput
 
 TOLERANCE = 1e-3
 """Largest difference to torch that passes, relative to the largest output."""
@@ -53,6 +54,8 @@ def export(config: ExportConfig) -> tuple[Path, float]:
     onnx, runtime = _packages()
     file = resolve_model_path(run_dir(config.model))
     model, card = load_model(file, trusted=config.trust_factory)
+    if card.model.factory != UNET:
+        model = MainOutput(model, len(card.classes)).eval()
     if config.raw:
         model = Raw(model, card).eval()
     path = Path(config.out) if config.out else file.with_suffix(".onnx")

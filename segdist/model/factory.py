@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,14 @@ def build_model(
             f"model.factory {config.factory}: it can't read or download what it wants ({reason}); fetch pretrained "
             f"weights once where there is a network, or switch them off in model.kwargs ({', '.join(PRETRAINED_NAMES)})"
         ) from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a factory of the user's comes up with
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"model.factory {config.factory}: {type(error).__name__}: {' '.join(str(error).split())[:300]} "
+            f"({frame.filename}, line {frame.lineno})"
+        ) from error
     return model
 
 

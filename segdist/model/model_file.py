@@ -35,7 +35,13 @@ def _checksum(card: str, content: bytes) -> str:
 
 def save_model(path: Path, state: dict[str, "torch.Tensor"], card: ModelCard) -> None:
     """Write weights and card to `path`, whole or not at all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        # Weights that two layers share are stored twice: the format has no way to say that they are one.
+        tensors[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
+        seen.add(tensor.untyped_storage().data_ptr())
     text = card_text(card)
     checksum = _checksum(text, save_safetensors(tensors))
     data = save_safetensors(tensors, metadata={CARD_KEY: text, CHECKSUM_KEY: checksum})

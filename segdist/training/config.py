@@ -68,6 +68,9 @@ class LossConfig:
     """Weight of each class in cross entropy and focal loss; median_frequency: from the shard set's pixel counts."""
     weights: tuple[NotNegative, ...] = ()
     """class_weights "given": one number per class."""
+    auxiliary: NotNegative = 0.4
+    """Weight of the loss of each auxiliary output, where the model has some: those that it returns next to its main
+    one (named `out` or `logits` in a dictionary, first in a tuple) and that have a channel for each class."""
     focal_gamma: NotNegative = 2.0
     """Focal loss: weight (1 - p)^gamma."""
 

@@ -77,8 +77,8 @@ class DataParallel:
         for index, (images, truth) in enumerate(micro_batches):
             with self._gradients_stay_here(index < len(micro_batches) - 1):
                 with self.precision.autocast(images.device):
-                    logits = self._wrapped(images)
-                sums = self.loss.sums(logits, truth)
+                    outputs = self._wrapped(images)
+                sums = self.loss.sums(outputs, truth)
                 if counting is not None:
                     self.ranks.at("sum of the loss's counts")
                     counting.wait()

@@ -97,8 +97,8 @@ class ExactSums:
         for parameter in self._parameters:
             parameter.grad = None
         with self.precision.autocast(images.device):
-            logits = self.model(images)
-        shares = self.loss.sums(logits, truth) / counts
+            outputs = self.model(images)
+        shares = self.loss.sums(outputs, truth) / counts
         scaler.scale(shares.sum()).backward()
         gradients = [parameter.grad for parameter in self._parameters]
         if scaler.is_enabled():

@@ -5,10 +5,13 @@ images (Dice). So one rank with 16 images and four ranks with 4 images each have
 Shapes: B batch, K classes, H W pixels.
 """
 
+from typing import Any
+
 import torch
 from torch.nn import functional
 
 from segdist.core.errors import UserError
+from segdist.model.outputs import split_outputs
 from segdist.training.config import LossConfig
 from shards.manifest import IGNORE, median_frequency_weights
 
@@ -35,8 +38,23 @@ class Loss:
         images = torch.full_like(pixels, len(truth))
         return torch.stack([images if part == "dice" else pixels for part in self.parts])
 
-    def sums(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """The numerators for logits (B, K, H, W) and labels uint8 (B, H, W): float32 (parts,)."""
+    def sums(self, outputs: Any, truth: torch.Tensor) -> torch.Tensor:
+        """The numerators for what the model returned and labels uint8 (B, H, W): float32 (parts,).
+
+        Auxiliary outputs are enlarged to the labels' size, and count by `config.auxiliary`.
+
+        Raises:
+            OutputError: what the model returned are no logits (B, K, H, W).
+        """
+        main, auxiliary = split_outputs(outputs, len(self.class_weights), (truth.shape[-2], truth.shape[-1]))
+        total = self._sums(main, truth)
+        for other in auxiliary:
+            if other.shape[-2:] != truth.shape[-2:]:
+                other = functional.interpolate(other, size=truth.shape[-2:], mode="bilinear", align_corners=False)
+            total = total + self.config.auxiliary * self._sums(other, truth)
+        return total
+
+    def _sums(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         logits = logits.float()
         functions = {"cross_entropy": self._cross_entropy, "focal": self._focal, "dice": self._dice}
         return torch.stack([functions[part](logits, truth.long()) for part in self.parts])

@@ -87,7 +87,7 @@ def training_attempt(model: nn.Module, loss: Loss, precision: Precision, channel
         images = torch.zeros(count, channels, patch, patch, device=weight.device)
         truth = torch.zeros(count, patch, patch, dtype=torch.uint8, device=weight.device)
         with precision.autocast(weight.device):
-            logits = alone(images)
-        loss.sums(logits, truth).sum().backward()
+            outputs = alone(images)
+        loss.sums(outputs, truth).sum().backward()
 
     return attempt

@@ -44,6 +44,7 @@ from segdist.training.exactness import fix_threads, machine
 from segdist.training.initial_model import make_initial_model, resolve
 from segdist.training.learner import Engine, Learner
 from segdist.training.losses import Loss, class_weights
+from segdist.training.model_errors import check_gradients, check_state, explain_model_errors
 from segdist.training.optimizers import learning_rate
 from segdist.training.out_of_memory import explain_out_of_memory, training_attempt
 from segdist.training.pace import Length, fitting, since_start, timed
@@ -320,17 +321,30 @@ class Trainer:
         config = self.config
         before = copy_to_cpu(self.learner.state_dict())
         attempt = training_attempt(self.learner.model, self.loss, self.precision, self.data.channels)
-        with explain_out_of_memory(
-            config.batch_size,
-            config.accumulate,
-            self.data.patch,
-            self.stride_multiple,
-            self.ranks.world_size,
-            attempt,
-            grain=config.grain if config.exact else 0,
+        explain_model = explain_model_errors(config.batch_size, config.accumulate, self.ranks.world_size)
+        with (
+            explain_model,
+            explain_out_of_memory(
+                config.batch_size,
+                config.accumulate,
+                self.data.patch,
+                self.stride_multiple,
+                self.ranks.world_size,
+                attempt,
+                grain=config.grain if config.exact else 0,
+            ),
         ):
+            self._try_model()
             yield
         self.learner.load_state_dict(before)
+
+    def _try_model(self) -> None:
+        """Refuse a model that a training can't take; before DDP waits for what never comes."""
+        check_state(self.learner.model)
+        with closing(self.data.batches(0)) as batches:
+            batch = next(iter(batches))
+            with bad_labels_named(batch, len(self.data.classes)), self.precision.autocast(self.ranks.device):
+                check_gradients(self.learner.model, self.loss, self.preprocess.training(batch)[0], self.ranks)
 
     def _validate(self, epoch: int) -> None:
         """Score the validation patches and keep the model. Collective."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from segdist.model.metrics import confusion_matrix, dice_per_class, iou_per_class, mean_iou, pixel_accuracy
+from segdist.model.outputs import main_logits
 from segdist.model.precision import Precision
 from segdist.ranks.process_group import Ranks
 from segdist.training.losses import Loss
@@ -74,7 +75,7 @@ def evaluate(
     for batch in batches:
         images, truth = preprocess.plain(batch)
         with precision.autocast(images.device):
-            logits = model(images)
+            logits = main_logits(model(images), num_classes, (truth.shape[-2], truth.shape[-1]))
         prediction = logits.argmax(dim=1)
         confusion += confusion_matrix(truth, prediction, num_classes)
         sums.append((batch.step, loss.sums(logits, truth).double(), loss.counts(truth)))

@@ -269,7 +269,7 @@ def test_labels_are_those_of_argmax(classes: int, seed: int) -> None:
 
 
 def test_a_model_with_the_wrong_number_of_classes_is_named() -> None:
-    with pytest.raises(UserError, match="each of the 3 classes"):
+    with pytest.raises(UserError, match="2 channels for 3 classes"):
         stitched(tile_model(Identity(), 3), image_of(20, 20), make_grid(20, 20, TILE, 0.5, 2))
 
 

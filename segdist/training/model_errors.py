@@ -1,0 +1,81 @@
+"""What a model of the user's own may do that a training can't take, told in a sentence that says what to change."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from segdist.core.errors import UserError
+from segdist.core.terminal import warn
+from segdist.ranks.process_group import Ranks
+from segdist.training.losses import Loss
+from segdist.training.preprocess import MicroBatch
+
+MOST_NAMES = 6
+
+
+@contextmanager
+def explain_model_errors(batch_size: int, accumulate: int, world_size: int) -> Iterator[None]:
+    """Turn what torch says of such a model into what to do.
+
+    Raises:
+        UserError: a batch norm has one value per channel; it meets the rank with the smallest part of the batch.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        told = UserError(
+            f"a batch norm of the model sees one value per channel, of which it can't take a deviation: {batch_size} "
+            f"patches (--batch-size) over {world_size} ranks and --accumulate {accumulate} leave one patch at a time; "
+            "raise --batch-size, lower --accumulate, or use another norm there"
+        )
+        told.on_this_rank = True
+        raise told from None
+
+
+def check_gradients(model: nn.Module, loss: Loss, batch: MicroBatch, ranks: Ranks) -> None:
+    """Find parameters that get no gradient: one rank leaves them as they are, several would wait for them for ever.
+
+    Works on a copy, which has no part in DDP.
+
+    Raises:
+        UserError: on several ranks; names the parameters.
+    """
+    images, truth = batch
+    alone = copy.deepcopy(model).train()
+    for module in alone.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]  # it would wait for the other ranks
+    alone.zero_grad(set_to_none=True)
+    loss.sums(alone(images), truth).sum().backward()
+    missing = [name for name, each in alone.named_parameters() if each.requires_grad and each.grad is None]
+    if not missing:
+        return
+    names = ", ".join(missing[:MOST_NAMES]) + (f" and {len(missing) - MOST_NAMES} more" if missing[MOST_NAMES:] else "")
+    found = f"parameters of the model get no gradient: {names}"
+    if ranks.world_size > 1:
+        raise UserError(
+            f"{found}. On several ranks DistributedDataParallel needs all of them: have the model return what they "
+            "compute (auxiliary outputs count by --loss.auxiliary), set requires_grad_(False) on them in the factory, "
+            "remove them, or train with --exact"
+        )
+    if ranks.is_main:
+        warn(f"{found}; they stay as they are")
+
+
+def check_state(model: nn.Module) -> None:
+    """Refuse state that no model file can hold.
+
+    Raises:
+        UserError: names what is no tensor.
+    """
+    others = [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise UserError(
+            f"--model.factory: the model's state holds {', '.join(others[:MOST_NAMES])}, which is no tensor, and model "
+            "files hold tensors only: return a tensor from its get_extra_state, or leave that out"
+        )
