@@ -101,8 +101,9 @@ class MappedShards:
                 else:
                     file.readinto(self._bytes[start : start + size].data)
             self._mapped[number] = True
-            self._paths[number] = path
-            name_file_of(self)
+            if _libc:  # what was read can't be cut short any more
+                self._paths[number] = path
+                name_file_of(self)
             self._left = int(np.count_nonzero(~self._mapped))
         return self._bytes[start : start + size]
 
