@@ -12,9 +12,9 @@ def default_threads(environment: RankEnvironment) -> int:
     Where Slurm does not bind tasks to cores, a rank still keeps to the `--cpus-per-task` that its job asked for.
     """
     share = max(1, usable_cores() // environment.local_world_size)
-    if environment.launcher == "torchrun":  # which sets OMP_NUM_THREADS=1 by itself
-        return share
     wanted, asked = (os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"))
+    if environment.launcher == "torchrun" and wanted in ("", "1"):
+        return share  # torchrun sets it to 1 where nobody has; a 1 of the user's own is said with --threads 1
     if wanted.isdecimal() and int(wanted) > 0:
         return int(wanted)
     return min(share, int(asked)) if asked.isdecimal() and int(asked) > 0 else share

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from segdist.core.errors import UserError
-from segdist.core.paths import run_dir
+from segdist.core.paths import CHECKPOINTS, run_dir
 from segdist.core.terminal import warn
 from segdist.model.card import resolve_model_path
 from segdist.model.config import UNET, ModelConfig
@@ -45,6 +45,19 @@ def make_model(config: ModelConfig, data: TrainingData) -> torch.nn.Module:
     return model
 
 
+def _take_over_source(config: TrainConfig, model: torch.nn.Module, data: TrainingData, ranks: Ranks) -> None:
+    """The weights of `--init-from`; a run that has checkpoints of its own goes on without them where they are gone.
+
+    `Trainer` refuses to go on where none of these checkpoints is whole.
+    """
+    path = run_dir(config.init_from)
+    if not path.exists() and any((config.run_dir / CHECKPOINTS).glob("step-*.pt")):
+        if ranks.is_main:
+            warn(f"--init-from {config.init_from}: {path} is gone; the run goes on from its own checkpoint")
+        return
+    take_over(load_weights(resolve_model_path(path)), model, data.classes, speak=ranks.is_main)
+
+
 def make_initial_model(config: TrainConfig, data: TrainingData, ranks: Ranks) -> torch.nn.Module:
     """The model of a run with its initial weights, the same on all ranks, on the ranks' device.
 
@@ -54,8 +67,7 @@ def make_initial_model(config: TrainConfig, data: TrainingData, ranks: Ranks) ->
     torch.manual_seed(config.seed)
     model = make_model(config.model, data)
     if config.init_from:
-        source = load_weights(resolve_model_path(run_dir(config.init_from)))
-        take_over(source, model, data.classes, speak=ranks.is_main)
+        _take_over_source(config, model, data, ranks)
     if config.sync_batch_norm and ranks.device.type == "cuda":
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     elif config.sync_batch_norm and ranks.is_main:

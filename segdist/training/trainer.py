@@ -19,7 +19,7 @@ from segdist.core.choice import Choice
 from segdist.core.errors import UserError
 from segdist.core.files import remove_leftovers
 from segdist.core.owner import owned
-from segdist.core.paths import BEST_MODEL, CHECKPOINTS, LAST_MODEL
+from segdist.core.paths import BEST_MODEL, CHECKPOINTS, LAST_MODEL, run_dir
 from segdist.core.states import State
 from segdist.core.terminal import say, warn
 from segdist.core.waiting import WaitEnded
@@ -274,6 +274,11 @@ class Trainer:
         if state is not None:
             self.learner.load_state_dict(state["learner"])
             self.counters = Counters(**state["counters"])
+        elif self.config.init_from and not run_dir(self.config.init_from).exists():
+            raise UserError(
+                f"--init-from {self.config.init_from}: gone, and no checkpoint of {self.run_dir} is whole; bring the "
+                "weights back, or start a new run without them"
+            )
         self.reporter.started(self.counters.step, self.steps, self.counters.metrics_position, state)
 
     def _rehearse(self) -> None:

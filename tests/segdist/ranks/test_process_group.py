@@ -102,11 +102,14 @@ def test_threads_are_shared_between_the_ranks_of_a_node(monkeypatch: pytest.Monk
     assert default_threads(RankEnvironment("torchrun", local_world_size=100)) == 1
 
 
-def test_openmps_variable_lowers_the_threads_but_not_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openmps_variable_is_honored_unless_torchrun_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert default_threads(RankEnvironment("single")) == 1
     assert default_threads(RankEnvironment("torchrun", local_world_size=2)) == 4
+    # Any other number is the user's own.
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert default_threads(RankEnvironment("torchrun", local_world_size=2)) == 3
 
 
 def test_a_step_of_fewer_tasks_than_the_job_counts_its_own() -> None:
