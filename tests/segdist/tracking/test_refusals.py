@@ -35,8 +35,9 @@ def test_refused_with_the_reason(
 
 
 def test_these_are_wandbs_own_rules() -> None:
-    import wandb
     from wandb.errors import UsageError
+
+    import wandb
 
     def refused(**settings: object) -> bool:
         try:

@@ -304,7 +304,7 @@ def test_tables_and_models_reach_the_server(tmp_path: Path) -> None:
         job.do(f"artifact {tmp_path / 'best.safetensors'}")
         job.do("finish finished")
         assert job.end() == ""
-        table, model = server.artifacts
+        model, table = sorted(server.artifacts, key=lambda item: item.type)  # sent beside each other
         assert (table.type, model.type) == ("run_table", "model")
         assert table.committed
         assert model.committed
