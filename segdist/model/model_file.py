@@ -20,6 +20,8 @@ from segdist.model.trust import OWN, require_trust
 if TYPE_CHECKING:
     from torch import nn
 
+SHOWN_LINES, LONGEST_LINE = 3, 200
+
 
 CHECKSUM_KEY = "segdist_sha256"
 """The entry of the metadata with the checksum of card and weights: safetensors has none of its own."""
@@ -70,13 +72,33 @@ def load_model(path: Path | str, device: str = "cpu", trusted: Sequence[str] = (
                 model = build_model(card.model, card.channels, len(card.classes))
             model.load_state_dict(weights, assign=True)
         else:
-            # The weights are here: nothing is to be fetched only to be replaced.
-            config = without_pretrained(card.model, folders)
-            model = build_model(config, card.channels, len(card.classes), folders=folders)
-            model.load_state_dict(weights)
+            model = _foreign_model(card, weights, folders)
     except (UserError, RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{file}: the weights don't fit {card.model.factory}: {error}") from None
+        raise UserError(f"{file}: the weights don't fit {card.model.factory}: {_in_short(error)}") from None
     return model.to(device).eval(), card
+
+
+def _in_short(error: Exception) -> str:
+    """An error's first lines in one: torch lists every tensor that doesn't fit."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    shown = [line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…" for line in lines[:SHOWN_LINES]]
+    more = f"; and {len(lines) - SHOWN_LINES} more" if len(lines) > SHOWN_LINES else ""
+    return "; ".join(shown) + more
+
+
+def _foreign_model(card: ModelCard, weights: dict[str, "torch.Tensor"], folders: Sequence[str]) -> "nn.Module":
+    """A model of the user's factory with the file's weights; nothing is fetched only to be replaced."""
+    plain = without_pretrained(card.model, folders)
+    model = build_model(plain, card.channels, len(card.classes), folders=folders)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        if plain == card.model:
+            raise
+        # Some factories build another model without: torchvision's have an auxiliary head with pretrained weights only.
+        model = build_model(card.model, card.channels, len(card.classes), folders=folders)
+        model.load_state_dict(weights)
+    return model
 
 
 def load_weights(path: Path, device: str = "cpu") -> tuple[dict[str, "torch.Tensor"], ModelCard]:

@@ -26,6 +26,13 @@ class Plain(nn.Conv2d):
             raise URLError("<urlopen error [Errno -2] Name or service not known>\\n more")
         super().__init__(in_channels, num_classes, 3, padding=1)
 
+class Auxiliary(nn.Module):
+    def __init__(self, in_channels, num_classes, weights=None):
+        super().__init__()
+        self.main = nn.Conv2d(in_channels, num_classes, 3, padding=1)
+        if weights:
+            self.auxiliary = nn.Conv2d(in_channels, num_classes, 3, padding=1)
+
 def fetching(in_channels, num_classes, pretrained=False):
     return Plain(in_channels, num_classes, weights=None, pretrained=pretrained)
 """
@@ -105,3 +112,26 @@ def test_a_model_with_its_weights_fetches_no_pretrained_ones(
         model, card = load_model(tmp_path / "model.safetensors", trusted=["nets_pretrained"])
         assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 3, 8, 8)
         assert card.model == config  # what the file says stays
+
+
+def test_a_factory_that_builds_another_model_without_pretrained_weights_is_asked_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_config: None
+) -> None:
+    write_module(tmp_path, "nets_auxiliary")
+    monkeypatch.chdir(tmp_path)
+    config = ModelConfig(factory="nets_auxiliary:Auxiliary", kwargs={"weights": "imagenet"})
+    state = build_model(config, 1, len(CLASSES)).state_dict()
+    card = ModelCard(config, CLASSES, 1, "uint8", 16, (0.0,), (1.0,), 1)
+    save_model(tmp_path / "model.safetensors", state, card)
+    model, _ = load_model(tmp_path / "model.safetensors", trusted=["nets_auxiliary"])
+    assert model.state_dict().keys() == state.keys()
+
+
+def test_weights_that_dont_fit_are_told_in_one_line(tmp_path: Path) -> None:
+    card = ModelCard(ModelConfig(width=4), CLASSES, 1, "uint8", 16, (0.0,), (1.0,), 16)
+    state = build_model(ModelConfig(width=8), 1, len(CLASSES)).state_dict()
+    save_model(tmp_path / "model.safetensors", state, card)
+    with pytest.raises(UserError, match=r"don't fit segdist\.model\.unet:UNet: .*; and \d+ more") as error:
+        load_model(tmp_path / "model.safetensors")
+    assert len(str(error.value)) < 1000
+    assert "\n" not in str(error.value)
