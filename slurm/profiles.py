@@ -43,6 +43,9 @@ class Profile:
     exclusive: bool = False
     """Whole nodes, whatever the job asks for."""
     nodes: Count = 1
+    nodes_min: CountOrZero = 0
+    """The job may also start, or come back after an interruption, with fewer nodes, down to so many; 0: always all. A
+    training goes on with the same samples, and with --exact with the same bits."""
     gpus_per_node: CountOrZero = 0
     tasks_per_node: Count | None = None
     """Ranks on a node; one per GPU (or one) if left out."""
@@ -84,6 +87,10 @@ class Profile:
     def validate(self, origin: str) -> None:
         """Raises UserError for figures that can't be, or can't work together."""
         check_ranges(self, origin=origin)
+        if self.nodes_min > self.nodes:
+            raise UserError(f"{origin}: nodes_min = {self.nodes_min} is more than nodes = {self.nodes}")
+        if self.nodes_min and self.nodelist is not None:
+            raise UserError(f"{origin}: nodelist asks for every node that it names; use exclude beside nodes_min")
         if self.signal_seconds + 60 > 60 * self.time_minutes:
             raise UserError(
                 f"{origin}: signal_seconds = {self.signal_seconds} leaves nothing of time_minutes = "
@@ -124,6 +131,8 @@ def submitit_parameters(profile: Profile, name: str, comment: str) -> dict[str, 
         *profile.srun,
     ]
     exports = [f"export {key}={shlex.quote(value)}" for key, value in profile.environment.items()]
+    # Slurm looks for up to `nodes` at every start; submitit itself only knows a number.
+    fewer = {"nodes": f"{profile.nodes_min}-{profile.nodes}"} if profile.nodes_min else {}
     parameters = {
         "name": name,
         "nodes": profile.nodes,
@@ -144,7 +153,7 @@ def submitit_parameters(profile: Profile, name: str, comment: str) -> dict[str, 
         "slurm_comment": comment,
         "slurm_setup": [*exports, *profile.setup] or None,
         "slurm_srun_args": srun,
-        "slurm_additional_parameters": {"requeue": True, **profile.sbatch},
+        "slurm_additional_parameters": {"requeue": True, **fewer, **profile.sbatch},
     }
     return {key: value for key, value in parameters.items() if value is not None}
 

@@ -35,6 +35,8 @@ def test_a_jobs_table_is_laid_over_the_rest(tmp_path: Path) -> None:
     [
         ('partitoin = "gpu"', "unknown key partitoin; did you mean partition?"),
         ("[jobs.train]\ngpus = 8", "[jobs.train]: unknown key gpus"),
+        ("nodes_min = 2", "nodes_min = 2 is more than nodes = 1"),
+        ('nodes = 2\nnodes_min = 1\nnodelist = "a,b"', "use exclude beside nodes_min"),
         ("[jobs.trian]\nnodes = 2", "[jobs.trian]: no such job; did you mean train?"),
         ('nodes = "2"', "nodes: "),
         ("nodes = true", "nodes: "),
@@ -101,6 +103,14 @@ def test_all_that_a_profile_asks_for_stands_in_the_script(tmp_path: Path) -> Non
     assert (
         "--kill-on-bad-exit=1 --cpus-per-task=12 --container-image=image.sqsh apptainer exec image.sif python" in script
     )
+
+
+def test_a_job_may_take_fewer_nodes(tmp_path: Path) -> None:
+    profile = load_profile(written(tmp_path, "nodes = 4\nnodes_min = 2\ntasks_per_node = 8"), "train")
+    script = sbatch_script(Order("train", (toy("greet", tmp_path),), profile, tmp_path / "slurm")).splitlines()
+    assert "#SBATCH --nodes=2-4" in script
+    assert "#SBATCH --ntasks-per-node=8" in script
+    assert not any(line.startswith("#SBATCH --ntasks=") for line in script)
 
 
 def test_torchrun_gets_one_slurm_task_a_node(tmp_path: Path) -> None:

@@ -82,6 +82,22 @@ def a_job_that_is_told_to_stop_is_requeued_by_submitit_and_continues(cluster: Cl
 
 
 @scenario
+def a_job_that_may_take_fewer_nodes_comes_back_without_the_one_that_died(cluster: Cluster, folder: Path) -> None:
+    record = place("count", counting(folder), nodes=2, nodes_min=1, exclude="node[1-4]")
+    wait_for_steps(folder, 2)
+    cluster.crash("node6")
+    try:
+        wait_for_start(folder, 2)
+        wait_for_steps(folder, 1)
+    finally:
+        cluster.boot("node6")
+    end = let_it_end(folder)
+    assert (end.state, end.starts) == ("COMPLETED", 2)
+    said = (folder / "slurm" / f"{record.job_id}_0_log.out").read_text()
+    assert re.findall(r"on (\d) nodes", said) == ["2", "1"]
+
+
+@scenario
 def scancel_ends_a_job_with_a_checkpoint_and_without_a_requeue(cluster: Cluster, folder: Path) -> None:
     record = place("count", counting(folder), tasks_per_node=2)
     wait_for_steps(folder, 2)

@@ -69,7 +69,7 @@ def profile(**changes: Any) -> Profile:
 
     Nodes 3 to 6 are left to the tests that ask for them, to preempt or to crash.
     """
-    where = {} if "nodelist" in changes else {"exclude": "node[3-6]"}
+    where = {} if {"nodelist", "exclude"} & changes.keys() else {"exclude": "node[3-6]"}
     return replace(load_profile("mini", "make-shards"), memory_gb=1.0, **where, **changes)
 
 

@@ -43,7 +43,7 @@ def count(arguments: Sequence[str]) -> int:
     steps = folder / "steps"
     steps.mkdir(parents=True, exist_ok=True)
     done = max((int(path.name) for path in steps.iterdir()), default=0)
-    print(f"counting from {done}", flush=True)
+    print(f"counting from {done} on {os.environ.get('SLURM_JOB_NUM_NODES', '1')} nodes", flush=True)
     while not (folder / "enough").exists():
         time.sleep(0.3)
         if told:
