@@ -75,6 +75,12 @@ class Ranks:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
+    def share_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Rank 0's values on all ranks, in place. The tensor lies on `self.device`."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value` (anything that pickles), in rank order, on all ranks."""
         if self.world_size == 1:

@@ -44,6 +44,9 @@ class ExactSums:
         self._integers = [buffer for buffer in model.buffers() if not buffer.is_floating_point()]
         losses = torch.zeros(len(loss.parts), device=ranks.device)
         self._sums = GridSums([*self._parameters, *self._buffers, losses], grains, ranks.device)
+        # As DDP does it: a factory may draw its weights from another generator than torch's.
+        for tensor in (*model.parameters(), *model.buffers()):
+            ranks.share_(tensor.detach())
         self._gradients = [torch.empty_like(parameter) for parameter in self._parameters]
         self._grids_known = False
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from segdist.model.precision import Precision
@@ -115,9 +114,8 @@ class Learner:
         Training uses the statistics of each batch; the running ones are read by validation alone, so there is no
         need to send them at every step, as DDP would.
         """
-        if self.ranks.world_size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, src=0)
+        for buffer in model.buffers():
+            self.ranks.share_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on. Collective.

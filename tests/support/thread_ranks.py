@@ -44,6 +44,9 @@ class ThreadRanks(Ranks):
             tensor += terms[index]
         return tensor
 
+    def share_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.copy_(self.gather(tensor.clone())[0])
+
     def max_(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.copy_(torch.stack(self.gather(tensor.clone())).amax(dim=0))
 

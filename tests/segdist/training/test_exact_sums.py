@@ -200,6 +200,20 @@ def test_an_exact_step_is_the_usual_one_up_to_rounding() -> None:
         torch.testing.assert_close(after, before.detach() - before.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_ranks_that_begin_with_other_weights_take_those_of_rank_0() -> None:
+    def make(ranks: Ranks) -> dict[str, Any]:
+        def other() -> nn.Module:
+            own = nn_batch_norm()
+            for tensor in own.state_dict().values():
+                tensor.fill_(ranks.rank + 1)
+            return own
+
+        return learner(ranks, OptimConfig(), other).model.state_dict()
+
+    for state in on_ranks(3, make):
+        assert all(bool((tensor == 1).all()) for tensor in state.values())
+
+
 def test_a_step_without_labels_keeps_the_grid_and_state_puts_it_back() -> None:
     model = unet("batch")
     tested = on_ranks(1, lambda ranks: learner(ranks, OptimConfig(), model))[0]
