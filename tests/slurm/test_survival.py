@@ -55,6 +55,13 @@ def wait_for_steps(folder: Path, more: int) -> None:
     wait_until(f"it counts to {goal}", lambda: steps(folder) >= goal, ended(lambda: standing(folder, "count")))
 
 
+def free_nodes(names: str) -> int:
+    """How many of the nodes are idle."""
+    command = ["sinfo", "--noheader", "--Node", f"--nodes={names}", "--format=%N %t"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return len({line.split()[0] for line in lines if line.split()[1] == "idle"})
+
+
 def wait_for_start(folder: Path, number: int) -> None:
     """Wait until the job has been started so often."""
     wait_for(f"start {number}", lambda now: now.starts >= number, lambda: standing(folder, "count"))
@@ -83,6 +90,8 @@ def a_job_that_is_told_to_stop_is_requeued_by_submitit_and_continues(cluster: Cl
 
 @scenario
 def a_job_that_may_take_fewer_nodes_comes_back_without_the_one_that_died(cluster: Cluster, folder: Path) -> None:
+    # Slurm starts it with the nodes that are free by then.
+    wait_until("two nodes are free", lambda: free_nodes("node[5-6]") == 2)
     record = place("count", counting(folder), nodes=2, nodes_min=1, exclude="node[1-4]")
     wait_for_steps(folder, 2)
     cluster.crash("node6")
