@@ -131,12 +131,16 @@ def submitit_parameters(profile: Profile, name: str, comment: str) -> dict[str, 
         *profile.srun,
     ]
     exports = [f"export {key}={shlex.quote(value)}" for key, value in profile.environment.items()]
-    # Slurm looks for up to `nodes` at every start; submitit itself only knows a number.
-    fewer = {"nodes": f"{profile.nodes_min}-{profile.nodes}"} if profile.nodes_min else {}
+    fewer: dict[str, str | int] = {}
+    if profile.nodes_min:
+        # Slurm looks for up to `nodes` at every start. From a number of tasks per node sbatch would work out one of the
+        # whole job, for its fewest nodes: so the job asks for cores, and the step for tasks on the nodes that came.
+        fewer = {"nodes": f"{profile.nodes_min}-{profile.nodes}", "mincpus": profile.tasks * profile.cpus_per_task}
+        srun.append(f"--ntasks-per-node={profile.tasks}")
     parameters = {
         "name": name,
         "nodes": profile.nodes,
-        "tasks_per_node": profile.tasks,
+        "tasks_per_node": None if profile.nodes_min else profile.tasks,
         "cpus_per_task": profile.cpus_per_task,
         "gpus_per_node": profile.gpus_per_node or None,
         "mem_gb": profile.memory_gb,

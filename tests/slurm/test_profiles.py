@@ -109,8 +109,9 @@ def test_a_job_may_take_fewer_nodes(tmp_path: Path) -> None:
     profile = load_profile(written(tmp_path, "nodes = 4\nnodes_min = 2\ntasks_per_node = 8"), "train")
     script = sbatch_script(Order("train", (toy("greet", tmp_path),), profile, tmp_path / "slurm")).splitlines()
     assert "#SBATCH --nodes=2-4" in script
-    assert "#SBATCH --ntasks-per-node=8" in script
-    assert not any(line.startswith("#SBATCH --ntasks=") for line in script)
+    assert "#SBATCH --mincpus=8" in script
+    assert not any(line.startswith("#SBATCH --ntasks") for line in script)
+    assert "--ntasks-per-node=8" in next(line for line in script if line.startswith("srun "))
 
 
 def test_torchrun_gets_one_slurm_task_a_node(tmp_path: Path) -> None:
