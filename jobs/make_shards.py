@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         return FINISHED
     tracking = command.job.tracking
     wanted = bool(tracking.names) and tracking.wandb != "off" and not config.task
-    if wanted:
+    if wanted:  # only then are trackers imported
         from segdist.tracking import check_trackers
 
         check_trackers(tracking)

@@ -18,6 +18,7 @@ from segdist.core.exit_codes import FINISHED
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     config = parse_options(ReportConfig, argv, "report", __doc__ or "")
+    # Heavy imports come after the command line.
     from segdist.core.terminal import say
     from segdist.runs.record import find_run
     from segdist.runs.report import write_report

@@ -197,9 +197,15 @@ def _header_template(suffix: str) -> bytes:
     return bytes(block)
 
 
-def index_dtype(classes: int, encoding: str) -> np.dtype[Any]:
+def index_dtype(num_classes: int, encoding: str) -> np.dtype[Any]:
     """The index's fields; `counts` are pixels per class, the rest of the P x P pixels is ignored."""
-    fields: list[Any] = [("source", "<i4"), ("y", "<i4"), ("x", "<i4"), ("crc", "<u4"), ("counts", "<i4", (classes,))]
+    fields: list[Any] = [
+        ("source", "<i4"),
+        ("y", "<i4"),
+        ("x", "<i4"),
+        ("crc", "<u4"),
+        ("counts", "<i4", (num_classes,)),
+    ]
     if encoding == "png":
         fields += [(name, "<i8") for name in ("image_at", "image_bytes", "mask_at", "mask_bytes")]
     return np.dtype(fields)

@@ -105,7 +105,7 @@ class Task:
             copy = str(staged(Path(self.stage), self.stage_to, job.local_rank))
             arguments = [copy if argument == self.stage else argument for argument in arguments]
         if self.torchrun:
-            from slurm.torchrun import run_torchrun
+            from slurm.torchrun import run_torchrun  # loads torch, which other jobs may not need
 
             return run_torchrun(self.entry, arguments, job, self.torchrun, port(job.raw_job_id), comeback)
         os.environ.update(rank_variables(job))

@@ -50,8 +50,8 @@ def run_torchrun(
     return _run(settings, [sys.executable, "-u", "-c", call, *arguments], lambda: comeback.told_to_stop)
 
 
-def run_here(command: Sequence[str], ranks: int) -> int:
-    """Run `command` on so many ranks of this machine, as `torchrun --standalone` does, and wait for the end.
+def run_here(command: Sequence[str], world_size: int) -> int:
+    """Run `command` on `world_size` ranks of this machine, as `torchrun --standalone` does, and wait for the end.
 
     SIGINT and SIGTERM are handed on to the ranks, which have half a minute to end; a second signal ends them at once.
 
@@ -60,7 +60,7 @@ def run_here(command: Sequence[str], ranks: int) -> int:
     settings: dict[str, Any] = {
         "min_nodes": 1,
         "max_nodes": 1,
-        "nproc_per_node": ranks,
+        "nproc_per_node": world_size,
         "run_id": uuid.uuid4().hex,
         "rdzv_backend": "c10d",
         "rdzv_endpoint": "localhost:0",

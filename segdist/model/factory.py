@@ -37,7 +37,7 @@ def build_model(
         UserError: the factory can't be imported, doesn't take its arguments, or can't get what it wants to read.
     """
     if config.factory == UNET:
-        from segdist.model.unet import UNet
+        from segdist.model.unet import UNet  # loads torch, which a config alone doesn't need
 
         return UNet(
             channels,

@@ -38,7 +38,7 @@ class Matrix:
     """A confusion matrix to show: counts and shares of the truth's pixels, row by row."""
 
     title: str
-    classes: list[str]
+    class_names: list[str]
     counts: list[list[int]]
     shares: list[list[float]]
 
@@ -235,9 +235,9 @@ def _curve(label: str, rows: Sequence[Row], key: str) -> Series:
     return Series(label, [(row["step"], row.get(key)) for row in rows])
 
 
-def _matrix(title: str, classes: list[str], counts: list[list[int]]) -> Matrix:
+def _matrix(title: str, class_names: list[str], counts: list[list[int]]) -> Matrix:
     shares = [[count / max(sum(row), 1) for count in row] for row in counts]
-    return Matrix(title, classes, counts, shares)
+    return Matrix(title, class_names, counts, shares)
 
 
 def _data_set(path: str, manifest: Manifest) -> DataSet:

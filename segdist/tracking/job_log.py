@@ -40,7 +40,7 @@ def log_contact_sheets(trackers: Trackers, sets: Sequence["ShardSet"]) -> None:
         return
     from PIL import Image
 
-    from shards.read.inspect import contact_sheet
+    from shards.read.inspect import contact_sheet  # loads torch, which `segdist make-shards` doesn't need
 
     for item in sets:
         with Image.open(io.BytesIO(contact_sheet(item))) as sheet:
@@ -53,7 +53,7 @@ def log_shard_set(config: TrackingConfig, folder: Path) -> None:
     Args:
         folder: of the set; the trackers' files go below it.
     """
-    from shards.read.reader import ShardSet
+    from shards.read.reader import ShardSet  # as above
 
     made = ShardSet(folder)
     description = {"recipe": made.manifest.recipe, "shard_sets": data_facts([made]), "code": commit()}

@@ -133,6 +133,7 @@ def check_trackers(config: TrackingConfig) -> None:
         UserError: see `open_trackers`.
     """
     config.validate()
+    # Here and below, only the modules of trackers that are wanted: W&B and TensorBoard take seconds to import.
     if "tensorboard" in config.names:
         from segdist.tracking.tensorboard_tracker import event_writer
 

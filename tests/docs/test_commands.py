@@ -23,9 +23,8 @@ import yaml
 
 from jobs import cli
 from segdist.runs.record import read_rows
-from tests.docs.test_inference_docs import COMMANDS as RUN_BY_INFERENCE_DOCS
 from tests.support.desk import Desk
-from tests.support.pages import PAGES, commands, inline_code
+from tests.support.pages import INFERENCE_COMMANDS, PAGES, commands, inline_code
 from tests.support.programs import ROOT, environment
 from tests.support.run_example import write_run
 from tests.support.wandb_server import SWEEP, WandbServer, wandb_server
@@ -160,7 +159,7 @@ def test_frontier_of_inference(tmp_path: Path) -> None:
     run_page("inference.md", desk.run)
     assert (desk.folder / "frontier.png").is_file()
     shown = [command.text for command in commands(ROOT / "docs" / "inference.md")]
-    assert {text for text in shown if text.startswith(("segdist", "torchrun"))} == set(RUN_BY_INFERENCE_DOCS)
+    assert {text for text in shown if text.startswith(("segdist", "torchrun"))} == set(INFERENCE_COMMANDS)
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from segdist.model.config import ModelConfig
 from segdist.model.factory import build_model
 from segdist.model.model_file import save_model
 from shards.manifest import read_manifest
+from tests.support.pages import INFERENCE_COMMANDS
 from tests.support.programs import ROOT
 from tests.support.sets import tiny_set
 
 PAGE = (ROOT / "docs" / "inference.md").read_text()
-COMMANDS = re.findall(r"^    (segdist .*|torchrun .*)$", PAGE, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,10 @@ def at_desk(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_page_has_commands() -> None:
-    assert len(COMMANDS) >= 7
+    assert len(INFERENCE_COMMANDS) >= 7
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("segdist")])
+@pytest.mark.parametrize("command", [command for command in INFERENCE_COMMANDS if command.startswith("segdist")])
 def test_segdist_commands(at_desk: Path, command: str) -> None:
     if "export" in command:
         pytest.importorskip("onnxruntime")
@@ -67,7 +67,7 @@ def test_segdist_commands(at_desk: Path, command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("torchrun")])
+@pytest.mark.parametrize("command", [command for command in INFERENCE_COMMANDS if command.startswith("torchrun")])
 def test_torchrun_commands(at_desk: Path, command: str) -> None:
     words = shlex.split(command)[1:]
     words[words.index("jobs/infer.py")] = str(ROOT / "jobs" / "infer.py")

@@ -9,9 +9,8 @@ import pytest
 from jobs.command_line import parse
 from jobs.config import ChainConfig, PipelineConfig, SubmitPipelineConfig, name_first
 from segdist.core.errors import UserError
-from tests.shards.build.test_decided import blobs
 from tests.support.programs import job, run
-from tests.support.sets import add, noise
+from tests.support.sets import add, blobs, noise
 
 
 def chain(*arguments: str) -> ChainConfig:

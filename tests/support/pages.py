@@ -10,6 +10,10 @@ from pathlib import Path
 from tests.support.programs import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+INFERENCE_COMMANDS = re.findall(
+    r"^    (segdist .*|torchrun .*)$", (ROOT / "docs" / "inference.md").read_text(), re.MULTILINE
+)
+"""What docs/inference.md shows; tests/docs/test_inference_docs.py runs it."""
 PROGRAMS = ("segdist", "torchrun", "python", "bash", "wandb", "tensorboard", "pip", "for", "source", "eval", "tail")
 PROGRAMS += ("apt-get", "slurm/mini_cluster.sh", "export")
 """First words by which a line of an indented block is known as a command, and not as output or a file listing."""

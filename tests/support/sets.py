@@ -105,3 +105,10 @@ def assert_patches_have_their_masks(folder: Path) -> int:
             assert np.array_equal(masks, images[:, 0] > 128)
             count += size
     return count
+
+
+def blobs(seed: int, value: int = 255, side: int = 120) -> np.ndarray:
+    """A mask of `side` x `side` pixels with a disk of `value` somewhere."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side] - random.integers(30, side - 30, 2)[:, None, None]
+    return np.where(y**2 + x**2 < 200, value, 0).astype(np.uint8)

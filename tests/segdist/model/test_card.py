@@ -7,36 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from segdist.core.errors import UserError
 from segdist.core.model_header import CARD_KEY, read_metadata
 from segdist.core.parsing import from_dict
-from segdist.model.card import CARD_VERSION, ModelCard, card_text, read_card
+from segdist.model.card import CARD_VERSION, read_card
 from segdist.model.config import UNET, ModelConfig
 from segdist.model.model_file import load_model, save_model
 from segdist.model.unet import UNet
-from shards.manifest import ClassInfo
-
-CARD = ModelCard(
-    model=ModelConfig(width=4, depth=2),
-    classes=(ClassInfo("paper", (0, 0, 0)), ClassInfo("ink", (255, 0, 0))),
-    channels=1,
-    dtype="uint8",
-    patch=32,
-    mean=(100.0,),
-    std=(20.0,),
-    stride_multiple=4,
-    score=0.5,
-)
-
-
-def write(path: Path, **changes: object) -> Path:
-    """A model file whose card is changed; None takes a key away."""
-    values = json.loads(card_text(CARD)) | changes
-    values = {key: value for key, value in values.items() if value is not None}
-    save_file(UNet(1, 2, width=4, depth=2).state_dict(), path, metadata={CARD_KEY: json.dumps(values)})
-    return path
+from tests.support.model_files import CARD, write_model_file
 
 
 def test_a_card_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -48,7 +27,7 @@ def test_a_card_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_card_without_a_version_and_with_the_old_name_of_the_unet_is_read(tmp_path: Path) -> None:
     old = {"factory": "segdist.unet:UNet", "kwargs": {}, "stride_multiple": 0, "width": 4, "depth": 2}
-    path = write(tmp_path / "old.safetensors", format_version=None, model=old)
+    path = write_model_file(tmp_path / "old.safetensors", format_version=None, model=old)
     assert read_card(path) == CARD
     model, _ = load_model(path)
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 2, 8, 8)
@@ -61,7 +40,7 @@ def test_the_old_name_of_the_unet_means_the_same_model_in_any_file() -> None:
 
 
 def test_a_card_of_a_later_program_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    path = write(tmp_path / "new.safetensors", format_version=CARD_VERSION + 1, attention=True)
+    path = write_model_file(tmp_path / "new.safetensors", format_version=CARD_VERSION + 1, attention=True)
     with pytest.raises(
         UserError, match=rf"new\.safetensors: format version {CARD_VERSION + 1}, written by a later segdist"
     ):
@@ -79,14 +58,14 @@ def test_what_is_no_model_file_is_refused_by_name(tmp_path: Path, content: bytes
 
 
 def test_a_model_file_cut_short_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "cut.safetensors")
+    path = write_model_file(tmp_path / "cut.safetensors")
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="damaged"):
         read_card(path)
 
 
 def test_cards_are_read_without_torch(tmp_path: Path) -> None:
-    path = write(tmp_path / "model.safetensors")
+    path = write_model_file(tmp_path / "model.safetensors")
     code = (
         "import sys; from pathlib import Path; from segdist.model.card import read_card; "
         "print(read_card(Path(sys.argv[1])).channels, 'torch' in sys.modules)"

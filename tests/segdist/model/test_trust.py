@@ -15,8 +15,8 @@ from segdist.model.card import card_text
 from segdist.model.config import UNET
 from segdist.model.model_file import load_model, load_weights
 from segdist.model.unet import UNet
-from tests.segdist.model.test_card import CARD, write
 from tests.support.inference_parts import write_images
+from tests.support.model_files import CARD, write_model_file
 from tests.support.programs import QUIET, ROOT, job, run
 from tests.support.sets import tiny_set
 
@@ -39,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     (tmp_path / "stranger").mkdir()
     (tmp_path / "stranger" / "module.py").write_text(MODULE)
-    write(tmp_path / "model.safetensors", model={"factory": OTHER})
+    write_model_file(tmp_path / "model.safetensors", model={"factory": OTHER})
     return tmp_path
 
 
@@ -129,7 +129,7 @@ def test_a_card_that_claims_the_impossible_is_refused_and_takes_no_memory(
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        load_model(write(tmp_path / "model.safetensors", **changes))
+        load_model(write_model_file(tmp_path / "model.safetensors", **changes))
 
 
 def test_a_model_without_memory_gets_the_bits_of_its_file(tmp_path: Path) -> None:

@@ -35,9 +35,8 @@ def test_refused_with_the_reason(
 
 
 def test_these_are_wandbs_own_rules() -> None:
-    from wandb.errors import UsageError
-
     import wandb
+    from wandb.errors import UsageError
 
     def refused(**settings: object) -> bool:
         try:

@@ -16,13 +16,7 @@ from shards.images.config import MasksConfig
 from shards.images.reduce import reduced_labels, reduced_pixels
 from shards.manifest import read_manifest
 from shards.read.reader import ShardSet
-from tests.support.sets import add, contents, noise, tiny_config
-
-
-def blobs(seed: int, value: int = 255, side: int = 120) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    y, x = np.mgrid[:side, :side] - random.integers(30, side - 30, 2)[:, None, None]
-    return np.where(y**2 + x**2 < 200, value, 0).astype(np.uint8)
+from tests.support.sets import add, blobs, contents, noise, tiny_config
 
 
 def collection(folder: Path, count: int = 8, channels: int = 1, value: int = 255) -> MakeShardsConfig:
