@@ -9,8 +9,6 @@ from typing import Generic, TypeVar
 
 import torch
 
-from segdist.core.terminal import warn
-
 FIRST_CALLS = 2
 """Calls without a graph, in which libraries choose kernels and take their workspace; a rehearsal has as many."""
 
@@ -63,6 +61,9 @@ class Recorded(Generic[Result]):
         except RuntimeError as error:
             self._impossible = True
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            # Here, because `segdist.predict` loads this module and must not wait for rich.
+            from segdist.core.terminal import warn
+
             warn(f"{self.what} can't be recorded as a CUDA graph ({reason}) and is slower without")
             return
         self._graph = graph
