@@ -349,7 +349,8 @@ class Trainer:
         with closing(self.data.batches(0)) as batches:
             batch = next(iter(batches))
             with bad_labels_named(batch, len(self.data.classes)), self.precision.autocast(self.ranks.device):
-                check_gradients(self.learner.model, self.loss, self.preprocess.training(batch)[0], self.ranks)
+                first = self.preprocess.training(batch)[0]
+                check_gradients(self.learner.model, self.loss, first, self.ranks, exact=self.config.exact)
 
     def _validate(self, epoch: int) -> None:
         """Score the validation patches and keep the model. Collective."""

@@ -77,6 +77,12 @@ def test_on_several_ranks(place: Path, name: str, words: str) -> None:
     assert "RuntimeError" not in done.stderr
 
 
+@pytest.mark.slow
+def test_on_several_ranks_exact_training_leaves_parameters_without_gradient_alone(place: Path) -> None:
+    done = run(job("train", [*TRAINING, *factory("UnusedHead"), "--exact", "--grain", "2"], ranks=2), place)
+    assert "they stay as they are" in done.stderr
+
+
 def test_auxiliary_outputs_count_by_their_weight() -> None:
     logits, other = torch.randn(2, 2, 3, 8, 8)
     truth = torch.randint(0, 3, (2, 8, 8), dtype=torch.uint8)
