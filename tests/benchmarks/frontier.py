@@ -30,13 +30,13 @@ OVERLAPS = (0.0, 0.25, 0.5, 0.75)
 
 
 class Replayed:
-    """Hands out a network's probabilities once more: blending comes after the network, which is nearly all the cost."""
+    """Hands out a model's probabilities once more: blending comes after the model, which is nearly all the cost."""
 
     def __init__(self, predictor: Predictor) -> None:
-        self.compute = predictor.network.probabilities
+        self.compute = predictor.model.probabilities
         self.batches: list[torch.Tensor] = []
         self.position = -1
-        predictor.network.probabilities = self  # type: ignore[method-assign]
+        predictor.model.probabilities = self  # type: ignore[method-assign]
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         if self.position < 0:

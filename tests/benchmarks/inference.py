@@ -120,7 +120,7 @@ def case_monai(net: str, height: int, width: int, repeat: int, prepared: int = 1
             probabilities = sliding_window_inference(
                 pixels, (TILE, TILE), BATCH, lambda tiles: torch.softmax(model(tiles), 1), OVERLAP, mode="constant"
             )
-            torch.from_numpy(mask).copy_(probabilities.argmax(dim=1)[0])  # type: ignore[union-attr]
+            torch.from_numpy(mask).copy_(probabilities.argmax(dim=1)[0])
 
     return measured(run, repeat)
 
@@ -143,19 +143,19 @@ def case_ranks(folder: str, mode: str) -> dict[str, Any]:
     The last leaves out the tile row above the seam, which gives a wrong result there: it shows what handing over the
     partial sums could save at most.
     """
-    from segdist.inference import segment
+    from segdist.inference import enlarge
     from segdist.inference.job import infer
     from segdist.ranks.launchers import RankEnvironment
     from segdist.ranks.process_group import Ranks, ranks
 
     if mode == "seamless":
-        finished_rows = segment.finished_rows
+        finished_rows = enlarge.finished_rows
 
         def without_halo(model: Any, read: Any, grid: Any, *rest: Any) -> Any:
             grid.rows.__dict__["depth"] = 1  # a cached property: only for this grid
             return finished_rows(model, read, grid, *rest)
 
-        segment.finished_rows = without_halo  # type: ignore[assignment]
+        enlarge.finished_rows = without_halo  # type: ignore[assignment]
     with ranks("cpu", threads=1) as these:
         alone = Ranks(RankEnvironment("single"), these.device)
         if mode != "halves":

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ def read_rows(path: Path) -> list[Row]:
     known = {item.name for item in fields(Row)}
     for line in path.read_text().splitlines() if path.exists() else []:
         values = {key: value for key, value in json.loads(line).items() if key in known}
-        row = Row(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        typed: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        row = Row(**typed)
         rows[row.key] = row
     return list(rows.values())
 
