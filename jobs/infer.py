@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
     config = command.job
     check_trackers(config.tracking)  # and not when hours of work are done
-    with ranks(config.device, config.threads, PATIENCE) as these:
+    with ranks(config.device, config.threads, PATIENCE, config.meeting_place) as these:
         if command.dry_run:
             task = examine(config, these)
             if these.is_main:

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     from segdist.training.replay import config_to_replay, replay
 
     trained = config_to_replay(config)
-    with ranks(trained.device, trained.threads) as these:
+    with ranks(trained.device, trained.threads, meeting_place=trained.run_dir) as these:
         done = replay(config, these)
         if not these.is_main:
             return INCOMPLETE if done.parted else FINISHED

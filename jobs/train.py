@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     from segdist.training.facts import chosen_for
     from segdist.training.trainer import Trainer
 
-    with ranks(command.job.device, command.job.threads) as these:
+    with ranks(command.job.device, command.job.threads, meeting_place=command.job.run_dir) as these:
         choices: list[Choice] = []
         if preset == AUTO:
             found = chosen_for(command.job, these)

@@ -32,6 +32,8 @@ PREVIEWS, FIGURES, STATE = "previews", "figures", "state"
 
 HEARTBEATS = ".heartbeats"
 """Folder in a run while it is trained: a file for each node, with its ranks' place."""
+MEETING = ".meeting"
+"""Folder in a job's folder where ranks that Slurm started find each other."""
 OWNERS = ".owners"
 """Folder in whatever a job writes into: who is at it (`segdist.core.owner`)."""
 

@@ -1,6 +1,7 @@
 """Everything that an inference job can be told, as one frozen dataclass."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -106,6 +107,12 @@ class InferConfig:
     numbers. A shard set knows its own."""
     output: OutputConfig = field(default_factory=OutputConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def meeting_place(self) -> Path:
+        """A folder that all ranks see and that this job may write: the output's, or the model's."""
+        model = run_dir(self.model)
+        return Path(self.out) if self.out else model if model.is_dir() else model.parent
 
     def validate(self) -> None:
         """Refuse values and combinations that can't work, before anything is read or written.

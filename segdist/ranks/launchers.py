@@ -27,6 +27,9 @@ class RankEnvironment:
     local_world_size: int = 1
     master_addr: str = "127.0.0.1"
     master_port: int = 0
+    """0: nobody chose one, and rank 0 opens a free one (`segdist.ranks.meeting`)."""
+    start: str = ""
+    """Slurm's job, step and restart, which no other start of ranks has: `41234.0.1`."""
 
 
 def resolve_environment(environ: Mapping[str, str] | None = None) -> RankEnvironment:
@@ -72,8 +75,10 @@ def resolve_environment(environ: Mapping[str, str] | None = None) -> RankEnviron
                 world_size=world_size,
                 local_world_size=tasks_per_node[node],
                 master_addr=environ.get("MASTER_ADDR") or first_host(environ["SLURM_STEP_NODELIST"]),
-                # Two jobs on one node must not meet: the port comes from the job id, below those of Linux' clients.
-                master_port=int(environ.get("MASTER_PORT") or 20000 + _integer(environ, "SLURM_JOB_ID") % 12000),
+                master_port=int(environ.get("MASTER_PORT") or 0),
+                start=".".join(
+                    (environ["SLURM_JOB_ID"], environ["SLURM_STEP_ID"], environ.get("SLURM_RESTART_COUNT") or "0")
+                ),
             )
         )
     return RankEnvironment(launcher="single")

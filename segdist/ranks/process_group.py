@@ -19,6 +19,7 @@ from segdist.core.errors import UserError
 from segdist.ranks.allocator import keep_freed_memory
 from segdist.ranks.device import choose_device
 from segdist.ranks.launchers import RankEnvironment, resolve_environment, torchrun_shares_its_store
+from segdist.ranks.meeting import leave, meet
 from segdist.ranks.open_files import allow_connections
 from segdist.ranks.threads import default_threads
 from segdist.ranks.watch import Watch
@@ -121,13 +122,19 @@ class Ranks:
 
 
 @contextmanager
-def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
+def ranks(
+    device: str = "auto",
+    threads: int = 0,
+    timeout: timedelta = timedelta(minutes=30),
+    meeting_place: Path = Path(),
+) -> Iterator[Ranks]:
     """Set up this process as a rank; gloo on CPU, NCCL on GPUs; torn down at the end.
 
     Args:
         device: "auto" (CUDA where there is a GPU for each local rank), "cpu" or "cuda".
         threads: CPU threads per rank; 0: see `default_threads`.
         timeout: how long a rank waits for the others in a collective before it gives up with an error.
+        meeting_place: folder of the job, shared between the nodes, where ranks that Slurm started find each other.
     """
     environment = resolve_environment()
     chosen = choose_device(device, environment)
@@ -141,8 +148,8 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
         allow_connections(environment.world_size)
         record_collectives(chosen)
         os.environ["MASTER_ADDR"] = environment.master_addr
-        os.environ["MASTER_PORT"] = str(environment.master_port)
-        store = (_own_store if torchrun_shares_its_store() else _launchers_store)(environment, timeout)
+        store = _open_store(environment, timeout, meeting_place)
+        os.environ["MASTER_PORT"] = str(store.port)
         dist.init_process_group(
             # Objects and CPU tensors go through gloo also on GPU machines.
             backend="cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
@@ -162,6 +169,9 @@ def ranks(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
         watch.close()
         _leave_without_the_others(chosen)
         raise
+    finally:
+        if environment.rank == 0 and environment.start:
+            leave(meeting_place, environment)
     watch.close()
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -193,6 +203,14 @@ def _leave_without_the_others(device: torch.device) -> None:
         group._get_backend(device).abort()
     else:
         dist.destroy_process_group()
+
+
+def _open_store(environment: RankEnvironment, timeout: timedelta, meeting_place: Path) -> dist.TCPStore:
+    if torchrun_shares_its_store():
+        return _own_store(environment, timeout)
+    if environment.start and not environment.master_port:
+        return meet(meeting_place, environment, timeout)
+    return _launchers_store(environment, timeout)
 
 
 def _launchers_store(environment: RankEnvironment, timeout: timedelta) -> dist.TCPStore:
