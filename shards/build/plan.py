@@ -22,7 +22,10 @@ def without_validation(training: Iterable[str], validating: int) -> str:
     elif files == 1:
         why = "there is one image, and its pages stay together; label another, or name pages that validate"
     else:
-        why = "no image validates: --split.validation is 0, or all images are one group (--split.group)"
+        why = (
+            "no image validates: --split.validation is 0, as it is with few images unless you set it, or all images "
+            "are one group (--split.group)"
+        )
     return f"0 validation patches: {why}. Training will have no score to choose its best model by"
 
 
