@@ -148,7 +148,10 @@ def _enter(folder: Path, own: Record, deadline: float) -> _OwnRecord:
         try:
             record = _OwnRecord(folder, own)
         except OSError as error:
-            raise UserError(f"{folder}: can't be written ({error.strerror or error}); choose another folder") from None
+            raise UserError(
+                f"{folder}: can't be written ({error.strerror or error}, in {OWNERS}/, where each job that writes "
+                "there notes itself); make room or give yourself access, or choose another folder"
+            ) from None
         try:
             conflict = _conflict(record, own)
             if conflict is None:

@@ -108,6 +108,25 @@ def refuse_writes(process: "subprocess.Popen[str]", refuse: bool) -> None:
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100 if refuse else -1, -1))
 
 
+def test_resuming_on_a_full_disk_names_the_file(work: Path) -> None:
+    run(train("resumed-full", "--steps", "4"), work)
+    # The limit comes before the start: what a resume writes first is refused.
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # noqa: E731
+    with subprocess.Popen(
+        train("resumed-full", "--steps", "8"),
+        cwd=work,
+        env=environment(PYTHONDONTWRITEBYTECODE="1"),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limit,
+    ) as process:
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 2, said
+    assert "error: runs/resumed-full: can't be written (File too large, in .owners/" in said
+    assert "make room" in said
+    run(train("resumed-full", "--steps", "8"), work)  # with room again the same command resumes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lifted", [True, False])
 def test_a_full_disk_stops_no_run_and_costs_nothing(work: Path, lifted: bool) -> None:
