@@ -47,7 +47,8 @@ def explain_out_of_memory(
         traceback.clear_frames(error.__traceback__)
     local = grain or -(-batch_size // world_size)
     micro = -(-local // accumulate)
-    fitting = largest_that_fits(lambda count: try_out(count, patch), micro)
+    # With a quarter more than is named: another start may find its memory cut up otherwise.
+    fitting = largest_that_fits(lambda count: try_out(count + count // 4, patch), micro)
     # Where not even one patch fits, smaller ones may.
     side = patch if fitting else multiple * largest_that_fits(lambda n: try_out(1, n * multiple), patch // multiple)
     flag = "--grain 1" if grain else f"--accumulate {local}"

@@ -43,7 +43,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 @pytest.mark.parametrize(
     ("room", "says"),
     [
-        (8 * 96 * 96, "--accumulate 2 fits: 8 patches at a time, the same global batch"),
+        (10 * 96 * 96, "--accumulate 2 fits: 8 patches at a time, the same global batch"),
         (50 * 50, "one of 48 x 48 does: make a set with --patches.size 48, and train with --accumulate 16"),
         (15 * 15, "not even one of the smallest patches fits: use a lower --model.width"),
     ],
@@ -96,7 +96,7 @@ def test_a_rank_can_try_alone_what_fits_with_batch_norm_over_all_ranks() -> None
 
 @pytest.mark.slow
 def test_the_accumulation_that_the_message_names_fits(tmp_path: Path) -> None:
-    tiny_set(tmp_path / "data")
+    tiny_set(tmp_path / "data", patches=PatchesConfig(size=32, per_image=10))
     batch = ("-f", "tiny", "-b", "200")
     refused = train(tmp_path, *batch)
     assert refused.returncode == 2, refused.stderr
