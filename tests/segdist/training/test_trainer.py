@@ -1,6 +1,7 @@
 """The training job as a process: its run folder, resuming, extending, stopping, refusing."""
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -201,7 +202,7 @@ def test_bad_gradients_step_after_step_stop_the_run_and_name_the_samples(work: P
     done = run(command, work, check=False)
     assert done.returncode == 2
     assert "NaN or infinite gradients in 10 steps in a row" in done.stderr
-    assert "data/tiny/train-00000.tar record" in done.stderr
+    assert re.search(r"data/tiny/train-0000\d\.tar record \d+", done.stderr)
     assert (work / "runs" / "bad" / "bad-batch-rank0.npz").is_file()
     assert json.loads((work / "runs" / "bad" / "summary.json").read_text())["state"] == "failed"
 
@@ -239,7 +240,7 @@ def test_warm_start_takes_what_fits_and_says_what_does_not(work: Path) -> None:
         (["--init-from", "nowhere"], "nowhere"),
         (["--device", "cuda"], "--device cuda"),
         (["--precision", "fp16"], "--precision fp16 needs a GPU"),
-        (["--preset", "quick"], "--preset quick: choose one of fast, paper"),
+        (["--preset", "quick"], "--preset quick: choose one of auto, fast, paper"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(work: Path, arguments: list[str], message: str) -> None:
