@@ -33,7 +33,7 @@ LONGEST_BEAT = 10.0
 """Seconds between two beats, at most; shorter where ranks wait for each other for minutes only."""
 PATIENCE = 0.7
 """The share of the time that ranks wait for each other after which a rank that has got nowhere looks around."""
-ANSWER, CLOSING = 5.0, 2.0
+ANSWER, CLOSING = 5.0, 20.0
 """Seconds in which the ranks' store answers, or counts as silent; that a thread gets to end with the job."""
 MOST_NAMED = 8
 """Late ranks that are named one by one."""
@@ -98,6 +98,7 @@ class Watch:
             self._looking.release()
         self._done.set()
         for thread in self._threads:
+            # A thread that is inside the store when the interpreter ends would take the whole process with it.
             thread.join(CLOSING)
         if self._folder is not None:
             with suppress(OSError):  # the folder stays while other nodes have files in it

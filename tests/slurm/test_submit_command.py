@@ -102,7 +102,7 @@ def test_other_settings_make_another_job_and_leave_the_queued_ones_theirs() -> N
         (["make-shards", "--profile", "mini", "--", "-f", "cells", "--task", "0/2"], "--task and --finish are set by"),
         (["make-shards", "--profile", "mini", "--tasks", "0", "--", "-f", "cells"], "--tasks 0: must be at least 1"),
         (["infer", "--profile", "mini", "--", "-m", "x", "-f", "x", "--task", "0/2"], "--task is set by --tasks"),
-        (["pipeline", "--profile", "mini", "--", "-e", "3"], "from the tables of its --config"),
+        (["pipeline", "--profile", "mini", "--", "-e", "3"], "those of all jobs from its --config, and none after --"),
         (["pipeline", "--profile", "mini", "--name", "a/b"], "--name a/b"),
         (["paint", "--profile", "mini"], "choose from make-shards, train, infer, pipeline"),
         (
