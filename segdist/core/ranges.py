@@ -51,7 +51,6 @@ CountOrZero = Annotated[int, Range(0)]
 Threads = Annotated[int, Range(0, 4096)]
 """CPU threads or processes; 0 leaves the number to the machine."""
 Seed = Annotated[int, Range(0, 2**63 - 1)]
-Finite = Annotated[float, Range()]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]

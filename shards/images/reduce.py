@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from shards.manifest import IGNORE
 
-SCALES = (1, 2, 4)
-
 
 def reduced_side(side: int, scale: int) -> int:
     """Pixels of a reduced side."""

@@ -8,15 +8,10 @@ import os
 import signal
 import sys
 import weakref
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from segdist.core.exit_codes import FAILED
 from segdist.core.launcher import note_reason
-
-WhichFile = Callable[[int], Path | None]
-"""The file whose bytes are mapped at an address, where it is one of the caller's."""
 
 _SA_SIGINFO = 4
 _ADDRESS_AT = 16  # of si_addr in siginfo_t, on 64-bit Linux
