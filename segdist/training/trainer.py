@@ -7,8 +7,8 @@ has to be restored for a run to go on as if it had never been stopped.
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -35,7 +35,7 @@ from segdist.tracking import Trackers, check_trackers, open_trackers
 from segdist.tracking.job_log import data_facts, log_contact_sheets
 from segdist.training.augmentation import Augmenter
 from segdist.training.bad_batch import bad_labels_named, stop_for_bad_gradients
-from segdist.training.checkpoint import CheckpointFolder, copy_to_cpu
+from segdist.training.checkpoint import CheckpointFolder
 from segdist.training.config import TrainConfig
 from segdist.training.data import TrainingData
 from segdist.training.data_parallel import DataParallel
@@ -44,17 +44,12 @@ from segdist.training.exactness import fix_threads, machine
 from segdist.training.initial_model import make_initial_model, resolve
 from segdist.training.learner import Engine, Learner
 from segdist.training.losses import Loss, class_weights
-from segdist.training.model_errors import check_gradients, check_state, explain_model_errors
 from segdist.training.optimizers import learning_rate
-from segdist.training.out_of_memory import explain_out_of_memory, training_attempt
-from segdist.training.pace import Length, fitting, since_start, timed
 from segdist.training.preprocess import Preprocessor
+from segdist.training.rehearsal import Rehearsal
 from segdist.training.reporter import RunReporter
 from segdist.training.run_files import check_same_run, describe_run, length_of_run, write_description
 from segdist.training.validation import ValidationResult, evaluate
-
-USEFUL_STEPS = 100
-"""With fewer, a run in minutes warns."""
 
 
 @dataclass
@@ -124,9 +119,12 @@ class Trainer:
             grain=config.grain if config.exact else 0,
             channels_last=config.channels_last,
         )
-        self.stride_multiple = stride_multiple(config.model, model)
+        multiple = stride_multiple(config.model, model)
+        self.rehearsal = Rehearsal(
+            config, ranks, data, self.learner, self.preprocess, self.loss, precision, multiple, self._score
+        )
         if config.minutes and not config.steps:
-            length = self._length_in(config.minutes)
+            length = self.rehearsal.length_in(config.minutes)
             every = config.validate_every or length.validate_every
             self.config = config = replace(config, steps=length.steps, validate_every=every)
         self.steps = config.steps or data.steps
@@ -139,7 +137,7 @@ class Trainer:
             patch=data.patch,
             mean=data.mean,
             std=data.std,
-            stride_multiple=self.stride_multiple,
+            stride_multiple=multiple,
             run=self.run_dir.name,
             scale=data.scale,
             tile=config.inference.tile,
@@ -178,7 +176,7 @@ class Trainer:
             if self.counters.step < self.steps:
                 with self.stop.listening(), explain_compiler_errors():
                     if self.config.check:
-                        self._rehearse()
+                        self.rehearsal.run(self._try_checkpoint)
                     with self.reporter.progress(self.counters.step, self.steps), closing(self.checkpoints):
                         try:
                             state = self._loop()
@@ -281,77 +279,6 @@ class Trainer:
             )
         self.reporter.started(self.counters.step, self.steps, self.counters.metrics_position, state)
 
-    def _rehearse(self) -> None:
-        """Two training batches, a validation batch and a checkpoint; then everything is put back.
-
-        A run that would die at the end of its first epoch dies now. It goes through the same DDP module as the
-        training, whose gradient buckets get their final order after the first step: a run that was stopped sums its
-        gradients in the same order as one that was not.
-        """
-        with self._put_back(), closing(self.data.batches(0)) as batches:
-            for number, batch in enumerate(islice(batches, 2)):
-                with bad_labels_named(batch, len(self.data.classes)):
-                    self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)
-            self.learner.figures()
-            self._score(self.learner.best_model, batches=1)
-            state = self._state()
-            if self.ranks.is_main:
-                self.checkpoints.try_out(state)
-
-    def _length_in(self, minutes: float) -> Length:
-        """The length of a run of so many minutes, from steps and validations that are timed. Collective."""
-        with self._put_back(), closing(self.data.batches(0)) as batches:
-
-            def steps(count: int) -> None:
-                for number, batch in enumerate(islice(batches, count)):
-                    with bad_labels_named(batch, len(self.data.classes)):
-                        self.learner.step(self.preprocess.training(batch), rate=0.0, number=number)
-                self.learner.figures()  # waits for the device
-
-            step = timed(steps, self.ranks)
-            began = time.monotonic()
-            self._score(self.learner.best_model, batches=1)
-            validation = (time.monotonic() - began) * self.data.validation_batches
-        length = self.ranks.on_main(lambda: fitting(minutes, since_start(), step, validation))
-        if self.ranks.is_main and length.steps < USEFUL_STEPS:
-            warn(
-                f"--minutes {minutes:g} leaves time for {length.steps} steps of {step:.2g} s, too few to learn much: "
-                "give it more, or a lower --model.width"
-            )
-        return length
-
-    @contextmanager
-    def _put_back(self) -> Iterator[None]:
-        """Put back all that the context's steps change; explain where they don't fit into memory."""
-        config = self.config
-        before = copy_to_cpu(self.learner.state_dict())
-        attempt = training_attempt(self.learner.model, self.loss, self.precision, self.data.channels)
-        explain_model = explain_model_errors(config.batch_size, config.accumulate, self.ranks.world_size)
-        with (
-            explain_model,
-            explain_out_of_memory(
-                config.batch_size,
-                config.accumulate,
-                self.data.patch,
-                self.stride_multiple,
-                self.ranks.world_size,
-                attempt,
-                grain=config.grain if config.exact else 0,
-            ),
-        ):
-            self._try_model()
-            yield
-        self.learner.load_state_dict(before)
-
-    def _try_model(self) -> None:
-        """Refuse a model that a training can't take; before DDP waits for what never comes."""
-        check_state(self.learner.model)
-        with closing(self.data.batches(0)) as batches:
-            batch = next(iter(batches))
-            with bad_labels_named(batch, len(self.data.classes)), self.precision.autocast(self.ranks.device):
-                first = self.preprocess.training(batch)[0]
-                check_gradients(self.learner.model, self.loss, first, self.ranks, exact=self.config.exact)
-
     def _validate(self, epoch: int) -> None:
         """Score the validation patches and keep the model. Collective."""
         result = self._score(self.learner.best_model)
@@ -409,6 +336,12 @@ class Trainer:
         # Without its rows of figures a checkpoint would leave a gap in the history.
         if self.ranks.is_main and position is not None:
             self.checkpoints.save(state, self.counters.step)
+
+    def _try_checkpoint(self) -> None:
+        """Write a checkpoint and throw it away. Collective."""
+        state = self._state()
+        if self.ranks.is_main:
+            self.checkpoints.try_out(state)
 
     def _state(self) -> dict[str, Any]:
         """Everything that the next step depends on. Collective."""
