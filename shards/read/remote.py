@@ -21,6 +21,7 @@ from segdist.core.paths import MANIFEST
 from segdist.core.terminal import Progress
 from segdist.core.waiting import WaitEnded, patiently
 from shards.manifest import Manifest, parse_manifest, write_manifest
+from shards.read.remote_file import RemoteFile
 
 try:
     import fcntl
@@ -31,6 +32,8 @@ PART = 8 << 20
 """Bytes asked for at once: what a dropped connection costs at most."""
 PART_LIMIT = 300.0
 """Seconds for one of them: below 28 kB/s a set can't be trained on from afar."""
+MANIFEST_LIMIT = 256 << 20
+"""Bytes; one of 10⁸ patches has 16 MB."""
 ATTEMPTS = 6
 """In a row without a byte gained."""
 PAUSE = 0.5
@@ -62,7 +65,8 @@ class RemoteSet:
             self._files, self._base = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise UserError(f"{url}: can't be opened: {error}") from None
-        content = self._retry(f"{self.url}/{MANIFEST}", lambda: self._files.cat_file(f"{self._base}/{MANIFEST}"))
+        manifest = RemoteFile(self._files, f"{self._base}/{MANIFEST}")
+        content = self._retry(f"{self.url}/{MANIFEST}", lambda: manifest.read_all(MANIFEST_LIMIT))
         self.manifest: Manifest = parse_manifest(content, f"{self.url}/{MANIFEST}")
         self.folder = (cache or default_cache()) / self.manifest.fingerprint[:32]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -98,19 +102,10 @@ class RemoteSet:
                 f"{url}: {total / 1e6:.0f} MB, and {path.parent} has {free / 1e6:.0f} MB left: make room, or name "
                 "another folder in SEGDIST_CACHE"
             )
+        source = RemoteFile(self._files, remote)
         with whole_file(path) as file:
             for start in range(0, total, PART):
-                end = min(start + PART, total)
-                content = self._retry(url, partial(self._part, remote, start, end, total))
-                file.write(content)
-
-    def _part(self, remote: str, start: int, end: int, total: int) -> bytes:
-        content: bytes = self._files.cat_file(remote, start=start, end=end)
-        if len(content) == total:  # a server that knows no ranges sends all
-            content = content[start:end]
-        if len(content) != end - start:
-            raise OSError(f"{len(content)} bytes came where {end - start} were asked for")
-        return content
+                file.write(self._retry(url, partial(source.read, start, min(PART, total - start))))
 
     def _retry(self, url: str, action: Callable[[], Any]) -> Any:
         for attempt in range(ATTEMPTS):
@@ -118,6 +113,8 @@ class RemoteSet:
                 return patiently(action, url, PART_LIMIT)
             except WaitEnded:
                 raise
+            except ValueError as error:
+                raise UserError(f"{url}: {error}; is the URL that of a finished shard set's folder?") from None
             except FileNotFoundError:
                 raise UserError(f"{url}: no such file; is the URL that of a finished shard set's folder?") from None
             # Every protocol has its own exceptions for a lost connection; what isn't one fails again and is shown.

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,10 +28,12 @@ pytest.importorskip("aiohttp", reason="NEEDS THE EXTRA remote: reading over the 
 
 
 class Server:
-    """Serves a folder; `drop_every` cuts each n-th answer in the middle, `spoil` changes a byte of matching files."""
+    """Serves a folder; `drop_every` cuts each n-th answer in the middle, `shorten_every` ends it early as if it were
+    whole, `spoil` changes a byte of matching files, `endless` appends a gigabyte to them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.drop_every, self.spoil, self.ranges = folder, 0, "", True
+        self.shorten_every, self.endless = 0, ""
         self.requests: list[str] = []
         server = self
 
@@ -53,6 +56,11 @@ class Server:
                 wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
                 if wanted and server.ranges:
                     content = content[int(wanted[1]) : int(wanted[2]) + 1]
+                if server.shorten_every and len(server.requests) % server.shorten_every == 0:
+                    content = content[:-1]
+                if server.endless and server.endless in self.path:
+                    self.send_endless(content)
+                    return
                 self.send_response(206 if wanted and server.ranges else 200)
                 self.send_header("Content-Length", str(len(content)))
                 if server.ranges:
@@ -63,9 +71,19 @@ class Server:
                     self.wfile.write(content[: len(content) // 2] if dropped else content)
                     self.close_connection = True
 
+            def send_endless(self, content: bytes) -> None:
+                self.send_response(200)
+                self.end_headers()
+                with suppress(ConnectionError):
+                    self.wfile.write(content)
+                    for _ in range(1024):
+                        self.wfile.write(bytes(1 << 20))
+                        server.sent += 1 << 20
+
             def log_message(self, *_: object) -> None:
                 pass
 
+        self.sent = 0
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}/set"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
@@ -115,16 +133,20 @@ def test_answers_that_end_early_without_an_error_are_asked_for_again(
 ) -> None:
     monkeypatch.setattr(remote, "PART", 20_000)
     shard_set = ShardSet(server.url, cache=tmp_path / "cache")
-    assert shard_set._remote is not None
-    real, calls = shard_set._remote._files.cat_file, []
-
-    def cut_short(*arguments: object, **range_: object) -> bytes:
-        calls.append(1)
-        content: bytes = real(*arguments, **range_)
-        return content[:-1] if len(calls) % 3 == 0 else content
-
-    monkeypatch.setattr(shard_set._remote._files, "cat_file", cut_short)
+    server.shorten_every = 3
     assert read(shard_set) == read(ShardSet(small_set))
+
+
+def test_a_server_that_sends_without_end_fills_no_memory(
+    server: Server, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.endless, server.ranges = ".tar", False
+    assert read(ShardSet(server.url, cache=tmp_path / "cache")) == read(ShardSet(small_set))
+    server.endless, server.sent = "manifest", 0
+    monkeypatch.setattr(remote, "MANIFEST_LIMIT", 1 << 20)
+    with pytest.raises(UserError, match=r"manifest\.json: more than 1 MB"):
+        ShardSet(server.url, cache=tmp_path / "other cache")
+    assert server.sent < 64 << 20
 
 
 def test_what_is_in_the_cache_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
