@@ -157,7 +157,10 @@ def slurm_states(task_ids: Iterable[str]) -> dict[str, JobState]:
         task, state, reason, elapsed, nodes = line.split("|")
         # Of a job that has ended sacct says more, once it knows.
         if state in ALIVE or task not in states or states[task].state in ALIVE:
-            states[task] = JobState(state, "" if reason == "None" else reason, elapsed, nodes)
+            reason = "" if reason == "None" else reason
+            if state == "SUSPENDED":
+                reason = f"by an administrator, or for a job of higher priority; `scontrol resume {task}` continues it"
+            states[task] = JobState(state, reason, elapsed, nodes)
     return {task: state for task, state in states.items() if task in wanted}
 
 

@@ -157,7 +157,7 @@ def _state_text(run: RunRecord, now: float | None) -> Text:
     if run.problem:
         return Text("can't be read", "bold red")
     state = run.state(now)
-    words = {"waiting": "nothing written yet", "silent": "silent: killed, or very slow"}.get(state, state)
+    words = {"waiting": "nothing written yet", "silent": "silent: killed, suspended, or very slow"}.get(state, state)
     if run.last_sign is not None and state in ("running", "silent", "stopped"):
         age = (time.time() if now is None else now) - run.last_sign
         words += f", last sign of life {clock(age)} ago"

@@ -1,5 +1,6 @@
 """The chunks of a PNG file: its header, its checksums, and whether it can hold as many pixels as it claims."""
 
+import io
 import struct
 import zlib
 from dataclasses import dataclass
@@ -33,13 +34,14 @@ def read_png_header(path: Path) -> PngHeader | None:
     Raises:
         UserError: the file ends early, or is too small for as many pixels as the header claims.
     """
-    with path.open("rb") as file:
+    # Of each chunk only the head is read: a buffer would read thousands of bytes more.
+    with path.open("rb", buffering=0) as file:
         if file.read(8) != SIGNATURE:
             return None
         header, packed, late = b"", 0, False
         while True:
             kind, length = _next_chunk(path, file)
-            if kind == b"IHDR":
+            if kind == b"IHDR" and length == 13:
                 header = file.read(length)
                 file.seek(4, 1)
             else:
@@ -77,7 +79,7 @@ def check_png(path: Path) -> None:
                 raise UserError(f"{path}: damaged: wrong checksum of a part {kind.decode('latin-1')}")
 
 
-def _next_chunk(path: Path, file: BinaryIO) -> tuple[bytes, int]:
+def _next_chunk(path: Path, file: BinaryIO | io.FileIO) -> tuple[bytes, int]:
     head = file.read(8)
     if len(head) < 8:
         raise UserError(f"{path}: damaged: the file ends early")

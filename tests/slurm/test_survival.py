@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.standing import Standing
+from slurm.standing import Standing, left_in_queue
 from slurm.task import Task
 from tests.support.cluster import Cluster, ended, log, place, standing, toy, wait_for, wait_for_end, wait_until
 
@@ -236,6 +236,39 @@ def torchrun_on_each_node_stops_and_comes_back_like_srun(cluster: Cluster, folde
     wait_for_steps(folder, 1)
     end = let_it_end(folder)
     assert (end.state, end.starts) == ("COMPLETED", 2)
+
+
+@scenario
+def a_suspended_job_is_called_one_and_says_how_it_continues(cluster: Cluster, folder: Path) -> None:
+    record = place("count", counting(folder))
+    wait_for_steps(folder, 2)
+    subprocess.run(["scontrol", "suspend", record.job_id], check=True)
+    held = wait_for("it is suspended", lambda now: now.state == "SUSPENDED", lambda: standing(folder, "count"))
+    assert held.alive
+    assert f"`scontrol resume {record.job_id}` continues it" in held.reason
+    subprocess.run(["scontrol", "resume", record.job_id], check=True)
+    wait_for_steps(folder, 1)
+    assert let_it_end(folder).state == "COMPLETED"
+
+
+@scenario
+def a_time_limit_that_comes_without_a_signal_is_called_one(cluster: Cluster, folder: Path) -> None:
+    place("count", counting(folder), time_minutes=1, signal_seconds=0)
+    end = wait_for_end(folder, "count")
+    assert end.state == "TIMEOUT"
+    assert "its time limit was reached" in end.reason
+
+
+@scenario
+def a_job_whose_run_folder_is_gone_is_still_found_in_the_queue(cluster: Cluster, folder: Path) -> None:
+    record = place("count", counting(folder))
+    wait_for_steps(folder, 2)
+    (folder / "slurm").rename(folder / "moved")
+    try:
+        assert left_in_queue(folder / "slurm") == [f"{record.job_id} RUNNING"]
+    finally:
+        (folder / "moved").rename(folder / "slurm")
+    assert let_it_end(folder).state == "COMPLETED"
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
