@@ -24,6 +24,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 PEER_GRACE = 5.0
 """Seconds that a rank waits after it has lost its peers. If one of them ended with an error of its own, srun kills
 the rest within that time, and nobody asks for a requeue that would only repeat the error."""
+TURN = 5.0
+"""Seconds between the turns of a node's ranks to ask for a requeue. Slurm ends them all within that time, so that one
+request a node is made; the next rank asks where the one before it is gone."""
 WAIT_FOR_THE_END = 900.0
 """Seconds that a rank waits for Slurm to end it, after a requeue was asked for: a dead node takes minutes to notice."""
 
@@ -51,6 +54,7 @@ class Comeback:
     Args:
         job_id: as Slurm's commands want it, `17` or `17_3`.
         rank: of this task.
+        local_rank: of this task on its node.
         ledger: path of the job's ledger.
         reason: path of the file in which a rank says why it fails.
         progress: glob patterns of the files that the job makes.
@@ -62,6 +66,7 @@ class Comeback:
         self,
         job_id: str,
         rank: int,
+        local_rank: int,
         ledger: Path,
         reason: Path,
         progress: tuple[str, ...],
@@ -69,7 +74,8 @@ class Comeback:
         under_slurm: bool = True,
         patient: bool = False,
     ) -> None:
-        self.job_id, self.rank, self.ledger, self.reason, self.progress = job_id, rank, ledger, reason, progress
+        self.job_id, self.rank, self.local_rank = job_id, rank, local_rank
+        self.ledger, self.reason, self.progress = ledger, reason, progress
         self.under_slurm, self.patient = under_slurm, patient
         self.told_to_stop = False
         self.leaving = False
@@ -123,8 +129,10 @@ class Comeback:
         if not self.under_slurm:
             self._fail("a rank can't reach the others any more: one has died; the same command resumes")
         self.refuse_standstill()
+        time.sleep(TURN * self.local_rank)
         if state_of(self.job_id) == "RUNNING":
-            # Several ranks may ask; the second request finds the job no longer running and is refused.
+            # Each node asks; the second request finds the job no longer running and is refused.
+            log.warning("rank %d asks for a requeue", self.rank)
             subprocess.run(["scontrol", "requeue", self.job_id], check=False)
         self._wait_for_the_end()
 

@@ -70,6 +70,7 @@ class Task:
         comeback = Comeback(
             job.job_id,
             job.global_rank,
+            job.local_rank,
             path,
             reason,
             self.progress,

@@ -120,6 +120,26 @@ class Ranks:
             raise found
         return cast(Result, found)
 
+    def on_all(self, function: Callable[[], Result]) -> Result:
+        """Call `function` on every rank, each for its share of the work.
+
+        Returns:
+            What it returned on this rank.
+
+        Raises:
+            UserError: it raised one on some rank; on all ranks, that of the lowest.
+        """
+        found: Result | None = None
+        problem: UserError | None = None
+        try:
+            found = function()
+        except UserError as error:
+            problem = error
+        for told in self.gather(problem):
+            if told is not None:
+                raise told
+        return cast(Result, found)
+
 
 @contextmanager
 def ranks(

@@ -86,6 +86,8 @@ def _page(run: RunRecord, most_figures: int) -> dict[str, Any]:
         "predictions": [_predictions(run, item, most_figures) for item in run.predictions],
         "data_sets": data.data_sets(run),
         "timings": [(name, seconds, seconds / total) for name, seconds in timings],
+        "rank_times": data.rank_times(run),
+        "ranks": len(run.summary.get("rank_seconds", [])),
         "inference": [_start_of_inference(item, start) for item in run.predictions for start in item.starts],
         "events": [_event(event) for event in run.events],
         "settings": data.settings(run.config),

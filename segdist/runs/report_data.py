@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from PIL import Image
@@ -22,6 +23,9 @@ from shards.manifest import Manifest, read_manifest
 
 NOT_COMPARED = {"name", "quiet", "tracking", "checkpoint", "threads", "device"}
 """Settings that a comparison of runs leaves out: they don't change what is learned."""
+
+MOST_RANKS = 16
+"""Ranks whose times are listed."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,18 @@ def timings(run: RunRecord) -> list[tuple[str, float]]:
         return []
     parts = [("forward, backward, optimizer", training), ("waiting for data", waiting)]
     return [*parts, ("check at the start, validation, checkpoints", max(total - training - waiting, 0.0))]
+
+
+def rank_times(run: RunRecord) -> list[tuple[int, float, float]]:
+    """The latest start's ranks, the slowest first, at most `MOST_RANKS`: rank, seconds, how many times the median.
+
+    The seconds are those of a step until the rank needs the others: its batch and its share of the computation. Empty
+    for a single rank.
+    """
+    seconds: list[float] = run.summary.get("rank_seconds", [])
+    usual = median(seconds) if seconds else 0.0
+    slowest = sorted(range(len(seconds)), key=lambda rank: -seconds[rank])[:MOST_RANKS]
+    return [(rank, seconds[rank], seconds[rank] / usual if usual else 1.0) for rank in slowest]
 
 
 def settings(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -118,6 +118,12 @@ def _nodes(run: RunRecord, now: float) -> list[RenderableType]:
     return shown
 
 
+def _slowest(run: RunRecord) -> str:
+    """Which rank is the slowest, and what the others need."""
+    last = run.train[-1] if run.train else {}
+    return f"rank {last['slowest_rank']}; median {last['rank_s_median']:.3g}" if "slowest_rank" in last else ""
+
+
 def _curves(run: RunRecord) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for name in ("figure", "now", "best", "curve"):
@@ -132,6 +138,7 @@ def _curves(run: RunRecord) -> Table:
         ("gradient norm", run.train, "grad_norm", "{:.3g}", ""),
         ("samples/s", run.train, "samples_per_s", "{:.0f}", ""),
         ("waiting for data", run.train, "data_wait", "{:.1%}", ""),
+        ("slowest rank, s", run.train, "rank_s_max", "{:.3g}", _slowest(run)),
         ("memory, MB", run.train, "memory_mb", "{:.0f}", ""),
     ]
     for label, rows, key, form, note in wanted:

@@ -20,12 +20,15 @@ VALIDATION_PATCHES, VALIDATION_PIXELS = 32, 2**20
 class TrainingData:
     """What the trainer needs to know of its data, and the batches of rank `rank` of `world_size`.
 
+    Each rank looks at the sizes of its share of the shards: what one finds is to be told to all (`Ranks.on_all`).
+
     Raises:
         UserError: a set is missing, unfinished or damaged; sets that don't go together; fewer samples than a batch.
     """
 
     def __init__(self, config: TrainConfig, rank: int = 0, world_size: int = 1, pin: bool = False) -> None:
-        self.sets = sets = [ShardSet(set_dir(name), check=config.data_check) for name in config.data]
+        share = slice(rank, None, world_size)
+        self.sets = sets = [ShardSet(set_dir(name), check=config.data_check, share=share) for name in config.data]
         source: Samplable = sets[0] if len(sets) == 1 else MixedSet(sets)
         whole = source.manifest
         self.classes: tuple[ClassInfo, ...] = whole.classes

@@ -13,6 +13,7 @@ from segdist.core.keyed import Purpose, hash64
 from segdist.model.precision import Precision
 from segdist.model.recorded import Recorded
 from segdist.model.unet import UNet
+from segdist.ranks.own_time import OwnTime
 from segdist.ranks.process_group import Ranks
 from segdist.training.losses import Loss
 from segdist.training.preprocess import MicroBatch
@@ -39,6 +40,7 @@ class DataParallel:
         wrapped = self._ddp or model
         self._wrapped: nn.Module = torch.compile(wrapped) if compiled else wrapped  # type: ignore[assignment]
         self._parameters = list(model.parameters())
+        self.own_time = OwnTime(ranks.device)
         # Other models may ask the device for numbers; DDP's sums and torch.compile's kernels are no part of a graph.
         alone_on_gpu = ranks.device.type == "cuda" and ranks.world_size == 1
         self._recorded: Recorded[tuple[torch.Tensor, list[torch.Tensor | None]]] | None = None
@@ -73,6 +75,8 @@ class DataParallel:
     def _backward(self, micro_batches: list[MicroBatch], scaler: torch.amp.GradScaler) -> torch.Tensor:
         counts = torch.stack([self.loss.counts(truth) for _, truth in micro_batches]).sum(dim=0)
         counting = self._start_sum(counts)
+        if counting is not None:
+            self.own_time.begin()
         total = torch.zeros(len(self.loss.parts), dtype=torch.float64, device=self.ranks.device)
         for index, (images, truth) in enumerate(micro_batches):
             with self._gradients_stay_here(index < len(micro_batches) - 1):
@@ -80,6 +84,7 @@ class DataParallel:
                     outputs = self._wrapped(images)
                 sums = self.loss.sums(outputs, truth)
                 if counting is not None:
+                    self.own_time.end()
                     self.ranks.at("sum of the loss's counts")
                     counting.wait()
                     counting = None

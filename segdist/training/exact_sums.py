@@ -12,6 +12,7 @@ from torch import nn
 
 from segdist.core.keyed import Purpose, hash64
 from segdist.model.precision import Precision
+from segdist.ranks.own_time import OwnTime
 from segdist.ranks.process_group import Ranks
 from segdist.training.grid_sums import GridSums
 from segdist.training.losses import Loss
@@ -49,6 +50,7 @@ class ExactSums:
             ranks.share_(tensor.detach())
         self._gradients = [torch.empty_like(parameter) for parameter in self._parameters]
         self._grids_known = False
+        self.own_time = OwnTime(ranks.device)
 
     def backward(self, micro_batches: list[MicroBatch], scaler: torch.amp.GradScaler, number: int) -> torch.Tensor:
         """Leave the gradients of global batch `number` in the parameters, and in the buffers what it made of them.
@@ -65,6 +67,7 @@ class ExactSums:
         counts = self.ranks.sum_(counts).clamp(min=1)
         before = [buffer.clone() for buffer in (*self._buffers, *self._integers)]
         while True:
+            self.own_time.begin()
             self._sums.start()
             for index, grain in enumerate(micro_batches, self.first_grain):
                 for buffer, old in zip((*self._buffers, *self._integers), before, strict=True):
@@ -73,6 +76,7 @@ class ExactSums:
                 self._sums.add(self._term(grain, counts, before, scaler))
                 if index == 0:
                     integers = [buffer.clone() for buffer in self._integers]
+            self.own_time.end()
             self._sums.reduce(self.ranks)
             overflowed = self._sums.overflowed()
             self._sums.learn()

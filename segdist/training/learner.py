@@ -34,6 +34,8 @@ class StepFigures:
     skipped_in_a_row: int
     """How many of the latest steps were skipped without a good one behind them."""
     loss_scale: float
+    rank_seconds: tuple[float, ...]
+    """Of each rank: the seconds of a step until it needs the others, waiting for its batch included."""
 
 
 Engine = DataParallel | ExactSums
@@ -92,9 +94,16 @@ class Learner:
         self._good_steps += 1 - bad
         self.skipped = torch.stack([self.skipped[0] + (bad > 0), (self.skipped[1] + 1) * (bad > 0)])
 
-    def figures(self) -> StepFigures:
-        """The figures since the last call, averaged over steps and summed over ranks; waits for the device."""
-        losses = (self.ranks.sum_(self._loss_sums.clone()) / self._good_steps).tolist()
+    def figures(self, waited: float = 0.0) -> StepFigures:
+        """The figures since the last call, averaged over steps and summed over ranks; waits for the device. Collective.
+
+        Args:
+            waited: seconds that a step of this rank waited for its batch.
+        """
+        seconds = self._loss_sums.new_zeros(self.ranks.world_size)
+        seconds[self.ranks.rank] = waited + self.engine.own_time.mean()
+        sums = self.ranks.sum_(torch.cat([self._loss_sums, seconds]))  # each rank's seconds in a place of their own
+        losses = (sums[: len(self._parts)] / self._good_steps).tolist()
         skipped, in_a_row = self.skipped.tolist()
         figures = StepFigures(
             loss=sum(losses),
@@ -103,6 +112,7 @@ class Learner:
             skipped=skipped,
             skipped_in_a_row=in_a_row,
             loss_scale=float(self.scaler.get_scale()),
+            rank_seconds=tuple(sums[len(self._parts) :].tolist()),
         )
         self._loss_sums.zero_()
         self._good_steps.zero_()

@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from shards.manifest import ClassInfo
 from shards.read.batches import Batch
 
 WITHOUT_EMA = ("loss_without_ema", "mean_iou_without_ema")
-NOT_TRACKED = {"kind", "step", "epoch", "time", "skipped"}
+NOT_TRACKED = {"kind", "step", "epoch", "time", "skipped", "slowest_rank"}
 """What a row of training figures has beside them."""
 
 
@@ -41,6 +42,26 @@ class _Pace:
     @property
     def seconds(self) -> float:
         return max(time.monotonic() - self.began, 1e-9)
+
+
+@dataclass
+class _RankSeconds:
+    """What a step of each rank took until it needed the others, over this start of the run."""
+
+    sums: list[float] = field(default_factory=list)
+    steps: int = 0
+
+    def add(self, seconds: Sequence[float], steps: int) -> dict[str, Any]:
+        """Add the means over `steps`; returns their spread for a row of figures, nothing for a single rank."""
+        if len(seconds) < 2:
+            return {}
+        self.sums = [old + steps * new for old, new in zip(self.sums or [0.0] * len(seconds), seconds, strict=True)]
+        self.steps += steps
+        slowest = max(range(len(seconds)), key=seconds.__getitem__)
+        return {"rank_s_median": median(seconds), "rank_s_max": seconds[slowest], "slowest_rank": slowest}
+
+    def means(self) -> list[float]:
+        return [float(f"{value / self.steps:.4g}") for value in self.sums] if self.steps else []
 
 
 class RunReporter:
@@ -68,6 +89,7 @@ class RunReporter:
         self._metrics: MetricsLog | None = None
         self._progress = Progress("training", total=0, unit="steps", quiet=True)
         self._rows, self._epoch = _Pace(), _Pace()
+        self._rank_seconds = _RankSeconds()
         self._loss = float("nan")
         self._mean_iou: float | None = None
         self._skipped = 0
@@ -125,6 +147,11 @@ class RunReporter:
                 return
             yield batch
 
+    @property
+    def waited(self) -> float:
+        """Seconds that a step of this rank has waited for its batch since the last row of figures."""
+        return self._rows.waited / max(self._rows.steps, 1)
+
     def stepped(self, epoch: int) -> None:
         """One more step is done."""
         self._rows.steps += 1
@@ -147,7 +174,7 @@ class RunReporter:
             "samples_per_s": pace.steps * self.batch_size / pace.seconds,
             "data_wait": pace.waited / pace.seconds,
             "memory_mb": memory_mb(self.ranks.device),
-        }
+        } | self._rank_seconds.add(figures.rank_seconds, pace.steps)
         if len(figures.loss_parts) > 1:
             row |= {f"loss_{name}": value for name, value in figures.loss_parts.items()}
         if figures.loss_scale != 1:
@@ -204,6 +231,7 @@ class RunReporter:
             return
         if self._metrics is not None:
             append_event(self.folder, state, summary["step"])
+            summary |= {"rank_seconds": means} if (means := self._rank_seconds.means()) else {}
             write_summary(self.folder, state=state, skipped_steps=self._skipped, **summary)
             self._metrics.close()
             if not self.quiet:

@@ -92,7 +92,8 @@ class Trainer:
             torch.use_deterministic_algorithms(True)
         check_trackers(config.tracking)
         self.config, self.ranks, self.precision, self.run_dir = config, ranks, precision, config.run_dir
-        self.data = data = TrainingData(config, ranks.rank, ranks.world_size, pin=ranks.device.type == "cuda")
+        pin = ranks.device.type == "cuda"
+        self.data = data = ranks.on_all(lambda: TrainingData(config, ranks.rank, ranks.world_size, pin=pin))
         self.steps_per_epoch = data.steps_per_epoch
         model = make_initial_model(config, data, ranks)
         self.loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(ranks.device))
@@ -222,7 +223,7 @@ class Trainer:
                 self.reporter.stepped(epoch)
                 last = at.step == self.steps
                 if at.step % config.log_every == 0 or last:
-                    figures = self.learner.figures()
+                    figures = self.learner.figures(self.reporter.waited)
                     self.reporter.trained(at.step, epoch, rate, figures)
                     if figures.skipped_in_a_row >= config.max_bad_steps:
                         stop_for_bad_gradients(self.run_dir, batch, figures.skipped_in_a_row, self.ranks)

@@ -39,8 +39,20 @@ class ShardSet:
     checksum of every record each time it is read; "none" nothing, for those who check themselves.
     """
 
-    def __init__(self, folder: str | Path, *, check: Check = "sizes", cache: Path | None = None) -> None:
-        """`folder` may be a URL; then `cache` says where fetched files are kept (`shards.read.remote.default_cache`).
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        check: Check = "sizes",
+        cache: Path | None = None,
+        share: slice = slice(None),
+    ) -> None:
+        """Open a set and look at the sizes of its files.
+
+        Args:
+            folder: may be a URL.
+            cache: where fetched files are kept then (`shards.read.remote.default_cache`).
+            share: which of the shards' files are looked at now; the other ranks look at the others.
 
         Raises:
             UserError: an unfinished set, missing or truncated files (named), a URL that can't be reached.
@@ -52,7 +64,7 @@ class ShardSet:
         self.layout = NpyLayout(self.manifest.patch, self.manifest.channels, self.manifest.dtype)
         self._shards = {split: self.manifest.of_split(split) for split in ("train", "val")}
         # What is fetched is checked then.
-        shards = () if check == "none" or self._remote else self.manifest.shards
+        shards = () if check == "none" or self._remote else self.manifest.shards[share]
         problems = [problem for shard in shards if (problem := size_problem(self.folder, shard))]
         if problems:
             shown = "\n  ".join(problems[:10]) + ("\n  …" if len(problems) > 10 else "")

@@ -27,7 +27,7 @@ def test_a_time_limit_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert state_and_reason("17") == ("COMPLETING", reason)
     assert state_of("18") == "GONE"
     ledger = tmp_path / "17_ledger.json"
-    with Comeback("17", 0, ledger, tmp_path / "reason", ()) as comeback, pytest.raises(SystemExit):
+    with Comeback("17", 0, 0, ledger, tmp_path / "reason", ()) as comeback, pytest.raises(SystemExit):
         comeback.stopped()
     assert told in ledger.read_text()
 

@@ -10,7 +10,7 @@ import torch
 from segdist.model.model_file import load_model
 from segdist.runs.record import read_rows
 
-TIMINGS = {"time", "samples_per_s", "data_wait", "memory_mb"}
+TIMINGS = {"time", "samples_per_s", "data_wait", "memory_mb", "rank_s_median", "rank_s_max", "slowest_rank"}
 
 
 def flat(value: Any) -> list[Any]:

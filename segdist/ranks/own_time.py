@@ -1,0 +1,48 @@
+"""How long a rank works on a step before it needs the others: what tells a slow rank from those that wait for it.
+
+Seen from outside, all ranks take the same time for a step, because each waits for the slowest in every sum.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class OwnTime:
+    """A stopwatch between `begin` and `end`, once a step; on a GPU it is the GPU's clock, and nothing waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._now: Callable[[], Any] = _event if self._on_gpu else time.perf_counter
+        self._began: Any = None
+        self._seconds, self._steps = 0.0, 0
+        self._events: list[tuple[Any, Any]] = []
+
+    def begin(self) -> None:
+        """This rank has its batch and starts to work."""
+        self._began = self._now()
+
+    def end(self) -> None:
+        """From here on it needs the others."""
+        if self._on_gpu:
+            self._events.append((self._began, _event()))
+        else:
+            self._seconds += time.perf_counter() - self._began
+        self._steps += 1
+
+    def mean(self) -> float:
+        """Seconds of a step since the last call; 0 if there was none. On a GPU this waits for the last of them."""
+        for began, ended in self._events:
+            ended.synchronize()
+            self._seconds += began.elapsed_time(ended) / 1000
+        mean = self._seconds / max(self._steps, 1)
+        self._seconds, self._steps, self._events = 0.0, 0, []
+        return mean
+
+
+def _event() -> Any:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

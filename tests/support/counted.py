@@ -1,0 +1,53 @@
+"""A job that notes what each of its ranks asks of the file system: counted.py FOLDER JOB ARGUMENTS.
+
+Rank N leaves `FOLDER/N`, a line for each operation on a name: `open data/cells/manifest.json`.
+"""
+
+import atexit
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+AUDITED = ("open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.utime")
+UNAUDITED = ("stat", "lstat", "access", "readlink")
+"""Python tells its auditors nothing of these."""
+
+
+def note_operations(target: Path) -> None:
+    """From now on to the end of the process, note every operation on a name; `target` is written at the end."""
+    seen: list[str] = []
+
+    def note(what: str, name: object) -> None:
+        if isinstance(name, str | bytes | os.PathLike):
+            seen.append(f"{what} {os.path.abspath(os.fsdecode(name))}")
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in AUDITED:
+            note(event.removeprefix("os."), arguments[0])
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            note(name, path)
+            return function(path, *arguments, **options)
+
+        return call
+
+    sys.addaudithook(audit)
+    for name in UNAUDITED:
+        setattr(os, name, noted(name, getattr(os, name)))
+    atexit.register(lambda: target.write_text("\n".join(seen)))
+
+
+def main(folder: str, job: str, *arguments: str) -> int:
+    """Run the job; its exit code."""
+    from jobs.entry import run_job
+
+    note_operations(Path(folder).absolute() / os.environ.get("RANK", "0"))
+    return run_job(importlib.import_module(f"jobs.{job}").main, list(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
