@@ -27,6 +27,7 @@ REPORT, COMPARISON = "report.html", "comparison.html"
 
 SCORES, FAILURES, TIMES = "scores.json", "failures.json", "times.jsonl"
 MASKS, PROBABILITIES, CONFIDENCE, ENTROPY = "masks", "probabilities", "confidence", "entropy"
+OBJECTS, CLASS_AREAS = "objects", "classes"
 PREVIEWS, FIGURES, STATE = "previews", "figures", "state"
 """Folders in a folder of predictions."""
 

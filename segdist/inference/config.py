@@ -35,6 +35,9 @@ class OutputConfig:
     entropy: bool = False
     """Also write the entropy of the class probabilities, divided by the logarithm of the number of classes, as 8 bit
     gray (255: all classes equally likely)."""
+    measurements: bool = False
+    """Also write tables (CSV) of each image: area and share of each class, and of each object (connected pixels of a
+    class, not of one called background) its area, box, centroid, moments, axes, perimeter and intensity."""
     previews: bool = True
     """Also write the image with the classes laid over it, large images reduced."""
     preview_side: Annotated[int, Range(16, 65535)] = 1024

@@ -6,7 +6,7 @@ from segdist.core.errors import UserError
 from segdist.inference.assignment import remaining
 from segdist.inference.evaluation import confusion_of_image, image_scores
 from segdist.inference.layers import MASK
-from segdist.inference.outputs import write_layers, write_pictures
+from segdist.inference.outputs import write_layers, write_pictures, write_tables
 from segdist.inference.parts import PartRows, Rows
 from segdist.inference.result_folder import Record, ResultFolder
 from segdist.inference.task import ImageTask, Task
@@ -31,6 +31,7 @@ def finish(task: Task, folder: ResultFolder, image: ImageTask, layers: dict[str,
             scores = image_scores(confusion) | {"image": image.path, "mask": image.mask}
         files = write_layers(task, image, rows)
         with open_image(image.path, upright=image.header.upright, channels=task.card.channels) as opened:
+            files |= write_tables(task, image, rows[MASK], opened)
             files |= write_pictures(task, image, rows, opened, truth, scores)
     finally:
         if truth is not None:

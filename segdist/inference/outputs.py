@@ -6,6 +6,7 @@ import numpy as np
 
 from segdist.core import paths
 from segdist.inference.layers import CONFIDENCE, ENTROPY, MASK, dequantized
+from segdist.inference.measurements import write_measurements
 from segdist.inference.parts import Rows
 from segdist.inference.pictures import draw_figure, reduced, reduced_image, write_preview
 from segdist.inference.task import ImageTask, Task
@@ -14,11 +15,14 @@ from shards.images.image_file import ImageFile
 from shards.images.masks import MaskFile
 
 PROBABILITIES, PREVIEW, FIGURE = "probabilities", "preview", "figure"
+OBJECTS, CLASS_AREAS = "objects", "classes"
 FOLDERS = {
     MASK: paths.MASKS,
     PROBABILITIES: paths.PROBABILITIES,
     CONFIDENCE: paths.CONFIDENCE,
     ENTROPY: paths.ENTROPY,
+    OBJECTS: paths.OBJECTS,
+    CLASS_AREAS: paths.CLASS_AREAS,
     PREVIEW: paths.PREVIEWS,
     FIGURE: paths.FIGURES,
 }
@@ -60,6 +64,16 @@ def write_layers(task: Task, image: ImageTask, rows: dict[str, Rows]) -> dict[st
                 write_gray_png(folder / files[layer], rows[layer])
             else:
                 write_tiff(folder / files[layer], [rows[layer]])
+    return files
+
+
+def write_tables(task: Task, image: ImageTask, mask: Rows, opened: ImageFile) -> dict[str, str]:
+    """Write what is measured, if that was asked for; returns the files by kind, relative to the output folder."""
+    if not task.config.output.measurements:
+        return {}
+    files = {kind: f"{FOLDERS[kind]}/{image.name}.csv" for kind in (OBJECTS, CLASS_AREAS)}
+    objects, areas = (task.folder / file for file in files.values())
+    write_measurements(objects, areas, image, mask, opened, task.card.classes)
     return files
 
 

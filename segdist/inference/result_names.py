@@ -12,7 +12,7 @@ from shards.images.opening import split_address
 
 LONGEST_SUFFIX = len("..zarr.tmp")
 """What the names of files that are called like an image add to it, at most."""
-RESULT_SUFFIXES = (".png", ".tif", ".zarr", ".npy", ".json", ".parts")
+RESULT_SUFFIXES = (".png", ".tif", ".zarr", ".npy", ".csv", ".json", ".parts")
 """What is added to an image's name for its results, its record and the folder of its parts."""
 
 

@@ -29,15 +29,21 @@ SHAPES = {"small": (13, 9), "odd": (61, 83), "tall": (331, 47), "large": (257, 3
 
 
 def write_model(
-    folder: Path, channels: int = 1, dtype: str = "uint8", width: int = 4, depth: int = 2, patch: int = 16
+    folder: Path,
+    channels: int = 1,
+    dtype: str = "uint8",
+    width: int = 4,
+    depth: int = 2,
+    patch: int = 16,
+    classes: tuple[ClassInfo, ...] = CLASSES,
 ) -> Path:
     torch.manual_seed(3)
     config = ModelConfig(width=width, depth=depth)
-    model = build_model(config, channels, len(CLASSES))
+    model = build_model(config, channels, len(classes))
     # Spread the logits, so that all classes occur and rounding matters.
     with torch.no_grad():
         model.head.weight.mul_(20)  # type: ignore[union-attr, operator]
-    card = ModelCard(config, CLASSES, channels, dtype, patch, (120.0,) * channels, (60.0,) * channels, 2**depth)
+    card = ModelCard(config, classes, channels, dtype, patch, (120.0,) * channels, (60.0,) * channels, 2**depth)
     save_model(folder / "best.safetensors", model.state_dict(), card)
     return folder
 

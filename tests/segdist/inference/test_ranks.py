@@ -53,6 +53,7 @@ def arguments(folder: Path, out: str, *more: str) -> list[str]:
     options += [
         "--output.probabilities",
         "float32",
+        "--output.measurements",
         "--output.figures",
         "0",
         "--wandb",
@@ -83,7 +84,7 @@ def results(folder: Path, out: str) -> dict[str, str]:
 def test_the_same_bytes_for_any_number_of_ranks_and_threads(folder: Path, ranks: int, threads: int) -> None:
     out = f"ranks{ranks}"
     assert run(arguments(folder, out, "--threads", str(threads)), ranks) == 0
-    assert len(results(folder, out)) == 4 * 3 + 1  # mask, probabilities, preview of each image; scores
+    assert len(results(folder, out)) == 4 * 5 + 1  # mask, probabilities, preview, two tables of each image; scores
     assert results(folder, out) == results(folder, "reference")
 
 
