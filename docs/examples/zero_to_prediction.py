@@ -1,14 +1,14 @@
 # %% [markdown]
-# # From nothing to a prediction
+# # From no data to a prediction
 #
-# A handful of labeled images, patches, a small network, a prediction with a score: the whole method, with the
-# calls of Python that the commands make. Cells begin with `# %%`: VS Code, PyCharm and Spyder run them one by
-# one, Jupyter after `jupytext --to notebook`; as a script,
+# A few labeled images, patches, a small network, a prediction with a score: the whole pipeline, using the Python
+# calls behind the commands. Cells begin with `# %%`: VS Code, PyCharm and Spyder run them one by one, Jupyter after
+# `jupytext --to notebook`. As a script,
 #
 #     python docs/examples/zero_to_prediction.py
 #
-# takes about a minute on two cores. Everything is written below `zero/` in the current folder. A cell that is run
-# again keeps what is finished.
+# takes about a minute on two cores. Everything is written below `zero/` in the current folder. Rerunning a cell
+# keeps what is finished.
 
 # %%
 import os
@@ -25,8 +25,8 @@ os.chdir(DESK)  # shard sets go to data/, runs to runs/, as with the commands
 # %% [markdown]
 # ## Labeled images
 #
-# Your own would be two folders: images, and masks of the same names whose values are the classes. Here bright discs
-# and dark rings on a noisy ground are drawn, ten images to learn from and one to try the result on.
+# Your own data would be two folders: images, and masks with the same names whose values are the classes. Here we draw
+# bright disks and dark rings on a noisy background: ten images for training and one to try the result on.
 
 
 # %%
@@ -55,8 +55,8 @@ for seed in range(11):
 # %% [markdown]
 # ## Patches
 #
-# `segdist make-shards -f discs --images.folder learn/images --masks.folder learn/masks …` in Python. Splits are by
-# image; `--masks.classes` names the classes in the order of the masks' values.
+# This is `segdist make-shards -f discs --images.folder learn/images --masks.folder learn/masks …` in Python. Splits
+# are by image; `--masks.classes` names the classes in the order of the mask values.
 
 # %%
 from shards.build.build import make_shards
@@ -68,7 +68,7 @@ from shards.read.reader import ShardSet
 make_shards(
     MakeShardsConfig(
         name="discs",
-        processes=1,  # more would each run this script again: it has no `if __name__ == "__main__"`
+        processes=1,  # more processes would each rerun this script, which has no `if __name__ == "__main__"`
         images=ImagesConfig(folder=DESK / "learn" / "images"),
         masks=MasksConfig(folder=DESK / "learn" / "masks", classes=("background", "disc", "ring")),
         patches=PatchesConfig(size=64, per_image=12),
@@ -79,10 +79,10 @@ sheet.write_bytes(contact_sheet(ShardSet("data/discs")))
 print(f"patches and their masks: {sheet}")
 
 # %% [markdown]
-# ## Learning
+# ## Training
 #
-# `segdist train -f discs …`. The run folder `runs/discs` holds everything; run again, this cell finds the run
-# finished, and with more `STEPS` it goes on.
+# This is `segdist train -f discs …`. The run folder `runs/discs` holds everything. Rerun, this cell finds the run
+# finished; with more `STEPS`, it continues.
 
 # %%
 from segdist.model.config import ModelConfig
@@ -107,7 +107,7 @@ with ranks() as these:  # one process here; torchrun and Slurm give more
 # %% [markdown]
 # ## A prediction
 #
-# Of an image of any size: it is covered by tiles that overlap by half, whose probabilities are averaged.
+# Images can be any size: overlapping tiles cover the image, and their probabilities are averaged.
 
 # %%
 import segdist
@@ -118,7 +118,7 @@ probabilities = segdist.predict("runs/discs", image)  # float32 (classes, height
 prediction = probabilities.argmax(axis=0).astype(np.uint8)
 
 # %% [markdown]
-# ## How good it is, and what it looks like
+# ## Scores and a figure
 
 # %%
 import torch
