@@ -26,7 +26,7 @@ os.chdir(DESK)  # shard sets go to data/, runs to runs/, as with the commands
 # ## Labeled images
 #
 # Your own data would be two folders: images, and masks with the same names whose values are the classes. Here we draw
-# bright disks and dark rings on a noisy background: ten images for training and one to try the result on.
+# bright discs and dark rings on a noisy background: ten images for training and one to try the result on.
 
 
 # %%

@@ -1,9 +1,9 @@
-"""Building a shard set: work, shards, manifest.
+"""Build a shard set: plan, shards, manifest.
 
-The sources of a split are cut into runs, one per shard, by the recipe alone; so a shard is the same whoever builds
-it, and processes, array tasks and builders after a crash share the work shard by shard. A shard is three files: the
-tar, its index, and last a note in `.building/` with its checksums and sums. When all notes are there, the manifest is
-written from them and the notes go.
+The recipe alone divides a split's sources into runs, one per shard. So a shard's bytes don't depend on who builds it,
+and processes, array tasks and restarted builders can share the work shard by shard. A shard is three files: the tar,
+its index, and finally a note in `.building/` with its checksums and sums. Once all notes exist, the manifest is written
+from them and the notes are removed.
 """
 
 import hashlib
@@ -47,20 +47,20 @@ _SET_FILES = re.compile(rf"(train|val)-\d{{5}}(\.tar|{re.escape(INDEX_SUFFIX)})|
 
 
 class UnwritableShard(UserError):
-    """The disk is full or read-only; what is finished stays."""
+    """The disk is full or read-only; finished shards are kept."""
 
 
 def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | None:
-    """Build what is missing of the set; returns the manifest, or None where other tasks' shards are still missing.
+    """Build the missing parts of the set; returns the manifest, or None if other tasks' shards are still missing.
 
     Raises:
-        UserError: bad sources or settings, another recipe in the folder, a full disk.
+        UserError: bad sources or settings, a different recipe in the folder, a full disk.
     """
     work = find_work(config) if quiet else find_work(config, say)
     folder = config.folder
     if not config.overwrite and _finished(work, quiet=True) and not (folder / BUILDING).exists():
-        return _make(work, quiet)  # nothing is written, and the set may lie where nothing can be
-    # Builders of one recipe share the work; one that throws the set away must be alone.
+        return _make(work, quiet)  # writes nothing, so the set can be read-only
+    # Builders with the same recipe share the work; one that deletes the set must be alone.
     recipe = "" if config.overwrite else hashlib.sha256(json.dumps(work.recipe, sort_keys=True).encode()).hexdigest()
     with owned(folder, "segdist make-shards", group=recipe):
         return _make(work, quiet)
@@ -74,12 +74,12 @@ def _make(work: Work, quiet: bool) -> Manifest | None:
     for place in (folder, folder / BUILDING):
         remove_leftovers(place)
     if _finished(work, quiet):
-        shutil.rmtree(folder / BUILDING, ignore_errors=True)  # of a builder that was killed at its very end
+        shutil.rmtree(folder / BUILDING, ignore_errors=True)  # left by a builder that was killed at the very end
         manifest = read_manifest(folder)
         if not quiet:
             made_by = other_version(manifest.recipe)
-            old = f", by {made_by}; it stays as it is, --overwrite cuts it anew" if made_by else ""
-            say(f"{folder}: finished already, with this recipe{old}")
+            old = f", by {made_by}; it is kept as is; --overwrite rebuilds it" if made_by else ""
+            say(f"{folder}: already finished, with this recipe{old}")
         return manifest
     if not quiet and work.choices:
         say("\n".join(["chosen:", *(f"  {choice.line()}" for choice in work.choices)]))
@@ -92,14 +92,14 @@ def _make(work: Work, quiet: bool) -> Manifest | None:
     except UnwritableShard:
         raise
     except UserError:
-        # The sources or settings must change, and with them the recipe: what is here would only be in the way.
+        # The sources or settings must change, and the recipe with them, so the files here would only be in the way.
         if fresh and not config.task:
             _remove_set(folder)
         raise
 
 
 def _finished(work: Work, quiet: bool) -> bool:
-    """A manifest of this recipe is there. Raises UserError where the folder holds another recipe."""
+    """True if a manifest with this recipe exists. Raises UserError if the folder holds a different recipe."""
     folder = work.config.folder
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
@@ -110,55 +110,59 @@ def _finished(work: Work, quiet: bool) -> bool:
         _refuse_other_recipe(work, recipe, "an unfinished set")
         if began := other_version(recipe):
             raise UserError(
-                f"{folder} holds an unfinished set that {began} began: it cuts other patches from the same settings; "
-                "finish it with that one, choose another --name, or throw it away with --overwrite"
+                f"{folder} holds an unfinished set begun by {began}, which cuts other patches from the same settings; "
+                "finish it with that version, choose another --name, or delete it with --overwrite"
             )
     return False
 
 
 def _read_recipe(folder: Path) -> dict[str, Any] | None:
-    """The recipe of the unfinished set in `folder`; None where there is none."""
+    """The recipe of the unfinished set in `folder`; None if there is none."""
     path = folder / BUILDING / RECIPE
     try:
         recipe = json.loads(path.read_bytes().decode())
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); throw the set away with --overwrite") from None
+        raise UserError(f"{path}: damaged ({error}); delete the set with --overwrite") from None
     read_version(recipe, RECIPE_FORMAT, str(path))
     return {key: value for key, value in recipe.items() if key != VERSION_KEY}
 
 
 def _refuse_other_recipe(work: Work, found: dict[str, Any], what: str) -> None:
     if work.recipe["images"]["orientation"] == "auto":
-        found = merge(found, {"images": {"orientation": "auto"}})  # there it says what the files decided
+        found = merge(found, {"images": {"orientation": "auto"}})  # the stored value is the one that was detected
     if lines := differences(found, work.recipe):
         raise UserError(
-            f"{work.config.folder} holds {what} of another recipe (there → now):\n  " + "\n  ".join(lines[:20]) + "\n"
-            "choose another --name, or throw it away with --overwrite"
+            f"{work.config.folder} holds {what} with a different recipe (there → now):\n  "
+            + "\n  ".join(lines[:20])
+            + "\n"
+            "choose another --name, or delete it with --overwrite"
         )
 
 
 def _refuse_changed_sources(work: Work, manifest: Manifest, quiet: bool) -> None:
-    """Files that were changed in place, without a change of name or size."""
+    """Refuse files that were edited in place, with the same name and size."""
     contents = [manifest.sources[source.split][source.number].content for source in work.sources]
     finished = (work.config.folder / MANIFEST).stat().st_mtime_ns
     if changed := changed_sources(work.sources, contents, finished, work.config, work.target.channels, quiet=quiet):
         shown = [f"{source.image} or its mask {source.mask}" for source in changed]
         raise UserError(
-            f"{work.config.folder} was cut from other pixels or labels than these files hold now:\n  "
+            f"{work.config.folder} was built from different pixels or labels than these files hold now:\n  "
             + "\n  ".join(shown[:10])
             + ("\n  …" if len(shown) > 10 else "")
-            + "\nbuild the set again with --overwrite, or choose another --name to keep the old one as well"
+            + "\nrebuild the set with --overwrite, or choose another --name to keep the old one too"
         )
 
 
 def _remove_set(folder: Path) -> None:
-    """Throw a set away: the manifest first, so that what is half gone is never taken for a set."""
+    """Delete a set, manifest first, so that a half-deleted set is never mistaken for a complete one."""
     if not folder.exists():
         return
     if not (folder / MANIFEST).exists() and not (folder / BUILDING).exists() and _others(folder):
-        raise UserError(f"{folder}: --overwrite, but this is no shard set; choose another --name or empty the folder")
+        raise UserError(
+            f"{folder}: --overwrite, but this is not a shard set; choose another --name or empty the folder"
+        )
     (folder / MANIFEST).unlink(missing_ok=True)
     for path in folder.iterdir():
         if _SET_FILES.fullmatch(path.name):
@@ -170,16 +174,16 @@ def _remove_set(folder: Path) -> None:
 
 
 def _others(folder: Path) -> bool:
-    """Whether anything is in the folder but the records of its owners."""
+    """True if the folder holds anything besides the ownership records."""
     return any(path.name != OWNERS for path in folder.iterdir())
 
 
 def _claim_folder(work: Work) -> bool:
-    """Note the recipe in the folder, so that nobody continues with another one; True if nothing was there."""
+    """Record the recipe in the folder, so that no one continues with a different one; True if nothing was there."""
     folder = work.config.folder
-    known = work.config.overwrite or (folder / BUILDING).exists()  # what --overwrite leaves is the user's
+    known = work.config.overwrite or (folder / BUILDING).exists()  # --overwrite leaves only the user's files
     if folder.exists() and not known and _others(folder):
-        raise UserError(f"{folder}: not empty, and no shard set; choose another --name or empty the folder")
+        raise UserError(f"{folder}: not empty, and not a shard set; choose another --name or empty the folder")
     fresh = not (folder / BUILDING).exists()
     with _writing(folder, "the recipe"):
         write_json(folder / BUILDING / RECIPE, stamped(work.recipe, RECIPE_FORMAT))
@@ -187,10 +191,11 @@ def _claim_folder(work: Work) -> bool:
 
 
 def _build_units(work: Work, units: Iterable[Unit], quiet: bool) -> None:
-    """Build the units that aren't whole yet; values of masks that are in no class are told for all files together."""
+    """Build the units that aren't complete yet; mask values that belong to no class are reported for all files at
+    once."""
     units = list(units)
     missing = [unit for unit in units if not _is_whole(work, unit)]
-    # Two builders of one set share the work when they don't walk through it in step.
+    # Two builders of one set share the work as long as they don't walk through it in lockstep.
     random.shuffle(missing)
     total = sum(len(unit.sources) for unit in units)
     done = total - sum(len(unit.sources) for unit in missing)
@@ -202,14 +207,14 @@ def _build_units(work: Work, units: Iterable[Unit], quiet: bool) -> None:
                 break
             progress.advance(len(unit.sources))
     if unknown is not None:
-        # A unit stops at its first bad mask; the user wants to hear of all.
+        # A unit stops at its first bad mask; the user wants to see them all.
         check_masks([source for unit in units for source in unit.sources], work.config, quiet=quiet)
         raise UserError(unknown_message({str(unknown.path): unknown.counts}, work.config.masks))
 
 
 def _is_whole(work: Work, unit: Unit) -> bool:
-    """The unit's note is there (or the whole set's manifest), its tar has the size that the note says, and its sources
-    are still those that it was cut from."""
+    """True if the unit's note (or the set's manifest) exists, its tar has the recorded size, and its sources are
+    unchanged since it was cut."""
     if (work.config.folder / MANIFEST).exists():
         return True
     note, written = _read_note(work.note_path(unit))
@@ -224,7 +229,7 @@ def _is_whole(work: Work, unit: Unit) -> bool:
 
 
 def _read_note(path: Path) -> tuple[ShardNote | None, int]:
-    """A shard's note, and when it was written (nanoseconds); None where there is none that can be understood."""
+    """A shard's note, and when it was written (nanoseconds); None if it is missing or unreadable."""
     try:
         with path.open("rb") as file:
             values, written = json.loads(file.read().decode()), os.fstat(file.fileno()).st_mtime_ns
@@ -242,7 +247,7 @@ def _run(work: Work, units: list[Unit]) -> Iterator[tuple[Unit, UnknownLabels | 
         for unit in units:
             yield unit, _build_unit(work, unit)
         return
-    # Spawned: a fork of a process with threads (the progress bar's) can hang.
+    # Spawn, because forking a process with threads (the progress bar's) can hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_die_with_parent) as pool:
         running = {}
@@ -257,7 +262,7 @@ def _run(work: Work, units: list[Unit]) -> Iterator[tuple[Unit, UnknownLabels | 
 
 
 def _build_unit(work: Work, unit: Unit) -> UnknownLabels | None:
-    """Build one unit, unless another builder has done so by now."""
+    """Build one unit, unless another builder already has."""
     if _is_whole(work, unit):
         return None
     try:
@@ -270,18 +275,18 @@ def _build_unit(work: Work, unit: Unit) -> UnknownLabels | None:
 
 @contextmanager
 def _writing(folder: Path, what: str) -> Iterator[None]:
-    """Turn what a full or read-only disk raises into a message."""
+    """Turn the errors of a full or read-only disk into a UserError."""
     try:
         yield
     except OSError as error:
         raise UnwritableShard(
-            f"{folder}: {what} can't be written: {error.strerror or error}; what is finished stays. "
+            f"{folder}: {what} can't be written: {error.strerror or error}; finished work is kept. "
             "Make room (or choose another --root) and run the same command again: it resumes from there"
         ) from None
 
 
 def _die_with_parent() -> None:
-    """End this worker when its parent is gone, however it died; a killed parent can't tell its workers."""
+    """End this worker once its parent is gone, however it died: a killed parent can't notify its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -296,7 +301,7 @@ def _finish(work: Work, quiet: bool) -> Manifest:
     """Write the manifest from the notes, then remove them."""
     config = work.config
     notes = {unit: _read_note(work.note_path(unit))[0] if _is_whole(work, unit) else None for unit in work.units}
-    # Another builder may have been faster. It removes the notes after the manifest is there, so look in this order.
+    # Another builder may have been faster. It removes the notes after writing the manifest, so check in this order.
     if _finished(work, quiet):
         shutil.rmtree(config.folder / BUILDING, ignore_errors=True)
         return read_manifest(config.folder)
@@ -316,7 +321,7 @@ def _finish(work: Work, quiet: bool) -> Manifest:
 
 
 def _refuse_copies(notes: list[tuple[Unit, ShardNote]]) -> None:
-    """The same image in two splits, in whatever files, makes scores worthless."""
+    """Refuse the same image in two splits, even in different files: it would make the scores worthless."""
     seen: dict[str, Source] = {}
     problems = []
     for unit, note in notes:
@@ -329,7 +334,7 @@ def _refuse_copies(notes: list[tuple[Unit, ShardNote]]) -> None:
             "the same image in two splits, which would make the scores worthless:\n  "
             + "\n  ".join(problems[:10])
             + "\n"
-            "take the copies away, or keep them in one split with --split.group or a list"
+            "remove the copies, or keep them in one split with --split.group or a list"
         )
 
 
@@ -339,7 +344,7 @@ def _manifest(work: Work, notes: list[tuple[Unit, ShardNote]]) -> Manifest:
     samples = sum(note.samples for note in train)
     if not samples:
         raise UserError(
-            f"{config.folder}: no patch was kept, all hold nothing but background (label 0); "
+            f"{config.folder}: no patch was kept, because all hold only background (label 0); "
             "check --masks.classes, or keep them with --patches.no-drop-background"
         )
     mean, std = combined_statistics(

@@ -1,4 +1,4 @@
-"""Which sources hold other pixels or labels than when a set was cut from them."""
+"""Find sources whose pixels or labels have changed since a set was built from them."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,17 +21,17 @@ def changed_sources(
     *,
     quiet: bool = True,
 ) -> list[Source]:
-    """Those that hold other pixels or labels than the digests `contents` tell.
+    """The sources whose pixels or labels no longer match the digests in `contents`.
 
-    Files that were last written before `since` (nanoseconds) are taken for unchanged, as `make` does it; so as a rule
-    this costs a look at the times. The others are read.
+    Files last modified before `since` (nanoseconds) count as unchanged, as in `make`, so usually only modification
+    times are checked. The other files are read.
     """
     known = [pair for pair in zip(sources, contents, strict=True) if pair[1]]
     with ThreadPoolExecutor(THREADS) as pool:
         times = list(pool.map(_written, [source for source, _ in known]))
     newer = [pair for pair, written in zip(known, times, strict=True) if written > since]
     changed = []
-    label = f"comparing what is newer than {config.folder}"
+    label = f"comparing files newer than {config.folder}"
     with Progress(label, total=len(newer), unit="images", quiet=quiet or not newer) as progress:
         for source, content in newer:
             if _content(source, config, channels) != content:
@@ -49,4 +49,4 @@ def _content(source: Source, config: MakeShardsConfig, channels: int) -> str:
         with source.open(config, channels) as image:
             return image.content
     except (UserError, UnknownLabels):
-        return "unreadable"  # so it has changed; building again says how
+        return "unreadable"  # so it has changed; rebuilding reports the error

@@ -1,6 +1,6 @@
-"""What `segdist make-shards` chooses where nothing is set: from facts of images and masks to settings, with reasons.
+"""How `segdist make-shards` chooses open settings from facts about images and masks, each with its reason.
 
-Pure functions; `shards.build.facts` reads the facts. docs/data.md has the rules, docs/training.md the measurements.
+Pure functions; `shards.build.facts` gathers the facts. docs/data.md has the rules, docs/training.md the measurements.
 """
 
 import math
@@ -9,109 +9,110 @@ from dataclasses import dataclass, field
 from segdist.core.choice import Choice
 
 HELD_OUT, VALIDATING, MOST_HELD = 0.15, 0.1, 200
-"""Shares of the images (or groups), and the most that are needed of each."""
+"""Fractions of the images (or groups), and the maximum number of each."""
 FEW = 5
-"""With fewer images to learn from, none is spent on validation."""
+"""With fewer training images than this, none is used for validation."""
 LARGE_OBJECT, THIN, KEPT = 40, 5, 0.9
-"""Images are halved while their objects are longer than so many pixels, if the classes stay wider than so many and the
-masks keep so much of their mean IoU."""
+"""Images are halved while their objects are longer than this many pixels, as long as classes stay at least this wide
+and masks keep this much of their mean IoU."""
 CONTEXT = 2.5
-"""Side of a patch, in lengths of an object."""
+"""Side of a patch, in object lengths."""
 SMALLEST, LARGEST, MULTIPLE = 96, 192, 32
 COVERED = 3
-"""Times that the patches of an image cover its area."""
+"""How many times the patches of an image cover its area."""
 FEWEST_PATCHES, FEWEST_IN_ALL, MOST_IN_ALL = 8, 300, 40_000
 RARE, BALANCE = 0.05, 0.33
-"""A class with a smaller share of the pixels is rare; then this share of the patches is laid on classes."""
+"""A class with a smaller fraction of the pixels is rare; then this fraction of the patches is centered on classes."""
 MOST_CLASSES, IN_MASKS, SHARE_OF_PIXELS = 20, 2, 0.001
-"""Values become classes if there are no more, and each is in so many masks or has this share of the pixels."""
+"""Values become classes if there are at most this many, each in at least this many masks or this fraction of the
+pixels."""
 
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """Of one class, over all its pixels that were looked at."""
+    """Statistics of one class, over all its sampled pixels."""
 
     name: str
     share: float
-    """Of the labeled pixels."""
+    """Fraction of the labeled pixels."""
     width: float
-    """Median over the pixels: the shorter of the two runs, along the row and along the column, that the pixel is in."""
+    """Median over the pixels of the shorter of the pixel's two runs, along its row and along its column."""
     length: float
-    """Of the longer ones the 75th percentile."""
+    """75th percentile of the longer runs."""
 
 
 @dataclass(frozen=True)
 class SetFacts:
-    """What is known of the training images."""
+    """Facts about the training images."""
 
     images: int
     height: int
     """Median."""
     width: int
     classes: tuple[ClassFacts, ...]
-    """Those that occur."""
+    """The classes that occur."""
     kept: dict[int, float] = field(default_factory=dict)
-    """By factor: mean IoU of masks that were reduced and enlarged again."""
+    """By factor: mean IoU of masks after downscaling and upscaling."""
     upright: bool = False
-    """A class lies above or below the middle in image after image."""
+    """Some class is consistently above or below the middle."""
 
 
 DRAWN = (
-    Choice("patches.size", 96, "drawn images, as published"),
+    Choice("patches.size", 96, "synthetic images, as published"),
     Choice("patches.per_image", 20, "as published"),
     Choice("patches.balance", 0.0, "as published"),
     Choice("patches.scale", 1, "as published"),
     Choice("split.validation", VALIDATING, "as published"),
-    Choice("split.test", 0.0, "test images are drawn"),
-    Choice("images.upright", "no", "lines and ellipses have no up"),
+    Choice("split.test", 0.0, "synthetic sets have their own test images"),
+    Choice("images.upright", "no", "lines and ellipses have no up direction"),
 )
 EARLIER = (
     *(Choice("patches.size", 96, ""), Choice("patches.per_image", 20, ""), Choice("patches.balance", 0.0, "")),
     *(Choice("patches.scale", 1, ""), Choice("images.upright", "no", "")),
     *(Choice("split.validation", 0.1, ""), Choice("split.test", 0.0, "")),
 )
-"""What was done before anything was chosen: the defaults of that time."""
+"""The defaults before settings were chosen automatically."""
 
 
 def choose_split(groups: int, *, test_named: bool, grouped: bool) -> list[Choice]:
-    """Shares to hold out and to validate with.
+    """Fractions to hold out and to use for validation.
 
     Args:
-        groups: images (or groups of them) that are not in a split yet.
-        test_named: the user says himself what is held out.
-        grouped: `groups` are groups.
+        groups: number of images (or groups of them) not yet in a split.
+        test_named: the user names the held-out images.
+        grouped: True if `groups` counts groups rather than images.
     """
     what = "groups" if grouped else "images"
     if test_named:
-        test = Choice("split.test", 0.0, "what is held out is named")
+        test = Choice("split.test", 0.0, "held-out images are named")
     elif groups < 2:
         test = Choice("split.test", 0.0, f"{groups} {what}: none to spare")
     else:
         share = round(min(HELD_OUT, MOST_HELD / groups), 4)
         count = min(max(1, round(share * groups)), groups - 1)
-        test = Choice("split.test", share, f"{count} of {groups} {what}, for scores that training has no part in")
+        test = Choice("split.test", share, f"{count} of {groups} {what}, for scores on images held out of training")
         groups -= count
     if groups < FEW:
-        reason = f"with {groups} {what} to learn from none is spared; the last model is kept"
+        reason = f"only {groups} {what} to train on, none to spare; the last model is kept"
         return [test, Choice("split.validation", 0.0, reason)]
     share = round(min(VALIDATING, MOST_HELD / groups), 4)
     count = max(1, round(share * groups))
-    return [test, Choice("split.validation", share, f"{count} of {groups} {what}, to choose the best model by")]
+    return [test, Choice("split.validation", share, f"{count} of {groups} {what}, to select the best model")]
 
 
 def choose_patches(facts: SetFacts) -> list[Choice]:
-    """Scale, side, number and balance of the patches, and whether the images have an up."""
+    """Scale, side, number and balance of the patches, and whether the images have a fixed up direction."""
     scale = _scale(facts)
     size = _size(facts, scale.value)
     if facts.upright:
-        upright = Choice("images.upright", "yes", "classes lie above or below the middle in image after image")
+        upright = Choice("images.upright", "yes", "some classes are consistently above or below the middle")
     else:
-        upright = Choice("images.upright", "no", "no class lies above or below the middle in image after image")
+        upright = Choice("images.upright", "no", "no class is consistently above or below the middle")
     return [scale, size, _per_image(facts, scale.value, size.value), _balance(facts), upright]
 
 
 def object_length(facts: SetFacts) -> float:
-    """Length of the largest objects in pixels, of all classes but the most frequent, which is what they lie in."""
+    """Length of the largest objects in pixels, over all classes except the most frequent, which surrounds them."""
     others = sorted(facts.classes, key=lambda one: one.share)[:-1] or list(facts.classes)
     return max((one.length for one in others), default=0.0)
 
@@ -134,7 +135,9 @@ def _scale(facts: SetFacts) -> Choice:
             )
             break
         scale = factor
-        reason = f"objects of {length:.0f} pixels; reduced, a patch holds more, and masks keep {kept:.2f} of their IoU"
+        reason = (
+            f"objects of {length:.0f} pixels; downscaled, a patch shows more, and masks keep {kept:.2f} of their IoU"
+        )
     return Choice("patches.scale", scale, reason)
 
 
@@ -143,8 +146,8 @@ def _size(facts: SetFacts, scale: int) -> Choice:
     side = min(facts.height, facts.width) / scale
     wanted = _rounded_up(CONTEXT * length)
     size = min(max(wanted, SMALLEST), LARGEST, max(_rounded_up(side), MULTIPLE))
-    reason = f"objects of {length:.0f} pixels and what is around them, in images of {side:.0f}"
-    return Choice("patches.size", size, reason if scale == 1 else f"{reason}, reduced to 1/{scale}")
+    reason = f"objects of {length:.0f} pixels with their surroundings, in images of {side:.0f}"
+    return Choice("patches.size", size, reason if scale == 1 else f"{reason}, downscaled to 1/{scale}")
 
 
 def _per_image(facts: SetFacts, scale: int, size: int) -> Choice:
@@ -162,7 +165,9 @@ def _balance(facts: SetFacts) -> Choice:
     rarest = min(facts.classes, key=lambda one: one.share)
     share = f"{rarest.name} has {100 * rarest.share:.2g} % of the pixels"
     if rarest.share < RARE:
-        return Choice("patches.balance", BALANCE, f"{share}: a third of the patches is laid on a class drawn at random")
+        return Choice(
+            "patches.balance", BALANCE, f"{share}: a third of the patches are centered on a randomly drawn class"
+        )
     return Choice("patches.balance", 0.0, f"{share}, which is not rare")
 
 

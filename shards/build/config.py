@@ -16,7 +16,7 @@ from shards.images.orientation import Orientation
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """Drawn images: lines and ellipses on noise. Used where no images of your own are given."""
+    """Synthetic images: lines and ellipses on noise. Used if you give no images of your own."""
 
     train: Count = 100
     """Images for training and validation."""
@@ -35,17 +35,17 @@ class ImagesConfig:
     folder: Path | None = None
     """Folder of the images: PNG, JPEG, TIFF, …; 8 or 16 bit, gray or RGB."""
     pattern: str = "*"
-    """Which files of the folder (`*.png`; `**/*.tif` searches folders inside as well)."""
+    """Which files of the folder (`*.png`; `**/*.tif` also searches subfolders)."""
     orientation: Orientation = "auto"
-    """Where only one of image and mask has an orientation tag (EXIF, TIFF): apply it (the mask was drawn on the picture
-    as viewers show it) or ignore it (on the pixels as they are stored). auto: as the sizes say."""
+    """If only one of image and mask has an orientation tag (EXIF, TIFF): apply it (the mask was drawn on the picture as
+    viewers show it) or ignore it (on the pixels as stored). auto: decide by the sizes."""
     unlabelled: Literal["refuse", "skip"] = "refuse"
-    """Images without a mask: refuse, or skip: leave them out."""
+    """Images without a mask: refuse, or skip to leave them out."""
     csv: Path | None = None
-    """Instead of a folder: a CSV file with the columns image, mask and, if wanted, split (train, val, test)."""
+    """Instead of a folder: a CSV file with the columns image, mask and, optionally, split (train, val, test)."""
     upright: Literal["auto", "yes", "no"] = "auto"
-    """Whether the images have an up, as street scenes have: then training never turns them upside down. auto: where
-    the classes lie shows it."""
+    """Whether the images have a fixed up direction, like street scenes; if so, training never flips them upside down.
+    auto: decide by where the classes are."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class SplitConfig:
     """Which source images go where. All patches of an image, and all images of a group, stay in one split."""
 
     validation: PartialShare | None = None
-    """Share of the training images (or groups) that validate; left out: 0.1, none of very few, at most 200."""
+    """Fraction of the training images (or groups) used for validation; default: 0.1, none of very few, at most 200."""
     test: PartialShare | None = None
-    """Share of your own images that is held out; left out: 0.15, none where a list or names say it, at most 200."""
+    """Fraction of your own images to hold out; default: 0.15, none if a list or names say which, at most 200."""
     group: str = ""
     """Regular expression on the image's name; images with the same match stay together (`sub-rat\\d+`)."""
     test_images: tuple[str, ...] = ()
-    """Names or patterns of the images that are held out (`sub-rat1*`)."""
+    """Names or patterns of the images to hold out (`sub-rat1*`)."""
     validation_images: tuple[str, ...] = ()
-    """Names or patterns of the images that validate, instead of a share."""
+    """Names or patterns of the validation images, instead of a fraction."""
     train_list: Path | None = None
-    """Text file with the names of the training images, one a line; images in no list are left out then."""
+    """Text file with the names of the training images, one per line; images in no list are then left out."""
     validation_list: Path | None = None
     """Text file with the names of the validation images."""
     test_list: Path | None = None
@@ -75,33 +75,33 @@ class PatchesConfig:
     """How patches are cut."""
 
     size: Annotated[int, Range(0, 65536)] = 0
-    """Side of a patch in pixels; 0: from the sizes of images and objects (drawn images: 96). Images that are smaller
-    are completed by reflection."""
+    """Side of a patch in pixels; 0: chosen by the sizes of images and objects (synthetic images: 96). Smaller images
+    are padded by reflection."""
     per_image: CountOrZero = 0
-    """Random patches per image; 0: so many that they cover it about three times (drawn images: 20)."""
+    """Random patches per image; 0: enough to cover it about three times (synthetic images: 20)."""
     drop_background: bool = True
-    """Leave out patches that hold nothing but background (label 0)."""
+    """Leave out patches that hold only background (label 0)."""
     balance: Share | None = None
-    """Share of the patches that are placed on a pixel of a class drawn at random among those of the image, so that
-    rare classes are seen more often; 0 places all of them anywhere. Left out: 0.33 where a class is rare, else 0."""
+    """Fraction of the patches centered on a pixel of a class drawn at random from the image's classes, so that rare
+    classes are seen more often; 0 places all patches anywhere. Default: 0.33 if a class is rare, else 0."""
     scale: Literal[0, 1, 2, 4] = 0
-    """Reduce images by this factor, by area mean, before patches are cut; inference does the same and enlarges what it
-    finds. 0: 2 or 4 where objects are larger than patches and classes stay wide enough."""
+    """Downscale images by this factor (area mean) before patches are cut; inference does the same and upscales its
+    results. 0: 2 or 4 if objects are larger than patches and classes stay wide enough, else 1."""
     channels: Count | None = None
-    """Channels of the stored patches; 3 repeats gray images. Left out: those of the images; 1 for color files that
-    are gray all over, 3 where some are gray and some are not."""
+    """Channels of the stored patches; 3 repeats gray images. Default: those of the images; 1 for color files that are
+    gray throughout, 3 if only some are."""
 
 
 @dataclass(frozen=True)
 class SetConfig:
-    """What a shard set is made of."""
+    """The settings that determine a shard set's contents."""
 
     seed: Seed = 0
-    """Everything random is drawn from it: images, positions, the split."""
+    """Seed of everything random: images, positions, the split."""
     encoding: Literal["npy", "png"] = "npy"
-    """npy is read fastest; png takes less space, for photographs on slow disks."""
+    """npy reads fastest; png takes less space, for photographs on slow disks."""
     shard_mb: Count = 64
-    """Size to aim at for one shard, in megabytes of uncompressed patches."""
+    """Target size of a shard, in megabytes of uncompressed patches."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
     masks: MasksConfig = field(default_factory=MasksConfig)
@@ -116,15 +116,15 @@ class MakeShardsConfig(SetConfig):
     name: Annotated[str, tyro.conf.arg(aliases=["-f"])] = "synthetic"
     """Name of the shard set: the folder under `root`."""
     root: Path = Path("data")
-    """Where shard sets live."""
+    """Folder that holds all shard sets."""
     processes: Threads = 0
     """Worker processes; 0: one per core. The bytes don't depend on it."""
     task: str = ""
-    """`i/n`: build only this share of the shards (i from 0 to n - 1), as one task of a job array."""
+    """`i/n`: build only this part of the shards (i from 0 to n - 1), as one task of a job array."""
     finish: bool = False
-    """Only write the manifest, when all tasks are done."""
+    """Only write the manifest, once all tasks are done."""
     overwrite: bool = False
-    """Throw away a set of that name and build anew."""
+    """Delete any set of that name and rebuild it."""
 
     @property
     def folder(self) -> Path:
@@ -136,7 +136,7 @@ class MakeShardsConfig(SetConfig):
 
     @property
     def mask_settings(self) -> MasksConfig:
-        """The masks' settings; those of the drawn images where there are no own ones."""
+        """The settings for masks; for synthetic images, those that fit them."""
         return self.masks if self.own_data else synthetic_masks_config(CLASSES)
 
     def task_share(self) -> tuple[int, int]:
@@ -149,17 +149,20 @@ class MakeShardsConfig(SetConfig):
         return int(left), int(right)
 
     def validate(self) -> None:
-        """Refuse what can't be built, before anything is read or written. Raises UserError naming the flags."""
+        """Refuse impossible settings before anything is read or written. Raises UserError naming the flags."""
         plain_name(self.name)
         check_ranges(self)
         _require(
             self.patches.size == 0 or self.patches.size >= 8, f"--patches.size {self.patches.size}: at least 8 pixels"
         )
         self.task_share()
-        _require(not (self.task and self.finish), "--task and --finish: first all tasks, then --finish on its own")
+        _require(
+            not (self.task and self.finish),
+            "--task and --finish can't be combined: run all tasks first, then --finish on its own",
+        )
         _require(
             not (self.overwrite and (self.task or self.finish)),
-            f"--overwrite with --task or --finish: one task would throw away the others' shards; "
+            f"--overwrite with --task or --finish: one task would delete the others' shards; "
             f"remove {self.folder} yourself, then start the tasks",
         )
         if self.own_data:
@@ -169,20 +172,21 @@ class MakeShardsConfig(SetConfig):
 
     def _check_own_data(self) -> None:
         _require(
-            self.images.folder is None or self.images.csv is None, "--images.folder and --images.csv: give one of them"
+            self.images.folder is None or self.images.csv is None,
+            "--images.folder and --images.csv can't be combined; choose one",
         )
-        if self.masks.classes:  # else the values found in the masks are the classes
+        if self.masks.classes:  # otherwise the values found in the masks become the classes
             self.masks.validate()
         _require(
             not (self.images.csv and self.masks.folder),
-            "--masks.folder: the CSV file of --images.csv names the masks",
+            "--masks.folder and --images.csv can't be combined: the CSV file names the masks",
         )
 
     def _check_synthetic(self) -> None:
         _require(
             self.masks == MasksConfig() and self.split == SplitConfig(validation=self.split.validation),
-            "--masks.* and --split.* (but for --split.validation) are for your own images; "
-            "say where they are with --images.folder or --images.csv",
+            "--masks.* and --split.* (except --split.validation) only apply to your own images; "
+            "give them with --images.folder or --images.csv",
         )
 
 

@@ -1,4 +1,4 @@
-"""Settings that are left open, filled in from what images and masks tell: once for a set, then kept with it."""
+"""Fill in open settings from facts about images and masks: once per set, then stored with it."""
 
 import json
 from collections.abc import Iterable
@@ -25,21 +25,21 @@ OPEN: dict[str, Any] = {
     "images.upright": "auto",
     "masks.classes": (),
 }
-"""Settings that may be left open, and what they are then."""
+"""Settings that can be left open, and their value if they are."""
 
 
 class Decisions:
-    """A config that is being completed, and the choices that complete it."""
+    """A config being completed, and the choices that complete it."""
 
     def __init__(self, config: MakeShardsConfig) -> None:
-        """Takes over the choices of the set in the config's folder, if there is one."""
+        """Adopts the choices of the set in the config's folder, if there is one."""
         self.config = config
         self.choices: list[Choice] = []
         known = choices_of_set(config.folder) if not config.overwrite else None
         self.take(known or ())
 
     def take(self, choices: Iterable[Choice]) -> None:
-        """Make those of the choices whose settings are still open."""
+        """Apply the choices whose settings are still open."""
         for choice in choices:
             if self.is_open(choice.setting):
                 section, _, key = choice.setting.partition(".")
@@ -58,18 +58,18 @@ class Decisions:
 
 
 def choices_of_set(folder: Path) -> tuple[Choice, ...] | None:
-    """The choices that a finished or unfinished set was begun with; None where there is none.
+    """The choices stored with a finished or unfinished set; None if there is no set.
 
-    Sets from before there were choices were built with the defaults of that time.
+    Sets older than automatic choices were built with the defaults of their time.
 
     Raises:
-        UserError: they can't be understood.
+        UserError: the choices can't be parsed.
     """
     for path in (folder / MANIFEST, folder / BUILDING / RECIPE):
         try:
             values = json.loads(path.read_bytes().decode())
         except (FileNotFoundError, NotADirectoryError, ValueError):
-            continue  # damage is told by who reads the rest
+            continue  # whoever reads the rest reports the damage
         recipe = values.get("recipe", values) if isinstance(values, dict) else {}
         if not isinstance(recipe, dict) or CHOICES not in recipe:
             return EARLIER
@@ -79,6 +79,6 @@ def choices_of_set(folder: Path) -> tuple[Choice, ...] | None:
         except (TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged: its choices can't be read ({error})") from None
         if any(choice.setting not in OPEN for choice in found):
-            raise UserError(f"{path}: made by a later segdist, which chose more than this one knows: update it")
+            raise UserError(f"{path}: made by a newer segdist, whose choices this version doesn't know; update segdist")
         return tuple(found)
     return None

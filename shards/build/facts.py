@@ -1,4 +1,4 @@
-"""What images and masks tell before anything is cut: sizes of objects, shares of classes, whether there is an up.
+"""Facts about images and masks, gathered before any patch is cut: sizes of objects, fractions of classes, up direction.
 
 H W: pixels of a mask, K classes.
 """
@@ -19,14 +19,14 @@ from shards.images.reduce import enlarged, reduced_labels
 from shards.manifest import IGNORE
 
 SAMPLE = 24
-"""Masks that are looked at, spread over the training images."""
+"""Number of masks to sample, spread over the training images."""
 WINDOW = 2048
-"""Side of the part in the middle of a mask that is looked at."""
+"""Side of the central part of a mask that is examined."""
 ENLARGED = 12
-"""Masks that are reduced and enlarged again."""
+"""Number of masks to downscale and upscale."""
 UP_IMAGES, UP_SHARE, UP_OFFSET, UP_CERTAINTY = 8, 0.02, 0.1, 6.0
-"""Images have an up if a class of at least this share lies this far from the middle (in heights), in so many images,
-so many standard errors from 0."""
+"""Images have a fixed up direction if a class of at least this fraction is this far from the middle (in heights), in at
+least this many images, this many standard errors from 0."""
 
 
 def facts_of(
@@ -35,10 +35,10 @@ def facts_of(
     """The facts of a set's training images.
 
     Args:
-        sources: some of them, at most SAMPLE.
+        sources: a sample of them, at most SAMPLE.
         sizes: height and width of each.
-        images: how many there are.
-        config: its classes are known.
+        images: total number of training images.
+        config: its classes must be known.
     """
     reader = MaskReader(config.masks)
     masks = [mask for source in sources if (mask := _middle(source, reader)) is not None]
@@ -55,7 +55,7 @@ def facts_of(
 
 
 def class_facts(masks: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> tuple[ClassFacts, ...]:
-    """Share, width and length of each class that occurs in labels (H, W)."""
+    """Fraction, width and length of each class that occurs in labels (H, W)."""
     short = np.zeros((len(names), WINDOW + 1), np.int64)
     long = np.zeros_like(short)
     for mask in masks:
@@ -73,7 +73,7 @@ def class_facts(masks: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> tup
 
 
 def runs(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """For each pixel of (H, W) the length of the run of equal labels that it is in, along its row."""
+    """For each pixel of (H, W), the length of its run of equal labels along the row."""
     height, width = mask.shape
     starts = np.ones((height, width), bool)
     starts[:, 1:] = mask[:, 1:] != mask[:, :-1]
@@ -83,7 +83,7 @@ def runs(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def kept_iou(masks: Sequence[NDArray[np.uint8]], factor: int, num_classes: int) -> float:
-    """Mean IoU of masks with themselves, reduced by `factor` and enlarged again."""
+    """Mean IoU of masks with copies of themselves downscaled by `factor` and upscaled again."""
     confusion = np.zeros((num_classes, num_classes), np.int64)
     for mask in masks:
         small = reduced_labels(mask, factor)
@@ -98,7 +98,7 @@ def kept_iou(masks: Sequence[NDArray[np.uint8]], factor: int, num_classes: int) 
 
 
 def has_an_up(masks: Sequence[NDArray[np.uint8]], num_classes: int) -> bool:
-    """True if some class lies above, or below, the middle in image after image."""
+    """True if some class is consistently above, or below, the middle."""
     labeled = sum(int((mask < num_classes).sum()) for mask in masks)
     for label in range(num_classes):
         rows = [np.nonzero(mask == label)[0] / max(len(mask) - 1, 1) - 0.5 for mask in masks]
@@ -127,8 +127,8 @@ def gray_all_over(sources: Sequence[FileSource]) -> bool:
 
 
 def _middle(source: FileSource, reader: MaskReader) -> NDArray[np.uint8] | None:
-    """Labels of the middle of a mask; what is in no class counts nowhere. None for a mask that can't be read: what is
-    wrong with it is told when all are."""
+    """Labels of the middle of a mask; values in no class are ignored. None for an unreadable mask: the error is
+    reported later, when all masks are read."""
     try:
         with reader.open(source.mask) as mask:
             top, left = (max(side - WINDOW, 0) // 2 for side in (mask.height, mask.width))
@@ -140,6 +140,6 @@ def _middle(source: FileSource, reader: MaskReader) -> NDArray[np.uint8] | None:
 
 
 def _quantile(counts: NDArray[np.int64], share: float) -> float:
-    """Of numbers 0, 1, 2 … that occur `counts` times."""
+    """Quantile of the numbers 0, 1, 2 … that occur `counts` times."""
     ends = np.cumsum(counts)
     return float(np.searchsorted(ends, share * ends[-1]))

@@ -1,4 +1,4 @@
-"""The values of masks as classes, where the user names none."""
+"""Turn mask values into classes if the user names none."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,11 @@ SHOWN = 30
 """Values that a message lists."""
 
 Found = dict[str, Counter[str]]
-"""Per value (`127`) or color (`#ff0000`) the pixels that have it, by mask."""
+"""Per value (`127`) or color (`#ff0000`), its number of pixels in each mask."""
 
 
 def find_classes(sources: Sequence[FileSource], ignore: Sequence[str] = (), *, quiet: bool = False) -> Choice:
-    """`masks.classes` from the values of all masks, the lowest first; the lowest is the label 0.
+    """Choose `masks.classes` from the values of all masks, lowest first; the lowest becomes label 0.
 
     Args:
         ignore: as `--masks.ignore`.
@@ -47,7 +47,7 @@ def find_classes(sources: Sequence[FileSource], ignore: Sequence[str] = (), *, q
 
 
 def read_values(sources: Sequence[FileSource], *, quiet: bool = False) -> Found:
-    """All values of all masks; their colors where one of them has colors.
+    """All values of all masks; if any mask has colors, their colors.
 
     Raises:
         UserError: a mask that can't be read.
@@ -69,13 +69,13 @@ def read_values(sources: Sequence[FileSource], *, quiet: bool = False) -> Found:
 
 
 def _counted(mask: ImageFile, *, colors: bool) -> Counter[str] | None:
-    """Pixels per value, or per color; None for a mask in which values say less than colors."""
+    """Pixels per value, or per color; None for a mask that must be read by colors."""
     counts: Counter[str] = Counter()
     for top, bottom in bands(mask.height, mask.width):
         pixels = mask.read(top, bottom)
         if pixels.shape[2] not in (1, 3):
             raise UserError(
-                f"{mask.path}: a mask has one channel (values) or three (colors), this one {pixels.shape[2]}"
+                f"{mask.path}: a mask has one channel (values) or three (colors), but this one has {pixels.shape[2]}"
             )
         if colors:
             eight = (pixels >> 8 if pixels.dtype == np.uint16 else pixels).astype(np.int32)
@@ -114,11 +114,11 @@ def _message(found: Found, order: Sequence[str], strays: Sequence[str], total: i
     elif len(order) < 2:
         problem = f"all pixels of {masks} masks have one value"
     else:
-        problem = "values that are no whole numbers from 0 on"
+        problem = "some values are negative or not whole numbers"
     return (
-        f"--masks.classes is not given, and the masks' values can't be taken for classes: {problem}\n"
+        f"--masks.classes is not given, and the mask values can't be used as classes: {problem}\n"
         + "\n".join(_table(found, order, total))
-        + "\nname the classes, label 0 first: --masks.classes background=0 cell=1-254; leave values out with "
+        + "\nname the classes, label 0 first: --masks.classes background=0 cell=1-254; ignore values with "
         "--masks.ignore or --masks.unknown ignore"
     )
 

@@ -1,4 +1,4 @@
-"""What all sources must have in common, found from their headers before anything is built."""
+"""Check what all sources must have in common, from their headers, before anything is built."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Header:
-    """What the headers of a source's two files say, or what is wrong with them."""
+    """The contents of the headers of a source's two files, or what is wrong with them."""
 
     channels: int = 0
     alpha: int = 0
-    """Samples that are left out as transparency."""
+    """Channels dropped as transparency."""
     dtype: str = ""
     pair: OrientedPair | None = None
     problem: str = ""
@@ -39,7 +39,7 @@ def read_headers(sources: Sequence[FileSource], config: MakeShardsConfig) -> lis
 def common_format(
     sources: Sequence[FileSource], headers: Sequence[Header], config: MakeShardsConfig
 ) -> tuple[int, str]:
-    """Channels and dtype of the patches. `config` says how many channels are wanted, and its orientation is decided.
+    """Channels and dtype of the patches. `config` gives the number of channels, and its orientation must be decided.
 
     Raises:
         UserError: damaged files, sizes that differ between image and mask, mixed channel counts or bit depths.
@@ -59,7 +59,7 @@ def common_format(
     if len(by_dtype) > 1:
         raise UserError(
             f"images of different bit depth: {_groups(by_dtype)}; "
-            "convert them to one, or take one kind with --images.pattern"
+            "convert them to one depth, or select one kind with --images.pattern"
         )
     channels = config.patches.channels
     if channels is None:
@@ -67,7 +67,7 @@ def common_format(
             counts = {f"{count} channel{'s' * (count > 1)}": files for count, files in by_channels.items()}
             raise UserError(
                 f"images with different numbers of channels: {_groups(counts)}; --patches.channels 3 repeats gray "
-                "images, --patches.channels 1 takes color files that are gray all over as gray"
+                "images, --patches.channels 1 treats color files that are gray throughout as gray"
             )
         channels = next(iter(by_channels))
     _tell_of_transparency(headers)
@@ -89,8 +89,8 @@ def _tell_of_transparency(headers: Sequence[Header]) -> None:
     if dropped:
         total = dropped[0].channels + dropped[0].alpha
         warn(
-            f"{len(dropped)} images have a sample that is tagged as transparency (alpha); it is left out. If it is a "
-            f"band of its own, such as near infrared, keep it with --patches.channels {total}"
+            f"{len(dropped)} images have a channel tagged as transparency (alpha), which is dropped. If it is really a "
+            f"band, such as near infrared, keep it with --patches.channels {total}"
         )
 
 

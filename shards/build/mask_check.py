@@ -1,4 +1,4 @@
-"""Reading the values of all masks without cutting anything: what is wrong with them is told for all files at once."""
+"""Check the values of all masks before anything is cut, and report the problems of all files at once."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ SHOWN = 10
 
 
 def check_masks(sources: Sequence[Source], config: MakeShardsConfig, *, quiet: bool = False) -> None:
-    """Read every mask of the user's own.
+    """Read all masks of the user's own images.
 
     Raises:
         UserError: values in no class, with their counts in each file; masks that can't be read, or are colored.
@@ -47,7 +47,7 @@ def check_masks(sources: Sequence[Source], config: MakeShardsConfig, *, quiet: b
 
 
 def _values(source: FileSource, reader: MaskReader) -> tuple[str, Counter[str]]:
-    """What is wrong with a mask, and its values outside the classes. Turning it upright changes neither."""
+    """What is wrong with a mask, and its values outside the classes. Orientation affects neither."""
     counts: Counter[str] = Counter()
     try:
         with reader.open(source.mask, upright=False) as mask:

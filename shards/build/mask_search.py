@@ -1,4 +1,4 @@
-"""The masks of given images in a folder: by the rule that the user gives, else by the one rule that fits all names."""
+"""Find the masks of given images in a folder: by the user's rule, or by the one rule that fits all names."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,9 +14,9 @@ from shards.images.mask_names import EXACT, MaskRule
 from shards.images.opening import ZARR_SUFFIX, open_image
 
 SHOWN = 10
-"""Files that a message names."""
+"""Maximum number of files named in a message."""
 NEAREST = 3
-"""Rules that a message names where none fits."""
+"""Maximum number of rules named in a message if none fits."""
 THREADS = 8
 
 
@@ -27,9 +27,9 @@ class FoundMasks:
     masks: Mapping[str, Path]
     """By the name of the image."""
     rule: str
-    """What `--masks.name` would say."""
+    """The rule, as for `--masks.name`."""
     notes: tuple[str, ...] = ()
-    """What a person should know: the rule if it was looked for, what is left over."""
+    """Messages for the user: the rule if it was searched for, and what is left over."""
 
 
 def mask_files(folder: Path, below: bool) -> list[Path]:
@@ -50,8 +50,8 @@ def find_masks(
     Args:
         images: their files by name (`shards.images.folders.name_of`).
         name: the rule; empty: look for it.
-        needed: images that must have a mask; all if left out.
-        job: whose settings messages name.
+        needed: images that must have a mask; by default all.
+        job: the job whose settings messages name.
 
     Raises:
         UserError: images without exactly one mask; no rule fits, or several do.
@@ -64,9 +64,7 @@ def find_masks(
     doubles = {image: files[mask] for image, mask in pairing.masks.items() if len(files[mask]) > 1}
     if doubles:
         lines = [f"{images[image]}: {', '.join(path.name for path in found)}" for image, found in doubles.items()]
-        raise UserError(
-            f"{len(doubles)} images have several masks in {folder}:\n  {_listed(lines)}\ntake the copies away"
-        )
+        raise UserError(f"{len(doubles)} images have several masks in {folder}:\n  {_listed(lines)}\nremove the copies")
     return FoundMasks({image: files[mask][0] for image, mask in pairing.masks.items()}, pairing.rule.text, notes)
 
 
@@ -91,7 +89,7 @@ class _Search:
         return skip if self.job == "make-shards" and self.needed else ""
 
     def by_rule(self, rule: MaskRule) -> tuple[Pairing, tuple[str, ...]]:
-        """The pairing of a rule that the user gives; masks may be left over."""
+        """The pairing by the user's rule; masks may be left over."""
         pairing = apply(rule, list(self.images), self.files, self.needed)
         self._refuse_shared(pairing)
         if pairing.without or not pairing.masks:
@@ -100,7 +98,7 @@ class _Search:
         return pairing, ()
 
     def by_itself(self) -> tuple[Pairing, tuple[str, ...]]:
-        """The one pairing that counts, and its rule in words."""
+        """The one valid pairing, and its rule in words."""
         exact = apply(MaskRule(EXACT), list(self.images), self.files, self.needed)
         if self.needed and not exact.without:
             return exact, (self._in_words(exact), *self._unused(exact))
@@ -122,10 +120,10 @@ class _Search:
         if not pairing.unused:
             return ()
         shown = [self.files[mask][0].name for mask in pairing.unused]
-        return (f"{len(shown)} masks belong to none of the images: {', '.join(shown[:3])}{', …' * (len(shown) > 3)}",)
+        return (f"{len(shown)} masks belong to no image: {', '.join(shown[:3])}{', …' * (len(shown) > 3)}",)
 
     def _sizes_agree(self, pairing: Pairing) -> bool:
-        """Whether all images and masks have the same size; turned by 90° counts as the same."""
+        """True if all images and masks have the same size, allowing a 90° turn."""
         pairs = [(self.images[image], self.files[mask][0]) for image, mask in pairing.masks.items()]
         with ThreadPoolExecutor(THREADS) as pool:
             return all(pool.map(lambda pair: _size(pair[0]) == _size(pair[1]), pairs))
@@ -140,7 +138,8 @@ class _Search:
         )
 
     def _refuse_channels(self, pairing: Pairing) -> None:
-        """Where one of several channels has the mask, the others aren't images without one."""
+        """Refuse separate channel files: if one of several channels has the mask, the others aren't images without
+        one."""
         if pairing.rule.text == EXACT:
             return
         for names in channels(self.images, self.files):
@@ -154,12 +153,12 @@ class _Search:
         shown = " and ".join(self.images[name].name for name in groups[0])
         pattern = f"*_{groups[0][0][-4:]}{self.images[groups[0][0]].suffix}"
         return (
-            f"{shown} are named like channels of one image (nnU-Net): they are no images of their own. Save the "
-            f"channels of each image in one TIFF file, or take one channel with --images.pattern '{pattern}'"
+            f"{shown} are named like channels of one image (nnU-Net): they are not separate images. Save the "
+            f"channels of each image in one TIFF file, or select one channel with --images.pattern '{pattern}'"
         )
 
     def _without_mask(self, pairing: Pairing) -> str:
-        """The message for a rule of the user's that leaves images without a mask."""
+        """The message if the user's rule leaves images without a mask."""
         rule = pairing.rule
         wanted = {image: rule.mask_of(image) for image in pairing.without}
         lines = [
@@ -175,13 +174,13 @@ class _Search:
         hint = f"; perhaps --masks.name '{better[0].rule.text}', {self._score(better[0])}" if better else ""
         return (
             f"{len(pairing.without)} images without a mask by --masks.name {rule.text!r}:\n  {_listed(lines)}\n"
-            f"say how masks are called with --masks.name and where they are with --masks.folder{hint}{self.skip}"
+            f"give the naming rule with --masks.name and the folder with --masks.folder{hint}{self.skip}"
         )
 
     def _no_rule(self, ranked: Sequence[Pairing]) -> str:
-        """The message where no rule pairs all."""
+        """The message if no rule pairs all names."""
         if not self.files:
-            return f"no mask in {self.folder}; say where the masks are with --masks.folder, or {self.csv}"
+            return f"no mask in {self.folder}; give the masks' folder with --masks.folder, or {self.csv}"
         head = f"no rule pairs the {len(self.needed)} images with the {len(self.files)} masks in {self.folder} by name"
         if not self.needed:
             head = f"no rule gives each of the {len(self.files)} masks in {self.folder} one of the images"
@@ -189,16 +188,16 @@ class _Search:
             return f"{head}: {advice}"
         whole = _distinct(pairing for pairing in ranked if not (pairing.without or pairing.shared))
         if len(whole) > 1:
-            head = f"{len(whole)} rules give every image a mask in {self.folder}, and each leaves masks over"
+            head = f"{len(whole)} rules give every image a mask in {self.folder}, but each leaves masks over"
         lines = [f"--masks.name '{pairing.rule.text}': {self._score(pairing)}" for pairing in _nearest(ranked)]
         lines += [self._left_over(pairing) for pairing in ranked[:1]]
-        near = "the nearest:\n  " + "\n  ".join(lines)
+        near = "the closest:\n  " + "\n  ".join(lines)
         if not ranked:
             image, mask = next(iter(self.images.values())), next(iter(self.files.values()))[0]
             near = f"the names have nothing in common ({image.name}, {mask.name})"
         return (
-            f"{head}; {near}" + "\nsay how masks are called with --masks.name (then "
-            f"masks may be left over), take away what is no mask, or {self.csv}"
+            f"{head}; {near}" + "\ngive the naming rule with --masks.name (masks "
+            f"may then be left over), remove files that are not masks, or {self.csv}"
             + (self.skip if ranked and ranked[0].without else "")
         )
 
@@ -207,15 +206,15 @@ class _Search:
             return advice
         lines = [self._in_words(pairing).removeprefix("masks by the rule ") for pairing in counting[:NEAREST]]
         return (
-            f"{len(counting)} rules pair all images with the masks in {self.folder}, each in another way:\n  "
+            f"{len(counting)} rules pair all images with the masks in {self.folder}, each differently:\n  "
             + "\n  ".join(lines)
             + f"\nchoose one with --masks.name, or {self.csv}"
         )
 
     def _score(self, pairing: Pairing) -> str:
         return (
-            f"pairs {len(pairing.masks) - len(pairing.shared)} of {len(self.images)} images with one each of the "
-            f"{len(self.files)} masks"
+            f"pairs {len(pairing.masks) - len(pairing.shared)} of {len(self.images)} images with one of the "
+            f"{len(self.files)} masks each"
         )
 
     def _left_over(self, pairing: Pairing) -> str:
@@ -231,7 +230,7 @@ class _Search:
 
 
 def _distinct(pairings: Iterable[Pairing]) -> list[Pairing]:
-    """One pairing of those that say the same of all names."""
+    """One of each set of equivalent pairings."""
     found: list[Pairing] = []
     for pairing in pairings:
         if all(pairing.masks != other.masks for other in found):
@@ -240,7 +239,7 @@ def _distinct(pairings: Iterable[Pairing]) -> list[Pairing]:
 
 
 def _nearest(ranked: Sequence[Pairing]) -> list[Pairing]:
-    """The rules worth showing: those that leave about as little over as the best."""
+    """The rules worth showing: those that leave about as few names over as the best."""
     return [pairing for pairing in _distinct(ranked) if pairing.missing <= 1.5 * ranked[0].missing][:NEAREST]
 
 

@@ -1,4 +1,4 @@
-"""Images and masks in one folder: in which ways can its files be told apart?"""
+"""Images and masks in one folder: the ways to tell them apart."""
 
 import posixpath
 import re
@@ -9,17 +9,17 @@ from pathlib import Path
 from shards.images.folders import name_of
 
 JPEG = (".jpg", ".jpeg", ".jfif")
-"""Masks are never saved so by those who know; photographs are."""
+"""Lossy formats: photographs are saved in these, masks should never be."""
 
 MASK_WORD = re.compile(
     r"(?<![a-z])(masks?|labels?|labelids|labeltrainids|segs?|segmentations?|segmented|gt|groundtruth|"
     r"ground[ _-]truth|annotations?|anno|truth|target|manual)(?![a-z])",
     re.IGNORECASE,
 )
-"""Words by which people call masks."""
+"""Words used in the names of masks."""
 
 MOST_ADDED = 4
-"""Additions to names that are tried."""
+"""Affixes to try."""
 
 
 def divisions(files: Sequence[Path], folder: Path) -> Iterator[tuple[list[Path], list[Path]]]:
@@ -34,7 +34,7 @@ def divisions(files: Sequence[Path], folder: Path) -> Iterator[tuple[list[Path],
 
 def _likely_masks(files: Sequence[Path], folder: Path) -> Iterator[list[Path]]:
     names = {path: name_of(path.relative_to(folder)) for path in files}
-    # Words that all files have in common tell nothing apart.
+    # Words that all files share don't distinguish them.
     yield [path for path in files if MASK_WORD.search(_spaced(names[path]))]
     yield [path for path in files if path.suffix.lower() not in JPEG]
     known = set(names.values())
@@ -46,7 +46,7 @@ def _likely_masks(files: Sequence[Path], folder: Path) -> Iterator[list[Path]]:
                 added["", stem[cut:]] += 1
             if posixpath.join(parent, stem[cut:]) in known:
                 added[stem[:cut], ""] += 1
-    # A digit or two more is another image, not the mask of `1.png`.
+    # With an extra digit or two it is another image, not the mask of `1.png`.
     telling = {
         addition: count for addition, count in added.items() if re.search(r"\w\W*[^\W\d_]|_[^\W\d_]", "".join(addition))
     }
@@ -55,7 +55,7 @@ def _likely_masks(files: Sequence[Path], folder: Path) -> Iterator[list[Path]]:
 
 
 def _spaced(name: str) -> str:
-    """`aMask` and `a_mask1` as words of their own."""
+    """Split `aMask` and `a_mask1` into words."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
 
 

@@ -1,10 +1,10 @@
-"""Which rule makes the names of masks from the names of their images, found by the names alone.
+"""Find the rule that derives mask names from image names, using only the names.
 
-A rule counts if every image that needs a mask gets one, no mask is left over, and no two images share one. Candidates
-come from samples: what differs between the names of images (or of masks) is looked for in the names on the other side,
-and what surrounds it there and here is a rule; the rules that most samples vote for are tried on all names.
+A rule is valid if every image that needs a mask gets one, no mask is left over, and no two images share one. Candidates
+come from samples: the part that varies among image names (or mask names) is searched for in the names on the other
+side, and the text around it on both sides makes a rule. The rules with the most votes are tried on all names.
 
-A names of images, M names of masks: paths in their folder without suffix, in composed form.
+A names of images, M names of masks: paths in their folder without suffix, in composed form (NFC).
 """
 
 import posixpath
@@ -18,15 +18,15 @@ from itertools import islice
 from shards.images.mask_names import EXACT, NUMBERS, MaskRule, exchange
 
 SAMPLES = 8
-"""Names on either side that vote for rules."""
+"""Number of names on either side that vote for rules."""
 TRIED = 24
-"""Rules, those with most votes, that are tried on all names."""
+"""Number of top-voted rules to try on all names."""
 FIRST_TRIED = 100
-"""Images on which rules are tried first."""
+"""Number of images on which rules are tried first."""
 TELLING = 4
-"""Characters that two names have in common by more than chance."""
+"""Number of common characters that is more than chance."""
 MOST_PLACES = 4
-"""Places in a name where a short part is looked for."""
+"""Maximum number of places in a name to look for a short part."""
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 """nnU-Net's names of the channels of one image."""
@@ -34,17 +34,17 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 @dataclass(frozen=True)
 class Pairing:
-    """What a rule says of all names."""
+    """The result of applying a rule to all names."""
 
     rule: MaskRule
     masks: Mapping[str, str]
     """The mask of each image that has one; each mask once."""
     without: tuple[str, ...]
-    """Images that need a mask and get none."""
+    """Images that need a mask but get none."""
     unused: tuple[str, ...]
     """Masks of no image."""
     shared: tuple[str, ...] = ()
-    """Images whose mask is another image's too."""
+    """Images whose mask also belongs to another image."""
 
     @property
     def counts(self) -> bool:
@@ -52,12 +52,12 @@ class Pairing:
 
     @property
     def missing(self) -> int:
-        """Images and masks that the rule leaves over."""
+        """Number of images and masks that the rule leaves over."""
         return len(self.without) + len(self.unused) + len(self.shared)
 
 
 def apply(rule: MaskRule, images: Sequence[str], masks: Collection[str], needed: Collection[str]) -> Pairing:
-    """Pair by one rule. Where no mask has the very name, upper and lower case are one, if that leaves one mask."""
+    """Pair by one rule. If no mask has the exact name, ignore case, provided that this leaves one mask."""
     by_numbers = _by_numbers(images, masks) if rule.text == NUMBERS else None
     known = set(masks)
     folded: dict[str, str | None] = {}
@@ -78,7 +78,7 @@ def apply(rule: MaskRule, images: Sequence[str], masks: Collection[str], needed:
 
 
 def best_rules(images: Sequence[str], masks: Sequence[str], needed: Collection[str]) -> list[Pairing]:
-    """What the likely rules say, the best first: those that count, then those that leave the fewest names over."""
+    """The pairings of likely rules, best first: the valid ones, then those that leave the fewest names over."""
     exact = apply(MaskRule(EXACT), images, masks, needed)
     if exact.counts:
         return [exact]
@@ -89,17 +89,17 @@ def best_rules(images: Sequence[str], masks: Sequence[str], needed: Collection[s
 
 
 def _clumsiness(text: str) -> tuple[bool, bool, int, str]:
-    """An order of rules that say the same: the one that a person would write comes first.
+    """Sort key for equivalent rules: the one that a human would write comes first.
 
-    It is the same order in every process: the rule becomes part of the set's recipe.
+    The order is the same in every process, because the rule becomes part of the set's recipe.
     """
     return text == NUMBERS, not (text.startswith(EXACT) or text.endswith(EXACT)), len(text), text
 
 
 def channels(images: Collection[str], masks: Collection[str]) -> list[tuple[str, ...]]:
-    """Names that nnU-Net gives to the channels of one image (`a_0000`, `a_0001`), of each such image.
+    """The groups of names that are channels of one image in nnU-Net's naming (`a_0000`, `a_0001`).
 
-    The numbers of pictures (`IMG_0001`) look the same; but channels count from 0, and no mask is called by them.
+    Picture numbers (`IMG_0001`) look the same, but channels count from 0, and no mask carries their numbers.
     """
     cases: dict[str, dict[str, str]] = {}
     for image in sorted(images):
@@ -121,7 +121,7 @@ def _numbers(name: str) -> tuple[str, ...]:
 
 
 def _promising(texts: Iterable[str], images: Sequence[str], masks: Sequence[str]) -> list[str]:
-    """Those of the rules that give about as many of some images a mask as the best of them."""
+    """The rules that find masks for about as many of the sampled images as the best rule."""
     known = {mask.casefold() for mask in masks}
     some = _samples(images, FIRST_TRIED)
     hits = {}
@@ -132,9 +132,9 @@ def _promising(texts: Iterable[str], images: Sequence[str], masks: Sequence[str]
 
 
 def _around(images: Sequence[str], masks: Sequence[str]) -> str:
-    """The rule that exchanges all that the names of each side have in common at both ends.
+    """The rule that replaces the longest common prefix and suffix of the image names with those of the mask names.
 
-    If any exchange of ends pairs all images with all masks, this one does.
+    If any replacement of prefix and suffix pairs all images with all masks, this one does.
     """
     if min(len(images), len(masks)) < 2:
         return EXACT
@@ -164,13 +164,14 @@ def _likely(images: Sequence[str], masks: Sequence[str]) -> Iterator[str]:
 
 
 Split = tuple[str, str, str, str]
-"""A name as its folder, and what is before, in and behind a part of its last part."""
+"""A name split into its folder and, within its last component, the text before a part, the part, and the text after
+it."""
 
 
 def _rules_of(
     sample: str, others: Sequence[str], cut: tuple[str, str], rule: Callable[[Split, Split], str | None]
 ) -> set[str]:
-    """All rules by which `sample` belongs to one of `others`: a part of it is found there."""
+    """All rules that map `sample` to one of `others`, based on a part that both contain."""
     folder, stem = posixpath.split(sample)
     parts = [(folder, "", stem, "")]
     before, behind = cut
@@ -197,7 +198,7 @@ def _places(name: str, part: str) -> Iterator[Split]:
 
 
 def _rules_of_one(images: Sequence[str], masks: Sequence[str]) -> Iterator[str]:
-    """A single name has no part that differs; what it has in common with the other side takes its place."""
+    """Rules for a single name: it has no varying part, so the text it shares with the other side takes its place."""
     for image in images:
         for mask in masks:
             (folder, stem), (mask_folder, mask_stem) = posixpath.split(image), posixpath.split(mask)
@@ -216,7 +217,7 @@ def _rules_of_one(images: Sequence[str], masks: Sequence[str]) -> Iterator[str]:
 
 
 def _exchange(image: Split, mask: Split) -> str | None:
-    """The rule by which a mask's name comes from its image's, given what the two have in common."""
+    """The rule that derives the mask's name from the image's, given their common part."""
     text = exchange(image[1], image[3], mask[1], mask[3])
     if image[0] == mask[0]:
         return text
@@ -234,7 +235,7 @@ def _exchange(image: Split, mask: Split) -> str | None:
 
 
 def _folder_exchange(image: str, mask: str) -> tuple[str, str] | None:
-    """Expression and replacement, each with a slash at its end, that exchange one folder of a path, or cut all."""
+    """Expression and replacement, each ending in a slash, that replace one folder of a path, or remove all."""
     if not mask:
         return "(?:.*/)?", ""
     one, other = image.split("/") if image else [], mask.split("/")
@@ -254,7 +255,7 @@ def _folder_exchange(image: str, mask: str) -> tuple[str, str] | None:
 
 
 def _by_numbers(images: Sequence[str], masks: Collection[str]) -> dict[str, str]:
-    """Masks by the numbers in which the names differ; names without numbers, or with those of another, are left out."""
+    """Masks matched by the numbers in which the names differ; names with no or duplicate numbers are left out."""
     sides = []
     for names in (images, list(masks)):
         before, behind = _common(names)
@@ -273,7 +274,7 @@ def _by_numbers(images: Sequence[str], masks: Collection[str]) -> dict[str, str]
 
 
 def _common(names: Collection[str]) -> tuple[str, str]:
-    """What the last parts of all names begin and end with; numbers are not cut in two."""
+    """The common prefix and suffix of the last components of all names; numbers are never split."""
     stems = [posixpath.basename(name) for name in names]
     if len(set(stems)) < 2:
         return "", ""
@@ -283,7 +284,7 @@ def _common(names: Collection[str]) -> tuple[str, str]:
 
 
 def _start(texts: Sequence[str]) -> str:
-    """What all texts begin with: what the first and the last of them in alphabetical order do."""
+    """The common prefix of all texts, which is that of the first and the last in alphabetical order."""
     first, last = min(texts), max(texts)
     same = 0
     while same < min(len(first), len(last)) and first[same] == last[same]:
@@ -292,7 +293,7 @@ def _start(texts: Sequence[str]) -> str:
 
 
 def _samples(names: Sequence[str], count: int = SAMPLES) -> list[str]:
-    """Some names, evenly over all."""
+    """Some names, evenly spaced."""
     if len(names) <= count:
         return list(names)
     return [names[number * (len(names) - 1) // (count - 1)] for number in range(count)]

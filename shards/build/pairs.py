@@ -1,4 +1,4 @@
-"""Finding a user's images and their masks, in folders or a CSV file. No pixel is decoded."""
+"""Find a user's images and their masks, in folders or a CSV file. No pixel is decoded."""
 
 import csv
 import io
@@ -37,16 +37,16 @@ class Pairs:
 
     pairs: tuple[Pair, ...]
     rule: str = EXACT
-    """How masks are called: what `--masks.name` says, or the rule that was found."""
+    """The naming rule: from `--masks.name`, or the one that was found."""
     notes: tuple[str, ...] = ()
-    """What a person should know of how they were found."""
+    """Messages for the user about how they were found."""
 
 
 def find_pairs(config: MakeShardsConfig) -> Pairs:
-    """The user's images with their masks, page by page. Images that the lists leave out need no mask.
+    """The user's images with their masks, page by page. Images that are in no list need no mask.
 
     Raises:
-        UserError: nothing found, an image without mask, names that can mean two files.
+        UserError: nothing found, an image without mask, ambiguous names.
     """
     if config.images.csv:
         return Pairs(tuple(page for pair in _from_csv(config.images.csv) for page in _pages(pair)))
@@ -67,11 +67,11 @@ def find_pairs(config: MakeShardsConfig) -> Pairs:
 
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file under their headings, as spreadsheets write it too: in other encodings than UTF-8, with
-    semicolons or tabs, and with short rows, whose missing values are empty.
+    """The rows of a CSV file, keyed by heading. Also reads what spreadsheets write: encodings other than UTF-8,
+    semicolons or tabs, and short rows, whose missing values become empty.
 
     Raises:
-        UserError: the file can't be read or is no CSV.
+        UserError: the file can't be read or isn't a CSV file.
     """
     text = read_text(path)
     headings = text.partition("\n")[0]
@@ -79,12 +79,12 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
     try:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey=_BEYOND, restval=""))
     except csv.Error as error:
-        raise UserError(f"{path}: no CSV file ({error})") from None
+        raise UserError(f"{path}: not a CSV file ({error})") from None
     return [{key: value for key, value in row.items() if key != _BEYOND} for row in rows]
 
 
 def _from_csv(path: Path) -> list[Pair]:
-    """Pairs of a CSV file; its paths are relative to its own folder, and may name pages (`stack.tif#page=3`)."""
+    """Pairs from a CSV file; its paths are relative to its own folder and can name pages (`stack.tif#page=3`)."""
     rows = csv_rows(path)
     if not rows:
         raise UserError(f"{path}: no rows; it needs a line `image,mask` or `image,mask,split` and one line per pair")
@@ -119,7 +119,7 @@ def _listed_files(config: MakeShardsConfig) -> tuple[list[Path], FoundMasks]:
     files = images_in(images.folder, images.pattern)
     if not files:
         inside = len(images_in(images.folder)) if "/" not in images.pattern else 0
-        hint = f"; {inside} are in folders inside: --images.pattern '**/{images.pattern}'" if inside else ""
+        hint = f"; {inside} are in subfolders: --images.pattern '**/{images.pattern}'" if inside else ""
         raise UserError(
             f"--images.folder {images.folder}: no image matches {images.pattern!r} "
             f"(looked for {' '.join(IMAGE_SUFFIXES)}){hint}"
@@ -131,7 +131,7 @@ def _listed_files(config: MakeShardsConfig) -> tuple[list[Path], FoundMasks]:
     else:
         mask_folder = masks.folder
         candidates = mask_files(mask_folder, below)
-        # One of the two folders may lie in the other.
+        # One of the two folders may be inside the other.
         files = [path for path in files if not _is_below(path, mask_folder, images.folder)]
         candidates = [path for path in candidates if not _is_below(path, images.folder, mask_folder)]
     _refuse_same_names(files, images.folder)
@@ -139,7 +139,7 @@ def _listed_files(config: MakeShardsConfig) -> tuple[list[Path], FoundMasks]:
 
 
 def _search(config: MakeShardsConfig, files: list[Path], masks: list[Path], folder: Path) -> FoundMasks:
-    """The masks of those images that the lists keep and `--images.unlabelled` doesn't excuse."""
+    """The masks of the images that are in use and not exempted by `--images.unlabelled`."""
     assert config.images.folder is not None
     by_name = {name_of(path.relative_to(config.images.folder)): path for path in files}
     needed: Collection[str] = ()
@@ -151,11 +151,11 @@ def _search(config: MakeShardsConfig, files: list[Path], masks: list[Path], fold
 
 
 def _one_folder(config: MakeShardsConfig, files: list[Path], masks: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Which files are the images, and which may be masks, where both are in one folder."""
+    """The files that are images and those that may be masks, if both are in one folder."""
     folder = config.images.folder
     assert folder is not None
     if config.masks.name:
-        # What is some image's mask is no image. One name is not its own mask.
+        # A file that is some image's mask is not an image. A file is not its own mask.
         rule = MaskRule(config.masks.name)
         wanted = {rule.mask_of(name_of(path.relative_to(folder))) for path in files}
         others = [path for path in masks if path not in set(files)]
@@ -164,7 +164,7 @@ def _one_folder(config: MakeShardsConfig, files: list[Path], masks: list[Path]) 
     fits: dict[tuple[Path, ...], tuple[list[Path], list[Path], FoundMasks]] = {}
     choices = list(divisions(files, folder))
     others = [path for path in masks if path not in set(files)]
-    if others:  # the pattern chooses images: what it leaves may be the masks
+    if others:  # the pattern selects images; the remaining files may be the masks
         choices.insert(0, (files, others))
     problem = ""
     for images, rest in choices:
@@ -184,20 +184,24 @@ def _one_folder(config: MakeShardsConfig, files: list[Path], masks: list[Path]) 
 
 def _undivided(folder: Path, files: list[Path], fits: list[FoundMasks], problem: str) -> str:
     ways = (
-        "say which files are images with --images.pattern ('*.jpg') and how masks are called with --masks.name "
-        "('{stem}_mask'), put the masks into a folder of their own (--masks.folder), or pair them in a CSV file "
+        "select the images with --images.pattern ('*.jpg') and give the masks' naming rule with --masks.name "
+        "('{stem}_mask'), move the masks to a folder of their own (--masks.folder), or pair them in a CSV file "
         "(--images.csv)"
     )
     if fits:
         lines = [found.notes[0] for found in fits[:SHOWN]]
-        return f"{folder}: its files are images and masks in several ways:\n  " + "\n  ".join(lines) + f"\n{ways}"
+        return (
+            f"{folder}: its files can be divided into images and masks in several ways:\n  "
+            + "\n  ".join(lines)
+            + f"\n{ways}"
+        )
     shown = ", ".join(path.name for path in files[:3]) + (", …" if len(files) > 3 else "")
-    tried = f"\nthe likeliest way fails: {problem}" if problem else ""
-    return f"{folder}: no telling which of its {len(files)} files ({shown}) are the masks; {ways}{tried}"
+    tried = f"\nthe most likely way fails: {problem}" if problem else ""
+    return f"{folder}: can't tell which of its {len(files)} files ({shown}) are the masks; {ways}{tried}"
 
 
 def _is_below(path: Path, inner: Path, outer: Path) -> bool:
-    """Whether `path` lies in the folder `inner`, which itself lies in `outer`."""
+    """True if `path` is in the folder `inner`, which is itself in `outer`."""
     return inner.resolve().is_relative_to(outer.resolve()) and path.resolve().is_relative_to(inner.resolve())
 
 
@@ -207,18 +211,18 @@ def _refuse_same_names(files: list[Path], folder: Path) -> None:
     if doubles:
         raise UserError(
             "images that differ only in their suffix would share one mask:\n  " + "\n  ".join(doubles[:SHOWN]) + "\n"
-            "take the copies away, or choose with --images.pattern '*.png'"
+            "remove the copies, or select one kind with --images.pattern '*.png'"
         )
 
 
 def _pages(pair: Pair) -> list[Pair]:
-    """The images in a multi-page TIFF, each with the mask's page of the same place; one for everything else."""
+    """The images in a multi-page TIFF, each with the same page of the mask; a single pair for anything else."""
     images, masks = ([path] if "#page=" in path.name else page_addresses(path) for path in (pair.image, pair.mask))
     if len(images) != len(masks):
         raise UserError(
             f"{pair.image} has {len(images)} pages and its mask {pair.mask} {len(masks)}; "
-            "save one mask page per image page, or the wanted page as a file of its own"
-            + ("; if the pages are channels of one image, save these as samples of one page" if len(masks) == 1 else "")
+            "save one mask page per image page, or save the page you need as a separate file"
+            + ("; if the pages are channels of one image, save them as channels of one page" if len(masks) == 1 else "")
         )
     if len(images) == 1:
         return [Pair(pair.entry, images[0], masks[0])]

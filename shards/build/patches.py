@@ -1,4 +1,4 @@
-"""Cutting random patches from labeled images. H W: image, C channels, K classes, P patch side, n patches."""
+"""Cut random patches from labeled images. H W: image, C channels, K classes, P patch side, n patches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from shards.images.image_file import bands
 from shards.manifest import IGNORE
 
 CHUNK = 256
-"""Patches that are in memory at once."""
+"""Maximum number of patches in memory at once."""
 
 Labels = NDArray[np.uint8]
 
@@ -23,9 +23,9 @@ class LabeledImage(Protocol):
     height: int
     width: int
     digest: str
-    """Identity of its pixels, to find copies; empty where there can't be any."""
+    """Digest of its pixels, to find copies; empty if copies are impossible."""
     content: str
-    """Identity of its pixels and labels, to notice changes; likewise."""
+    """Digest of its pixels and labels, to detect changes; likewise."""
 
     def read_image(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
         """Pixels (h, w, C)."""
@@ -49,12 +49,12 @@ class Patches:
 
 
 def cut_patches(image: LabeledImage, settings: PatchesConfig, random: np.random.Generator) -> Iterator[Patches]:
-    """The random patches of one image, at most CHUNK at a time; without those of background alone if so wanted."""
+    """The random patches of one image, at most CHUNK at a time, without background-only patches if so configured."""
     size = settings.size
     corners = draw_corners(image, settings, random)
     for first in range(0, len(corners), CHUNK):
         chunk = corners[first : first + CHUNK]
-        # From the top down, so that a striped file is decoded once.
+        # From top to bottom, so that a striped file is decoded only once.
         chunk = chunk[np.lexsort((chunk[:, 1], chunk[:, 0]))]
         masks = np.stack([_window(image.read_mask, image, y, x, size) for y, x in chunk])
         if settings.drop_background:
@@ -66,7 +66,8 @@ def cut_patches(image: LabeledImage, settings: PatchesConfig, random: np.random.
 
 
 def draw_corners(image: LabeledImage, settings: PatchesConfig, random: np.random.Generator) -> NDArray[np.int64]:
-    """Upper left corners (n, 2), y and x; a share `balance` of them is laid on pixels of the image's classes."""
+    """Upper left corners (n, 2), y and x; a fraction `balance` of the patches is centered on pixels of the image's
+    classes."""
     free = np.array([max(image.height - settings.size, 0), max(image.width - settings.size, 0)])
     corners = random.integers(0, free + 1, size=(settings.per_image, 2))
     if not settings.balance:
@@ -74,15 +75,15 @@ def draw_corners(image: LabeledImage, settings: PatchesConfig, random: np.random
     chosen = np.flatnonzero(random.random(settings.per_image) < settings.balance)
     if chosen.size:
         pixels = draw_class_pixels(image, len(chosen), random)
-        inside = random.integers(0, settings.size, size=pixels.shape)  # where in the patch the pixel comes to lie
+        inside = random.integers(0, settings.size, size=pixels.shape)  # position of the pixel in the patch
         corners[chosen] = np.clip(pixels - inside, 0, free)
     return corners
 
 
 def draw_class_pixels(image: LabeledImage, count: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """`count` pixels (y, x), shape (count, 2): first a class of the image, each as likely, then a pixel of it.
+    """`count` pixels (y, x), shape (count, 2): draws a class of the image uniformly, then one of its pixels.
 
-    Works in bands of rows, so that a big image needs no more than its counts per row.
+    Works in bands of rows, so that a large image needs memory only for its counts per row.
     """
     per_row = count_rows(image)
     present = np.flatnonzero(per_row[:, :IGNORE].sum(axis=0))
@@ -109,7 +110,7 @@ def count_rows(image: LabeledImage) -> NDArray[np.int32]:
 
 
 def _window(read: Any, image: LabeledImage, y: int, x: int, size: int) -> NDArray[Any]:
-    """A size x size window; an image that is too small is continued by reflection at the right and the bottom."""
+    """A size x size window; smaller images are padded by reflection on the right and at the bottom."""
     bottom, right = min(y + size, image.height), min(x + size, image.width)
     window = read(int(y), int(bottom), int(x), int(right))
     missing = [(0, size - window.shape[0]), (0, size - window.shape[1])]

@@ -1,4 +1,4 @@
-"""The part of the settings that decides a set's content: its recipe, by which two sets are told apart."""
+"""A set's recipe: the settings that determine its contents, used to tell sets apart."""
 
 import hashlib
 import json
@@ -17,23 +17,23 @@ from shards.build.decide import CHOICES
 from shards.images.mask_names import EXACT
 
 PATHS = ("folder", "csv", "train_list", "validation_list", "test_list")
-"""Settings of a recipe that are paths."""
+"""Settings in a recipe that are paths."""
 VERSION = "recipe_version"
 RECIPE_VERSION = 2
-"""Goes up when the same settings give other bytes. 2: the positions of patches have a key of their own."""
+"""Increases when the same settings give different bytes. 2: patch positions have their own key."""
 
 
 def recipe_of(config: MakeShardsConfig, source_files: str, choices: Sequence[Choice] = ()) -> dict[str, Any]:
-    """What decides the content of the set: all settings but those of where and how it is built.
+    """The settings that determine the set's contents: all except where and how it is built.
 
-    `choices` are those among the settings that nobody set. `source_files` identifies the user's files
-    (`digest_of_files`); empty for drawn images.
+    `choices` are the settings that were chosen automatically. `source_files` identifies the user's files
+    (`digest_of_files`); empty for synthetic images.
     """
     values = to_dict(config)
     for name in ("name", "root", "processes", "task", "finish", "overwrite"):
         del values[name]
     masks = config.mask_settings
-    values["masks"] = to_dict(replace(masks, name=masks.name or EXACT))  # a name that isn't needed is the plain one
+    values["masks"] = to_dict(replace(masks, name=masks.name or EXACT))  # an empty rule means equal names
     if config.own_data:
         del values["synthetic"]
     made = [asdict(choice) for choice in choices]
@@ -41,9 +41,9 @@ def recipe_of(config: MakeShardsConfig, source_files: str, choices: Sequence[Cho
 
 
 def digest_of_files(files: list[tuple[str, Path]]) -> str:
-    """A fingerprint of (split, file) pairs by names and sizes: cheap, and a changed collection changes it.
+    """A cheap fingerprint of (split, file) pairs by names and sizes, which changes with the collection.
 
-    What changes without changing in size is found by `shards.build.changes.changed_sources`.
+    `shards.build.changes.changed_sources` finds files that changed but kept their size.
     """
     digest = hashlib.sha256()
     for split, path in files:
@@ -52,19 +52,19 @@ def digest_of_files(files: list[tuple[str, Path]]) -> str:
 
 
 def other_version(old: dict[str, Any]) -> str:
-    """Who made a recipe under which the same settings give other bytes; empty for those of this version."""
+    """The version of segdist behind a recipe that gives different bytes; empty for recipes of this version."""
     version = old.get(VERSION, 0)
     if version == RECIPE_VERSION:
         return ""
     who = "an earlier" if version < RECIPE_VERSION else "a later"
-    return f"{who} segdist (recipe version {version}, this program's is {RECIPE_VERSION})"
+    return f"{who} segdist (recipe version {version}; this version's is {RECIPE_VERSION})"
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lines `key: old → new` for all settings that differ between two recipes; a path may be written in several ways.
+    """Lines `key: old → new` for all settings that differ between two recipes; equivalent paths are equal.
 
-    A setting that `old` lacks is younger than that recipe and counts as what was done then. Versions are not compared,
-    nor who made a choice.
+    A setting that `old` lacks is newer than that recipe and takes the value that matches the behavior of the time.
+    Versions are not compared, nor is whether a value was set or chosen.
     """
     then = merge(to_dict(MakeShardsConfig()), settings_of(EARLIER))
     defaults = {key: value for key, value in then.items() if key in new}

@@ -1,4 +1,5 @@
-"""The labeled images that a shard set is built from: the user's files, or drawings whose files are written here."""
+"""The labeled images that a shard set is built from: the user's files, or synthetic images, whose files are written
+here."""
 
 import hashlib
 from collections import Counter
@@ -29,11 +30,11 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class FileSource:
-    """A labeled image of a split, in two files of the user's."""
+    """A labeled image of a split, in two of the user's files."""
 
     split: str
     number: int
-    """Place in its split's list."""
+    """Index in its split's list."""
     image: Path
     """The file, or the address of a page in it (`shards.images.opening.page_address`); so is `mask`."""
     mask: Path
@@ -59,7 +60,7 @@ class FileSource:
             yield FileImage(image, mask, channels)
 
     def kept(self) -> bool:
-        """True where the source has all files that a finished shard leaves of it: none of its own."""
+        """True if all files that building writes for this source exist; here there are none."""
         return True
 
     def pair(self, folder: Path, content: str) -> SourcePair:
@@ -69,14 +70,14 @@ class FileSource:
 
 @dataclass(frozen=True)
 class DrawnSource:
-    """A synthetic image of a split, drawn when it is opened; that also writes its files."""
+    """A synthetic image of a split, drawn and written to its files when opened."""
 
     split: str
     number: int
     image: Path
     mask: Path
     drawing: int
-    """Its number among the drawn images of training and validation, or among the test images."""
+    """Its number among the training and validation images, or among the test images."""
 
     @contextmanager
     def open(self, config: MakeShardsConfig, channels: int) -> Iterator[LabeledImage]:
@@ -90,7 +91,7 @@ class DrawnSource:
         yield ArrayImage(match_channels(image, channels, self.image), mask)
 
     def kept(self) -> bool:
-        """True where its files are there."""
+        """True if its files exist."""
         return self.image.exists() and self.mask.exists()
 
     def pair(self, folder: Path, content: str) -> SourcePair:
@@ -119,10 +120,10 @@ class ArrayImage:
 
 
 class FileImage:
-    """A labeled image in two files, every pixel of which has been read once and found good."""
+    """A labeled image in two files, every pixel of which has been read and checked."""
 
     def __init__(self, image: ImageFile, mask: MaskFile, channels: int) -> None:
-        """Raises UserError for damaged files, and UnknownLabels where a pixel of the mask belongs to no class."""
+        """Raises UserError for damaged files, and UnknownLabels if a mask pixel belongs to no class."""
         self._image, self._mask, self._channels = image, mask, channels
         self.height, self.width = image.height, image.width
         self._labels: NDArray[np.uint8] | None = None
@@ -140,11 +141,11 @@ class FileImage:
             raise UnknownLabels(mask.path, unknown)
         pixels, empty = self._pixel_digest()
         self.digest = "" if empty else pixels
-        """Of what is seen: copies of the image in other files or formats have the same. Empty for images of one color:
-        tiles without data look the same and are no copies of each other."""
+        """Digest of the visible pixels, equal for copies in other files or formats. Empty for single-color images:
+        tiles without data look the same without being copies."""
         seen.update(pixels.encode())
         self.content = seen.hexdigest()
-        """Of labels and pixels."""
+        """Digest of labels and pixels."""
 
     def read_image(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
         return match_channels(self._image.read(top, bottom, left, right), self._channels, self._image.path)
@@ -155,7 +156,7 @@ class FileImage:
         return self._mask.read(top, bottom, left, right)
 
     def _pixel_digest(self) -> tuple[str, bool]:
-        """Of all pixels, and whether they are all the same."""
+        """Digest of all pixels, and whether they are all the same."""
         digest = hashlib.blake2b(f"{self.height} {self.width}".encode(), digest_size=DIGEST_BYTES)
         first, same = None, True
         for top, bottom in bands(self.height, self.width):
@@ -167,7 +168,7 @@ class FileImage:
 
 
 class ReducedImage:
-    """A labeled image at a fraction of its size."""
+    """A downscaled labeled image."""
 
     def __init__(self, image: LabeledImage, scale: int) -> None:
         self.image, self.scale = image, scale
@@ -186,12 +187,12 @@ class ReducedImage:
 
 
 def reduced(image: LabeledImage, scale: int) -> LabeledImage:
-    """The image reduced by `scale`; itself where that is 1 (or 0, the open setting of earlier sets)."""
+    """The image downscaled by `scale`, or the image itself if that is 1 (or 0, the unset value in older sets)."""
     return ReducedImage(image, scale) if scale > 1 else image
 
 
 class UnknownLabels(Exception):
-    """A mask holds values that belong to no class. Told to the user for all masks at once."""
+    """A mask holds values that belong to no class. Reported to the user for all masks at once."""
 
     def __init__(self, path: Path, counts: Counter[str]) -> None:
         super().__init__(path, counts)
@@ -199,7 +200,7 @@ class UnknownLabels(Exception):
 
 
 def size_problem(image: Path, mask: Path, pair: OrientedPair, orientation: Orientation) -> str:
-    """What to tell of a mask that doesn't lie on its image; empty if it does."""
+    """The error message for a mask whose size doesn't match its image; empty if it does."""
     upright = pair.upright(orientation)
     sizes = (pair.image_size, pair.mask_size) if upright else (pair.image_stored, pair.mask_stored)
     if sizes[0] == sizes[1]:
@@ -209,7 +210,7 @@ def size_problem(image: Path, mask: Path, pair: OrientedPair, orientation: Orien
     return (
         f"{image} is {sizes[0][0]} x {sizes[0][1]} pixels (height x width), its mask {mask} is "
         f"{sizes[1][0]} x {sizes[1][1]}{turned if tags != (1, 1) else ''}; save the mask at the image's size, or pair "
-        "them otherwise with --masks.name"
+        "them differently with --masks.name"
     )
 
 

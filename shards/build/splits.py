@@ -1,4 +1,4 @@
-"""Dealing images to the splits, by what the user names and by shares that are drawn. Names only: no file is opened."""
+"""Assign images to splits, by the user's lists and by random fractions. Uses names only; opens no image."""
 
 import re
 from collections import defaultdict
@@ -14,41 +14,42 @@ from shards.build.config import SplitConfig
 from shards.images.folders import composed
 
 SHOWN = 10
-"""Names that a message shows."""
+"""Maximum number of names in a message."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is dealt: an image, or a page of one."""
+    """What is assigned to a split: an image, or a page of one."""
 
     name: str
-    """What lists and patterns call the file: its path in the images' folder, or the CSV's text."""
+    """The name used in lists and patterns: its path in the images' folder, or the text in the CSV file."""
     page: int | None = None
-    """Number of the page; None where the file holds one image."""
+    """Number of the page; None if the file holds one image."""
     split: str = ""
-    """Empty until it is dealt."""
+    """Empty until assigned."""
 
     @property
     def shown(self) -> str:
         return self.name if self.page is None else f"{self.name}#page={self.page}"
 
     def names(self) -> tuple[str, ...]:
-        """All that a list may call it: its path in the folder, its file's name, the name without suffix; and these with
-        the page behind them."""
+        """All names that a list can use for it: its path in the folder, its file name, the name without suffix, and
+        each of these followed by the page."""
         path = PurePosixPath(composed(self.name))
         names = (str(path), path.name, path.stem)
         return names if self.page is None else (*names, *(f"{name}#page={self.page}" for name in names))
 
 
 def deal(entries: Sequence[Entry], settings: SplitConfig, seed: int) -> list[Entry]:
-    """Give every entry its split, in their order; those that the lists leave out keep none.
+    """Assign every entry to a split, keeping their order; entries in no list keep none if there are lists.
 
-    What the CSV, the lists and the name patterns say holds. Of the others, the share `test` is held out; and where
-    nothing names validation images, the share `validation` of the training images validates. Shares are drawn by
-    group. The pages of a file are one group, unless some of them are named by themselves.
+    The CSV file, the lists and the name patterns take precedence. Of the other entries, the fraction `test` is held
+    out; and if nothing names validation images, the fraction `validation` of the training images is used for
+    validation. Fractions are drawn by group. The pages of a file are one group, unless some pages are named
+    individually.
 
     Raises:
-        UserError: an image or a group in two splits, or a listed name that is no image.
+        UserError: an image or a group in two splits, or a listed name that matches no image.
     """
     everything = list(entries)
     chosen, entries, groups = _grouped(entries, settings)
@@ -63,7 +64,7 @@ def deal(entries: Sequence[Entry], settings: SplitConfig, seed: int) -> list[Ent
 
 
 def free_groups(entries: Sequence[Entry], settings: SplitConfig) -> tuple[int, bool]:
-    """How many groups of images nobody has put into a split, and whether some images are held out by name.
+    """The number of image groups not yet assigned to a split, and whether some images are held out by name.
 
     Raises:
         UserError: as `deal`.
@@ -74,7 +75,7 @@ def free_groups(entries: Sequence[Entry], settings: SplitConfig) -> tuple[int, b
 
 
 def _grouped(entries: Sequence[Entry], settings: SplitConfig) -> tuple[list[int], list[Entry], list[str]]:
-    """The entries that are used at all: their numbers, they with the splits that are named, and their groups."""
+    """The entries in use: their numbers, the entries with their named splits, and their groups."""
     named, by_page = _named_splits(entries, settings)
     chosen = [number for number, entry in enumerate(named) if entry.split or not settings.train_list]
     entries = [named[number] for number in chosen]
@@ -82,7 +83,7 @@ def _grouped(entries: Sequence[Entry], settings: SplitConfig) -> tuple[list[int]
     spread = defaultdict(set)
     for entry, group in zip(entries, groups, strict=True):
         spread[group].add(entry.split)
-    # Images of a group follow those that were named.
+    # Images of a group follow its named members.
     for group, splits in spread.items():
         if len(splits - {""}) > 1:
             pairs = zip(entries, groups, strict=True)
@@ -95,8 +96,8 @@ def _grouped(entries: Sequence[Entry], settings: SplitConfig) -> tuple[list[int]
 
 
 def names_kept(entries: Collection[Entry], settings: SplitConfig) -> set[str]:
-    """The names of the files that are used at all: with a list of training images only those that are named somewhere,
-    whole or by a page, else all. What is wrong with lists and patterns is for `deal` to say."""
+    """The names of the files in use: with a list of training images, only those that are named somewhere, whole or by
+    page; otherwise all. `deal` reports problems with lists and patterns."""
     if not settings.train_list:
         return {entry.name for entry in entries}
     by_name: dict[str, set[str]] = defaultdict(set)
@@ -116,7 +117,7 @@ def names_kept(entries: Collection[Entry], settings: SplitConfig) -> set[str]:
 
 
 def _draw(entries: list[Entry], groups: list[str], of: str, to: str, share: float, key: tuple[int, int]) -> list[Entry]:
-    """Move a share of the groups in split `of` to split `to`."""
+    """Move a fraction of the groups in split `of` to split `to`."""
     candidates = sorted({group for entry, group in zip(entries, groups, strict=True) if entry.split == of})
     chosen = {candidates[number] for number in chosen_numbers(len(candidates), share, *key)}
     return [
@@ -126,8 +127,9 @@ def _draw(entries: list[Entry], groups: list[str], of: str, to: str, share: floa
 
 
 def _named_splits(entries: Sequence[Entry], settings: SplitConfig) -> tuple[list[Entry], set[str]]:
-    """The splits that the CSV, the lists and the patterns name, and the files whose pages are named by themselves."""
-    said: dict[int, dict[str, str]] = defaultdict(dict)  # entry → split → who says so
+    """The splits named by the CSV file, the lists and the patterns, and the files whose pages are named
+    individually."""
+    said: dict[int, dict[str, str]] = defaultdict(dict)  # entry → split → where it says so
     by_page: set[str] = set()
 
     def say(numbers: Collection[int], split: str, who: str, text: str) -> None:
@@ -155,14 +157,14 @@ def _named_splits(entries: Sequence[Entry], settings: SplitConfig) -> tuple[list
         ("test", "--split.test-images", settings.test_images),
     ):
         for pattern in patterns:
-            # A name is tried as it is before it is read as a pattern: `[x=0,y=0]` may be one.
+            # Try a name literally before reading it as a pattern: `[x=0,y=0]` may be one.
             matching = by_name.get(composed(pattern)) or [
                 number
                 for number, entry in enumerate(entries)
                 if any(fnmatchcase(name, composed(pattern)) for name in entry.names())
             ]
             if not matching:
-                raise UserError(f"{flag} {pattern!r}: no image has such a name")
+                raise UserError(f"{flag} {pattern!r}: no image has this name")
             say(matching, split, f"{flag} {pattern!r}", pattern)
     doubles = [
         f"{entries[number].shown}: " + ", ".join(f"{split} by {where}" for split, where in who.items())
@@ -172,7 +174,7 @@ def _named_splits(entries: Sequence[Entry], settings: SplitConfig) -> tuple[list
     if doubles:
         raise UserError(
             "images in two splits, which would make the scores worthless:\n  " + "\n  ".join(doubles[:SHOWN]) + "\n"
-            "name each image for one split only"
+            "assign each image to only one split"
         )
     named = [replace(entry, split=next(iter(said[number]), "")) for number, entry in enumerate(entries)]
     return named, by_page
@@ -187,14 +189,16 @@ def _listed(path: Path, entries: Sequence[Entry], by_name: dict[str, list[int]])
         if len(files) == 1:
             listed.append((line, numbers))
         else:
-            problems.append(f"{line!r} " + (f"means {', '.join(sorted(files))}" if files else "is no image's name"))
+            problems.append(
+                f"{line!r} " + (f"is ambiguous: {', '.join(sorted(files))}" if files else "matches no image")
+            )
     if problems:
         raise UserError(f"{path}:\n  " + "\n  ".join(problems[:SHOWN]))
     yield from listed
 
 
 def list_lines(path: Path) -> list[str]:
-    """The lines of a text file that aren't empty, in composed form. Raises UserError where it can't be read."""
+    """The non-empty lines of a text file, in composed form (NFC). Raises UserError if it can't be read."""
     return [composed(line.strip()) for line in read_text(path).splitlines() if line.strip()]
 
 
@@ -204,14 +208,15 @@ def _group(entry: Entry, pattern: str, by_page: set[str]) -> str:
     try:
         match = re.search(pattern, composed(entry.shown if "#page" in pattern else entry.name))
     except re.error as error:
-        raise UserError(f"--split.group {pattern!r}: no regular expression ({error})") from None
+        raise UserError(f"--split.group {pattern!r}: not a regular expression ({error})") from None
     if match is None:
         raise UserError(f"--split.group {pattern!r}: doesn't match the image {entry.shown}")
     return match[match.lastindex or 0]
 
 
 def chosen_numbers(count: int, share: float, *key: int) -> set[int]:
-    """Which of `count` images (or groups) a split gets, drawn by `key`: the share rounded, at least one, never all."""
+    """The images (or groups) out of `count` for a split, drawn by `key`: the rounded fraction, at least one, never
+    all."""
     if share == 0 or count < 2:
         return set()
     chosen = min(max(1, round(share * count)), count - 1)

@@ -26,7 +26,7 @@ def draw(seed: int, part: str, number: int, height: int, width: int) -> tuple[ND
     Background: normal noise, mean from 0.7 to 0.9 per image, standard deviation 0.1, truncated to 0.6 … 1.
     On it 1 to 9 ellipses (first semi-axis 5 to 19, the other 0.5 to 2 times that, any angle), then as many lines
     (length 20 to the width, half-thickness 1 or 2, any angle), each with one intensity from 0 to 0.7. Centers are
-    anywhere; what crosses the border is cut.
+    anywhere; shapes are clipped at the border.
     """
     random = generator(seed, _PURPOSE[part], number)
     image = _truncated_normal(random, random.uniform(0.7, 0.9), 0.1, 0.6, 1.0, height * width).reshape(height, width)

@@ -1,4 +1,4 @@
-"""The work of a build, known before anything is written: sources, their common format, and their cut into shards."""
+"""Plan a build before anything is written: sources, their common format, and their division into shards."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,45 +32,45 @@ from shards.records import MAX_SHARDS
 
 PATCH_SETTINGS = ("patches.size", "patches.per_image", "patches.balance", "patches.scale", "images.upright")
 MIN_SHARDS = 8
-"""Per split, where there are as many images."""
+"""Per split, if there are as many images."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be built, known before anything is written."""
+    """What to build, known before anything is written."""
 
     config: MakeShardsConfig
-    """Complete: what the settings leave to the files is decided."""
+    """The completed config: open settings are decided."""
     recipe: dict[str, Any]
-    """Of the settings as given or chosen, which is the same for all tasks of an array."""
+    """Recipe of the settings as given or chosen; the same for all tasks of an array."""
     sources: tuple[Source, ...]
     target: Target
     choices: Sequence[Choice] = ()
-    """What was chosen because it was not set."""
+    """The settings that were chosen automatically."""
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
-        """All shards, and the runs of test images. Cut evenly, by the number of sources and the recipe alone."""
+        """All shards, and the runs of test images. Divided evenly, by the number of sources and the recipe alone."""
         units = []
         for split in SPLITS:
             sources = [source for source in self.sources if source.split == split]
             patch_bytes = self.target.layout.stride * self.config.patches.per_image
             wanted = -(-len(sources) * patch_bytes // (self.config.shard_mb << 20))
-            # A few shards even of a small set, so that several processes find work.
+            # Even a small set gets a few shards, so that several processes have work.
             count = min(max(wanted, MIN_SHARDS), len(sources))
             if count > MAX_SHARDS:
-                raise UserError(f"{count} shards, at most {MAX_SHARDS} have a name; raise --shard-mb")
+                raise UserError(f"{count} shards, but the file names allow at most {MAX_SHARDS}; raise --shard-mb")
             cuts = [len(sources) * number // max(count, 1) for number in range(count + 1)]
             units += [Unit(split, number, tuple(sources[cuts[number] : cuts[number + 1]])) for number in range(count)]
         return tuple(units)
 
     @property
     def max_patches(self) -> int:
-        """Patches if none is dropped."""
+        """Number of patches if none is dropped."""
         return self.config.patches.per_image * sum(source.split != "test" for source in self.sources)
 
     def without_sources(self) -> "Work":
-        """What a worker needs beside its unit: no list of a million sources."""
+        """What a worker needs in addition to its unit: no list of a million sources."""
         return replace(self, sources=())
 
     def note_path(self, unit: Unit) -> Path:
@@ -78,9 +78,9 @@ class Work:
 
 
 def find_work(config: MakeShardsConfig, tell: Callable[[str], None] = lambda note: None) -> Work:
-    """Find the sources and what they have in common; reads names and headers, writes nothing.
+    """Find the sources and their common format; reads names and headers, writes nothing.
 
-    `tell` is called with what a person should know of how they were found, before anything else can go wrong.
+    `tell` is called with messages about how they were found, before anything else can fail.
 
     Raises:
         UserError: sources that can't be used together, with the files' names.
@@ -101,7 +101,7 @@ def find_work(config: MakeShardsConfig, tell: Callable[[str], None] = lambda not
     sources = file_sources(decided.config, found)
     if decided.is_open("masks.classes"):
         decided.take([find_classes(sources, config.masks.ignore)])
-    # An array of tasks looks at the headers once between them; the first source tells all what to expect.
+    # The tasks of an array share the reading of headers; the first source tells all of them what to expect.
     task, tasks = config.task_share()
     mine = list(dict.fromkeys(sources[:1] + sources[task::tasks]))
     headers = read_headers(mine, decided.config)
@@ -110,7 +110,7 @@ def find_work(config: MakeShardsConfig, tell: Callable[[str], None] = lambda not
     channels, dtype = common_format(mine, headers, replace(oriented, patches=decided.config.patches))
     if config.encoding == "png" and not (channels == 1 or (channels == 3 and dtype == "uint8")):
         raise UserError(
-            f"--encoding png: PNG stores gray, or RGB of 8 bit; these images have {channels} channels of {dtype}; "
+            f"--encoding png: PNG stores gray, or 8-bit RGB; these images have {channels} channels of {dtype}; "
             "use --encoding npy"
         )
     if decided.is_open(*PATCH_SETTINGS):
@@ -125,7 +125,7 @@ def find_work(config: MakeShardsConfig, tell: Callable[[str], None] = lambda not
 
 
 def _split_choices(found: Pairs, config: MakeShardsConfig) -> list[Choice]:
-    """Shares to hold out and to validate with, by the number of images (or groups) that no split has yet."""
+    """Fractions to hold out and to use for validation, by the number of images (or groups) not yet in a split."""
     groups, named = free_groups([pair.entry for pair in found.pairs], config.split)
     by_group = bool(config.split.group)
     if config.split.test is None:
@@ -135,17 +135,17 @@ def _split_choices(found: Pairs, config: MakeShardsConfig) -> list[Choice]:
 
 
 def _channel_choices(sources: list[FileSource], headers: list[Header]) -> list[Choice]:
-    """Channels where images are, or look, gray and colored."""
+    """Number of channels if images are, or look, both gray and colored."""
     counts = {header.channels for header in headers if not header.problem}
     if counts not in ({3}, {1, 3}):
         return []
     if gray_all_over(sources):
-        return [Choice("patches.channels", 1, "all color files are gray all over")]
+        return [Choice("patches.channels", 1, "all color files are gray throughout")]
     return [Choice("patches.channels", 3, "some images are gray, some are colored")] if counts == {1, 3} else []
 
 
 def _facts(sources: list[FileSource], config: MakeShardsConfig) -> SetFacts:
-    """Of the training images, the same for all tasks of an array."""
+    """Facts about the training images, the same for all tasks of an array."""
     train = [source for source in sources if source.split == "train"]
     some = [train[len(train) * number // min(SAMPLE, len(train))] for number in range(min(SAMPLE, len(train)))]
     sizes = [header.pair.image_size for header in read_headers(some, config) if header.pair]
@@ -153,16 +153,16 @@ def _facts(sources: list[FileSource], config: MakeShardsConfig) -> SetFacts:
 
 
 def _oriented(config: MakeShardsConfig, sources: list[FileSource], headers: list[Header]) -> MakeShardsConfig:
-    """The config with what is decided about orientation tags; the same in all tasks of an array."""
+    """The config with the decision about orientation tags; the same in all tasks of an array."""
     pairs = [header.pair for header in headers if header.pair]
     if len(headers) < len(sources) and any(pair.in_doubt for pair in pairs):
-        # The task's own images may not tell, or tell less than all.
+        # The task's own images may not decide it, or decide less than all of them.
         pairs = [header.pair for header in read_headers(sources, config) if header.pair]
     decided = decide_orientation(pairs, config.images.orientation, "--images.orientation")
     if decided == "ignore" and config.images.orientation == "auto":
         warn(
-            f"{sum(pair.in_doubt for pair in pairs)} images have an orientation tag and their masks none, or the other "
-            "way round; by the sizes, masks were drawn on the pixels as they are stored, and these tags are ignored"
+            f"{sum(pair.in_doubt for pair in pairs)} images have an orientation tag that their masks lack, or vice "
+            "versa; the sizes show that masks were drawn on the pixels as stored, so these tags are ignored"
         )
     return replace(config, images=replace(config.images, orientation=decided))
 
@@ -185,7 +185,7 @@ def file_sources(config: MakeShardsConfig, found: Pairs) -> list[FileSource]:
 
 
 def drawn_sources(config: MakeShardsConfig) -> list[DrawnSource]:
-    """The drawn images, training ones dealt to train and val."""
+    """The synthetic images, with the training ones divided into train and val."""
     held = chosen_numbers(config.synthetic.train, config.split.validation or 0, config.seed, Purpose.VALIDATION_SPLIT)
     sources, counts = [], Counter[str]()
     for part, count in (("train", config.synthetic.train), ("test", config.synthetic.test)):

@@ -1,7 +1,7 @@
-"""Writing one shard: its tar, its index, and the note that says it is whole.
+"""Write one shard: its tar, its index, and the note that marks it complete.
 
 The index (`<shard>.index.npy`) is a structured array, one entry per record: the source image's number in its split,
-the patch's corner, a CRC-32 of the pixels and labels, the pixels per class, and for PNG the places of the members.
+the patch's corner, a CRC-32 of the pixels and labels, the pixels per class, and for PNG the positions of the members.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class ShardNote:
-    """What is known of a whole shard; the manifest is made of these. Sums are exact integers."""
+    """The facts about a complete shard; the manifest is made from these. Sums are exact integers."""
 
     name: str
     samples: int = 0
@@ -60,14 +60,14 @@ class ShardNote:
     """Per class."""
     ignored: int = 0
     digests: tuple[str, ...] = ()
-    """Of the pixels of each source image; empty for drawn ones."""
+    """Digest of the pixels of each source image; empty for synthetic ones."""
     contents: tuple[str, ...] = ()
-    """Of the pixels and labels of each."""
+    """Digest of the pixels and labels of each."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What all shards of a set have in common."""
+    """The format that all shards of a set share."""
 
     config: MakeShardsConfig
     classes: tuple[ClassInfo, ...]
@@ -80,7 +80,7 @@ class Target:
 
 
 def build_shard(unit: Unit, target: Target, note_path: Path) -> None:
-    """Write the unit's files; each appears whole, the note last.
+    """Write the unit's files atomically, the note last.
 
     Raises:
         UserError: a source that can't be used, or a full disk.
@@ -90,7 +90,7 @@ def build_shard(unit: Unit, target: Target, note_path: Path) -> None:
     digests, contents = [], []
     if unit.split == "test":
         for source in unit.sources:
-            with source.open(target.config, target.channels) as image:  # drawn and written, or checked
+            with source.open(target.config, target.channels) as image:  # draws and writes it, or checks it
                 digests.append(image.digest)
                 contents.append(image.content)
         write_note(note_path, ShardNote(unit.name, digests=tuple(digests), contents=tuple(contents)))
@@ -126,7 +126,7 @@ class ShardWriter:
         self._labels = np.zeros(256, np.int64)
 
     def add(self, patches: Patches, source: int) -> None:
-        """Append patches of one source image. Raises UserError where the shard gets too many."""
+        """Append patches of one source image. Raises UserError if the shard gets too many."""
         count = len(patches.images)
         if self._samples + count > MAX_RECORDS:
             raise UserError(f"more than {MAX_RECORDS} patches in one shard; lower --shard-mb")
@@ -155,7 +155,7 @@ class ShardWriter:
         self._write(END)
 
     def index(self) -> bytes:
-        """The index as the content of its file."""
+        """The contents of the index file."""
         empty = np.zeros(0, index_dtype(len(self._target.classes), self._target.config.encoding))
         buffer = io.BytesIO()
         np.save(buffer, np.concatenate([empty, *self._entries]))
@@ -181,7 +181,7 @@ class ShardWriter:
         self._bytes += memoryview(content).nbytes
 
     def _add_sums(self, images: NDArray[Any]) -> None:
-        # Histograms: exact, and faster than sums of widened pixels.
+        # Histograms are exact, and faster than summing widened pixels.
         values = np.arange(np.iinfo(images.dtype).max + 1, dtype=np.int64)
         for channel in range(images.shape[1]):
             histogram = np.bincount(np.ascontiguousarray(images[:, channel]).ravel(), minlength=len(values))
@@ -190,5 +190,5 @@ class ShardWriter:
 
 
 def write_note(path: Path, note: ShardNote) -> None:
-    """Say that a shard is whole."""
+    """Mark a shard as complete."""
     write_json(path, stamped(to_dict(note), NOTE_FORMAT))

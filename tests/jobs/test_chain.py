@@ -68,5 +68,5 @@ def test_from_two_folders_to_scores_and_report_with_nothing_set(tmp_path: Path) 
     assert len(scores["images"]) == 1
     assert (folder / "report.html").is_file()
     again = run(command, tmp_path).stdout
-    assert "finished already, with this recipe" in again
+    assert "already finished, with this recipe" in again
     assert "finished already, after" in again

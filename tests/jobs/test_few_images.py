@@ -69,7 +69,7 @@ def test_validation_images_of_background_alone_are_named_as_the_reason(
     for number in range(3):
         add(tmp_path, f"{number}.png", noise(number), labels() * (number != 1))
     assert main(make(tmp_path, "--split.validation-images", "1.png")) == 0
-    assert "those of the 1 images that validate hold nothing but background" in capfd.readouterr().err
+    assert "those of the 1 validation images hold only background" in capfd.readouterr().err
 
 
 def test_tiles_without_data_are_no_copies_of_each_other(tmp_path: Path) -> None:

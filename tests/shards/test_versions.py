@@ -52,7 +52,7 @@ def test_a_finished_set_of_an_earlier_recipe_stays_as_it_is(
     (folder / MANIFEST).write_text(json.dumps(manifest))
     before = contents(folder)
     make_shards(tiny_config(tmp_path))
-    assert "by an earlier segdist (recipe version 1, this program's is 2); it stays" in capsys.readouterr().out
+    assert "by an earlier segdist (recipe version 1; this version's is 2); it is kept" in capsys.readouterr().out
     assert contents(folder) == before
     with pytest.raises(UserError, match=r"patches\.balance: 0\.0 → 0\.5"):
         make_shards(tiny_config(tmp_path, patches=replace(tiny_config(tmp_path).patches, balance=0.5)), quiet=True)
@@ -62,7 +62,7 @@ def test_an_unfinished_set_of_an_earlier_recipe_is_not_finished_with_other_patch
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_earlier(tmp_path, monkeypatch, task="0/2")
-    with pytest.raises(UserError, match=r"an earlier segdist .* began: it cuts other patches"):
+    with pytest.raises(UserError, match=r"begun by an earlier segdist .*, which cuts other patches"):
         make_shards(tiny_config(tmp_path), quiet=True)
     make_shards(tiny_config(tmp_path, overwrite=True), quiet=True)
     assert contents(tmp_path / "tiny") == contents(tiny_set(tmp_path / "anew"))

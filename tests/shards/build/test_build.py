@@ -124,14 +124,14 @@ def test_a_finished_set_is_left_alone(small_set: Path, capsys: pytest.CaptureFix
     before = {path: path.stat().st_mtime_ns for path in small_set.rglob("*")}
     manifest = make_shards(tiny_config(small_set.parent))
     assert manifest == read_manifest(small_set)
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in small_set.rglob("*")} == before
 
 
 def test_another_recipe_is_refused_with_the_difference(small_set: Path) -> None:
     before = contents(small_set)
     other = tiny_config(small_set.parent, seed=5, patches=PatchesConfig(size=32, per_image=7))
-    with pytest.raises(UserError, match="another recipe") as error:
+    with pytest.raises(UserError, match="a different recipe") as error:
         make_shards(other, quiet=True)
     assert "patches.per_image: 6 → 7" in str(error.value)
     assert "seed: 0 → 5" in str(error.value)
@@ -142,7 +142,7 @@ def test_another_recipe_is_refused_with_the_difference(small_set: Path) -> None:
 def test_another_recipe_is_refused_in_an_unfinished_set_too(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     make_shards(replace(config, task="0/2"), quiet=True)
-    with pytest.raises(UserError, match="unfinished set of another recipe"):
+    with pytest.raises(UserError, match="unfinished set with a different recipe"):
         make_shards(replace(config, task="1/2", seed=1), quiet=True)
 
 
@@ -161,7 +161,7 @@ def test_a_folder_that_is_no_shard_set_is_never_touched(tmp_path: Path) -> None:
     config.folder.mkdir()
     (config.folder / "thesis.tex").write_text("years of work")
     for overwrite in (True, False):
-        with pytest.raises(UserError, match="no shard set"):
+        with pytest.raises(UserError, match="not a shard set"):
             make_shards(replace(config, overwrite=overwrite), quiet=True)
     assert contents(config.folder) == {"thesis.tex": b"years of work"}
 
@@ -206,7 +206,7 @@ def test_a_full_disk_keeps_what_is_finished_and_says_so(
 
     with monkeypatch.context() as patch:
         patch.setattr("shards.build.writer.ShardWriter._write", full)
-        with pytest.raises(UserError, match="No space left on device; what is finished stays"):
+        with pytest.raises(UserError, match="No space left on device; finished work is kept"):
             make_shards(config, quiet=True)
     assert contents(config.folder).items() >= whole.items()
     make_shards(config, quiet=True)
@@ -224,7 +224,7 @@ def test_a_disk_that_takes_no_more_ends_the_command_with_a_message(
     arguments = command(tmp_path, "--processes", processes)
     done = subprocess.run(arguments, check=False, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 2
-    assert "can't be written: File too large; what is finished stays" in done.stderr
+    assert "can't be written: File too large; finished work is kept" in done.stderr
     assert "Traceback" not in done.stderr
     with pytest.raises(UserError, match="unfinished"):
         ShardSet(tmp_path / "tiny")

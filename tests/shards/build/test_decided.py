@@ -71,7 +71,7 @@ def test_running_again_makes_no_choice_anew(tmp_path: Path, capsys: pytest.Captu
     path.write_text(json.dumps(manifest))
     before = contents(config.folder)
     make_shards(config)
-    assert "finished already, with this recipe" in capsys.readouterr().out
+    assert "already finished, with this recipe" in capsys.readouterr().out
     assert contents(config.folder) == before
     # The chosen value said by the user is the same set, another one isn't.
     make_shards(replace(config, patches=PatchesConfig(per_image=7)), quiet=True)

@@ -122,7 +122,7 @@ def test_one_folder_whose_files_could_be_either_is_refused(tmp_path: Path) -> No
     for number in range(3):
         add(tmp_path, f"both/{number}.png", f"both/{number}.tif", number)
     message = refused(tmp_path, **settings(tmp_path, "both", None))
-    assert "no telling which of its 6 files" in message
+    assert "can't tell which of its 6 files" in message
     assert "--images.pattern" in message
     assert count(build(tmp_path, **settings(tmp_path, "both", None, pattern="*.png"))) == 3
 
@@ -130,7 +130,7 @@ def test_one_folder_whose_files_could_be_either_is_refused(tmp_path: Path) -> No
 def test_images_alone_are_not_divided(tmp_path: Path) -> None:
     for number in (1, 2, 10, 20):
         add(tmp_path, f"both/{number}.png", None, number)
-    assert "no telling which" in refused(tmp_path, **settings(tmp_path, "both", None))
+    assert "can't tell which" in refused(tmp_path, **settings(tmp_path, "both", None))
 
 
 def test_channels_of_one_image_are_never_two_images(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_pictures_of_a_camera_are_no_channels(tmp_path: Path) -> None:
 def test_images_in_folders_inside_are_pointed_at(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"images/rat/{number}.png", f"masks/rat/{number}.png", number)
-    assert "3 are in folders inside: --images.pattern '**/*'" in refused(tmp_path, **settings(tmp_path))
+    assert "3 are in subfolders: --images.pattern '**/*'" in refused(tmp_path, **settings(tmp_path))
     assert count(build(tmp_path, **settings(tmp_path, pattern="**/*"))) == 3
 
 

@@ -188,7 +188,7 @@ def test_an_image_without_mask_is_refused_with_the_nearest_rule(tmp_path: Path) 
     some_images(tmp_path)
     add(tmp_path, "lost.png", noise(9), labels(), "lost_gt.png")
     message = refused(tmp_path)
-    assert "--masks.name '{stem}': pairs 6 of 7 images with one each of the 7 masks" in message
+    assert "--masks.name '{stem}': pairs 6 of 7 images with one of the 7 masks each" in message
     assert "1 images without a mask (lost.png), 1 masks without an image (lost_gt.png)" in message
     assert "'{stem}_gt'" not in message  # which would pair one
     assert "--images.csv" in message
@@ -312,7 +312,7 @@ def test_names_that_differ_only_in_the_suffix_are_refused(tmp_path: Path) -> Non
 def test_a_listed_name_that_is_no_image_is_refused(tmp_path: Path) -> None:
     some_images(tmp_path)
     (tmp_path / "test.txt").write_text("im 77\n")
-    assert "'im 77' is no image's name" in refused(tmp_path, split=SplitConfig(test_list=tmp_path / "test.txt"))
+    assert "'im 77' matches no image" in refused(tmp_path, split=SplitConfig(test_list=tmp_path / "test.txt"))
 
 
 def test_a_csv_with_missing_files_is_refused_with_the_lines(tmp_path: Path) -> None:
