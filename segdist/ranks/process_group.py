@@ -27,6 +27,8 @@ from segdist.ranks.watch import Watch
 Result = TypeVar("Result")
 
 STORE_KEY = "segdist/port"
+LAUNCHER_LIMIT = timedelta(seconds=60)
+"""For reaching torchrun's store."""
 RECORDED_COLLECTIVES = 2000
 """Collectives that NCCL's Flight Recorder keeps: a hundred steps or so, half a megabyte."""
 
@@ -251,7 +253,10 @@ def _own_store(environment: RankEnvironment, timeout: timedelta) -> dist.TCPStor
     torchrun (seen with torch 2.13) gives workers that it restarts the store of those that died. Their addresses are
     still in it, and gloo waits for them for ever. An address that an earlier rank 0 left is refused, or replaced soon.
     """
-    shared = dist.TCPStore(environment.master_addr, environment.master_port, is_master=False, timeout=timeout)
+    # It was there before its workers, so a long wait means that torchrun has died meanwhile.
+    shared = dist.TCPStore(
+        environment.master_addr, environment.master_port, is_master=False, timeout=min(timeout, LAUNCHER_LIMIT)
+    )
     if environment.rank == 0:
         own = dist.TCPStore(
             environment.master_addr, 0, environment.world_size, is_master=True, timeout=timeout, wait_for_workers=False
