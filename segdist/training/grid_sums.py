@@ -16,7 +16,7 @@ A term beyond 2^(k+h) is an overflow; it is counted in the same sum, and the sum
 Infinite and NaN terms are counted apart: they are not a matter of the grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -28,6 +28,8 @@ DIGITS = 53
 """Bits of a float64's significand."""
 FINEST = -120
 """Smallest exponent of a grid: its inverse, by which float32 terms are multiplied, must be a float32."""
+BLOCK = 1 << 15
+"""Values that a CPU takes at once: 128 kB, and 256 kB of their sums."""
 UNKNOWN = -(2**20)
 """Exponent of the largest term, before there was one."""
 
@@ -44,20 +46,19 @@ class GridSums:
         self.terms = terms
         self.exponents = torch.full((len(like),), UNKNOWN, dtype=torch.int32, device=device)
         """k of each tensor: what a checkpoint keeps, since the bits of later sums depend on it."""
+        self._shapes = [(tensor.shape, _strides(tensor)) for tensor in like]
         sizes = [tensor.numel() for tensor in like]
-        counts = 2 * len(like) + 1
+        counts = len(like) + 2
         self._flat = torch.zeros(sum(sizes) + counts, dtype=torch.float64, device=device)
         *values, tail = self._flat.split([*sizes, counts])
-        self._values = [
-            value.as_strided(tensor.shape, tensor.stride()) if _is_dense(tensor) else value.view(tensor.shape)
-            for value, tensor in zip(values, like, strict=True)
-        ]
-        self._touched, self._overflows, self._bad = tail.split([len(like), len(like), 1])
+        self._block = BLOCK if device.type == "cpu" else max(sum(sizes), 1)
+        self._sums = [value.split(self._block) for value in values]
+        self._touched, self._overflows, self._bad = tail.split([len(like), 1, 1])
         self._maxima = torch.zeros(len(like), device=device)
 
     def start(self) -> None:
         """Begin new sums, on the grids that follow from `exponents`."""
-        # +0.0: rounding makes -0.0, and (+0.0) + (-0.0) = +0.0 wherever a rank's first term stands.
+        # +0.0: rounding makes -0.0, and (+0.0) + (-0.0) = +0.0 on whichever rank the first term is.
         self._flat.zero_()
         self._maxima.zero_()
         headroom = HEADROOM + (self.terms - 1).bit_length() + 1 - DIGITS
@@ -66,21 +67,26 @@ class GridSums:
         self._limits = power_of_two((self._grid - headroom + HEADROOM).clamp(max=127))
 
     def add(self, term: Sequence[torch.Tensor | None]) -> None:
-        """Add a term. Its tensors are rounded in place: they are of no use afterwards."""
+        """Add a term. Its tensors are rounded in place, and of no use afterward."""
         present = [index for index, tensor in enumerate(term) if tensor is not None]
-        tensors = [tensor for tensor in term if tensor is not None]
-        # Not `_foreach_norm`, whose infinity norm takes sixty times as long on a CPU; nor `abs`, which makes a copy.
-        highest = torch.stack([tensor.amax().float() for tensor in tensors])
-        maxima = torch.maximum(highest, -torch.stack([tensor.amin().float() for tensor in tensors]))
-        torch._foreach_mul_(tensors, [self._to_units[index] for index in present])
-        torch._foreach_round_(tensors)
-        torch._foreach_add_([self._values[index] for index in present], tensors)
-        finite = maxima.isfinite()
-        rows: torch.Tensor | slice = slice(None) if len(present) == len(term) else torch.tensor(present)
-        self._touched[rows] += 1
-        self._overflows[rows] += finite & (maxima > self._limits[rows])
+        blocks = {index: self._blocks(index, tensor) for index, tensor in enumerate(term) if tensor is not None}
+        rows = [index for index in present for _ in blocks[index]]
+        values = [block for index in present for block in blocks[index]]
+        sums = [block for index in present for block in self._sums[index]]
+        extremes = []
+        for group in self._groups(values):
+            # `_foreach_norm` takes ten times as long on a CPU for its infinity norm.
+            extremes += [torch.aminmax(block) for block in values[group]]
+            torch._foreach_mul_(values[group], [self._to_units[row] for row in rows[group]])
+            torch._foreach_round_(values[group])
+            torch._foreach_add_(sums[group], values[group])
+        lowest, highest = (torch.stack(found) for found in zip(*extremes, strict=True))
+        maxima = torch.maximum(highest, -lowest)
+        finite, of_block = maxima.isfinite(), torch.tensor(rows, device=maxima.device)
+        self._touched[present] += 1
+        self._overflows += (finite & (maxima > self._limits[of_block])).any()
         self._bad += (~finite).any()
-        self._maxima[rows] = torch.maximum(self._maxima[rows], torch.where(finite, maxima, 0.0))
+        self._maxima.scatter_reduce_(0, of_block, torch.where(finite, maxima, 0.0), "amax")
 
     def reduce(self, ranks: Ranks) -> None:
         """Sum over the ranks. Collective."""
@@ -89,7 +95,7 @@ class GridSums:
 
     def overflowed(self) -> torch.Tensor:
         """bool scalar: a term was too large for its grid, and none was infinite or NaN. Valid after `reduce`."""
-        return self._overflows.any() & ~self.bad()
+        return (self._overflows[0] > 0) & ~self.bad()
 
     def bad(self) -> torch.Tensor:
         """bool scalar: a term was infinite or NaN. Valid after `reduce`."""
@@ -110,9 +116,38 @@ class GridSums:
         self.exponents = torch.where(keep, self.exponents, next_ones).to(torch.int32)
 
     def write(self, targets: Sequence[torch.Tensor]) -> None:
-        """Put the sums into float tensors of the terms' shapes, rounded once, to what they hold. After `reduce`."""
-        torch._foreach_copy_(list(targets), self._values)
-        torch._foreach_mul_(list(targets), power_of_two(self._grid).unbind())
+        """Put the sums into float tensors of the terms' shapes, rounded once, to what they hold. After `reduce`.
+
+        Raises:
+            ValueError: a target has other strides than the tensors that the sums were made for.
+        """
+        if [target.stride() for target in targets] != [strides for _, strides in self._shapes]:
+            raise ValueError("strides that differ from those of the terms")
+        units = power_of_two(self._grid).unbind()
+        blocks = [self._blocks(index, target) for index, target in enumerate(targets)]
+        rows = [index for index, parts in enumerate(blocks) for _ in parts]
+        values, sums = sum(blocks, ()), sum(self._sums, ())
+        for group in self._groups(values):
+            torch._foreach_copy_(values[group], sums[group])
+            torch._foreach_mul_(values[group], [units[row] for row in rows[group]])
+
+    def _blocks(self, index: int, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The values of a tensor in the order of its memory, in blocks."""
+        shape, strides = self._shapes[index]
+        if tensor.stride() != strides:  # a gradient may have others than its parameter
+            tensor = tensor.new_empty_strided(shape, strides).copy_(tensor)
+        return tensor.as_strided((tensor.numel(),), (1,)).split(self._block)
+
+    def _groups(self, blocks: Sequence[torch.Tensor]) -> Iterator[slice]:
+        """Runs of blocks that fit into a core's cache together: each is passed over several times."""
+        first, size = 0, 0
+        for index, block in enumerate(blocks):
+            if size and size + block.numel() > self._block:
+                yield slice(first, index)
+                first, size = index, 0
+            size += block.numel()
+        if size:
+            yield slice(first, len(blocks))
 
 
 def power_of_two(exponents: torch.Tensor) -> torch.Tensor:
@@ -120,6 +155,6 @@ def power_of_two(exponents: torch.Tensor) -> torch.Tensor:
     return ((exponents + 127) << 23).view(torch.float32)
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's strides fill its memory without gaps, as those of contiguous and NHWC tensors do."""
-    return torch.empty_like(tensor).stride() == tensor.stride()
+def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Those of a tensor that fills its memory without gaps, as contiguous and NHWC ones do; else contiguous ones."""
+    return torch.empty_like(tensor).stride()
