@@ -24,6 +24,7 @@ from slurm.requeue import state_of
 from slurm.standing import ALIVE, Standing, standings
 from tests.support.braked import BRAKE, Brake
 from tests.support.cluster import Cluster, ended, place, toy, wait_for, wait_until
+from tests.support.states import digest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -64,6 +65,17 @@ OMP_NUM_THREADS = "1"
 SEGDIST_TEST_BRAKE = "battered-brake"
 """
 """On nodes of its own, which it may lose."""
+SHRINKING = """
+partition = "main"
+memory_gb = 3
+nodes = 2
+nodes_min = 1
+exclude = "node[1-4]"
+[environment]
+OMP_NUM_THREADS = "1"
+SEGDIST_TEST_BRAKE = "shrunk-brake"
+"""
+"""On two nodes, or on the one that is left."""
 GENTLY, HARD = 0.1, 1.0
 """Seconds of brake on each step: on the way to an interruption, and while it is on its way."""
 PIPELINE = {
@@ -147,6 +159,7 @@ def workplace(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Wor
     (place.folder / "calm.toml").write_text(CALM)
     (place.folder / "battered.toml").write_text(BATTERED.replace("NODES", "node[3-4]"))
     (place.folder / "crashed.toml").write_text(BATTERED.replace("NODES", "node[5-6]").replace("battered", "crashed"))
+    (place.folder / "shrinking.toml").write_text(SHRINKING)
     (place.folder / "pipeline.json").write_text(json.dumps(PIPELINE))
     (place.folder / ".venv").symlink_to(Path(sys.prefix))
     (place.folder / "runs" / "logs").mkdir(parents=True)
@@ -157,13 +170,14 @@ def workplace(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Wor
 @pytest.fixture(scope="module")
 def parts(cluster: Cluster, workplace: Workplace) -> Iterator[dict[str, Future[Any]]]:
     """All long parts, at once; some need the model that another one trains."""
-    first = (whole_pipeline, other_pipeline, calm_run, battered_run, local_pipeline, plain_sbatch)
+    first = (whole_pipeline, other_pipeline, calm_run, battered_run, local_pipeline, plain_sbatch, shrunk_run)
     second = (crashed_inference, array_inference)
     with ThreadPoolExecutor(len(first) + len(second)) as pool:
         started: dict[str, Future[Any]] = {part.__name__: pool.submit(part, workplace, cluster) for part in first}
 
         def after_the_pipeline(part: Callable[[Workplace, Cluster], Any]) -> Any:
             started["whole_pipeline"].result()
+            started["shrunk_run"].result()  # on the nodes that the next one crashes
             return part(workplace, cluster)
 
         yield started | {part.__name__: pool.submit(after_the_pipeline, part) for part in second}
@@ -251,6 +265,27 @@ def battered_run(workplace: Workplace, cluster: Cluster) -> Battered:
     brake.release()
     workplace.finish("battered", "train")
     return seen
+
+
+EXACT = (*TRAINING, "--exact", "--threads", "1", "--tracking.wandb", "off")
+
+
+def shrunk_run(workplace: Workplace, cluster: Cluster) -> str:
+    """An exact training that loses a node and finishes without it, and the same in one process; the former's log."""
+    brake = Brake(workplace.folder / "shrunk-brake")
+    brake.set(GENTLY)
+    workplace.segdist("submit", "train", "--profile", "shrinking.toml", "--", *EXACT, "--name", "shrunk")
+    workplace.reach("shrunk", 10)
+    brake.set(HARD)
+    cluster.crash("node6")
+    try:
+        workplace.wait_for("shrunk", "train", "runs on one node", lambda now: now.starts >= 2)
+        brake.release()
+        workplace.finish("shrunk", "train")
+    finally:
+        cluster.boot("node6")
+    workplace.segdist("train", *EXACT, "--name", "alone")
+    return workplace.log("shrunk")
 
 
 MASKS = ("-m", "runs/whole", "-f", "whole", "--split", "train", "--overlap", "0.75", "--output.figures", "0")
@@ -438,6 +473,15 @@ def test_after_all_interruptions_the_result_has_the_bits_of_an_uninterrupted_run
     ]
     assert not different
     assert sum(isinstance(value, torch.Tensor) for value in calm.values()) > 20
+
+
+def test_an_exact_training_that_loses_a_node_ends_with_the_bits_of_a_single_process(
+    parts: dict[str, Future[Any]], workplace: Workplace
+) -> None:
+    log: str = parts["shrunk_run"].result()
+    assert "2 ranks on cpu" in log
+    assert "1 ranks on cpu" in log
+    assert len({digest(workplace.folder / "runs" / name) for name in ("alone", "shrunk")}) == 1
 
 
 def test_the_run_stays_one_run_in_wandb(parts: dict[str, Future[Any]], workplace: Workplace) -> None:
