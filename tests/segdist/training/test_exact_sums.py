@@ -98,7 +98,7 @@ def trained(world_sizes: tuple[int, ...], make: Callable[[Ranks], Learner], step
         assert all(same(result[0], results[0][0]) for result in results), "the ranks don't agree with each other"
         state = results[0][0]
         state["loss_sums"] = state["loss_sums"].sum(dim=0, keepdim=True)
-        rows.append(vars(results[0][1]))
+        rows.append({name: value for name, value in vars(results[0][1]).items() if name != "rank_seconds"})
     return {"state": state, "rows": rows}
 
 
