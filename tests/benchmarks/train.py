@@ -1,7 +1,8 @@
 """The trainer beside a bare loop: overhead, two ranks, time to a good model, memory.
 
     python -m tests.benchmarks.train                  # all, about 40 minutes on 2 cores
-    python -m tests.benchmarks.train overhead ranks   # only some of: overhead ranks accuracy longer exact paper size
+    python -m tests.benchmarks.train overhead ranks   # only some of: overhead ranks accuracy longer exact exact-scores
+                                                      # paper size
 
 The bare loop is forward, backward and optimizer step on one batch that lies ready, with the same model, batch and
 threads; nothing is read, reported, checked or saved. `overhead` and `ranks` compare rates in turns and quote the median
