@@ -1,4 +1,4 @@
-"""`manifest.json`: what a shard set is made of. Written last and whole, so a set without one is unfinished."""
+"""`manifest.json`: the contents of a shard set. Written last and atomically, so a set without one is unfinished."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from segdist.core.paths import INDEX_SUFFIX, MANIFEST
 from shards.manifest_rules import impossible
 
 FORMAT_VERSION = 2
-"""2: `scale` and `upright`."""
+"""Version 2 added `scale` and `upright`."""
 SPLITS = ("train", "val", "test")
 
 IGNORE = 255
-"""Stored label of pixels that count nowhere; so there are at most 255 classes."""
+"""Stored label of ignored pixels; hence at most 255 classes."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class ClassInfo:
 
 @dataclass(frozen=True)
 class SourcePair:
-    """An image and its mask; paths relative to the set's folder when inside it, else absolute."""
+    """An image and its mask; paths relative to the set's folder if inside it, else absolute."""
 
     image: str
     mask: str | None
     content: str = ""
-    """Digest of the pixels and labels that were read; empty for drawn images."""
+    """Digest of the pixels and labels that were read; empty for synthetic images."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class Manifest:
 
     format_version: int
     recipe: dict[str, Any]
-    """Everything that decides the content: built again from it, the set has the same bytes."""
+    """Everything that determines the contents: a rebuild from it gives the same bytes."""
     classes: tuple[ClassInfo, ...]
     patch: int
     """Side of the square patches in pixels."""
     channels: int
     dtype: str
-    """Of the stored images: uint8 or uint16. Masks are uint8."""
+    """Dtype of the stored images: uint8 or uint16. Masks are uint8."""
     encoding: str
     """npy or png."""
     shards: tuple[ShardInfo, ...]
@@ -84,18 +84,18 @@ class Manifest:
     """Per class."""
     ignored_pixels: int
     sources: dict[str, tuple[SourcePair, ...]]
-    """Per split; the source numbers of a shard's index count in its split's list. Test images are never cut."""
+    """Per split; the source numbers in a shard's index refer to its split's list. Test images are never cut."""
     scale: int = 1
-    """Patches were cut from images reduced by this factor, by area mean."""
+    """Patches were cut from images downscaled by this factor (area mean)."""
     upright: bool = False
-    """The images have an up: upside down they would look wrong."""
+    """The images have a fixed up direction: upside down they would look wrong."""
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the content: checksums, classes and statistics, wherever the folder is."""
+        """Identity of the contents: checksums, classes and statistics, independent of the folder."""
         values = to_dict(self)
         del values["recipe"], values["sources"]
-        # What version 2 brought counts only where it is used: sets of version 1 keep their identity when built again.
+        # Fields new in version 2 count only if they are used, so version 1 sets keep their identity when rebuilt.
         values[VERSION_KEY] = min(self.format_version, 1)
         for name, usual in (("scale", 1), ("upright", False)):
             if values[name] == usual:
@@ -103,7 +103,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def of_split(self, split: str) -> tuple[ShardInfo, ...]:
-        """The split's shards in their order."""
+        """The split's shards, in order."""
         return tuple(shard for shard in self.shards if shard.split == split)
 
     def samples(self, split: str) -> int:
@@ -115,7 +115,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of the set in `folder`.
 
     Raises:
-        UserError: no such folder, no manifest in it, or one that can't be understood.
+        UserError: no such folder, no manifest in it, or an unreadable one.
     """
     path = Path(folder) / MANIFEST
     try:
@@ -133,27 +133,27 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(content: bytes, origin: str) -> Manifest:
-    """The manifest in `content`, UTF-8; `origin` names it in errors."""
+    """Parse the manifest in `content` (UTF-8); `origin` names it in errors."""
     try:
         values = json.loads(content.decode())
-    except ValueError as error:  # no UTF-8, or no JSON
-        raise UserError(f"{origin}: damaged ({error}); build the set again with `--overwrite`") from None
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise UserError(f"{origin}: damaged ({error}); rebuild the set with `--overwrite`") from None
     version = read_version(values, FORMAT_VERSION, origin)
     manifest = from_dict(Manifest, {**values, VERSION_KEY: version}, origin)
     if what := impossible(manifest):
-        raise UserError(f"{origin}: damaged or made up: {what}; get the set again, or build it with `--overwrite`")
+        raise UserError(f"{origin}: damaged or forged: {what}; get the set again, or rebuild it with `--overwrite`")
     return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` into `folder`, whole or not at all."""
+    """Write `manifest.json` into `folder`, atomically."""
     write_json(Path(folder) / MANIFEST, to_dict(manifest))
 
 
 def median_frequency_weights(pixels: Sequence[int]) -> list[float]:
-    """Weight per class: the median of the classes' frequencies over its own; 0 for a class that never occurs.
+    """Weight per class: the median class frequency divided by the class's own; 0 for a class that never occurs.
 
-    As Eigen and Fergus (ICCV 2015) have it, with frequencies over the whole split instead of the images of each class.
+    As in Eigen and Fergus (ICCV 2015), but with frequencies over the whole split instead of the images of each class.
     """
     present = [count for count in pixels if count]
     middle = statistics.median(present) if present else 0.0
@@ -163,6 +163,6 @@ def median_frequency_weights(pixels: Sequence[int]) -> list[float]:
 def combined_statistics(sums: list[int], squares: list[int], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel from exact integer sums over `count` pixels."""
     mean = tuple(total / count for total in sums)
-    # One exact integer before the only division: no cancellation, however large the set.
+    # Compute an exact integer before the only division, so nothing cancels, however large the set.
     variance = [(count * square - total * total) / count**2 for total, square in zip(sums, squares, strict=True)]
     return mean, tuple(max(value, 0.0) ** 0.5 for value in variance)

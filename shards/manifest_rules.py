@@ -1,4 +1,4 @@
-"""What a manifest can't say: a damaged or made-up one is refused before anything else is read."""
+"""Refuse impossible manifests: a damaged or forged one is rejected before anything else is read."""
 
 import math
 import re
@@ -12,17 +12,17 @@ from shards.records import BLOCK, END, MAX_RECORDS, NpyLayout
 MOST_CLASSES = 255
 LARGEST_PATCH, MOST_CHANNELS = 2**16, 2**12
 PNG_SLACK = 2**16
-"""Bytes by which a record of PNG files may exceed the same record of arrays."""
+"""Maximum bytes by which a record of PNG files can exceed the same record as arrays."""
 
 _SHARD_NAME = re.compile(r"(train|val)-[0-9]{5,6}\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def impossible(manifest: Any) -> str:
-    """What no set that segdist has written can have, such as a file outside of the set; "" for nothing.
+    """Describe anything in the manifest that segdist never writes, such as a file outside the set; "" if all is well.
 
     Args:
-        manifest: a `shards.manifest.Manifest`, whose module calls this one.
+        manifest: a `shards.manifest.Manifest`; that module calls this one, so it can't be imported here.
     """
     return next(_impossible(manifest), "")
 
@@ -30,7 +30,7 @@ def impossible(manifest: Any) -> str:
 def _impossible(manifest: Any) -> Iterator[str]:
     classes, channels = manifest.classes, manifest.channels
     if not 1 <= len(classes) <= MOST_CLASSES or len(manifest.pixels) != len(classes):
-        yield f"{len(classes)} classes with {len(manifest.pixels)} counts of pixels"
+        yield f"{len(classes)} classes but {len(manifest.pixels)} pixel counts"
     for info in classes:
         if not info.name.isprintable() or not all(0 <= value <= 255 for value in info.color):
             yield f"class {info.name!r} of color {info.color}"
@@ -40,7 +40,7 @@ def _impossible(manifest: Any) -> Iterator[str]:
         yield f"images of {manifest.dtype!r}, encoded as {manifest.encoding!r}"
     statistics = (*manifest.mean, *manifest.std)
     if not len(manifest.mean) == len(manifest.std) == channels or not all(map(math.isfinite, statistics)):
-        yield f"means {manifest.mean} and deviations {manifest.std} of {channels} channels"
+        yield f"means {manifest.mean} and deviations {manifest.std} for {channels} channels"
     if min((*manifest.std, *manifest.pixels, manifest.ignored_pixels)) < 0:
         yield "negative deviations or counts"
     if unknown := manifest.sources.keys() - {"train", "val", "test"}:
@@ -55,9 +55,9 @@ def _impossible(manifest: Any) -> Iterator[str]:
 def _impossible_shard(shard: Any, layout: NpyLayout, encoding: str) -> Iterator[str]:
     name = _SHARD_NAME.fullmatch(shard.file)
     if name is None or name.group(1) != shard.split:
-        yield f"a shard of the split {shard.split!r} called {shard.file!r}; shards lie in the set's folder"
+        yield f"a shard of the split {shard.split!r} called {shard.file!r}; shards must be in the set's folder"
     if not _SHA256.fullmatch(shard.sha256) or not _SHA256.fullmatch(shard.index_sha256):
-        yield f"{shard.file}: checksums that are none"
+        yield f"{shard.file}: invalid checksums"
     if not 0 <= shard.samples <= MAX_RECORDS:
         yield f"{shard.file}: {shard.samples} samples"
     size, most = shard.bytes - len(END), shard.samples * layout.stride

@@ -1,8 +1,9 @@
-"""Samples as members of a tar: two members a sample, `<key>.image.npy` and `<key>.mask.npy` (or `.png`).
+"""Samples as tar members: two per sample, `<key>.image.npy` and `<key>.mask.npy` (or `.png`).
 
-Plain ustar headers with time 0 and owner 0: the same samples give the same bytes. In an npy shard every record has
-one size, so record i starts at i x stride and nothing has to be searched. Keys are numbers of 12 digits (5 for the
-shard, 7 for the record), unique in a split, never source names: webdataset cuts a name at its first dot.
+Plain ustar headers with time 0 and owner 0: the same samples give the same bytes. In an npy shard all records
+have the same size, so record i starts at i x stride and no search is needed. Keys are 12-digit numbers (5 digits for
+the shard, 7 for the record), unique in a split. They are never source names, because webdataset cuts names at the first
+dot.
 
 B records, C channels, P patch side.
 """
@@ -41,7 +42,7 @@ def headers(key_digits: Bytes, suffix: str, sizes: NDArray[np.int64]) -> Bytes:
     blocks = np.tile(np.frombuffer(_header_template(suffix), np.uint8), (len(key_digits), 1))
     blocks[:, :_KEY_DIGITS] = key_digits
     blocks[:, 124:135] = (sizes[:, None] // 8 ** np.arange(10, -1, -1, dtype=np.int64) % 8 + ord("0")).astype(np.uint8)
-    # The sum of the header's bytes, its own field taken as spaces; six octal digits, a zero, a space.
+    # Checksum: the sum of the header's bytes with this field as spaces; six octal digits, a zero byte, a space.
     total = blocks.sum(axis=1, dtype=np.int64)
     blocks[:, 148:154] = (total[:, None] // 8 ** np.arange(5, -1, -1, dtype=np.int64) % 8 + ord("0")).astype(np.uint8)
     blocks[:, 154] = 0
@@ -55,7 +56,7 @@ def padded(size: int) -> int:
 
 @dataclass(frozen=True)
 class NpyLayout:
-    """Where the parts of a record are in an npy shard."""
+    """The positions of a record's parts in an npy shard."""
 
     patch: int
     channels: int
@@ -107,7 +108,7 @@ class NpyLayout:
         return flat.reshape(len(rows), self.patch, self.patch)
 
     def frame(self, key_digits: Bytes) -> Bytes:
-        """Whole records (B, stride) but for the pixels, which are zero."""
+        """Complete records (B, stride) except for the pixels, which are zero."""
         count = len(key_digits)
         rows = np.zeros((count, self.stride), np.uint8)
         for member, suffix, header, size in (
@@ -131,8 +132,8 @@ def png_records(shard: int, first: int, images: NDArray[Any], masks: Bytes) -> t
     """PNG records of `images` (B, C, P, P) and `masks` (B, P, P).
 
     Returns the members' bytes, and per record (offset of the image in these bytes, its size, offset of the mask, its
-    size), shape (B, 4). Masks are gray PNG files that hold the labels: palette colors would tempt other readers to
-    decode colors instead of labels.
+    size), shape (B, 4). Masks are grayscale PNG files that hold the labels: with a palette, other readers might decode
+    colors instead of labels.
     """
     digits = keys(shard, first, len(images))
     places = np.zeros((len(images), 4), np.int64)
@@ -154,7 +155,7 @@ def encode_png(array: NDArray[Any]) -> bytes:
     if array.ndim == 3:
         array = array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, -1)
     buffer = io.BytesIO()
-    # Level 1 costs 3 % more bytes than the default on photographs and takes a third of its time.
+    # On photographs, level 1 takes 3 % more bytes than the default but only a third of the time.
     Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
@@ -163,7 +164,7 @@ def decode_png(content: bytes | memoryview, patch: int) -> NDArray[Any]:
     """The inverse of `encode_png`: (P, P), or (3, P, P) for colors.
 
     Raises:
-        ValueError: another size, which is seen before anything is decoded.
+        ValueError: a different size; detected before decoding.
     """
     from PIL import Image
 
@@ -198,7 +199,7 @@ def _header_template(suffix: str) -> bytes:
 
 
 def index_dtype(num_classes: int, encoding: str) -> np.dtype[Any]:
-    """The index's fields; `counts` are pixels per class, the rest of the P x P pixels is ignored."""
+    """The index's fields; `counts` are pixels per class; the rest of the P x P pixels are ignored."""
     fields: list[Any] = [
         ("source", "<i4"),
         ("y", "<i4"),

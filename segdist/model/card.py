@@ -77,7 +77,7 @@ def read_card(path: Path) -> ModelCard:
         raise UserError(f"{path}: its card is damaged ({error})") from None
     card = from_dict(ModelCard, unstamped(values, CARD_VERSION, str(path)), str(path))
     if impossible := _impossible(card):
-        raise UserError(f"{path}: its card is damaged or made up: {impossible}")
+        raise UserError(f"{path}: its card is damaged or forged: {impossible}")
     return card
 
 

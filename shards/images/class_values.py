@@ -1,4 +1,4 @@
-"""What a class of a user's masks is made of, as text: `myelin=127,128`, `axon=192-255`, `cell=1-`, `road=#804080`."""
+"""Parse the definitions of mask classes: `myelin=127,128`, `axon=192-255`, `cell=1-`, `road=#804080`."""
 
 import colorsys
 import itertools
@@ -14,18 +14,18 @@ from segdist.core.errors import UserError
 from shards.manifest import IGNORE, ClassInfo
 
 MAX_CLASSES = 253
-"""Labels fit one byte, with one left for pixels that count nowhere and one for values that are in no class."""
+"""Labels fit one byte, with one value reserved for ignored pixels and one for values in no class."""
 
 HIGHEST = 2**63 - 1
 """The end of an open range."""
 
-# Okabe and Ito's colors, told apart with any color vision; class 0 is black.
+# Okabe and Ito's colors, distinguishable with any color vision; class 0 is black.
 _COLORS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
 
 @dataclass(frozen=True)
 class ClassValues:
-    """One `name=values` text, understood."""
+    """A parsed `name=values` definition."""
 
     name: str
     ranges: tuple[tuple[int, int], ...] = ()
@@ -34,21 +34,21 @@ class ClassValues:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The classes and what is ignored, understood together."""
+    """The parsed classes and ignored values."""
 
     labeled: tuple[tuple[int, ClassValues], ...]
-    """Each label with its values; IGNORE with what counts nowhere, last."""
+    """Each label with its values; last, IGNORE with the ignored values."""
     by_color: bool
-    """Masks are read by their colors, not by their values."""
+    """True if masks are read by colors, not by values."""
     classes: tuple[ClassInfo, ...]
 
 
 def parse_classes(classes: tuple[str, ...], ignore: tuple[str, ...], colors: tuple[str, ...]) -> ClassTable:
-    """What `--masks.classes`, `--masks.ignore` and `--masks.colors` say. Raises UserError; it names the setting."""
+    """Parse `--masks.classes`, `--masks.ignore` and `--masks.colors`. Raises UserError naming the setting."""
     if not classes:
         raise UserError("--masks.classes: name the classes, label 0 first, for example `background=0 cell=255`")
     if len(classes) > MAX_CLASSES:
-        raise UserError(f"--masks.classes: {len(classes)} classes, at most {MAX_CLASSES} fit one byte")
+        raise UserError(f"--masks.classes: {len(classes)} classes, but at most {MAX_CLASSES} fit one byte")
     entries = [parse_class(text, label) for label, text in enumerate(classes)]
     labeled = list(enumerate(entries))
     if ignore:
@@ -81,11 +81,11 @@ def _refuse_overlaps(labeled: list[tuple[int, ClassValues]]) -> None:
     ranges.sort()
     for (_, end, _, name), (start, _, shown, other) in itertools.pairwise(ranges):
         if start <= end:
-            raise UserError(f"--masks.classes: {shown} means {name!r} and {other!r}")
+            raise UserError(f"--masks.classes: {shown} means both {name!r} and {other!r}")
 
 
 def default_color(label: int) -> tuple[int, int, int]:
-    """Display color of a label: the safe ones first, then hues that wander by the golden angle."""
+    """Display color of a label: color-blind safe ones first, then hues at steps of the golden angle."""
     if label < len(_COLORS):
         return parse_color("color", _COLORS[label])
     red, green, blue = colorsys.hsv_to_rgb(label * 0.381966 % 1, 0.55 + 0.45 * (label % 2), 0.95)
@@ -109,11 +109,11 @@ def parse_values(setting: str, name: str, text: str) -> ClassValues:
             low = int(match[1])
             high = (int(match[3]) if match[3] else HIGHEST) if match[2] else low
             if low > high:
-                raise UserError(f"{setting}: {part!r} of {name!r} is no range: the lower value comes first")
+                raise UserError(f"{setting}: {part!r} of {name!r} is not a range: the lower value comes first")
             ranges.append((low, high))
         else:
             raise UserError(
-                f"{setting}: {part!r} of {name!r} is no value (127), range (120-140, or 1- for all from 1) or color "
+                f"{setting}: {part!r} of {name!r} is not a value (127), range (120-140, or 1- for all from 1) or color "
                 "(#rrggbb)"
             )
     return ClassValues(name, tuple(ranges), tuple(colors))
@@ -121,7 +121,7 @@ def parse_values(setting: str, name: str, text: str) -> ClassValues:
 
 def parse_color(setting: str, text: str) -> tuple[int, int, int]:
     if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
-        raise UserError(f"{setting}: {text!r} is no color; write #rrggbb")
+        raise UserError(f"{setting}: {text!r} is not a color; write #rrggbb")
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 

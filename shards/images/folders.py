@@ -1,4 +1,4 @@
-"""Image files in folders. Names are compared as people see them, and what systems leave in folders is nobody's data."""
+"""Find image files in folders. Names are compared as they look, and files left by the system are ignored."""
 
 import os
 import unicodedata
@@ -10,39 +10,40 @@ from segdist.core.errors import UserError
 from shards.images.opening import IMAGE_SUFFIXES, ZARR_SUFFIX, split_address
 
 SYSTEM_FOLDERS = {"@eadir", "__macosx", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "thumbs.db"}
-"""Lower-case names of what Synology, macOS, Windows and file systems leave; what starts with a dot is hidden too."""
+"""Lower-case names of files left by Synology, macOS, Windows and file systems; a leading dot also hides a file."""
 
 
 def composed(name: str) -> str:
-    """The name in Unicode's composed form: a Mac writes `ü` as two characters, most other systems as one."""
+    """The name in Unicode's composed form (NFC): macOS writes `ü` as two characters, most other systems as one."""
     return unicodedata.normalize("NFC", name)
 
 
 def is_hidden(name: str) -> bool:
-    """True for files and folders that are nobody's data: `.ipynb_checkpoints`, `._a.png`, `@eaDir`, `__MACOSX`, …"""
+    """True for system files and folders, which are never data: `.ipynb_checkpoints`, `._a.png`, `@eaDir`, `__MACOSX`,
+    …"""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def is_image_name(name: str) -> bool:
-    """True where the suffix is that of an image and the file isn't hidden."""
+    """True if the suffix is that of an image and the file isn't hidden."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
 
 def name_of(place: Path) -> str:
-    """What rules of mask names call a file: its place in its folder without suffix, in composed form."""
+    """The name of a file in mask rules: its path in its folder, without suffix, in composed form."""
     return composed(place.with_name(place.stem).as_posix())
 
 
 def images_in(folder: Path, pattern: str = "**/*", *, skip_unreadable: bool = False) -> list[Path]:
-    """The images in `folder` whose places in it fit `pattern`, sorted. Zarr images are folders.
+    """The images in `folder` whose paths in it match `pattern`, sorted. Zarr images are folders.
 
-    `*.png` looks at the folder itself, `**/*.png` at folders inside as well, linked ones too, each once. A name is
-    tried as it is before it is read as a pattern, so that `[x=0,y=0].png` names a file.
+    `*.png` searches the folder itself; `**/*.png` also searches subfolders, including linked ones, each once. A name is
+    matched literally before it is read as a pattern, so `[x=0,y=0].png` can name a file.
 
-    With `skip_unreadable` a folder inside that may not be read is listed itself, so that whoever opens it is told.
+    With `skip_unreadable`, an unreadable subfolder is listed itself, so that opening it reports the error.
 
     Raises:
-        UserError: a folder that may not be read.
+        UserError: an unreadable folder.
     """
     wanted = composed(pattern).split("/")
     walk = _walk(folder, len(wanted) > 1, skip_unreadable, set())
@@ -52,12 +53,12 @@ def images_in(folder: Path, pattern: str = "**/*", *, skip_unreadable: bool = Fa
 
 
 def hidden_below(path: str, fixed: str) -> bool:
-    """True where a part of `path` behind the folder `fixed` is hidden."""
+    """True if a component of `path` below the folder `fixed` is hidden."""
     return any(is_hidden(part) for part in Path(os.path.relpath(path, fixed or ".")).parts if part != "..")
 
 
 def existing(path: Path) -> Path:
-    """`path`, or the file that is there under the same name in another Unicode form; `path` itself where none is."""
+    """`path`, or the existing file with the same name in another Unicode form; `path` itself if there is none."""
     if path.exists() or path == path.parent:
         return path
     parent = existing(path.parent)
@@ -84,7 +85,7 @@ def _walk(folder: Path, below: bool, skip_unreadable: bool, seen: set[str]) -> I
     seen.add(os.path.realpath(folder))
     try:
         with os.scandir(folder) as entries:
-            # Folders before links to them: a folder that is reached in two ways has its own name.
+            # Folders before links to them, so that a folder reachable in two ways goes by its own name.
             children = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
     except OSError as error:
         if top or not skip_unreadable:
@@ -105,7 +106,7 @@ def _walk(folder: Path, below: bool, skip_unreadable: bool, seen: set[str]) -> I
 
 
 def _fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether the parts of a path fit those of a pattern, in which `**` stands for any number of folders."""
+    """True if the components of a path match those of a pattern, in which `**` means any number of folders."""
     if not wanted:
         return not parts
     if wanted[0] == "**":

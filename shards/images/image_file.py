@@ -1,4 +1,4 @@
-"""What every reader of images is: height, width, channels, dtype, and windows of pixels as (h, w, C) arrays.
+"""The interface of all image readers: height, width, channels, dtype, and windows of pixels as (h, w, C) arrays.
 
 Shape letters: H W pixels, C channels, h w a window.
 """
@@ -16,9 +16,9 @@ from segdist.core.errors import UserError
 from segdist.core.memory import available_memory
 
 Values = Literal["seen", "stored", "colors"]
-"""What pixels are. seen: what a viewer shows, for images; palettes are looked up, inverted gray is turned around, one
-to seven bits are scaled to eight. stored: the numbers in the file, for masks of values, whatever their type. colors:
-as stored, but palettes are looked up and few bits scaled, for masks of colors."""
+"""How to read pixels. seen: as a viewer shows them, for images; palettes are applied, inverted gray is inverted back,
+and one to seven bits are scaled to eight. stored: the numbers in the file, of any type, for masks of values. colors: as
+stored, but with palettes applied and one to seven bits scaled, for masks of colors."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Reading:
 
     values: Values = "seen"
     upright: bool = True
-    """Turn by the file's own orientation tag, as viewers and labeling tools do."""
+    """Rotate by the file's own orientation tag, as viewers and labeling tools do."""
     channels: int | None = None
-    """The number of channels that is wanted: where it can be had only with samples that are tagged alpha (often a
-    band that was tagged so), these are kept."""
+    """The requested number of channels: channels tagged as alpha (often really a band) are kept if they are needed to
+    reach it."""
 
 
 class ImageFile:
@@ -42,13 +42,13 @@ class ImageFile:
     width: int
     channels: int
     dtype: np.dtype
-    """uint8 or uint16 where values are "seen"; else also other integers, and floats."""
+    """uint8 or uint16 if values are "seen"; otherwise also other integers, and floats."""
     windowed: bool
-    """False where the format must be decoded whole; the pixels are then kept until `close`."""
+    """False if the format must be decoded whole; the pixels are then kept until `close`."""
     orientation: int = 1
-    """The tag of EXIF and TIFF, 1 to 8; 1 is upright."""
+    """The EXIF or TIFF tag, 1 to 8; 1 is upright."""
     alpha: int = 0
-    """Samples that are tagged alpha and left out."""
+    """Number of channels dropped because they are tagged as alpha."""
     one_bit: bool = False
     """The file holds one bit per sample."""
     _upright: bool = True
@@ -57,7 +57,7 @@ class ImageFile:
         """Pixels of rows `top` to `bottom` and columns `left` to `right` (ends excluded; None: the right border).
 
         Returns:
-            (h, w, C) array of `dtype`, the caller's to keep but not to change.
+            (h, w, C) array of `dtype`, which the caller can keep but not modify.
 
         Raises:
             UserError: the file is damaged.
@@ -83,35 +83,35 @@ class ImageFile:
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """(height, width) in the file, before it is turned upright."""
+        """(height, width) in the file, before rotation."""
         return (self.width, self.height) if self._turns()[0] else (self.height, self.width)
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """(height, width) by the orientation tag, whether it is followed or not."""
+        """(height, width) by the orientation tag, whether or not it is applied."""
         height, width = self.stored_size
         return (width, height) if self.orientation >= 5 else (height, width)
 
     def close(self) -> None:
-        """Release the file and what was decoded."""
+        """Release the file and the decoded pixels."""
 
     def _turn(self, orientation: int, upright: bool) -> None:
-        """Note the tag, once height and width are known as they are stored."""
+        """Record the tag, once the stored height and width are known."""
         self.orientation, self._upright = orientation, upright
         if self._turns()[0]:
             self.height, self.width = self.width, self.height
 
     def _turns(self) -> tuple[bool, bool, bool]:
-        """Whether rows and columns are exchanged, and the result then mirrored, and then turned upside down.
+        """Whether to swap rows and columns, then mirror left and right, then flip upside down.
 
-        Exif 2.32, tag Orientation: where row 0 and column 0 of the stored pixels lie in the picture.
+        Exif 2.32, tag Orientation: where row 0 and column 0 of the stored pixels are in the picture.
         """
         tag = self.orientation if self._upright else 1
         return tag >= 5, tag in (2, 3, 6, 7), tag in (3, 4, 7, 8)
 
     def _window(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        """The window of the pixels as they are stored, not turned."""
-        raise TypeError(f"{type(self).__name__} has no way to read")
+        """The window of the pixels as stored, without rotation."""
+        raise TypeError(f"{type(self).__name__} doesn't implement reading")
 
     def __enter__(self) -> Self:
         return self
@@ -123,13 +123,13 @@ class ImageFile:
 
 
 def bands(height: int, width: int, pixels: int = 1 << 22) -> Iterator[tuple[int, int]]:
-    """Rows (top, bottom) of bands of about `pixels` pixels."""
+    """Row ranges (top, bottom) of bands of about `pixels` pixels."""
     rows = max(1, pixels // max(width, 1))
     return ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
 def unsupported_values(path: Path, found: str, values: Values) -> str:
-    """The message for values of a type that isn't read: images take integers of 1 to 16 bits, masks any real number."""
+    """The message for unsupported types: images take integers of 1 to 16 bits, masks any real number."""
     if values != "seen":
         return f"{path}: {found}; masks hold whole numbers"
     return (
@@ -139,18 +139,18 @@ def unsupported_values(path: Path, found: str, values: Values) -> str:
 
 
 def check_memory(path: Path, needed: int, what: str) -> None:
-    """Refuse what can't be decoded in the memory that is left: a large file, or a header that lies about its size."""
+    """Refuse to decode what doesn't fit into free memory: a large file, or a header with a false size."""
     free = available_memory()
     if free is not None and needed > free:
         raise UserError(
-            f"{path}: {what} of {needed / 1e9:.1f} GB decoded, and {free / 1e9:.1f} GB of memory are free; if the size "
-            "is right, save the image as a tiled TIFF, which is read by window, else the file is damaged"
+            f"{path}: {what} of {needed / 1e9:.1f} GB decoded, but only {free / 1e9:.1f} GB of memory are free; if the "
+            "size is right, save the image as a tiled TIFF, which is read by window; otherwise the file is damaged"
         )
 
 
 @contextlib.contextmanager
 def damage_reported(path: Path) -> Iterator[None]:
-    """Turn what decoders raise on damaged files into a UserError that names the file."""
+    """Turn decoders' exceptions on damaged files into a UserError that names the file."""
     try:
         yield
     except UserError:
@@ -160,7 +160,7 @@ def damage_reported(path: Path) -> Iterator[None]:
     except PermissionError:
         raise UserError(f"{path}: no permission to read it") from None
     except MemoryError:
-        raise UserError(f"{path}: more pixels than there is memory for, or a damaged header that claims so") from None
-    # Decoders say nowhere what they raise on damaged files: each has errors of its own, and many of Python's.
+        raise UserError(f"{path}: more pixels than fit in memory, or a damaged header that claims so") from None
+    # Decoders don't document what they raise on damaged files: each has its own errors, plus many of Python's.
     except Exception as error:
-        raise UserError(f"{path}: damaged, or no image that can be read ({error})") from error
+        raise UserError(f"{path}: damaged, or not a readable image ({error})") from error

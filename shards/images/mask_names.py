@@ -1,12 +1,12 @@
-"""How the name of a mask follows from that of its image: what `--masks.name` says.
+"""Derive the name of a mask from that of its image: the rules of `--masks.name`.
 
 Names are paths in the folder of the images, or of the masks, without suffix: `rat1/a` for `rat1/a.png`. A rule is
 
-- `{stem}_mask`: a text with {stem}, the last part of the image's name, or
-- `(.*)_leftImg8bit -> \\1_gtFine_labelIds`: a regular expression that fits the whole last part of the image's name, and
-  the mask's name with its groups; with a slash in the expression both are whole names, folders included, or
+- `{stem}_mask`: a template with {stem}, the last component of the image's name, or
+- `(.*)_leftImg8bit -> \\1_gtFine_labelIds`: a regular expression that matches the whole last component of the image's
+  name, and the mask's name with its groups; with a slash in the expression, both are full names including folders, or
 - `{numbers}`: image and mask have the same numbers in their names (`img_7`, `label_007`). Numbers that all images
-  have in common don't count, nor do those that all masks have in common.
+  share don't count, nor do those that all masks share.
 """
 
 import posixpath
@@ -23,7 +23,7 @@ _ARROW = re.compile(r" (?:->|→) |->|→")
 
 @dataclass(frozen=True)
 class MaskRule:
-    """One such rule. Raises UserError where the text makes no sense."""
+    """One such rule. Raises UserError if the text is invalid."""
 
     text: str
 
@@ -33,14 +33,16 @@ class MaskRule:
             if self.text != NUMBERS and EXACT not in self.text:
                 raise UserError(
                     f"--masks.name {self.text!r}: needs {{stem}}, the image's name ('{{stem}}_mask'), or a regular "
-                    r"expression and what the mask is called ('Img_(\d+) -> Mask_\1'); left out, the rule is looked for"
+                    r"expression and the mask's name ('Img_(\d+) -> Mask_\1'); without it, the rule is searched for"
                 )
             return
         try:
-            # Wrong groups in the mask's name are found here, not at the first image.
+            # Detect wrong groups in the mask's name here, not at the first image.
             re.compile(f"(?:{left})|").sub(right, "")
         except (re.error, IndexError) as error:
-            raise UserError(f"--masks.name {self.text!r}: no regular expression, or no such group ({error})") from None
+            raise UserError(
+                f"--masks.name {self.text!r}: not a regular expression, or no such group ({error})"
+            ) from None
 
     @cached_property
     def _parts(self) -> tuple[str, str | None]:
@@ -52,7 +54,7 @@ class MaskRule:
         return re.compile(rf"\A(?:{self._parts[0]})\Z")
 
     def mask_of(self, image: str) -> str | None:
-        """The name of the mask of the image called `image`; None where the expression doesn't fit, or for {numbers}."""
+        """The mask name for the image name `image`; None if the expression doesn't match, or for {numbers}."""
         if self.text == NUMBERS:
             return None
         folder, stem = posixpath.split(image)
@@ -68,7 +70,7 @@ class MaskRule:
 
 
 def exchange(image_prefix: str, image_suffix: str, mask_prefix: str, mask_suffix: str) -> str:
-    """The rule that exchanges what is before and behind a part that image and mask have in common."""
+    """The rule that replaces the text before and after a part that image and mask share."""
     while image_prefix and mask_prefix and image_prefix[-1] == mask_prefix[-1]:
         image_prefix, mask_prefix = image_prefix[:-1], mask_prefix[:-1]
     while image_suffix and mask_suffix and image_suffix[0] == mask_suffix[0]:

@@ -1,11 +1,11 @@
-"""Masks of a user's own data: pixel values or colors → class labels. H W: height and width in pixels.
+"""Masks of the user's data: pixel values or colors → class labels. H W: height and width in pixels.
 
 Classes are given as text, label 0 first: `background` (the label itself is the value), `myelin=127,128` (values),
 `axon=192-255` (a range of values), `cell=1-` (all from 1) or `road=#804080` (colors of RGB masks). The same reader
-serves make-shards and the evaluation of predictions.
+is used by make-shards and for the evaluation of predictions.
 
-Values are those in the file, however a viewer shows them: palettes give their indices, inverted gray is not turned
-around, few bits are not scaled. They may be of any integer type, and floats that are whole numbers.
+Values are those in the file, not as a viewer shows them: palettes give their indices, inverted gray is not inverted
+back, and one to seven bits are not scaled. Any integer type is fine, and so are floats with whole numbers.
 """
 
 import copy
@@ -32,20 +32,20 @@ from shards.manifest import IGNORE, ClassInfo
 Labels = NDArray[np.uint8]
 
 _UNKNOWN = 254
-"""Label of values that are in no class, while they are being looked up."""
+"""Temporary label of values in no class, during the lookup."""
 
 
 class MaskReader:
-    """Reads mask files as labels, by one `MasksConfig`."""
+    """Reads mask files as labels, according to a `MasksConfig`."""
 
     def __init__(self, config: MasksConfig) -> None:
-        """Raises UserError where the config makes no sense; the message names the setting."""
+        """Raises UserError if the config is invalid; the message names the setting."""
         self.config = config
         table = parse_classes(config.classes, config.ignore, config.colors)
         self.by_color, self.classes, self._labeled = table.by_color, table.classes, table.labeled
 
     def in_order_of(self, class_names: Sequence[str]) -> "MaskReader":
-        """A reader of the same masks whose labels count in `class_names`, its own names in another order."""
+        """A reader for the same masks with labels numbered as in `class_names`, a permutation of its own names."""
         reader = copy.copy(self)
         places = [class_names.index(info.name) for info in self.classes]
         reader.classes = tuple(info for _, info in sorted(zip(places, self.classes, strict=True)))
@@ -56,15 +56,15 @@ class MaskReader:
         return reader
 
     def open(self, address: str | Path, *, upright: bool = True) -> "MaskFile":
-        """The mask (as for `open_image`), to be read whole or by window.
+        """Open a mask (address as for `open_image`), to read it whole or by window.
 
         Raises:
-            UserError: it can't be read, or all that it says is in its alpha channel.
+            UserError: it can't be read, or its content is entirely in the alpha channel.
         """
         return MaskFile(self, address, upright)
 
     def read(self, path: str | Path) -> Labels:
-        """The whole mask as labels (H, W), with IGNORE where pixels count nowhere.
+        """The whole mask as labels (H, W), with IGNORE for ignored pixels.
 
         Raises:
             UserError: values in no class (with their counts), or a file that can't be read.
@@ -76,10 +76,10 @@ class MaskReader:
         return labels
 
     def labels(self, values: NDArray[Any], *, one_bit: bool = False) -> tuple[Labels, Counter[str]]:
-        """Labels (H, W) of pixel values (H, W, 1 or 3), and how often each value outside the classes occurs.
+        """Labels (H, W) of pixel values (H, W, 1 or 3), and the count of each value outside the classes.
 
-        With `unknown` "ignore" or "nearest" there are none of these. `one_bit`: the file holds bits, whose 1 the user
-        may know as 255.
+        With `unknown` "ignore" or "nearest" there are no such values. `one_bit`: the file holds bits, and the user may
+        know its 1 as 255.
         """
         if self.by_color:
             return self._labels_of_colors(values)
@@ -109,12 +109,12 @@ class MaskReader:
 
     @cached_property
     def _one_is_255(self) -> bool:
-        """Whether the classes say 255 where a file of bits has 1."""
+        """True if the classes say 255 where a one-bit file has 1."""
         zero, one, white = self._known_labels(np.array([0, 1, 255]))
         return bool(white != _UNKNOWN and one in (_UNKNOWN, zero))
 
     def _labels_of_values(self, values: NDArray[Any]) -> Labels:
-        """Labels of values of any type, by what is to be done with unknown ones."""
+        """Labels of values of any type, with unknown values treated as configured."""
         labels = self._known_labels(values)
         outside = labels == _UNKNOWN
         if self.config.unknown == "ignore":
@@ -142,12 +142,12 @@ class MaskReader:
         if values.dtype == np.uint16:
             values = values >> 8  # colors are given in 8 bits
         elif values.dtype != np.uint8:
-            # Gray values of another type; those that are no color are in no class.
+            # Gray values of another type; those that aren't colors are in no class.
             fits = (values >= 0) & (values <= 255) & (values == np.floor(values))
             values = np.where(fits, values, 0).astype(np.int32)
             values[..., 0] += np.where(fits.all(axis=2), 0, 1 << 8)
         packed = (values[..., 0].astype(np.int32) << 16) | (values[..., 1].astype(np.int32) << 8) | values[..., 2]
-        # One look-up per color that occurs, not per pixel: a mask has few.
+        # One lookup per distinct color, not per pixel: a mask has few colors.
         found, place, counts = np.unique(packed, return_inverse=True, return_counts=True)
         known = np.array([pack_color(color) for _, entry in self._labeled for color in entry.colors])
         labels = np.array([label for label, entry in self._labeled for _ in entry.colors], np.uint8)
@@ -168,7 +168,7 @@ class MaskReader:
 
 
 class MaskFile:
-    """An open mask; a context manager. What is read by window and what is decoded once depends on the format."""
+    """An open mask; a context manager. Whether it is read by window or decoded whole depends on the format."""
 
     def __init__(self, reader: MaskReader, address: str | Path, upright: bool) -> None:
         self.reader, self.path = reader, split_address(address)[0]
@@ -178,7 +178,7 @@ class MaskFile:
             self.height, self.width, self.windowed = self.file.height, self.file.width, self.file.windowed
             if self.file.channels not in (1, 3):
                 raise UserError(
-                    f"{self.path}: a mask has one channel (values) or three (colors), this one has {self.file.channels}"
+                    f"{self.path}: {self.file.channels} channels; a mask has one (values) or three (colors)"
                 )
             if self.file.alpha:
                 with open_image(
@@ -195,7 +195,7 @@ class MaskFile:
         """Labels of a window, and the values outside the classes with their counts.
 
         Raises:
-            UserError: a damaged file, or colors where the classes are given by value.
+            UserError: a damaged file, or colors if the classes are given by value.
         """
         values = self.file.read(top, bottom, left, right)
         if values.shape[2] == 3 and not self.reader.by_color:
@@ -203,7 +203,7 @@ class MaskFile:
         return self.reader.labels(values, one_bit=self.file.one_bit)
 
     def read(self, top: int, bottom: int, left: int = 0, right: int | None = None) -> Labels:
-        """Labels of a window whose values have been checked."""
+        """Labels of a window whose values were already checked."""
         return self.read_counted(top, bottom, left, right)[0]
 
     def close(self) -> None:
@@ -218,19 +218,19 @@ class MaskFile:
         self.close()
 
     def _refuse_colors(self, values: NDArray[Any]) -> None:
-        """An RGB file is fine for values where it is gray all over; then one channel says it all."""
+        """Refuse colored masks. An RGB file is fine for values if it is gray throughout; one channel is then enough."""
         if (values[..., :1] != values).any():
             colors = (values >> 8 if values.dtype == np.uint16 else values).astype(np.int64)
             packed = np.unique(colors[..., 0] << 16 | colors[..., 1] << 8 | colors[..., 2])
             shown = ", ".join(f"#{color:06x}" for color in packed[:8]) + (", …" if len(packed) > 8 else "")
             raise UserError(
-                f"{self.path}: the mask is colored ({shown}) and --masks.classes gives values; "
+                f"{self.path}: the mask is colored ({shown}), but --masks.classes gives values; "
                 "give colors instead, for example `background=#000000 cell=#ff0000`"
             )
 
 
 def _refuse_content_in_alpha(image: ImageFile, channels: int) -> None:
-    """Transparency says nothing about labels, unless it is all that there is to see. `image` is read with it."""
+    """Refuse masks whose labels are in the transparency. `image` must be opened with its alpha channel."""
     lowest = highest = None
     for top, bottom in bands(image.height, image.width):
         pixels = image.read(top, bottom).reshape(-1, image.channels)
@@ -247,15 +247,15 @@ def _refuse_content_in_alpha(image: ImageFile, channels: int) -> None:
 
 
 def mask_reader_from_recipe(recipe: dict[str, Any]) -> MaskReader:
-    """The reader of the masks that a shard set was built from; for a synthetic set, of its own palette masks."""
+    """The reader for the masks that a shard set was built from; for a synthetic set, for its own palette masks."""
     return MaskReader(from_dict(MasksConfig, recipe["masks"], "recipe in the manifest"))
 
 
 def unknown_message(found: dict[str, Counter[str]], config: MasksConfig) -> str:
-    """What to tell about values outside the classes, per file, and the ways out."""
+    """The message about values outside the classes, per file, with the ways out."""
     lines = [f"  {path}: {_counted(counts)}" for path, counts in list(found.items())[:10]]
     if len(found) > 1:
-        lines.insert(0, f"  {len(found)} files together: {_counted(sum(found.values(), Counter()))}")
+        lines.insert(0, f"  total of {len(found)} files: {_counted(sum(found.values(), Counter()))}")
     if len(found) > 10:
         lines.append(f"  … and {len(found) - 10} more files")
     ways = [

@@ -1,4 +1,4 @@
-"""PBM, PGM and PPM, of which Pillow keeps 8 bits and stretches what uses fewer.
+"""PBM, PGM and PPM, which Pillow truncates or stretches to 8 bits.
 
 Format: https://netpbm.sourceforge.net/doc/ppm.html and its neighbors.
 """
@@ -14,7 +14,7 @@ from shards.images.image_file import ImageFile, Reading, check_memory
 _HEADER = re.compile(rb"P([1-6])" + rb"(?:\s|#[^\n]*\n)+(\d{1,10})" * 2)
 _MAXIMUM = re.compile(rb"(?:\s|#[^\n]*\n)+(\d{1,5})")
 _HEADER_BYTES = 4096
-"""In which the header must end; comments may be long."""
+"""Maximum size of the header; comments can be long."""
 
 
 def is_netpbm(path: Path) -> bool:
@@ -40,11 +40,11 @@ class NetpbmImage(ImageFile):
         if not self.one_bit:
             maximum = _MAXIMUM.match(head, end)
             if maximum is None or not 1 <= int(maximum[1]) < 65536:
-                raise UserError(f"{path}: damaged: no largest value from 1 to 65535 in the header")
+                raise UserError(f"{path}: damaged: no maximum value from 1 to 65535 in the header")
             self._maximum, end = int(maximum[1]), maximum.end()
         if not head[end : end + 1].isspace() or not self.width or not self.height:
             raise UserError(f"{path}: damaged header")
-        self._start = end + 1  # one white space, then the pixels
+        self._start = end + 1  # one whitespace character, then the pixels
         self.dtype = np.dtype(np.uint8 if self._maximum < 256 else np.uint16)
         self._stored = np.dtype("u1" if self._maximum < 256 else ">u2")
         self._row_bytes = -(-self.width // 8) if self.one_bit else self.width * self.channels * self._stored.itemsize
@@ -94,12 +94,12 @@ class NetpbmImage(ImageFile):
         return self._pixels
 
     def _scaled(self, pixels: np.ndarray) -> np.ndarray:
-        """As Netpbm defines what is seen: a share of the largest value; a bit of 1 is black."""
+        """The visible value as defined by Netpbm: a fraction of the maximum value; a bit of 1 is black."""
         if self._values == "stored":
             return pixels.astype(self.dtype)
         white = np.iinfo(self.dtype).max
         if self.one_bit:
-            # As a color mask, too, 1 is what was drawn.
+            # In a color mask, too, 1 is the drawn part.
             bits = pixels if self._values == "colors" else 1 - pixels
             return (bits * white).astype(self.dtype)
         if self._maximum == white:

@@ -1,7 +1,7 @@
-"""Opening images of any supported format for reading by window: TIFF, Zarr, Netpbm, and all that Pillow reads.
+"""Open images of any supported format for reading by window: TIFF, Zarr, Netpbm, and everything that Pillow reads.
 
-Every reader gives the same picture of a file (`shards.images.image_file`). Unless told otherwise, what is read is what
-a person sees: upright, palettes looked up, without transparency.
+All readers share one interface (`shards.images.image_file`). By default, images are read as a viewer shows them:
+upright, with palettes applied, without transparency.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ IMAGE_SUFFIXES = (
     *TIFF_SUFFIXES,
     ZARR_SUFFIX,
 )
-"""Suffixes (lower case) by which folders are searched for images; a file that is named itself may have any."""
+"""Suffixes (lower case) to search for in folders; a file that is named explicitly can have any suffix."""
 
 
 def page_address(path: Path, page: int) -> Path:
@@ -38,20 +38,20 @@ def page_address(path: Path, page: int) -> Path:
 
 
 def split_address(address: str | Path) -> tuple[Path, int]:
-    """What `page_address` was made of."""
+    """The inverse of `page_address`."""
     path, found, page = str(address).rpartition("#page=")
     return (Path(path), int(page)) if found and page.isdecimal() else (Path(address), 0)
 
 
 def page_addresses(path: Path) -> list[Path]:
-    """The addresses of all images in a file: several in a multi-page TIFF, else the path alone.
+    """The addresses of all images in a file: several for a multi-page TIFF, otherwise only the path.
 
     Raises:
         UserError: a TIFF file that is missing or damaged.
     """
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES and suffix not in TIFF_SUFFIXES:
-        return [path]  # as its name says, without opening it
+        return [path]  # judged by its name, without opening it
     if not _is_tiff(path):
         return [path]
     from shards.images.tiff_pages import tiff_page_numbers  # see `open_image`
@@ -68,20 +68,20 @@ def open_image(
     `values`, `upright` and `channels` as in `Reading`.
 
     Raises:
-        UserError: missing, damaged or unknown file, or values of a kind that isn't read.
+        UserError: missing, damaged or unknown file, or unsupported values.
     """
     path, page = split_address(address)
     reading = Reading(values, upright, channels)
     with damage_reported(path):
         if path.is_dir():
             if not any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")):
-                raise UserError(f"{path}: a folder, but no Zarr image; give a file")
+                raise UserError(f"{path}: a folder, but not a Zarr image; give a file")
             # zarr is an extra.
             from shards.images.zarr_image import ZarrImage
 
             return ZarrImage(path, reading)
         if _is_tiff(path):
-            # tifffile costs a tenth of a second to import, which jobs on PNG files needn't pay.
+            # Importing tifffile takes a tenth of a second, which jobs on PNG files can avoid.
             from shards.images.tiff_image import TiffImage
 
             return TiffImage(path, None if path == Path(address) else page, reading)
@@ -91,9 +91,9 @@ def open_image(
 
 
 def match_channels(array: np.ndarray, channels: int, path: str | Path) -> np.ndarray:
-    """Bring pixels (…, C) to the number of channels that a model or a shard set wants.
+    """Convert pixels (…, C) to the number of channels that a model or a shard set needs.
 
-    Gray is repeated to RGB; RGB becomes gray where all three channels are equal.
+    Gray is repeated to RGB; RGB becomes gray if all three channels are equal.
 
     Raises:
         UserError: anything else; names the file and the ways out.
@@ -107,16 +107,16 @@ def match_channels(array: np.ndarray, channels: int, path: str | Path) -> np.nda
         if np.array_equal(array[..., 0], array[..., 1]) and np.array_equal(array[..., 0], array[..., 2]):
             return array[..., :1]
         raise UserError(
-            f"{path}: a color image where a gray one is needed; convert it to gray, or make a shard set of RGB "
+            f"{path}: a color image, but a gray one is needed; convert it to gray, or make a shard set of RGB "
             "images and train on it"
         )
     raise UserError(
-        f"{path}: {have} channels where {channels} are needed; convert the file, or make a shard set of images with "
+        f"{path}: {have} channels, but {channels} are needed; convert the file, or make a shard set of images with "
         f"{have} channels and train on it"
     )
 
 
 def _is_tiff(path: Path) -> bool:
-    """True for classic TIFF and BigTIFF of either byte order, judged by the first bytes, not by the name."""
+    """True for classic TIFF and BigTIFF of either byte order, judged by the first bytes, not the name."""
     with damage_reported(path), path.open("rb") as file:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

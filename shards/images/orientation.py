@@ -1,8 +1,8 @@
-"""Whether images and masks are turned by their orientation tags, where only one of a pair has one.
+"""Decide whether to apply orientation tags if only one of image and mask has one.
 
-A photograph of a phone is stored as the sensor saw it, with a tag that says how to turn it. A labeling tool shows it
-upright; a script that reads raw pixels doesn't. So a mask without a tag may lie on either. Where both files of a pair
-have a tag, or none, each is turned by its own.
+A phone stores a photo as the sensor saw it, with a tag that says how to rotate it. A labeling tool shows it upright; a
+script that reads raw pixels doesn't. So a mask without a tag can match either. If both files of a pair have a tag, or
+neither does, each is rotated by its own.
 """
 
 from collections.abc import Sequence
@@ -20,21 +20,21 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class OrientedPair:
-    """What the headers of an image and its mask say; sizes are (height, width)."""
+    """The headers of an image and its mask; sizes are (height, width)."""
 
     image: Path
     image_tag: int
     mask_tag: int
     image_size: tuple[int, int]
-    """Turned by its own tag; so is `mask_size`."""
+    """After rotation by its own tag; likewise `mask_size`."""
     mask_size: tuple[int, int]
     image_stored: tuple[int, int]
-    """As the pixels are stored; so is `mask_stored`."""
+    """As the pixels are stored; likewise `mask_stored`."""
     mask_stored: tuple[int, int]
 
     @property
     def fits_upright(self) -> bool:
-        """The sizes agree if each file is turned by its own tag."""
+        """The sizes agree if each file is rotated by its own tag."""
         return self.image_size == self.mask_size
 
     @property
@@ -44,16 +44,16 @@ class OrientedPair:
 
     @property
     def in_doubt(self) -> bool:
-        """Only one of the files has a tag that turns it."""
+        """Only one of the files has a tag that rotates it."""
         return (self.image_tag != 1) != (self.mask_tag != 1)
 
     def upright(self, orientation: Orientation) -> bool:
-        """Whether the files of this pair are turned by their tags, once it is decided for the set."""
+        """Whether to rotate the files of this pair by their tags, given the decision for the set."""
         return not (self.in_doubt and orientation == "ignore")
 
 
 def oriented_pair(image: ImageFile, mask: ImageFile) -> OrientedPair:
-    """What two open files say."""
+    """The headers of two open files."""
     return OrientedPair(
         image.path,
         image.orientation,
@@ -66,13 +66,13 @@ def oriented_pair(image: ImageFile, mask: ImageFile) -> OrientedPair:
 
 
 def decide_orientation(pairs: Sequence[OrientedPair], wanted: Orientation, flag: str) -> Orientation:
-    """What holds for all pairs of a set: what is wanted, or what their sizes say.
+    """The decision for all pairs of a set: the user's choice, or the one that the sizes imply.
 
-    `flag` is the setting that a message names. Where sizes agree in neither way, or in another way for each pair, the
-    answer is "apply", and whoever opens the pairs reports the sizes.
+    `flag` is the setting to name in messages. If sizes agree in neither way, or differently for each pair, the result
+    is "apply", and opening the pairs reports the sizes.
 
     Raises:
-        UserError: the sizes don't tell.
+        UserError: the sizes don't decide it.
     """
     doubtful = [pair for pair in pairs if pair.in_doubt and (pair.fits_upright or pair.fits_stored)]
     if wanted != "auto" or not doubtful:
@@ -82,9 +82,9 @@ def decide_orientation(pairs: Sequence[OrientedPair], wanted: Orientation, flag:
     if upright and stored:
         shown = ", ".join(f"{pair.image} (tag {max(pair.image_tag, pair.mask_tag)})" for pair in doubtful[:_SHOWN])
         raise UserError(
-            f"{len(doubtful)} images have an orientation tag (EXIF or TIFF) and their masks none, or the other way "
-            f"round, and the sizes agree either way: {shown}{', …' if len(doubtful) > _SHOWN else ''}; give "
+            f"{len(doubtful)} images have an orientation tag (EXIF or TIFF) that their masks lack, or vice "
+            f"versa, and the sizes agree either way: {shown}{', …' if len(doubtful) > _SHOWN else ''}; give "
             f"{flag} apply if the masks were drawn on the pictures as viewers show them, {flag} ignore if on the "
-            "pixels as they are stored"
+            "pixels as stored"
         )
     return "ignore" if stored else "apply"

@@ -1,4 +1,4 @@
-"""PNG, JPEG and what else Pillow reads."""
+"""PNG, JPEG and whatever else Pillow reads."""
 
 import warnings
 from pathlib import Path
@@ -10,15 +10,15 @@ from segdist.core.errors import UserError
 from shards.images.image_file import ImageFile, Reading, check_memory, unsupported_values
 from shards.images.png_chunks import GRAY, GRAY_ALPHA, RGB, RGBA, PngHeader, check_png, read_png_header
 
-# Pillow refuses pictures of more than 179 megapixels as possible bombs; here they are what the program is for, and
-# `check_memory` refuses what doesn't fit.
+# Pillow refuses pictures of more than 179 megapixels as possible decompression bombs. Such pictures are normal here,
+# and `check_memory` refuses what doesn't fit.
 Image.MAX_IMAGE_PIXELS = None
-# What it warns of (damaged EXIF, say) is no help without the file's name.
+# Its warnings (about damaged EXIF, for example) don't help without the file's name.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 EXIF_ORIENTATION = 0x0112
 _JPEG_RATIO = 4096
-"""Pixels that a byte of a JPEG can mean at most: a block of 8 x 8 takes a bit, and a subsampled one stands for four."""
+"""Maximum pixels per byte of a JPEG: an 8 x 8 block takes at least a bit, and a subsampled one covers four blocks."""
 
 _GRAY_MODES = {"1": 0, "L": 0, "LA": 1, "La": 1, "I;16": 0, "I;16L": 0, "I;16B": 0, "I;16N": 0, "I": 0, "F": 0}
 _COLOR_MODES = {"RGB": 0, "RGBX": 0, "RGBA": 1, "RGBa": 1, "CMYK": 0, "YCbCr": 0, "HSV": 0}
@@ -47,14 +47,14 @@ class PillowImage(ImageFile):
                     f"{path.stat().st_size} bytes can hold"
                 )
         self._choose(mode, reading)
-        # The orientation counts only now: `_choose` may decode.
+        # Apply the orientation only now, because `_choose` may decode.
         self._turn(orientation, reading.upright)
 
     def _choose(self, mode: str, reading: Reading) -> None:
-        """What the pixels will be, by Pillow's mode."""
+        """Choose the format of the pixels by Pillow's mode."""
         deep = self._png is not None and self._png.bits == 16 and self._png.color_type in (RGB, GRAY_ALPHA, RGBA)
         self._deep = deep
-        # In Pillow, where colors take four bytes, and as an array.
+        # Once in Pillow, where colors take four bytes, and once as an array.
         self._pixel_bytes = 2 * np.dtype(np.int32).itemsize if mode in ("I", "F") else 8
         if mode in _GRAY_MODES and mode not in ("I", "F"):
             self._pixel_bytes = 4 if mode.startswith("I;16") else 2
@@ -95,7 +95,7 @@ class PillowImage(ImageFile):
             pixels = self._decode_deep() if self._deep else self._decode()
             pixels = pixels[..., None] if pixels.ndim == 2 else pixels
             if pixels.shape[:2] != self._stored_shape():
-                raise UserError(f"{self.path}: damaged: {pixels.shape[:2]} pixels, and the header says otherwise")
+                raise UserError(f"{self.path}: damaged: {pixels.shape[:2]} pixels, but the header says otherwise")
             self._pixels = pixels
         return self._pixels
 
@@ -103,8 +103,8 @@ class PillowImage(ImageFile):
         return self.stored_size
 
     def _decode_deep(self) -> np.ndarray:
-        """PNG of several 16-bit channels, of which Pillow would keep 8 bits without a word."""
-        # A twentieth of a second that jobs on other files needn't pay.
+        """Decode multi-channel 16-bit PNGs, which Pillow silently truncates to 8 bits."""
+        # Importing this takes a twentieth of a second, which jobs on other files can avoid.
         import imagecodecs
 
         return np.asarray(imagecodecs.png_decode(self.path.read_bytes()))
@@ -114,11 +114,11 @@ class PillowImage(ImageFile):
             if image.mode in ("P", "PA"):
                 return self._decode_palette(image)
             if image.mode in ("L", "LA", "La", "RGB", "RGBA", "I", "F") or image.mode.startswith("I;16"):
-                pixels = np.asarray(image).astype(self.dtype, copy=False)  # "I;16B" comes in the other byte order
+                pixels = np.asarray(image).astype(self.dtype, copy=False)  # "I;16B" has the other byte order
                 few_bits = self._png is not None and self._png.color_type == GRAY and self._png.bits < 8
                 if few_bits and self._values == "stored":
                     assert self._png is not None
-                    pixels = pixels // np.uint8(255 // (2**self._png.bits - 1))  # Pillow scales them
+                    pixels = pixels // np.uint8(255 // (2**self._png.bits - 1))  # undo Pillow's scaling
                 return pixels
             if image.mode == "1":
                 bits = np.asarray(image).astype(np.uint8)
@@ -126,7 +126,7 @@ class PillowImage(ImageFile):
             return np.asarray(image.convert("RGBA" if image.mode == "RGBa" else "RGB"))
 
     def _decode_palette(self, image: Image.Image) -> np.ndarray:
-        """Indices, or the colors; one channel where all colors that occur are gray."""
+        """Indices, or colors; a single channel if all colors in use are gray."""
         if self._values == "stored":
             return np.asarray(image if image.mode == "P" else image.getchannel("P"))
         colors = np.asarray(image.convert("RGB"))
@@ -134,13 +134,13 @@ class PillowImage(ImageFile):
 
 
 def _orientation(image: Image.Image, png: PngHeader | None) -> int:
-    """The EXIF tag; 1 where it is missing or makes no sense."""
+    """The EXIF tag; 1 if it is missing or invalid."""
     try:
         if png is None or png.late_notes:
             tag = image.getexif().get(EXIF_ORIENTATION, 1)
         else:
-            # Pillow's own method for PNG decodes the picture, to see what follows the pixels.
+            # Pillow's own method for PNG decodes the whole picture to reach the data after the pixels.
             tag = Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
-    except Exception:  # damaged EXIF raises anything; the picture may be fine, and viewers show it as it is
+    except Exception:  # damaged EXIF can raise anything; the picture may be fine, and viewers show it unrotated
         return 1
     return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1

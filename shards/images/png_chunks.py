@@ -1,4 +1,4 @@
-"""The chunks of a PNG file: its header, its checksums, and whether it can hold as many pixels as it claims."""
+"""The chunks of a PNG file: its header, its checksums, and whether it can hold the pixels it claims."""
 
 import io
 import struct
@@ -14,27 +14,27 @@ GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
 """Color types."""
 _SAMPLES = {GRAY: 1, RGB: 3, PALETTE: 1, GRAY_ALPHA: 2, RGBA: 4}
 _DEFLATE_RATIO = 1032
-"""Most bytes that a byte of a deflate stream can mean (zlib's technical details, "Maximum Compression Factor")."""
+"""Maximum output bytes per byte of a deflate stream (zlib's technical details, "Maximum Compression Factor")."""
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class PngHeader:
-    """What IHDR says, and where notes about the picture are."""
+    """The contents of IHDR, and where the metadata is."""
 
     bits: int
     color_type: int
     late_notes: bool
-    """Texts or EXIF follow the pixels, where Pillow finds them only by decoding everything."""
+    """Text or EXIF follows the pixels, so Pillow finds it only by decoding everything."""
 
 
 def read_png_header(path: Path) -> PngHeader | None:
-    """The header, or None if the file is no PNG.
+    """The header, or None if the file is not a PNG.
 
     Raises:
-        UserError: the file ends early, or is too small for as many pixels as the header claims.
+        UserError: the file ends early, or is too small for the pixels that the header claims.
     """
-    # Of each chunk only the head is read: a buffer would read thousands of bytes more.
+    # Unbuffered, because only the head of each chunk is read; a buffer would read thousands of bytes more.
     with path.open("rb", buffering=0) as file:
         if file.read(8) != SIGNATURE:
             return None
@@ -62,7 +62,7 @@ def read_png_header(path: Path) -> PngHeader | None:
 
 
 def check_png(path: Path) -> None:
-    """Compare the checksum of every chunk, which Pillow doesn't do for pixels. Raises UserError at a wrong one."""
+    """Verify the checksum of every chunk, which Pillow doesn't do for pixels. Raises UserError if one is wrong."""
     with path.open("rb") as file:
         file.seek(8)
         kind = b""
@@ -76,7 +76,7 @@ def check_png(path: Path) -> None:
                 found = zlib.crc32(block, found)
                 left -= len(block)
             if file.read(4) != struct.pack(">I", found):
-                raise UserError(f"{path}: damaged: wrong checksum of a part {kind.decode('latin-1')}")
+                raise UserError(f"{path}: damaged: wrong checksum of a chunk {kind.decode('latin-1')}")
 
 
 def _next_chunk(path: Path, file: BinaryIO | io.FileIO) -> tuple[bytes, int]:

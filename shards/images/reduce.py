@@ -1,7 +1,7 @@
-"""Images and masks at half or a quarter of their size. H W: full size, h w: reduced, S the factor.
+"""Downscale images and masks to half or a quarter of their size. H W: full size, h w: reduced, S the factor.
 
-Both the cutting of patches and inference reduce images here, so that a model sees the same pixels in both. Where S
-doesn't divide a side, the last pixels are repeated.
+Used both for cutting patches and for inference, so that a model sees the same pixels in both. If S doesn't divide a
+side, the last pixels are repeated.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from shards.manifest import IGNORE
 
 
 def reduced_side(side: int, scale: int) -> int:
-    """Pixels of a reduced side."""
+    """Length of a reduced side in pixels."""
     return -(-side // scale)
 
 
@@ -28,13 +28,13 @@ def reduced_pixels(pixels: NDArray[Any], scale: int) -> NDArray[Any]:
 
 
 def reduced_labels(labels: NDArray[np.uint8], scale: int, corner: tuple[int, int] = (0, 0)) -> NDArray[np.uint8]:
-    """The most frequent label of each block, (h, w) of (H, W); IGNORE only where no pixel has another.
+    """The most frequent label of each block, (h, w) of (H, W); IGNORE only if all pixels are ignored.
 
-    Of labels that are equally frequent the one at a place of the block that changes from block to block wins, so that
-    no class grows at the cost of another.
+    Ties go to the label at a position in the block that varies from block to block, so that no class grows at the
+    expense of another.
 
     Args:
-        corner: where the labels lie in the reduced image (y, x), so that windows reduce as the whole does.
+        corner: position of the labels in the reduced image (y, x), so that windows give the same result as the whole.
     """
     if scale == 1:
         return labels
@@ -55,7 +55,7 @@ def reduced_labels(labels: NDArray[np.uint8], scale: int, corner: tuple[int, int
 
 
 def enlarged(plane: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.float32]:
-    """A plane (h, w) at full size (H, W), linear between the centers of its pixels, as inference enlarges."""
+    """A plane (h, w) upscaled to (H, W), linearly between pixel centers, as in inference."""
     for axis, side in ((0, height), (1, width)):
         below, above, share = neighbors(0, side, scale, plane.shape[axis])
         weight = share[:, None] if axis == 0 else share
@@ -66,9 +66,10 @@ def enlarged(plane: NDArray[np.float32], scale: int, height: int, width: int) ->
 def neighbors(
     first: int, end: int, scale: int, size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """For each full pixel from `first` to `end`: the reduced pixels before and after it, and the second one's share.
+    """For each full-size pixel from `first` to `end`: the reduced pixels before and after it, and the weight of the
+    second.
 
-    `size`: pixels of the reduced side.
+    `size`: length of the reduced side.
     """
     position = np.clip((np.arange(first, end) + 0.5) / scale - 0.5, 0, size - 1)
     below = np.floor(position).astype(np.int64)

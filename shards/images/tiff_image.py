@@ -1,7 +1,7 @@
-"""TIFF files by window: strips, tiles, BigTIFF; never the whole image in memory where the file allows it.
+"""Read TIFF files by window: strips, tiles, BigTIFF; never the whole image in memory unless the file requires it.
 
-tifffile finds the segments (strips or tiles) and decodes them, with imagecodecs where they are compressed; which
-segments a window needs, and what is kept between two windows, is decided here.
+tifffile finds the segments (strips or tiles) and decodes them, using imagecodecs if they are compressed. This module
+decides which segments a window needs, and what to keep between windows.
 Shape letters: H W pixels, C channels.
 """
 
@@ -21,14 +21,14 @@ _ALPHA = (1, 2)
 """ExtraSamples values for associated and unassociated alpha."""
 _ORIENTATION = 274
 _JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY)
-"""The decoders of these turn YCbCr into RGB."""
+"""Compressions whose decoders convert YCbCr to RGB."""
 _GRAY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MASK)
 _RATIOS = {1: 1, 5: 4096, 8: 1032, 32946: 1032, 32773: 64}
-"""Most bytes that a byte can mean, by compression: none, LZW, deflate, PackBits."""
+"""Maximum output bytes per input byte, by compression: none, LZW, deflate, PackBits."""
 
 
 class TiffImage(ImageFile):
-    """One page of a TIFF file. Reading from the top down decodes every segment once."""
+    """One page of a TIFF file. Reading from top to bottom decodes every segment once."""
 
     def __init__(self, path: Path, page: int | None, reading: Reading) -> None:
         """`page` as in `shards.images.tiff_pages`; None: the first that is an image."""
@@ -52,11 +52,11 @@ class TiffImage(ImageFile):
         if not len(pages):
             raise UserError(f"{self.path}: damaged: a TIFF file without a page")
         if number is None:
-            # A camera's file may begin with its thumbnail.
+            # A camera's file may start with its thumbnail.
             number = image_pages(self._tiff)[0] if len(pages) > 1 and is_copy(pages[0]) else 0
         planes = planes_of_only_page(self._tiff) if len(pages) == 1 else len(pages)
         if not 0 <= number < planes:
-            raise UserError(f"{self.path}: page {number} asked for, but the file has pages 0 to {planes - 1}")
+            raise UserError(f"{self.path}: page {number} was requested, but the file has pages 0 to {planes - 1}")
         self._plane = number if len(pages) == 1 else 0
         self._page: Any = pages[0 if len(pages) == 1 else number].aspage()
         if self._page.ndim == 0 or not self._page.size:
@@ -68,7 +68,7 @@ class TiffImage(ImageFile):
         self._samples = self._page.samplesperpixel
 
     def _choose_values(self) -> None:
-        """The type of the pixels, and what they are multiplied by: few bits of a picture are scaled to eight."""
+        """Choose the pixels' dtype and the factor that scales one to seven bits to eight."""
         bits, stored = self._page.bitspersample, self._page.dtype
         if stored is None or not isinstance(bits, int):
             raise UserError(f"{self.path}: samples of {bits} bits; save it with 8 or 16")
@@ -86,7 +86,7 @@ class TiffImage(ImageFile):
             raise UserError(unsupported_values(self.path, f"{bits}-bit values of type {self._stored}", self._values))
 
     def _choose_channels(self, reading: Reading) -> None:
-        """Which samples are channels, and how their colors are to be understood."""
+        """Choose which samples are channels, and how to interpret their colors."""
         page = self._page
         photometric = page.photometric if 262 in page.tags else None
         self._inverted = photometric == PHOTOMETRIC.MINISWHITE and self._values == "seen"
@@ -116,7 +116,7 @@ class TiffImage(ImageFile):
         colors = np.asarray(self._page.colormap)  # (3, entries), 16 bit
         if colors.ndim != 2 or len(colors) != 3 or colors.shape[1] < min(2**self._page.bitspersample, 65536):
             raise UserError(f"{self.path}: damaged: no color map of {2**self._page.bitspersample} entries")
-        # Some writers give 8 bits, against the standard.
+        # Some writers store 8 bits, against the standard.
         self._colors = (colors >> (8 if colors.max() > 255 else 0)).astype(np.uint8).T
         self.dtype = np.dtype(np.uint8)
         self.channels = 1 if (self._colors == self._colors[:, :1]).all() else 3
@@ -124,10 +124,10 @@ class TiffImage(ImageFile):
     def _check_luminance(self) -> None:
         plain = self._stored == np.uint8 and self._samples == 3 and self._page.planarconfig == 1
         if not plain or tuple(self._page.subsampling or (2, 2)) != (1, 1) or 532 in self._page.tags:
-            raise UserError(f"{self.path}: colors in YCbCr, subsampled or of another range; save it as RGB")
+            raise UserError(f"{self.path}: colors in YCbCr, subsampled or with an unusual range; save it as RGB")
 
     def _choose_segments(self) -> None:
-        """What is read as one piece. An uncompressed strip of any height can be read in parts; every other segment is
+        """Choose the unit of reading. An uncompressed strip of any height can be read in parts; any other segment is
         decoded whole."""
         page = self._page
         self._direct = (
@@ -153,7 +153,7 @@ class TiffImage(ImageFile):
     def _check_codec(self) -> None:
         page = self._page
         try:
-            # Looking a codec up tells whether it is there.
+            # Looking up a codec shows whether it is available.
             tifffile.TIFF.DECOMPRESSORS[page.compression]
             tifffile.TIFF.UNPREDICTORS[page.predictor]
         except KeyError as error:
@@ -161,14 +161,14 @@ class TiffImage(ImageFile):
             raise UserError(f"{self.path}: {problem}; save the file uncompressed or with deflate") from None
 
     def _check_size(self) -> None:
-        """A file cut short, or with a header that lies about the size, is found before its first pixel is used."""
+        """Refuse a truncated file, or one with a false size in its header, before its first pixel is used."""
         size = os.path.getsize(self.path)
         offsets, counts = self._page.dataoffsets, self._page.databytecounts
         segments = self._across * self._down * self._planes
         if not len(offsets) == len(counts) >= segments or not any(counts):
             raise UserError(
                 f"{self.path}: damaged: {segments} strips or tiles are needed for {self._rows} x {self._columns} "
-                f"pixels, the file lists {min(len(offsets), len(counts))}"
+                f"pixels, but the file lists {min(len(offsets), len(counts))}"
             )
         end = max(offset + count for offset, count in zip(offsets, counts, strict=True))
         if self._plane:
@@ -181,7 +181,7 @@ class TiffImage(ImageFile):
             rows = self._segment_rows if self._page.is_tiled else min(self._segment_rows, self._rows - self._row(index))
             if counts[index] and rows * row > counts[index] * ratio:
                 raise UserError(
-                    f"{self.path}: damaged: a strip or tile of {rows} rows needs {rows * row} bytes, and "
+                    f"{self.path}: damaged: a strip or tile of {rows} rows needs {rows * row} bytes, but "
                     f"{counts[index]} hold no more than {counts[index] * ratio}"
                 )
         if not self._direct:
@@ -232,12 +232,12 @@ class TiffImage(ImageFile):
             start = (row - top) * row_bytes
             wanted = flat[start : start + rows * row_bytes]
             if handle.readinto(wanted.data) != wanted.size:
-                raise UserError(f"{self.path}: damaged: cut short in row {row}")
+                raise UserError(f"{self.path}: damaged: truncated in row {row}")
             row += rows
         return pixels.astype(self.dtype, copy=False)
 
     def _from_segments(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        """Decode the segments that the window touches; those of the last window are kept for the next."""
+        """Decode the segments that the window touches; those of the previous window are kept for the next."""
         pixels = np.empty((bottom - top, right - left, self._samples), self.dtype)
         kept, self._kept = self._kept, {}
         for index in self._segments_in(top, bottom, left, right):
@@ -284,7 +284,7 @@ class TiffImage(ImageFile):
             return np.zeros((self._segment_rows, self._segment_columns, self._samples // self._planes), self.dtype)
         handle.seek(self._page.dataoffsets[index])
         content = handle.read(count)
-        # The tables stand once for all segments of a JPEG file.
+        # The tables are stored once for all segments of a JPEG file.
         segment, _, _ = self._page.decode(content, index, jpegtables=self._page.jpegtables)
         if segment is None:
             raise UserError(f"{self.path}: damaged: segment {index} can't be decoded")
@@ -292,7 +292,7 @@ class TiffImage(ImageFile):
 
 
 def _rgb_of(luminance: np.ndarray) -> np.ndarray:
-    """RGB of YCbCr pixels (…, 3) of 8 bits: ITU-R BT.601, full range (TIFF 6.0, section 21, the defaults)."""
+    """RGB from 8-bit YCbCr pixels (…, 3): ITU-R BT.601, full range (TIFF 6.0, section 21, the defaults)."""
     y, cb, cr = (luminance[..., channel].astype(np.float32) for channel in range(3))
     cb, cr = cb - 128, cr - 128
     rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)

@@ -9,11 +9,11 @@ from segdist.core.errors import UserError
 from shards.images.image_file import ImageFile, Reading, unsupported_values
 
 MOST_CHANNELS = 16
-"""A first or last axis of at most so many entries holds the channels."""
+"""A first or last axis with at most this many entries holds the channels."""
 
 
 def import_zarr() -> Any:
-    """The zarr package, or a UserError that says how to get it."""
+    """The zarr package, or a UserError that says how to install it."""
     try:
         import zarr
     except ImportError:
@@ -42,7 +42,7 @@ class ZarrImage(ImageFile):
         elif self.dtype not in (np.uint8, np.uint16) and (reading.values == "seen" or self.dtype.kind not in "uif"):
             raise UserError(unsupported_values(path, f"Zarr values of type {node.dtype}", reading.values))
         shape = tuple(node.shape)
-        # OME-Zarr stores (T, C, Z, Y, X); leading axes of one entry say nothing.
+        # OME-Zarr stores (T, C, Z, Y, X); leading axes with one entry carry no information.
         self._lead = 0
         while len(shape) > 2 and shape[0] == 1:
             shape = shape[1:]
@@ -55,7 +55,7 @@ class ZarrImage(ImageFile):
         elif len(shape) == 3 and shape[2] <= MOST_CHANNELS:
             self.height, self.width, self.channels = shape
         else:
-            raise UserError(f"{path}: shape {tuple(node.shape)} is no (H, W), (H, W, C) or (C, H, W) image")
+            raise UserError(f"{path}: shape {tuple(node.shape)} is not an (H, W), (H, W, C) or (C, H, W) image")
         self._flat = len(shape) == 2
 
     def _window(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Silent damage on the disk: each shard's checksum, once per start of a run, beside the work and at its mercy.
+"""Detect silent disk damage: verify each shard's checksum once per start of a run, in the background.
 
-The ranks share the shards. A thread of the lowest priority reads a piece, and rests for many times as long.
+The ranks share the shards. A lowest-priority thread reads a piece, then sleeps for many times as long.
 """
 
 import hashlib
@@ -14,31 +14,31 @@ from contextlib import suppress
 from shards.read.reader import ShardSet
 
 PIECE = 1 << 20
-"""Bytes between two rests."""
+"""Bytes to read between two sleeps."""
 REST = 19
-"""Times the duration of the work: at most a twentieth of a core, at the lowest priority."""
+"""Sleep as a multiple of the working time, so that this takes at most a twentieth of a core."""
 
 
 class BackgroundCheck:
-    """Checks the shards of `sets` whose turn it is on this rank; `problem` is what it has found."""
+    """Checks this rank's part of the shards of `sets`; `problem` is what it found."""
 
     def __init__(self, sets: Sequence[ShardSet], rank: int, world_size: int) -> None:
         shards = [(item.folder / shard.file, shard.sha256) for item in sets for shard in item.manifest.shards]
         self._mine = shards[rank::world_size]
         self._thread: threading.Thread | None = None
         self.problem = ""
-        """A damaged shard, and what to do; "" for none so far."""
+        """A damaged shard, and what to do; "" if none was found so far."""
         self.checked = 0
-        """Shards that were read whole."""
+        """Number of shards read completely."""
 
     def start(self) -> None:
-        """Begin, unless it has begun before."""
+        """Start, unless already started."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True, name="background check of the shards")
             self._thread.start()
 
     def _work(self) -> None:
-        if sys.platform.startswith("linux"):  # where threads have priorities of their own
+        if sys.platform.startswith("linux"):  # where each thread has its own priority
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         for path, expected in self._mine:
@@ -51,12 +51,12 @@ class BackgroundCheck:
                         time.sleep(REST * (time.perf_counter() - began))
                         began = time.perf_counter()
             except OSError as error:
-                self.problem = f"{path}: can't be read any more ({error.strerror}); copy it again"
+                self.problem = f"{path}: can no longer be read ({error.strerror}); copy it again"
                 return
             if digest.hexdigest() != expected:
                 self.problem = (
-                    f"{path}: damaged: its bytes are not those that were written (wrong checksum). Copy it again, or "
-                    "build the set again; steps since the last start may have seen wrong samples"
+                    f"{path}: damaged: its bytes have changed since it was written (wrong checksum). Copy it again, or "
+                    "rebuild the set; steps since the last start may have used wrong samples"
                 )
                 return
             self.checked += 1

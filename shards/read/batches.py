@@ -1,10 +1,10 @@
-"""Batches of a rank from a shard set: in the order of training, or the fixed batches of validation.
+"""A rank's batches from a shard set: in training order, or the fixed batches of validation.
 
-Some batches are gathered together into one buffer (a call costs as much for one); a ring of buffers is reused for
-ever. No worker processes: handing a batch of small patches from one process to another costs more than making it, so
-a thread gathers the next batches during the training step instead (copies let other threads run).
+Several batches are gathered into one buffer at a time (one batch would cost just as much), and a ring of buffers is
+reused. There are no worker processes: passing a batch of small patches between processes costs more than making it, so
+a thread gathers the next batches during the training step instead (copying releases the interpreter lock).
 
-B samples in the batch (those of this rank), C channels, P patch side.
+B samples of this rank in the batch, C channels, P patch side.
 """
 
 from collections import deque
@@ -24,14 +24,14 @@ from shards.read.order import Int64, Samples, slots_of_rank
 from shards.records import NpyLayout
 
 GROUP_BYTES = 4 << 20
-"""Records to gather at once, at least one batch: many small ones for the price of one call, few big ones."""
+"""Records to gather at once, at least one batch: many small ones in a single call, or a few big ones."""
 
 ORDER_BLOCK = 8192
-"""Samples whose order is computed at once."""
+"""Number of samples whose order is computed at once."""
 
 
 class Samplable(Protocol):
-    """What batches are made from: a `ShardSet`, or several as one (`shards.read.mixing.MixedSet`)."""
+    """A source of batches: a `ShardSet`, or several as one (`shards.read.mixing.MixedSet`)."""
 
     manifest: Manifest
     layout: NpyLayout
@@ -44,7 +44,7 @@ class Samplable(Protocol):
 
 
 class Order(Protocol):
-    """What says which samples come: `SampleOrder` or `shards.read.mixing.MixedOrder`."""
+    """An order of samples: `SampleOrder` or `shards.read.mixing.MixedOrder`."""
 
     global_batch: int
     steps_per_epoch: int
@@ -54,24 +54,24 @@ class Order(Protocol):
 
 @dataclass(slots=True)
 class Batch:
-    """What one rank computes of a step. It is reused, tensors and all: valid until the next batch is asked for."""
+    """One rank's part of a step. The object and its tensors are reused: valid until the next batch is requested."""
 
     images: torch.Tensor
     """(B, C, P, P), stored dtype; a view with gaps between the samples."""
     masks: torch.Tensor
     """(B, P, P), uint8; likewise."""
     rows: torch.Tensor
-    """(B, stride), uint8: the records that images and masks are views of; contiguous."""
+    """(B, stride), uint8, contiguous: the records behind the views `images` and `masks`."""
     flips: torch.Tensor
-    """(B,), uint8: bit 0 mirrors left and right, bit 1 up and down. Not yet applied (see `segdist.training`)."""
+    """(B,), uint8: bit 0 mirrors left and right, bit 1 up and down. Not applied yet (see `segdist.training`)."""
     place: slice
-    """The batch's place in what was gathered with it."""
+    """The batch's position within its group."""
     shard_set: Samplable
     split: str
     group: Samples
-    """All that was gathered with this batch; `samples` are those of it at `place`."""
+    """All samples gathered with this batch; `samples` are those at `place`."""
     copies: list[Any]
-    """Events of copies to a device that may still be under way; the buffer waits for them before it is filled again."""
+    """CUDA events of copies that may still be running; the buffer waits for them before it is refilled."""
     epoch: int = 0
     step: int = 0
     slots: range = range(0)
@@ -82,13 +82,13 @@ class Batch:
         return self.group.row(self.place)
 
     def first(self, count: int) -> "Batch":
-        """The first `count` samples, as a batch of its own."""
+        """The first `count` samples as a separate batch."""
         images, masks, rows, flips = (tensor[:count] for tensor in (self.images, self.masks, self.rows, self.flips))
         place = slice(self.place.start, self.place.start + count)
         return replace(self, images=images, masks=masks, rows=rows, flips=flips, place=place)
 
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and masks on `device`, moved in one piece: without waiting, where the buffers are pinned."""
+        """Images and masks on `device`, moved in one piece, asynchronously if the buffers are pinned."""
         if device.type == "cpu":
             return self.images, self.masks
         rows = self.rows.to(device, non_blocking=True)
@@ -97,7 +97,7 @@ class Batch:
         return views(rows, self.shard_set.layout)
 
     def names(self) -> list[str]:
-        """Where each sample is and comes from, for messages."""
+        """Where each sample is stored and where it comes from, for messages."""
         samples = self.samples
         pairs = zip(samples.shard.tolist(), samples.record.tolist(), strict=True)
         return [self.shard_set.name(self.split, shard, record) for shard, record in pairs]
@@ -115,9 +115,9 @@ def views(rows: torch.Tensor, layout: NpyLayout) -> tuple[torch.Tensor, torch.Te
 class TrainBatches:
     """This rank's part of every global batch, in the order of `order`.
 
-    `prefetch` batches or more are gathered ahead by a thread; with 0 they are gathered when they are asked for. The
-    samples are the same either way. One thread is enough: small PNG files, too, are decoded mostly under the
-    interpreter's lock, so that more threads bring nothing.
+    A thread gathers at least `prefetch` batches ahead; with 0, batches are gathered when requested. The samples are the
+    same either way. One thread is enough: even small PNG files are decoded mostly under the interpreter lock, so more
+    threads would gain nothing.
     """
 
     def __init__(
@@ -131,13 +131,13 @@ class TrainBatches:
         prefetch: int = 4,
         pin: bool = False,
     ) -> None:
-        """`grain`: see `slots_of_rank`. `pin`: page-locked buffers, for copies to a GPU beside the computation."""
+        """`grain`: see `slots_of_rank`. `pin`: page-locked buffers, for copies to a GPU during computation."""
         self.order = order
         self.slots = slots_of_rank(order.global_batch, rank, world_size, grain)
         self._source = _Source(shard_set, "train", len(self.slots), prefetch, pin)
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from `first_step` on; starting late costs nothing."""
+        """The batches of `epoch` starting at `first_step`; skipping steps costs nothing."""
         return self._source.stream(self._groups(epoch, first_step))
 
     def _groups(self, epoch: int, first_step: int) -> Iterator["_Group"]:
@@ -155,9 +155,9 @@ class TrainBatches:
 
 
 class ValidationBatches:
-    """The validation split in fixed batches, the last one short; whole batches are dealt to the ranks.
+    """The validation split in fixed batches, the last one short; whole batches are assigned to ranks.
 
-    Every patch comes exactly once over the ranks, and the batches are the same for any number of ranks. Batch k is
+    Every patch occurs exactly once over all ranks, and the batches are the same for any number of ranks. Batch k is
     `batch.step`; rank r has k = r, r + W, …
     """
 
@@ -179,7 +179,7 @@ class ValidationBatches:
         self._source = _Source(shard_set, "val", batch_size, prefetch, pin)
 
     def __len__(self) -> int:
-        """Batches of this rank."""
+        """Number of batches of this rank."""
         return len(self._numbers())
 
     def __iter__(self) -> Iterator[Batch]:
@@ -201,7 +201,7 @@ class ValidationBatches:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Batches that are gathered at once: their samples in a row, the step and the slots of each."""
+    """Batches gathered together: their concatenated samples, and the step and slots of each."""
 
     epoch: int
     samples: Samples
@@ -219,14 +219,14 @@ class _Source:
         self.shard_set, self.split = shard_set, split
         self.per_group = max(1, GROUP_BYTES // (shard_set.layout.stride * batch))
         self.ahead = -(-prefetch // self.per_group)
-        """Groups that are gathered ahead."""
+        """Number of groups to gather ahead."""
         self._batch, self._pin = batch, pin
         self._free: list[_Buffer] = []
 
     def stream(self, groups: Iterator[_Group]) -> Iterator[Batch]:
-        """Batches in the order of the groups. Errors of the thread are raised here, at their place.
+        """Batches in the order of the groups. Errors in the thread are raised here, at the batch they belong to.
 
-        The stream takes its buffers for itself alone, and gives them back for the next stream.
+        The stream has exclusive use of its buffers and returns them for the next stream.
         """
         free = deque(self._free.pop() if self._free else self._new_buffer() for _ in range(self.ahead + 1))
         buffers, size = list(free), self._batch
@@ -250,12 +250,12 @@ class _Source:
 
     def _gathered_ahead(self, groups: Iterator[_Group], free: "deque[_Buffer]") -> Generator[Filled, None, None]:
         running: deque[tuple[Future[None], _Group, _Buffer]] = deque()
-        # Waiting for a copy opens a context on the thread's GPU, which is the first one unless it is told.
+        # Waiting for a copy opens a context on the thread's current GPU, which is the first one unless it is set.
         there = (torch.cuda.set_device, (torch.cuda.current_device(),)) if self._pin else (None, ())
         pool = ThreadPoolExecutor(1, "shards", *there)
         try:
             while True:
-                # Fill every buffer but the one whose batches the consumer holds while this generator sleeps.
+                # Fill every buffer except the one whose batches the consumer holds while this generator is suspended.
                 while free and (group := next(groups, None)) is not None:
                     buffer = free.popleft()
                     running.append((pool.submit(self._gather, group, buffer), group, buffer))
@@ -266,11 +266,11 @@ class _Source:
                 yield group, buffer
                 free.append(buffer)
         finally:
-            # Also when the consumer leaves early or fails: no thread may write into the buffers afterwards.
+            # Also if the consumer stops early or fails: no thread may write to the buffers afterwards.
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _gather(self, group: _Group, buffer: "_Buffer") -> None:
-        # The device may be many steps behind, and still read what the buffer held.
+        # The device may be many steps behind and still be reading the buffer's old contents.
         while buffer.copies:
             buffer.copies.pop(0).synchronize()
         count = len(group.samples.shard)
@@ -278,7 +278,7 @@ class _Source:
         try:
             self.shard_set.gather(self.split, group.samples.shard, group.samples.record, buffer.rows[:count])
         except UserError as error:
-            # A damaged record is read by one rank: if it kept silent, nobody would name the file.
+            # Only one rank reads a damaged record, so only it can name the file.
             error.on_this_rank = True
             raise
 
@@ -287,12 +287,12 @@ class _Source:
 
 
 class _Buffer:
-    """Room for a group's records and its batches, made once: making a batch takes longer than filling it."""
+    """Memory for a group's records and its batches, allocated once: allocating a batch takes longer than filling it."""
 
     def __init__(self, batches: int, size: int, shard_set: Samplable, split: str, pin: bool) -> None:
         layout = shard_set.layout
         rows = torch.zeros(batches * size, layout.stride, dtype=torch.uint8, pin_memory=pin)
-        flips = torch.zeros(batches * size, dtype=torch.uint8)  # few bytes: not pinned, so copied at once
+        flips = torch.zeros(batches * size, dtype=torch.uint8)  # only a few bytes, so not pinned: copied synchronously
         self.rows: NDArray[np.uint8] = rows.numpy()
         self.flips: NDArray[np.uint8] = flips.numpy()
         none = Samples(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint8))

@@ -1,6 +1,7 @@
-"""Linux: a mapped file that becomes shorter while it is read ends the process by SIGBUS; here it says which file.
+"""On Linux, truncating a mapped file while it is being read kills the process with SIGBUS; name the file first.
 
-Python can't handle such a signal: its handlers run only when the instruction that failed is done, which it never is.
+Python can't handle this signal itself: its handlers only run after the failed instruction completes, which it never
+does.
 """
 
 import ctypes
@@ -30,14 +31,15 @@ class _SigAction(ctypes.Structure):
 
 
 def name_file_of(mapped: Any) -> None:
-    """From now on, a bus error in the memory of `mapped`, which has a method `file_at`, ends with the file's name."""
+    """From now on, report the file name on a bus error in the memory of `mapped`, which must have a method
+    `file_at`."""
     _known.add(mapped)
     if _installed or not sys.platform.startswith("linux") or sys.maxsize < 2**32:
         return
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(_on_bus_error)
     action = _SigAction(handler=ctypes.cast(handler, ctypes.c_void_p), flags=_SA_SIGINFO)
     ctypes.CDLL(None).sigaction(signal.SIGBUS, ctypes.byref(action), None)
-    _installed.append(handler)  # C keeps no reference
+    _installed.append(handler)  # C holds no reference
 
 
 def _on_bus_error(number: int, info: int, context: int) -> None:
@@ -46,12 +48,12 @@ def _on_bus_error(number: int, info: int, context: int) -> None:
         path = mapped.file_at(address)
         if path is not None:
             reason = (
-                f"{path}: became shorter, or unreadable, while it was in use; copy or build it again, and start the "
+                f"{path}: was truncated, or became unreadable, while in use; copy or rebuild it, then run the "
                 "same command again"
             )
             note_reason(reason)
             os.write(2, f"error: {reason}\n".encode())
             os._exit(FAILED)
-    # Somebody else's: back to the default, and the instruction fails once more.
+    # Not our memory: restore the default handler and let the instruction fail again.
     default = _SigAction(handler=None, flags=0)
     ctypes.CDLL(None).sigaction(signal.SIGBUS, ctypes.byref(default), None)

@@ -1,4 +1,4 @@
-"""What a person wants to know of a shard set: figures, and a contact sheet of patches with their masks."""
+"""Summarize a shard set: its figures, and a contact sheet of patches with their masks."""
 
 import io
 from typing import Any
@@ -40,7 +40,7 @@ def summary(shard_set: ShardSet) -> str:
 
 
 def _recipe_lines(values: dict[str, Any], prefix: str = "") -> list[str]:
-    """A line per setting that says something, by the name it has on the command line."""
+    """One line per non-empty setting, by its command-line name."""
     lines = []
     for key, value in values.items():
         if isinstance(value, dict):
@@ -52,7 +52,7 @@ def _recipe_lines(values: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def contact_sheet(shard_set: ShardSet, split: str = "train", seed: int = 0) -> bytes:
-    """A PNG of patches drawn at random: each image next to its mask in the class colors; ignored pixels are magenta."""
+    """A PNG of random patches: each image next to its mask in the class colors; ignored pixels are magenta."""
     from PIL import Image
 
     manifest = shard_set.manifest
@@ -86,7 +86,7 @@ def palette(classes: tuple[ClassInfo, ...]) -> NDArray[np.uint8]:
 
 
 def _as_rgb(images: NDArray[Any]) -> NDArray[np.uint8]:
-    """Patches (n, C, P, P) of any depth as (n, P, P, 3) bytes: RGB as it is, else the first channel as gray."""
+    """Patches (n, C, P, P) of any depth as (n, P, P, 3) bytes: RGB as is, otherwise the first channel as gray."""
     if images.dtype == np.uint16:
         low, high = np.percentile(images, (0.5, 99.5))
         images = ((np.clip(images, low, high) - low) * (255 / max(high - low, 1))).astype(np.uint8)

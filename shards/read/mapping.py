@@ -1,9 +1,9 @@
-"""All shards of a split mapped into one range of addresses, so that a record's place is one number.
+"""Map all shards of a split into one address range, so that a record's position is a single number.
 
-A batch gathered from single mappings costs a call per sample; from one range it is one `numpy.take`. The range is
-reserved first, without memory behind it; each shard's file is laid into its place when it is first used. The places
-begin at multiples of both the page and the record, so that the whole range is one array of records. Where the system
-can't map files to given addresses (Windows), a shard is read into its place instead.
+Gathering a batch from separate mappings takes one call per sample; from one range, it takes a single `numpy.take`. The
+range is reserved first, without memory behind it; each shard's file is mapped to its place when it is first used. The
+places start at multiples of both the page and the record size, so the whole range is one array of records. If the
+system can't map files to given addresses (Windows), shards are read into place instead.
 """
 
 import ctypes
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from shards.read.bus_error import name_file_of
 
-_MAP_FIXED = 0x10  # these two are the same on Linux and macOS; Python has no names for them
+_MAP_FIXED = 0x10  # these two are the same on Linux and macOS; Python doesn't name them
 _PROT_NONE = 0
 _FAILED = ctypes.c_void_p(-1).value
 
 
 def _c_library() -> Any:
-    """The library with `mmap`, or None on systems without it."""
+    """The C library that has `mmap`; None on systems without it."""
     try:
         library = ctypes.CDLL(None, use_errno=True)
         library.mmap.restype = ctypes.c_void_p
@@ -43,7 +43,7 @@ Bytes = NDArray[np.uint8]
 
 
 class MappedShards:
-    """Files in one array of records; nothing is read before it is used."""
+    """Files as one array of records; nothing is read before it is used."""
 
     def __init__(self, sizes: Sequence[int], stride: int, open_shard: Callable[[int], Path]) -> None:
         """`sizes`: bytes of each file; `stride`: bytes of a record.
@@ -55,34 +55,34 @@ class MappedShards:
         self._starts = np.concatenate([np.zeros(1, np.int64), ends])[: len(sizes)]
         self._sizes, self._open = list(sizes), open_shard
         self.first_row = self._starts // stride
-        """Row in `rows` of each shard's first record."""
+        """Each shard's first row in `rows`."""
         total = max(int(ends[-1]) if len(ends) else 0, unit)
         if _libc:
             self._address = _map(0, total, _PROT_NONE, mmap.MAP_ANONYMOUS, -1)
             memory = (ctypes.c_uint8 * total).from_address(self._address)
-            # Views of the array keep `memory`, and with it the mapping, alive.
+            # Views of the array keep `memory`, and so the mapping, alive.
             weakref.finalize(memory, _libc.munmap, self._address, total)
             self._bytes: Bytes = np.ctypeslib.as_array(memory)
             self._bytes.flags.writeable = False
         else:
             self._bytes = np.zeros(total, np.uint8)
         self.rows: Bytes = self._bytes.reshape(-1, stride)
-        """Every record, (rows, stride). Only rows of shards that `require` has seen may be touched."""
+        """Every record, (rows, stride). Only access rows of shards passed to `require`."""
         self._mapped = np.zeros(len(sizes), bool)
         self._paths: dict[int, Path] = {}
         self._left = len(sizes)
 
     def require(self, shards: NDArray[np.int64]) -> None:
-        """See to it that the records of `shards` can be read."""
+        """Make the records of `shards` readable."""
         if self._left and not self._mapped[shards].all():
             for number in np.unique(shards[~self._mapped[shards]]).tolist():
                 self.content(number)
 
     def file_at(self, address: int) -> Path | None:
-        """The file that is mapped at an address of this process; None where none of these is."""
+        """The file mapped at an address of this process; None if it is none of these."""
         for number, path in self._paths.items():
             offset = address - self._address - int(self._starts[number])
-            if 0 <= offset < self._sizes[number] + mmap.PAGESIZE:  # mapped by whole pages; the next one starts later
+            if 0 <= offset < self._sizes[number] + mmap.PAGESIZE:  # whole pages are mapped; the next file starts later
                 return path
         return None
 
@@ -91,8 +91,8 @@ class MappedShards:
         start, size = int(self._starts[number]), self._sizes[number]
         if not self._mapped[number]:
             path = self._open(number)
-            with path.open("rb") as file:  # a mapping needs no open file afterwards
-                # Reading behind the end of a mapped file that is too short would kill the process.
+            with path.open("rb") as file:  # a mapping outlives its open file
+                # Reading past the end of a truncated mapped file would kill the process.
                 found = os.fstat(file.fileno()).st_size
                 if found != size:
                     raise OSError(f"{file.name}: {found} bytes instead of {size}")
@@ -101,7 +101,7 @@ class MappedShards:
                 else:
                     file.readinto(self._bytes[start : start + size].data)
             self._mapped[number] = True
-            if _libc:  # what was read can't be cut short any more
+            if _libc:  # a mapping can be truncated later; what was read into memory can't
                 self._paths[number] = path
                 name_file_of(self)
             self._left = int(np.count_nonzero(~self._mapped))

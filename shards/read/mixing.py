@@ -1,9 +1,9 @@
-"""Several shard sets trained on together, each with a weight; deterministic like the order of one set.
+"""Train on several weighted shard sets together, as deterministically as on one.
 
-The slots of all global batches form one endless row. Each BLOCK of it holds exactly every set's quota (its share
-of the weights), shuffled by a keyed permutation; so which set a slot takes from, and how many it has taken from that
-set before, is computed from the slot's place alone. That count walks through the set's own `SampleOrder`, epoch after
-epoch of its own: a small set with a large weight simply comes round more often, each time in another order.
+The slots of all global batches form one endless sequence. Each BLOCK of it holds exactly every set's quota (its share
+of the weights), shuffled by a keyed permutation. So the set that a slot draws from, and the number of samples drawn
+from that set before, follow from the slot's position alone. That count walks through the set's own `SampleOrder`,
+through the set's own epochs: a small set with a large weight repeats more often, each time in a different order.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from shards.read.order import WINDOW, Int64, SampleOrder, Samples
 from shards.read.reader import ShardSet
 
 BLOCK = 1000
-"""Slots in which the quotas hold exactly; weights are met to 1/1000."""
+"""Number of slots in which quotas are exact, so weights are accurate to 1/1000."""
 
 
 class MixedOrder:
-    """The training order over several sets; shards are numbered through the sets, as in `MixedSet`."""
+    """The training order over several sets; shards are numbered consecutively through the sets, as in `MixedSet`."""
 
     def __init__(
         self,
@@ -39,10 +39,12 @@ class MixedOrder:
         """`shard_sizes`: records per shard of each set; `weights`: shares of the samples, in any unit.
 
         Raises:
-            UserError: weights that aren't positive, one weight too many or too few, an empty set.
+            UserError: weights that aren't positive, a wrong number of weights, an empty set.
         """
         if len(weights) != len(shard_sizes) or min(weights, default=0) <= 0 or not np.isfinite(sum(weights)):
-            raise UserError(f"{len(shard_sizes)} shard sets with the weights {list(weights)}; one positive weight each")
+            raise UserError(
+                f"{len(shard_sizes)} shard sets with the weights {list(weights)}; give each one positive weight"
+            )
         if global_batch < 1 or steps_per_epoch < 1:
             raise UserError(f"a global batch of {global_batch} and {steps_per_epoch} steps per epoch: at least 1 each")
         self.global_batch, self.seed, self.steps_per_epoch = global_batch, seed, steps_per_epoch
@@ -51,7 +53,7 @@ class MixedOrder:
         for number, sizes in enumerate(shard_sizes):
             pairs = sum(sizes) * (4 if flips else 1)
             own_seed = int(hash64(seed, Purpose.MIXED_SEED, number) >> np.uint64(1))
-            # A set that fits one window is mixed whole, and one lane leaves none of its pairs out.
+            # A set that fits one window is shuffled as a whole, and a single lane leaves out none of its pairs.
             lanes = global_batch if pairs > max(window, global_batch) else 1
             self._orders.append(SampleOrder(sizes, lanes, own_seed, flips=flips, window=window))
         self._first_shard = np.cumsum([0, *(len(sizes) for sizes in shard_sizes)])
@@ -74,7 +76,7 @@ class MixedOrder:
         return Samples(shard, record, flip)
 
     def choose(self, place: Int64) -> tuple[Int64, Int64]:
-        """Which set the slot at `place` in the endless row takes from, and how many that set has given before."""
+        """The set that the slot at `place` draws from, and the number of samples drawn from that set before."""
         block, inside = np.divmod(place, BLOCK)
         moved = permute(inside, BLOCK, hash64(self.seed, Purpose.MIX, block)).astype(np.int64)
         ends = np.cumsum(self.quotas)
@@ -83,7 +85,7 @@ class MixedOrder:
 
 
 def quotas(weights: Sequence[float]) -> Int64:
-    """Slots of each set in a block: shares rounded to whole slots that add up to BLOCK, at least one each."""
+    """Slots of each set in a block: shares rounded to whole slots that sum to BLOCK, at least one each."""
     share = np.asarray(weights, np.float64) / sum(weights) * BLOCK
     whole = np.maximum(np.floor(share).astype(np.int64), 1)
     while whole.sum() != BLOCK:  # largest remainder first; ties to the first set
@@ -95,10 +97,10 @@ def quotas(weights: Sequence[float]) -> Int64:
 
 
 class MixedSet:
-    """Several shard sets of the same kind read as one; shards are numbered through the sets."""
+    """Several shard sets of the same kind read as one; shards are numbered consecutively through the sets."""
 
     def __init__(self, sets: Sequence[ShardSet]) -> None:
-        """Raises UserError where classes, patch size, channels or dtype differ."""
+        """Raises UserError if classes, patch size, channels or dtype differ."""
         self.sets = list(sets)
         self.manifest = _joined(self.sets)
         self.layout = self.sets[0].layout
@@ -107,7 +109,7 @@ class MixedSet:
         }
 
     def sizes(self, split: str) -> list[int]:
-        """Records per shard of a split, through all sets."""
+        """Records per shard of a split, for all sets in order."""
         return [size for item in self.sets for size in item.sizes(split)]
 
     def gather(self, split: str, shard: Int64, record: Int64, rows: NDArray[np.uint8]) -> None:
@@ -138,8 +140,7 @@ def _joined(sets: list[ShardSet]) -> Manifest:
             one, other = getattr(first, what), getattr(item.manifest, what)
             if one != other:
                 raise UserError(
-                    f"{sets[0].folder} and {item.folder} can't be mixed: {what} {one} and {other}; "
-                    "build one of them again"
+                    f"{sets[0].folder} and {item.folder} can't be mixed: {what} {one} and {other}; rebuild one of them"
                 )
     manifests = [item.manifest for item in sets]
     share = np.array([manifest.samples("train") for manifest in manifests], np.float64)

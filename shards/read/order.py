@@ -3,15 +3,14 @@
 B global batch (what one optimizer step sees, over ranks and accumulation), F flips (4, or 1 without), N patches,
 M = F·N (patch, flip) pairs, L = M // B steps per epoch.
 
-An epoch goes through F passes over all N patches, each pass with its own permutation of the shards; the M pairs stand
-in one virtual list. The list is turned by an offset that depends on the epoch and cut into B equal parts; slot b of
-every batch walks through part b. Inside a part, windows of positions are permuted by a keyed permutation, so a slot
-reads one stretch of a few shards at a time, and the sample of any step is computed, not remembered: resuming costs
-nothing, and the number of ranks and workers has no say. Each patch is seen once under each flip: pass p shows it
-under flip (p + h) mod 4 with h drawn per patch and epoch.
+An epoch makes F passes over all N patches, each with its own permutation of the shards; the M pairs form one virtual
+list. The list is rotated by an epoch-dependent offset and cut into B equal parts; slot b of every batch walks through
+part b. Inside a part, windows of positions are shuffled by a keyed permutation, so a slot reads one stretch of a few
+shards at a time. The sample of any step is computed, not remembered: resuming costs nothing, and the order is
+independent of the number of ranks and workers. Each patch is seen once under each flip: pass p shows it under flip
+(p + h) mod 4, with h drawn per patch and epoch.
 
-The M - B·L < B pairs that don't fill a last batch are left out; they are different ones in each epoch, because the list
-is turned.
+The M - B·L < B pairs that don't fill a last batch are left out. Because the list is rotated, they differ in each epoch.
 """
 
 from collections.abc import Sequence
@@ -26,14 +25,14 @@ from segdist.core.errors import UserError
 from segdist.core.keyed import Purpose, generator, hash64, permute
 
 WINDOW = 16384
-"""Positions that are mixed with each other inside a slot's part of the epoch."""
+"""Number of positions shuffled with each other inside a slot's part of the epoch."""
 
 Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples at some steps and slots; all arrays have the same shape, (steps, slots) as a rule."""
+    """The samples at some steps and slots; all arrays have the same shape, usually (steps, slots)."""
 
     shard: Int64
     """Number of the shard in its split."""
@@ -43,7 +42,7 @@ class Samples:
     """0 to 3; bit 0 mirrors left and right, bit 1 up and down."""
 
     def row(self, place: int | slice) -> "Samples":
-        """Those at one step or at some places."""
+        """The samples of one step or of a slice."""
         return Samples(self.shard[place], self.record[place], self.flip[place])
 
 
@@ -51,7 +50,7 @@ def slots_of_rank(global_batch: int, rank: int, world_size: int, grain: int = 1)
     """The slots of the global batch that `rank` computes: ⌊rB/W⌋ up to ⌊(r+1)B/W⌋.
 
     Args:
-        grain: ranks get whole grains of so many slots, of which the global batch is a multiple.
+        grain: ranks get whole grains of this many slots; the global batch is a multiple of it.
 
     Raises:
         UserError: more ranks than slots, or than grains.
@@ -60,22 +59,22 @@ def slots_of_rank(global_batch: int, rank: int, world_size: int, grain: int = 1)
     if world_size > grains:
         what = f" in grains of {grain}" if grain > 1 else ""
         raise UserError(
-            f"{world_size} ranks share a global batch of {global_batch}{what}, some would get no sample; "
+            f"{world_size} ranks share a global batch of {global_batch}{what}, so some would get no sample; "
             "raise --batch-size or start fewer ranks"
         )
     return range(rank * grains // world_size * grain, (rank + 1) * grains // world_size * grain)
 
 
 class SampleOrder:
-    """The training order of one shard set; see the module's description.
+    """The training order of one shard set; see the module docstring.
 
-    Its memory is F + 1 lists as long as the number of shards, whatever the number of samples.
+    It needs F + 1 lists as long as the number of shards, regardless of the number of samples.
     """
 
     def __init__(
         self, shard_sizes: Sequence[int], global_batch: int, seed: int, *, flips: bool = True, window: int = WINDOW
     ) -> None:
-        """`shard_sizes`: records per shard of the split. `flips`: an epoch shows every patch under all four flips.
+        """`shard_sizes`: records per shard of the split. `flips`: show every patch under all four flips in each epoch.
 
         Raises:
             UserError: the set has fewer pairs than one global batch.

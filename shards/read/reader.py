@@ -1,4 +1,4 @@
-"""An open shard set: samples copied straight out of mapped tars, and damage found before they are used.
+"""An open shard set: copies samples straight out of mapped tars, and detects damage before they are used.
 
 In an npy set every record is a row of one array (`shards.read.mapping`), and any number of records is copied out of the
 page cache by one call: pixels, labels and tar headers alike. Images and masks are views of the copied rows.
@@ -34,9 +34,10 @@ INDICES = 2048
 class ShardSet:
     """A finished shard set, open for reading.
 
-    `check` says what is looked at before samples are used: "sizes" the size of every file at opening, and both ends of
-    a shard when it is first used; "shards" also the checksum of each shard when it is first used; "records" also the
-    checksum of every record each time it is read; "none" nothing, for those who check themselves.
+    `check` selects the integrity checks before samples are used: "sizes" checks the size of every file when the set is
+    opened, and both ends of a shard when it is first used; "shards" also verifies the checksum of each shard when it is
+    first used; "records" also that of every record on each read; "none" skips all checks, for callers that do their
+    own.
     """
 
     def __init__(
@@ -47,12 +48,12 @@ class ShardSet:
         cache: Path | None = None,
         share: slice = slice(None),
     ) -> None:
-        """Open a set and look at the sizes of its files.
+        """Open a set and check the sizes of its files.
 
         Args:
-            folder: may be a URL.
-            cache: where fetched files are kept then (`shards.read.remote.default_cache`).
-            share: which of the shards' files are looked at now; the other ranks look at the others.
+            folder: can be a URL.
+            cache: folder for fetched files, for a URL (`shards.read.remote.default_cache`).
+            share: the shards whose files to check now; the other ranks check the rest.
 
         Raises:
             UserError: an unfinished set, missing or truncated files (named), a URL that can't be reached.
@@ -63,14 +64,14 @@ class ShardSet:
         self.manifest: Manifest = self._remote.manifest if self._remote else read_manifest(self.folder)
         self.layout = NpyLayout(self.manifest.patch, self.manifest.channels, self.manifest.dtype)
         self._shards = {split: self.manifest.of_split(split) for split in ("train", "val")}
-        # What is fetched is checked then.
+        # Fetched files are checked when they are fetched.
         shards = () if check == "none" or self._remote else self.manifest.shards[share]
         problems = [problem for shard in shards if (problem := size_problem(self.folder, shard))]
         if problems:
             shown = "\n  ".join(problems[:10]) + ("\n  …" if len(problems) > 10 else "")
             raise UserError(
                 f"{self.folder}: the shard set is damaged:\n  {shown}\n"
-                "copy these files again, or build the set again with `segdist make-shards --overwrite`"
+                "copy these files again, or rebuild the set with `segdist make-shards --overwrite`"
             )
         self._mapped = {
             split: MappedShards([shard.bytes for shard in shards], self.layout.stride, partial(self._open, split))
@@ -80,11 +81,11 @@ class ShardSet:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it lies behind a URL: then every file is checked when it is fetched."""
+        """True for a set behind a URL, whose files are checked when they are fetched."""
         return self._remote is not None
 
     def sizes(self, split: str) -> list[int]:
-        """Records per shard of a split; what `SampleOrder` takes."""
+        """Records per shard of a split, as `SampleOrder` takes them."""
         return [shard.samples for shard in self._shards[split]]
 
     def read(self, split: str, shard: Int64, record: Int64) -> tuple[NDArray[Any], NDArray[np.uint8]]:
@@ -94,10 +95,10 @@ class ShardSet:
         return self.layout.images(rows), self.layout.masks(rows)
 
     def gather(self, split: str, shard: Int64, record: Int64, rows: NDArray[np.uint8]) -> None:
-        """Copy samples into `rows` (B, stride), where `layout` finds their images and masks.
+        """Copy samples into `rows` (B, stride); `layout` locates their images and masks in it.
 
         Raises:
-            UserError: a damaged shard or record, by name.
+            UserError: a damaged shard or record, which the message names.
         """
         mapped = self._mapped[split]
         try:
@@ -105,7 +106,7 @@ class ShardSet:
         except OSError as error:
             raise UserError(f"{error}; {self._way_out()}") from None
         if self.manifest.encoding == "npy":
-            # "clip" only because it is numpy's one mode that writes straight into `out`.
+            # Use "clip" only because it is the one mode in which numpy writes straight into `out`.
             np.take(mapped.rows, mapped.first_row[shard] + record, axis=0, out=rows, mode="clip")
         else:
             images, masks = self.layout.images(rows), self.layout.masks(rows)
@@ -119,7 +120,7 @@ class ShardSet:
         return self._index(split, shard)
 
     def name(self, split: str, shard: int, record: int) -> str:
-        """Where a sample is and where it comes from, for messages."""
+        """Where a sample is stored and where it comes from, for messages."""
         info = self._shards[split][shard]
         try:
             entry = self.index(split, shard)[record]
@@ -129,7 +130,7 @@ class ShardSet:
         return f"{self.folder / info.file} record {record} (from {source.image} at y={entry['y']}, x={entry['x']})"
 
     def _open(self, split: str, number: int) -> Path:
-        """The file of a shard that is about to be used for the first time, checked as far as wanted."""
+        """The file of a shard about to be used for the first time, after the configured checks."""
         info = self._shards[split][number]
         path = self.folder / info.file
         if self._remote:
@@ -149,7 +150,7 @@ class ShardSet:
                 raise UserError(f"{self.name(split, number, row)}: damaged (wrong checksum); {self._way_out()}")
 
     def _check_ends(self, path: Path, info: ShardInfo) -> None:
-        """A cheap look: a file of the right size with other content is seldom right at both ends."""
+        """A cheap check: a file with the right size but wrong contents seldom matches at both ends."""
         stride, header = self.layout.stride, self.layout.image_offset
         with path.open("rb") as file:
             for record in {0, info.samples - 1} - {-1}:
@@ -191,25 +192,25 @@ class ShardSet:
         try:
             entries: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path}: no index ({error}); {self._way_out()}") from None
+            raise UserError(f"{path}: not an index ({error}); {self._way_out()}") from None
         if entries.dtype != dtype or entries.shape != (info.samples,):
             raise UserError(f"{path}: not the index of {info.samples} records; {self._way_out()}")
         sources = len(self.manifest.sources.get(split, ()))
         if info.samples and not 0 <= entries["source"].min() <= entries["source"].max() < sources:
-            raise UserError(f"{path}: records from none of the {sources} sources of the split; {self._way_out()}")
+            raise UserError(f"{path}: records from outside the {sources} sources of the split; {self._way_out()}")
         return entries
 
     def _index_bytes(self, info: ShardInfo) -> int:
-        """The most bytes that an index of a shard can have."""
+        """The maximum size of a shard's index in bytes."""
         dtype = index_dtype(len(self.manifest.classes), self.manifest.encoding)
         return info.samples * dtype.itemsize + NPY_HEADER
 
     def _way_out(self) -> str:
-        return f"copy the file again, or build {self.folder} again with `segdist make-shards --overwrite`"
+        return f"copy the file again, or rebuild {self.folder} with `segdist make-shards --overwrite`"
 
 
 def size_problem(folder: Path, shard: ShardInfo) -> str | None:
-    """What is wrong with a shard's files, as far as names and sizes tell."""
+    """What is wrong with a shard's files, judging by names and sizes."""
     path = folder / shard.file
     try:
         size = path.stat().st_size

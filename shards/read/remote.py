@@ -1,8 +1,8 @@
-"""Shard sets behind a URL (https, s3, gs, …): files are fetched when first needed, checked, and kept in a cache.
+"""Shard sets behind a URL (https, s3, gs, …): files are fetched when first needed, verified, and cached.
 
-The cache folder is named after the set's fingerprint, so a set that changes behind its URL never mixes with what was
-kept; a folder that has been fetched whole is an ordinary local set. Needs the extra `remote` (fsspec, aiohttp), and
-for some protocols fsspec's own helper (s3fs for s3).
+The cache folder is named after the set's fingerprint, so if the set behind a URL changes, its files never mix with
+cached ones. A completely fetched folder is an ordinary local set. Needs the extra `remote` (fsspec, aiohttp), and for
+some protocols an fsspec backend (s3fs for s3).
 """
 
 import hashlib
@@ -29,19 +29,19 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PART = 8 << 20
-"""Bytes asked for at once: what a dropped connection costs at most."""
+"""Bytes per request, and so the most that a dropped connection costs."""
 PART_LIMIT = 300.0
-"""Seconds for one of them: below 28 kB/s a set can't be trained on from afar."""
+"""Seconds per request: below 28 kB/s, training on a remote set isn't feasible."""
 MANIFEST_LIMIT = 256 << 20
-"""Bytes; one of 10⁸ patches has 16 MB."""
+"""Maximum bytes; the manifest for 10⁸ patches has 16 MB."""
 ATTEMPTS = 6
-"""In a row without a byte gained."""
+"""Consecutive attempts without receiving a byte."""
 PAUSE = 0.5
-"""Seconds before the second attempt; doubled for each further one."""
+"""Seconds before the second attempt; doubled before each further one."""
 
 
 def is_url(name: str | Path) -> bool:
-    """True for what is no path on this machine."""
+    """True if `name` is a URL."""
     return "://" in str(name)
 
 
@@ -55,7 +55,7 @@ class RemoteSet:
     """A shard set behind a URL and its cache folder."""
 
     def __init__(self, url: str, cache: Path | None = None) -> None:
-        """Fetches the manifest. Raises UserError when it can't be had."""
+        """Fetches the manifest. Raises UserError if that fails."""
         try:
             from fsspec.core import url_to_fs
         except ImportError:
@@ -73,12 +73,12 @@ class RemoteSet:
         write_manifest(self.folder, self.manifest)
 
     def fetch(self, name: str, sha256: str, size: int | None = None, most: int = 0) -> Path:
-        """The cached file `name`, fetched now unless a sound copy is there. Several processes may ask at once.
+        """The cached file `name`, fetched now unless an intact copy exists. Safe to call from several processes.
 
-        `size` is what the manifest says; where it says nothing the server does, but no more than `most`.
+        `size` is the size given by the manifest; without it, the server's size is used, up to `most`.
 
         Raises:
-            UserError: it can't be had, or arrives damaged twice.
+            UserError: it can't be fetched, or arrives damaged twice.
         """
         path = self.folder / name
         with _lock(self.folder / f".{name}.lock"):
@@ -89,18 +89,20 @@ class RemoteSet:
         if _sha256(path) == sha256:
             return path
         path.unlink()
-        raise UserError(f"{self.url}/{name}: arrives damaged (wrong checksum); mend it there (`segdist shards verify`)")
+        raise UserError(
+            f"{self.url}/{name}: arrives damaged (wrong checksum); repair it on the server (`segdist shards verify`)"
+        )
 
     def _download(self, name: str, path: Path, size: int | None, most: int) -> None:
-        """Part by part, so that a dropped connection loses one part, not the file."""
+        """Download in parts, so that a dropped connection loses one part, not the whole file."""
         url, remote = f"{self.url}/{name}", f"{self._base}/{name}"
         total = size if size is not None else self._retry(url, lambda: self._files.size(remote))
         if not isinstance(total, int) or not 0 <= total <= (most if size is None else total):
-            raise UserError(f"{url}: {total} bytes, where at most {most} can be right; mend the set there")
+            raise UserError(f"{url}: {total} bytes, but it can have at most {most}; repair the set on the server")
         if total > (free := shutil.disk_usage(path.parent).free):
             raise UserError(
-                f"{url}: {total / 1e6:.0f} MB, and {path.parent} has {free / 1e6:.0f} MB left: make room, or name "
-                "another folder in SEGDIST_CACHE"
+                f"{url}: {total / 1e6:.0f} MB, but {path.parent} has only {free / 1e6:.0f} MB left: make room, or set "
+                "SEGDIST_CACHE to another folder"
             )
         source = RemoteFile(self._files, remote)
         with whole_file(path) as file:
@@ -114,10 +116,10 @@ class RemoteSet:
             except WaitEnded:
                 raise
             except ValueError as error:
-                raise UserError(f"{url}: {error}; is the URL that of a finished shard set's folder?") from None
+                raise UserError(f"{url}: {error}; is this the URL of a finished shard set's folder?") from None
             except FileNotFoundError:
-                raise UserError(f"{url}: no such file; is the URL that of a finished shard set's folder?") from None
-            # Every protocol has its own exceptions for a lost connection; what isn't one fails again and is shown.
+                raise UserError(f"{url}: no such file; is this the URL of a finished shard set's folder?") from None
+            # Every protocol has its own exceptions for a lost connection; other errors fail again and are shown.
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}"
             time.sleep(PAUSE * 2**attempt)
@@ -125,10 +127,10 @@ class RemoteSet:
 
 
 def fetched_whole(url: str, cache: Path | None = None) -> Path:
-    """The cache folder of the set behind `url`, with all its files fetched and checked.
+    """The cache folder of the set behind `url`, with all files fetched and verified.
 
     Raises:
-        UserError: a file can't be had, or arrives damaged.
+        UserError: a file can't be fetched, or arrives damaged.
     """
     remote = RemoteSet(url, cache)
     shards = remote.manifest.shards
@@ -142,8 +144,8 @@ def fetched_whole(url: str, cache: Path | None = None) -> Path:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One process (or thread) of this machine at a time. Without file locks (Windows) several may fetch the same file:
-    each writes its own, and the last one is renamed into place."""
+    """Admit one process (or thread) of this machine at a time. Without file locks (Windows), several may fetch the same
+    file: each writes its own copy, and the last one is renamed into place."""
     with path.open("w") as file:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""One file behind a URL, read from start to end in bounded memory, whatever the server sends."""
+"""Read a file behind a URL from start to end in bounded memory, whatever the server sends."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ CHUNK = 1 << 20
 class RemoteFile:
     """A file of an fsspec file system.
 
-    Over HTTP one answer is read piece by piece, so that a server that ignores ranges, or sends more than was asked for,
-    can't fill the memory. Object stores know ranges and are asked for each piece.
+    Over HTTP, a single response is read piece by piece, so that a server that ignores ranges, or sends more than
+    requested, can't fill the memory. Object stores support ranges and get a request for each piece.
     """
 
     def __init__(self, files: Any, path: str) -> None:
@@ -18,26 +18,26 @@ class RemoteFile:
         protocols = (files.protocol,) if isinstance(files.protocol, str) else files.protocol
         self._is_http = "http" in protocols or "https" in protocols
         self._open: tuple[Any, int] | None = None
-        """A connection and the position that it has reached."""
+        """An open connection and its position."""
 
     def read(self, start: int, size: int) -> bytes:
-        """The `size` bytes from `start`. After an error, the next call connects anew.
+        """The `size` bytes from `start`. After an error, the next call reconnects.
 
         Raises:
-            OSError: fewer bytes came.
+            OSError: fewer bytes arrived.
             Exception: whatever the protocol raises for a lost connection.
         """
         if not self._is_http:
             content: bytes = self._files.cat_file(self._path, start=start, end=start + size)
         else:
-            # Nobody else may use a connection that a read which took too long still holds.
+            # A timed-out read may still hold its connection, so no one else can use it.
             connection, self._open = self._open, None
             stream = connection[0] if connection and connection[1] == start else self._connect(start)
             content = _at_most(stream, size)
             if len(content) == size:
                 self._open = stream, start + size
         if len(content) != size:
-            raise OSError(f"{len(content)} bytes came where {size} were asked for")
+            raise OSError(f"received {len(content)} bytes instead of {size}")
         return content
 
     def read_all(self, most: int) -> bytes:
@@ -55,11 +55,11 @@ class RemoteFile:
         return content
 
     def _connect(self, start: int) -> Any:
-        # Compressed on the way, a few bytes could become many.
+        # With compression in transit, a few bytes could become many.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-        # fsspec would ask for the size first where none is given.
+        # Without a size, fsspec would request it first.
         stream = self._files.open(self._path, "rb", block_size=0, size=1, headers=headers)
-        if stream.r.status != 206:  # the server knows no ranges and begins at the beginning
+        if stream.r.status != 206:  # the server ignores ranges and sends the file from the start
             skipped = 0
             while skipped < start:
                 passed = len(stream.read(min(start - skipped, CHUNK)))
@@ -70,7 +70,7 @@ class RemoteFile:
 
 
 def _at_most(stream: Any, size: int) -> bytes:
-    """The next `size` bytes, or fewer where the answer ends before."""
+    """The next `size` bytes, or fewer if the response ends first."""
     content = bytearray()
     while len(content) < size:
         chunk = stream.read(min(size - len(content), CHUNK))

@@ -1,4 +1,4 @@
-"""Checking a whole set: every checksum and every record."""
+"""Verify a whole set: every checksum and every record."""
 
 import hashlib
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ def verify(folder: Path, *, quiet: bool = False) -> list[str]:
     """Read all of a set and compare with the manifest: sizes, checksums, each record's pixels, labels and counts.
 
     Returns:
-        What is wrong, one line a problem; empty for a sound set.
+        The problems, one per line; empty for an intact set.
 
     Raises:
-        UserError: there is no finished set to check.
+        UserError: there is no finished set to verify.
     """
     shard_set = ShardSet(folder, check="none")
     manifest = shard_set.manifest
@@ -54,7 +54,7 @@ def _unreadable(path: Path) -> str | None:
 
 
 def _record_problems(shard_set: ShardSet, split: str, number: int) -> Iterator[str]:
-    """Records whose pixels or labels aren't those of the index."""
+    """Records whose pixels or labels don't match the index."""
     manifest = shard_set.manifest
     patch, classes = manifest.patch, len(manifest.classes)
     try:
@@ -73,14 +73,14 @@ def _record_problems(shard_set: ShardSet, split: str, number: int) -> Iterator[s
         if record_crc(image[0], mask[0]) != index["crc"][record]:
             yield f"{name}: wrong checksum"
         elif counts[:classes].sum() + counts[IGNORE] != patch**2 or (counts[:classes] != index["counts"][record]).any():
-            yield f"{name}: labels that the index doesn't know"
+            yield f"{name}: labels that don't match the index"
 
 
 def _frame_problems(shard_set: ShardSet, split: str, number: int) -> Iterator[str]:
-    """Records of an npy shard with other headers than the reader counts on, which takes them by their place alone."""
+    """Records of an npy shard with unexpected headers; the reader relies on their position alone."""
     manifest, layout = shard_set.manifest, shard_set.layout
     if manifest.encoding != "npy":
-        return  # the headers of PNG members are looked at whenever one is read
+        return  # the headers of PNG members are checked on every read
     info = manifest.of_split(split)[number]
     row = np.empty((1, layout.stride), np.uint8)
     for record in range(info.samples):
@@ -96,11 +96,11 @@ def _frame_problems(shard_set: ShardSet, split: str, number: int) -> Iterator[st
 
 
 def _sum_problem(shard_set: ShardSet) -> str | None:
-    """Whether the manifest's class counts are those of the indices."""
+    """The mismatch between the manifest's class counts and those of the indices, if any."""
     manifest = shard_set.manifest
     counts = np.zeros(len(manifest.classes), np.int64)
     for number in range(len(manifest.of_split("train"))):
         counts += shard_set.index("train", number)["counts"].sum(axis=0, dtype=np.int64)
     if tuple(counts.tolist()) != manifest.pixels:
-        return f"{shard_set.folder / MANIFEST}: pixels per class {manifest.pixels}, the shards hold {tuple(counts)}"
+        return f"{shard_set.folder / MANIFEST}: pixels per class {manifest.pixels}, but the shards hold {tuple(counts)}"
     return None

@@ -232,7 +232,7 @@ def test_a_dry_run_reads_the_masks_and_counts_over_all_files(
     message = str(error.value)
     assert "1 masks can't be used" in message
     assert "im 7.v1.png: the mask is colored" in message
-    assert "3 files together: 77 (13 px)" in message
+    assert "total of 3 files: 77 (13 px)" in message
     assert "im 20.v1.png: 77 (10 px)" in message
     assert not (tmp_path / "data").exists()
     (tmp_path / "masks" / "im 7.v1.png").write_bytes((tmp_path / "masks" / "im 1.v1.png").read_bytes())

@@ -157,10 +157,10 @@ def test_a_damaged_mask_is_named(tmp_path: Path, name: str) -> None:
     [
         ({}, "name the classes"),
         ({"classes": ("a=0", "b=#ffffff")}, "mixes values and colors"),
-        ({"classes": ("a=0-10", "b=10")}, "10 means 'a' and 'b'"),
+        ({"classes": ("a=0-10", "b=10")}, "10 means both 'a' and 'b'"),
         ({"classes": ("a=0", "a=1")}, "is listed twice"),
-        ({"classes": ("a=zero",)}, "'zero' of 'a' is no value"),
-        ({"classes": ("a=9-3",)}, "no range"),
+        ({"classes": ("a=zero",)}, "'zero' of 'a' is not a value"),
+        ({"classes": ("a=9-3",)}, "not a range"),
         ({"classes": ("=1",)}, "has no name"),
         ({"classes": ("a", "b"), "colors": ("#000000",)}, "1 colors for 2 classes"),
         ({"classes": ("a",), "ignore": ("#ffffff",)}, "mixes values and colors"),

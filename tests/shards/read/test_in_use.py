@@ -44,7 +44,7 @@ def test_a_shard_that_is_truncated_while_it_is_read_is_named(tmp_path: Path, whe
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1
-    assert re.match(r"error: data/tiny/train-0000\d\.tar: became shorter, or unreadable, while", done.stderr)
+    assert re.match(r"error: data/tiny/train-0000\d\.tar: was truncated, or became unreadable, while", done.stderr)
     assert done.stderr.count("\n") == 1
 
 

@@ -76,5 +76,5 @@ def test_sets_of_different_kinds_are_refused(small_set: Path, small_png_set: Pat
 
 
 def test_weights_must_fit_the_sets() -> None:
-    with pytest.raises(UserError, match="one positive weight each"):
+    with pytest.raises(UserError, match="give each one positive weight"):
         MixedOrder(SIZES, (1, 2), 16, 0, steps_per_epoch=10)

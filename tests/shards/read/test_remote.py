@@ -187,7 +187,7 @@ def test_a_missing_file_is_named_at_once(server: Server, tmp_path: Path) -> None
 
 
 def test_a_wrong_url_and_a_dead_server_are_named(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is the URL that of a finished shard set"):
+    with pytest.raises(UserError, match="is this the URL of a finished shard set"):
         ShardSet(f"{server.url}/nothing", cache=tmp_path / "cache")
     server.close()
     with pytest.raises(UserError, match="can't be fetched after 6 attempts"):
