@@ -1,8 +1,8 @@
 """A job's starts and its end, in one small file next to its logs: `<job id>_ledger.json`.
 
-Slurm may start a job again and again: after preemption, at each time limit, after a node has died. How often is no
-measure of trouble; three starts in a row that leave nothing behind are. So every start notes what the job has made
-so far, and a job that has made nothing new since the third start back is not started again.
+Slurm may restart a job many times: after preemption, at each time limit, after a node failure. The number of starts
+doesn't indicate trouble; three consecutive starts without progress do. So every start records what the job has written
+so far, and a job that has written nothing new in its last three starts is not started again.
 """
 
 import hashlib
@@ -29,26 +29,26 @@ class Start:
     time: float
     host: str
     progress: str
-    """Fingerprint of what the job had made when it started."""
+    """Fingerprint of the job's output when it started."""
 
 
 @dataclass
 class Ledger:
-    """The starts and the end of one job. Rank 0 writes; everybody may read."""
+    """The starts and the end of one job. Only rank 0 writes; anyone can read."""
 
     path: Path
     starts: list[Start] = field(default_factory=list)
     end: str = ""
-    """"finished", "failed", "cancelled", or empty while the job runs, and when nobody was left to note its end."""
+    """"finished", "failed", "cancelled", or empty while the job runs, or if its end was never recorded."""
     reason: str = ""
-    """One line for a person: why the job ended as it did."""
+    """Why the job ended as it did, in one line."""
 
     @classmethod
     def read(cls, path: Path) -> "Ledger":
         """The ledger at `path`, an empty one if there is none.
 
         Raises:
-            UserError: it is damaged, or a later program wrote it.
+            UserError: it is damaged, or was written by a newer version.
         """
         if not path.exists():
             return cls(path)
@@ -57,49 +57,51 @@ class Ledger:
             read_version(values, LEDGER_VERSION, str(path))
             return cls(path, [Start(**start) for start in values["starts"]], values["end"], values["reason"])
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: damaged; delete it, which only forgets how often the job was started") from None
+            raise UserError(f"{path}: damaged; delete it (this only resets the count of the job's starts)") from None
 
     def begin(self, host: str, progress: str) -> None:
-        """Note a start."""
+        """Record a start."""
         self.starts.append(Start(time.time(), host, progress))
         self.close("", "")
 
     def close(self, end: str, reason: str) -> None:
-        """Note how the job ended, and why."""
+        """Record how the job ended, and why."""
         self.end, self.reason = end, " ".join(reason.split())
         values = {"starts": [asdict(start) for start in self.starts], "end": self.end, "reason": self.reason}
         write_json(self.path, stamped(values, LEDGER_VERSION))
 
     def standstill(self, progress: str) -> str:
-        """Why the job should not be started again, or nothing: it has made nothing new in its last three starts."""
+        """Why the job should not be started again: no progress in its last three starts. Empty if it should."""
         recent = self.starts[-STARTS_WITHOUT_PROGRESS:]
         if len(recent) < STARTS_WITHOUT_PROGRESS or any(start.progress != progress for start in recent):
             return ""
         return (
             f"no progress in {STARTS_WITHOUT_PROGRESS} starts: nothing new was written since "
             f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(recent[0].time))}; "
-            "look at the log for the cause (a time limit shorter than the way to the first checkpoint?)"
+            "look at the log for the cause (is the time limit too short to reach the first checkpoint?)"
         )
 
 
 def ledger_path(folder: Path, job_id: str) -> Path:
-    """Where the ledger of a job lies among the logs in `folder`."""
+    """Path of a job's ledger among the logs in `folder`."""
     return folder / f"{job_id}_ledger.json"
 
 
 def reason_path(folder: Path, job_id: str, restart: str) -> Path:
-    """Where a rank notes why it fails (`segdist.core.launcher`); each start of the job by Slurm has its own."""
+    """Path of the file in which a rank records why it fails (`segdist.core.launcher`); each start by Slurm has its
+    own."""
     return folder / f"{job_id}_reason_{restart}.json"
 
 
 def last_reason(folder: Path, job_id: str) -> str:
-    """What a rank of the job's latest start noted, in one line; "" if none did."""
+    """The reason recorded by a rank of the job's latest start, in one line; "" if there is none."""
     found = sorted(folder.glob(f"{job_id}_reason_*.json"), key=lambda path: int(path.stem.rpartition("_")[2]))
     return " ".join(read_reason(found[-1]).split()) if found else ""
 
 
 def fingerprint(patterns: tuple[str, ...]) -> str:
-    """Names and sizes of the files that match glob `patterns`, as a hash: it changes when a job has made something."""
+    """A hash of the names and sizes of the files that match the glob `patterns`, which changes when a job makes
+    progress."""
     digest = hashlib.sha256()
     for pattern in patterns:
         for path in sorted(Path().glob(pattern) if not os.path.isabs(pattern) else Path("/").glob(pattern[1:])):

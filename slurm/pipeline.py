@@ -1,4 +1,4 @@
-"""A chain of jobs, each started when the one before has succeeded; what is finished already is not done again."""
+"""Submit a chain of jobs, each started once the previous one has succeeded; finished work is not repeated."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from slurm.submit import Cluster, Order, Record, submit
 
 Say = Callable[[str], None]
 PATIENCE = 120.0
-"""Seconds that a submission waits for another one into the same folder. Slurm may take many for each job."""
+"""Seconds that a submission waits for another one in the same folder. Slurm can take many seconds per job."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Link:
 
     order: Order
     product: str
-    """A file that is there when the link is finished; its absence means that it has to be done again."""
+    """A file that exists once the link is finished; if it is missing, the link has to run again."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,23 @@ class Placed:
 
 
 def submit_chain(links: Sequence[Link], cluster: Cluster, say: Say) -> list[Placed]:
-    """As `_submit_chain`, one submission at a time: of two at the same moment the second finds the first one's jobs.
+    """As `_submit_chain`, but one submission at a time: the second of two concurrent ones finds the first one's jobs.
 
     Raises:
-        UserError: also when the jobs of another submission run here, off Slurm.
+        UserError: also, without Slurm, if the jobs of another submission are running here.
     """
     with owned(links[0].order.folder, "segdist submit", wait=PATIENCE if cluster == "slurm" else 0.0):
         return _submit_chain(links, cluster, say)
 
 
 def _submit_chain(links: Sequence[Link], cluster: Cluster, say: Say) -> list[Placed]:
-    """Submit `links` so that each waits for the one before; off Slurm run them here, one after another.
+    """Submit `links` so that each waits for the previous one; without Slurm, run them here, one after another.
 
-    A link is kept as it is when it was submitted before with the same arguments and settings, all links before it are
-    kept too, and it is finished (with its product in place) or still waits or runs.
+    A link is kept if it was submitted before with the same arguments and settings, all links before it are kept too,
+    and it is finished (with its product in place) or still waiting or running.
 
     Raises:
-        UserError: a link of an earlier submission is in the way; off Slurm also: a link failed.
+        UserError: a link of an earlier submission is in the way; without Slurm, also if a link failed.
     """
     placed: list[Placed] = []
     changed = False
@@ -101,26 +101,26 @@ def _keep(link: Link, before: Standing | None, cluster: Cluster) -> str | None:
 
 
 def _run_here(order: Order, cluster: Cluster, say: Say) -> Record:
-    """Run a link on this machine, and wait for its end."""
+    """Run a link on this machine and wait for it to end."""
     started = time.monotonic()
     say(f"{order.name}: started here; logs in {order.folder}")
     with _only_we_hear_ctrl_c() if cluster == "local" else nullcontext():
         record, (job,) = submit(order, cluster)
-    # In this process, the job would not find out that it is one: submitit tells only `results()`, which ends in pdb.
+    # Not in this process: submitit would set up the job's environment only in `results()`, which ends in pdb.
     with environment_variables(**({"SUBMITIT_DEBUG_JOB_ID": job.job_id} if cluster == "debug" else {})):
         try:
             error = job.exception()
         except KeyboardInterrupt:
             if cluster == "local":
-                say(f"{order.name}: told to stop, with what it has (Ctrl-C again: at once)")
+                say(f"{order.name}: stopping and saving its state (Ctrl-C again to stop immediately)")
                 _stop(job)
-            say(f"{order.name}: stopped; the same command goes on from what is saved")
+            say(f"{order.name}: stopped; the same command resumes from the saved state")
             raise
     if error is not None:
         noted = Ledger.read(ledger_path(order.folder, record.job_id)).reason
         reason = noted or last_reason(order.folder, record.job_id) or str(error)
         raise UserError(
-            f"{order.name} failed: {reason}\nIts log is {job.paths.stderr}; the later links were not started"
+            f"{order.name} failed: {reason}\nIts log is {job.paths.stderr}; the later jobs were not started"
         )
     say(f"{order.name}: finished in {time.monotonic() - started:.0f} s")
     return record
@@ -128,7 +128,7 @@ def _run_here(order: Order, cluster: Cluster, say: Say) -> Record:
 
 @contextmanager
 def _only_we_hear_ctrl_c() -> Iterator[None]:
-    """Processes started in this context ignore Ctrl-C: submitit's controller would kill the job a second later."""
+    """Make processes started in this context ignore Ctrl-C: submitit's controller would kill the job a second later."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -137,8 +137,8 @@ def _only_we_hear_ctrl_c() -> Iterator[None]:
 
 
 def _stop(job: submitit.Job[str]) -> None:
-    """Have a job on this machine stop in good order, and wait for it; Ctrl-C meanwhile ends it at once."""
-    controller = int(job.job_id)  # hands SIGTERM on to the job's processes, and ends when they have
+    """Stop a job on this machine cleanly, and wait for it; another Ctrl-C ends it immediately."""
+    controller = int(job.job_id)  # forwards SIGTERM to the job's processes, and ends after them
     try:
         os.kill(controller, signal.SIGTERM)
         job.wait()

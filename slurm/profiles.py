@@ -1,4 +1,4 @@
-"""Cluster profiles: a TOML file that says once what a cluster wants from its jobs.
+"""Cluster profiles: a TOML file with the settings that a cluster requires of jobs.
 
     partition = "gpu"
     gpus_per_node = 8
@@ -7,7 +7,7 @@
     [environment]
     NCCL_SOCKET_IFNAME = "ib0"
 
-    [jobs.train]          # train differs from the other jobs
+    [jobs.train]          # overrides for train
     nodes = 4
 
 A profile is a path, or the name of one of the examples in `slurm/profiles`.
@@ -24,15 +24,16 @@ from segdist.core.ranges import Count, CountOrZero, Positive, check_ranges
 
 EXAMPLES = Path(__file__).parent / "profiles"
 JOBS = ("make-shards", "train", "infer", "report")
-"""Jobs that may have a table of their own, `[jobs.NAME]`."""
+"""Jobs that can have their own table, `[jobs.NAME]`."""
 
 LIMITLESS_RETRIES = 1_000_000
-"""submitit counts time-outs; here progress decides (`slurm.ledger`), so its own limit must not be in the way."""
+"""submitit limits the number of time-outs; here progress decides (`slurm.ledger`), so its limit must not interfere."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What one job asks of the cluster. Everything has a default, but most clusters want a partition or an account."""
+    """What one job requests from the cluster. Everything has a default, but most clusters need a partition or an
+    account."""
 
     partition: str | None = None
     account: str | None = None
@@ -41,91 +42,94 @@ class Profile:
     nodelist: str | None = None
     exclude: str | None = None
     exclusive: bool = False
-    """Whole nodes, whatever the job asks for."""
+    """Allocate whole nodes, whatever the job requests."""
     nodes: Count = 1
     nodes_min: CountOrZero = 0
-    """The job may also start, or come back after an interruption, with fewer nodes, down to so many; 0: always all. A
-    training goes on with the same samples, and with --exact with the same bits."""
+    """Allow the job to start, or to restart after an interruption, with fewer nodes, down to this number; 0: always
+    all. A training continues with the same samples, and with --exact with the same bits."""
     gpus_per_node: CountOrZero = 0
     tasks_per_node: Count | None = None
-    """Ranks on a node; one per GPU (or one) if left out."""
+    """Ranks per node; default: one per GPU, or one."""
     cpus_per_task: Count = 1
     memory_gb: Positive | None = None
-    """Memory per node; the cluster's default if left out."""
+    """Memory per node; default: the cluster's."""
     time_minutes: Count = 60
     """Time limit of one start. A training that needs longer is requeued and continues."""
     signal_seconds: CountOrZero = 120
-    """How long before the time limit the job is told to save its state. Slurm may tell up to a minute early."""
+    """How long before the time limit the job is signaled to save its state. Slurm can send the signal up to a minute
+    early."""
     array_parallelism: Count = 64
-    """How many tasks of an array may run at a time."""
+    """Maximum number of array tasks that run at a time."""
     launcher: Literal["srun", "torchrun"] = "srun"
-    """One Slurm task per rank, or one torchrun per node which starts the ranks itself."""
+    """srun: one Slurm task per rank; torchrun: one torchrun per node, which starts the ranks."""
     python: str | None = None
-    """The command that starts Python on a node; the submitting interpreter if left out.
+    """The command that starts Python on a node; default: the submitting interpreter.
     With Apptainer: "apptainer exec --nv image.sif python"."""
     container: tuple[str, ...] = ()
     """srun's container flags (Pyxis): ["--container-image=…", "--container-mounts=/data"]."""
     srun: tuple[str, ...] = ()
-    """Further flags for srun."""
+    """Additional flags for srun."""
     setup: tuple[str, ...] = ()
-    """Shell lines before the job: `module load …`, `source …`."""
+    """Shell lines to run before the job: `module load …`, `source …`."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the job."""
     sbatch: dict[str, str | int | bool] = field(default_factory=dict)
-    """Any other flag of sbatch, without the dashes: {"mail-type" = "FAIL", "reservation" = "course"}."""
+    """Any other sbatch flags, without the dashes: {"mail-type" = "FAIL", "reservation" = "course"}."""
 
     @property
     def tasks(self) -> int:
-        """Slurm tasks on a node: ranks, or one torchrun."""
+        """Slurm tasks per node: the ranks, or one torchrun."""
         return 1 if self.launcher == "torchrun" else self.ranks_per_node
 
     @property
     def ranks_per_node(self) -> int:
-        """Ranks on a node."""
+        """Ranks per node."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
     def validate(self, origin: str) -> None:
-        """Raises UserError for figures that can't be, or can't work together."""
+        """Raises UserError for impossible or incompatible values."""
         check_ranges(self, origin=origin)
         if self.nodes_min > self.nodes:
             raise UserError(f"{origin}: nodes_min = {self.nodes_min} is more than nodes = {self.nodes}")
         if self.nodes_min and self.nodelist is not None:
-            raise UserError(f"{origin}: nodelist asks for every node that it names; use exclude beside nodes_min")
+            raise UserError(
+                f"{origin}: nodelist requests every node that it names; combine nodes_min with exclude instead"
+            )
         if self.signal_seconds + 60 > 60 * self.time_minutes:
             raise UserError(
-                f"{origin}: signal_seconds = {self.signal_seconds} leaves nothing of time_minutes = "
+                f"{origin}: signal_seconds = {self.signal_seconds} uses up time_minutes = "
                 f"{self.time_minutes}: Slurm sends the signal up to 60 s early; raise time_minutes"
             )
 
 
 def load_profile(name: str, job: str) -> Profile:
-    """The profile `name` (a path, or an example's name) for one job, its `[jobs.<job>]` table laid on top.
+    """The profile `name` (a path, or an example's name) for one job, with its `[jobs.<job>]` table applied.
 
     Raises:
-        UserError: no such profile, no TOML, an unknown key, or a value of the wrong type.
+        UserError: no such profile, invalid TOML, an unknown key, or a value of the wrong type.
     """
     path = _find(name)
     values = read_file(path)
     tables = values.pop("jobs", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
-        raise UserError(f"{path}: jobs holds tables, as in [jobs.train]")
+        raise UserError(f"{path}: jobs must contain tables, as in [jobs.train]")
     from_dict(Profile, values, str(path))
     for table, changes in tables.items():
         if table not in JOBS:
             raise UserError(f"{path}: [jobs.{table}]: no such job; {near(table, JOBS)}")
         from_dict(Profile, changes, f"{path}: [jobs.{table}]")
-    # Tables inside a profile add up, so that one variable more doesn't cost the others.
+    # Tables inside a profile are merged, so that adding one variable doesn't remove the others.
     profile = from_dict(Profile, merge(values, tables.get(job, {})), str(path))
     profile.validate(str(path))
     return profile
 
 
 def submitit_parameters(profile: Profile, name: str, comment: str) -> dict[str, Any]:
-    """`profile` in the words of submitit's AutoExecutor; the `slurm_` ones are ignored by its other executors."""
+    """`profile` as parameters of submitit's AutoExecutor; its other executors ignore those that start with `slurm_`."""
     srun = [
-        # Without it the other ranks would hang when one exits.
+        # Without this, the other ranks would hang when one exits.
         "--kill-on-bad-exit=1",
-        # Since 22.05 srun no longer takes this over from sbatch.
+        # Since 22.05, srun no longer inherits this from sbatch.
         f"--cpus-per-task={profile.cpus_per_task}",
         *profile.container,
         *profile.srun,
@@ -133,8 +137,8 @@ def submitit_parameters(profile: Profile, name: str, comment: str) -> dict[str, 
     exports = [f"export {key}={shlex.quote(value)}" for key, value in profile.environment.items()]
     fewer: dict[str, str | int] = {}
     if profile.nodes_min:
-        # Slurm looks for up to `nodes` at every start. From a number of tasks per node sbatch would work out one of the
-        # whole job, for its fewest nodes: so the job asks for cores, and the step for tasks on the nodes that came.
+        # Slurm looks for up to `nodes` at every start. Given tasks per node, sbatch would compute the job's total from
+        # the minimum number of nodes, so the job requests cores, and the step requests tasks on the nodes it got.
         fewer = {"nodes": f"{profile.nodes_min}-{profile.nodes}", "mincpus": profile.tasks * profile.cpus_per_task}
         srun.append(f"--ntasks-per-node={profile.tasks}")
     parameters = {

@@ -1,8 +1,8 @@
-"""Stopping and coming back: what a rank does when Slurm tells it to stop, and when its peers are gone.
+"""Stop and requeue: what a rank does when Slurm tells it to stop, and when it loses its peers.
 
-The signal alone does not say what is wanted: a preemption sends SIGTERM as `scancel` does, and may or may not send
-submitit's SIGUSR2 as well. So rank 0 asks Slurm. A job that is still RUNNING shall come back, and is requeued; any
-other is being cancelled, or requeued by somebody else, and just ends.
+The signal alone is ambiguous: preemption sends SIGTERM, like `scancel`, and may or may not also send submitit's
+SIGUSR2. So rank 0 asks Slurm. A job that is still RUNNING is requeued; any other job is being canceled, or requeued by
+someone else, and simply ends.
 """
 
 import logging
@@ -22,21 +22,22 @@ from slurm.ledger import Ledger, fingerprint
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 PEER_GRACE = 5.0
-"""Seconds that a rank waits after it has lost its peers. If one of them ended with an error of its own, srun kills
-the rest within that time, and nobody asks for a requeue that would only repeat the error."""
+"""Seconds that a rank waits after losing its peers. If one of them failed with an error of its own, srun kills the rest
+within that time, and no one requests a requeue that would only repeat the error."""
 TURN = 5.0
-"""Seconds between the turns of a node's ranks to ask for a requeue. Slurm ends them all within that time, so that one
-request a node is made; the next rank asks where the one before it is gone."""
+"""Seconds between the turns of a node's ranks to request a requeue. Slurm ends them all within that time, so each node
+makes one request; the next rank only asks if the one before it is gone."""
 WAIT_FOR_THE_END = 900.0
-"""Seconds that a rank waits for Slurm to end it, after a requeue was asked for: a dead node takes minutes to notice."""
+"""Seconds that a rank waits for Slurm to end it after requesting a requeue: Slurm takes minutes to notice a dead
+node."""
 
 TIME_LIMIT = "TimeLimit"
-"""squeue's reason for a job that Slurm ends at its time limit."""
+"""squeue's reason for a job that Slurm ended at its time limit."""
 OUT_OF_TIME = (
-    "its time limit was reached without the signal that comes before it; submit it again, and it goes on from there "
-    "(a longer time limit, or signal_s in the profile, leaves it time to ask for a requeue itself)"
+    "it reached its time limit without receiving the signal before it; submit it again to resume "
+    "(a longer time limit, or signal_seconds in the profile, gives it time to request a requeue itself)"
 )
-FROM_OUTSIDE = "ended from outside: cancelled, or requeued by somebody else"
+FROM_OUTSIDE = "ended from outside: canceled, or requeued by someone else"
 
 log = logging.getLogger(__name__)
 
@@ -46,20 +47,20 @@ class JobFailed(Exception):
 
 
 class Comeback:
-    """One rank's dealings with signals and requeues, while the job runs.
+    """One rank's handling of signals and requeues while the job runs.
 
-    Use as a context manager around the job. Its handlers are in force until the job sets its own, and again after
-    the job has put them back.
+    Use as a context manager around the job. Its handlers are active until the job sets its own, and again after the job
+    restores them.
 
     Args:
-        job_id: as Slurm's commands want it, `17` or `17_3`.
+        job_id: as Slurm's commands take it, `17` or `17_3`.
         rank: of this task.
         local_rank: of this task on its node.
         ledger: path of the job's ledger.
-        reason: path of the file in which a rank says why it fails.
-        progress: glob patterns of the files that the job makes.
-        under_slurm: without it nobody starts a job again, and all that is left is to end in good order.
-        patient: a signal is only noted, in `told_to_stop`: the job runs in processes of its own that get it as well.
+        reason: path of the file in which a rank records why it fails.
+        progress: glob patterns of the files that the job writes.
+        under_slurm: False if nothing restarts the job, so that it can only end cleanly.
+        patient: only record a signal, in `told_to_stop`: the job runs in child processes that receive it too.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Comeback:
         self.under_slurm, self.patient = under_slurm, patient
         self.told_to_stop = False
         self.leaving = False
-        """Whether this process is on its way out, to be started again or not at all."""
+        """True once this process is ending, whether or not it will be restarted."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Comeback":
@@ -91,14 +92,14 @@ class Comeback:
             signal.signal(number, handler)
 
     def refuse_standstill(self) -> None:
-        """Raises JobFailed if the job has made nothing in its last three starts."""
+        """Raises JobFailed if the job made no progress in its last three starts."""
         if reason := Ledger.read(self.ledger).standstill(fingerprint(self.progress)):
             self._fail(reason)
 
     def stopped(self) -> NoReturn:
-        """The job has stopped in good order, on all ranks, because it was told to: have it requeued, or end."""
+        """Requeue the job, or end: it has stopped cleanly on all ranks, as requested."""
         for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # a second signal must not disturb what the first one started
+            signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the response to the first
         self.leaving = True
         if not self.under_slurm:
             self._fail("stopped by a signal; the same command continues")
@@ -115,53 +116,54 @@ class Comeback:
         self._fail("submitit did not requeue the job; its log says why")
 
     def lost_peers(self) -> NoReturn:
-        """This rank can't reach the others: have the job requeued, for if it just ended, Slurm would call it failed."""
+        """Requeue the job because this rank can't reach the others; if it just ended, Slurm would mark the job as
+        failed."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        log.warning("rank %d lost its peers; what became of them shows in %.0f s", self.rank, PEER_GRACE)
+        log.warning("rank %d lost its peers; waiting %.0f s to see what happened to them", self.rank, PEER_GRACE)
         time.sleep(PEER_GRACE)
-        if noted := read_reason(self.reason):  # by the rank that is gone, or by its witness
+        if noted := read_reason(self.reason):  # written by the rank that is gone, or by its witness
             self._fail(noted)
         ledger = Ledger.read(self.ledger)
         if ledger.end == "failed":
             raise JobFailed(ledger.reason)
         if not self.under_slurm:
-            self._fail("a rank can't reach the others any more: one has died; the same command resumes")
+            self._fail("a rank lost contact with the others: one has died; the same command resumes")
         self.refuse_standstill()
         time.sleep(TURN * self.local_rank)
         if state_of(self.job_id) == "RUNNING":
-            # Each node asks; the second request finds the job no longer running and is refused.
-            log.warning("rank %d asks for a requeue", self.rank)
+            # Each node asks; Slurm refuses the second request because the job is no longer running.
+            log.warning("rank %d requests a requeue", self.rank)
             subprocess.run(["scontrol", "requeue", self.job_id], check=False)
         self._wait_for_the_end()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """For jobs, or parts of jobs, that have no handlers of their own: what is on disk is what they resume from."""
+        """For jobs, or parts of jobs, without their own handlers: they resume from whatever is on disk."""
         log.warning("rank %d: %s", self.rank, signal.Signals(number).name)
         self.told_to_stop = True
-        # The other ranks go on until Slurm ends them: one that left now would make the job a failed one.
+        # The other ranks continue until Slurm ends them: a rank that exited now would mark the job as failed.
         if not self.patient and (self.rank == 0 or not self.under_slurm):
             self.stopped()
 
     def _fail(self, reason: str) -> NoReturn:
-        # Noted here already: the job may catch the exception when it is raised by a signal's handler.
+        # Record it here, because the job may catch the exception if a signal handler raises it.
         Ledger.read(self.ledger).close("failed", reason)
         raise JobFailed(reason)
 
     def _wait_for_the_end(self) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(WAIT_FOR_THE_END)
-        raise JobFailed(f"rank {self.rank} waited in vain to be ended by Slurm")
+        raise JobFailed(f"rank {self.rank} was not ended by Slurm in time")
 
 
 def state_of(job_id: str) -> str:
-    """The job's state in squeue's words, "GONE" when squeue no longer knows it. Raises: see `state_and_reason`."""
+    """The job's state as reported by squeue; "GONE" if squeue no longer knows it. Raises: see `state_and_reason`."""
     return state_and_reason(job_id)[0]
 
 
 def state_and_reason(job_id: str) -> tuple[str, str]:
-    """The job's state and the reason for it, in squeue's words; "GONE" when squeue no longer knows it.
+    """The job's state and its reason as reported by squeue; "GONE" if squeue no longer knows it.
 
     Raises:
         UserError: slurmctld does not answer.
@@ -177,10 +179,10 @@ def state_and_reason(job_id: str) -> tuple[str, str]:
 
 
 def ask_slurm(*command: str, attempts: int = 6, limit: float = 60.0) -> str | None:
-    """What one of Slurm's commands prints; None when it is missing, fails `attempts` times over, or takes too long.
+    """The output of a Slurm command; None if it is missing, fails `attempts` times, or takes too long.
 
     Args:
-        limit: seconds for all attempts together; after a while a line says what is waited for.
+        limit: seconds for all attempts together; during a long wait, a line says what it is for.
     """
     deadline = time.monotonic() + limit
     for attempt in range(attempts):
@@ -189,7 +191,7 @@ def ask_slurm(*command: str, attempts: int = 6, limit: float = 60.0) -> str | No
         if left <= 0:
             return None
         if attempt:
-            warn(f"{command[0]} does not answer; trying for up to {limit:.0f} s")
+            warn(f"{command[0]} does not answer; retrying for up to {limit:.0f} s")
         try:
             asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=left)
         except subprocess.TimeoutExpired:

@@ -1,6 +1,6 @@
-"""A copy of a folder on the node's own disk, made before the job starts: one per node, verified, for all its ranks.
+"""Copy a folder to each node's own disk before the job starts: one verified copy per node, for all its ranks.
 
-Worth it when many epochs read a set that lies on a slow or shared file system and fits the node's disk.
+Worthwhile if many epochs read a set from a slow or shared file system and it fits on the node's disk.
 """
 
 import hashlib
@@ -21,20 +21,20 @@ log = logging.getLogger(__name__)
 
 
 def staged(source: Path, parent: str, local_rank: int) -> Path:
-    """A verified copy of `source` inside `parent` on this node. Local rank 0 copies, the others wait.
+    """A verified copy of `source` inside `parent` on this node. Local rank 0 copies; the others wait.
 
     Args:
-        source: folder to copy, with all that is in it.
-        parent: folder on the node's own disk; may hold environment variables, `$TMPDIR`.
+        source: folder to copy, with everything in it.
+        parent: folder on the node's own disk; can contain environment variables such as `$TMPDIR`.
 
     Raises:
-        UserError: `parent` holds an unset variable, lies on a full disk, or the copy differs from the original.
+        UserError: `parent` contains an unset variable or is on a full disk, or the copy differs from the original.
     """
     expanded = os.path.expandvars(parent)
     if "$" in expanded:
         raise UserError(f"--stage-to {parent}: no such variable on {os.uname().nodename}; name a folder of the node")
     source = source.resolve()
-    # Sets of the same name from different places must not meet, nor an old copy pass for a set that was rebuilt.
+    # Sets with the same name from different places must not collide, and an old copy must not pass for a rebuilt set.
     identity = hashlib.sha256(json.dumps([str(source), _listing(source)]).encode()).hexdigest()[:12]
     copy = Path(expanded) / f"{source.name}-{identity}"
     if local_rank == 0:
@@ -46,7 +46,7 @@ def staged(source: Path, parent: str, local_rank: int) -> Path:
 
 def _copy(source: Path, copy: Path) -> None:
     if copy.exists():
-        log.warning("using the copy of %s that is in %s already", source, copy)
+        log.warning("using the existing copy of %s in %s", source, copy)
         return
     started = time.monotonic()
     draft = copy.with_name(f"{copy.name}.{os.getpid()}")
@@ -55,9 +55,9 @@ def _copy(source: Path, copy: Path) -> None:
         draft.rename(copy)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        if copy.exists():  # another job on this node was quicker
+        if copy.exists():  # another job on this node was faster
             return
-        raise UserError(f"{source} can't be copied to {copy}: {error}; leave out --stage-to, or free space") from None
+        raise UserError(f"{source} can't be copied to {copy}: {error}; omit --stage-to, or free space") from None
     except UserError:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -84,14 +84,14 @@ def _copy_file(source: Path, target: Path) -> int:
 def _wait_for(copy: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while not copy.exists():
-        # If the copying rank fails, srun ends this one as well.
+        # If the copying rank fails, srun also ends this one.
         if time.monotonic() > deadline:
             raise UserError(f"{copy} did not appear within {PATIENCE:.0f} s; the log of local rank 0 says why")
         time.sleep(0.2)
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int]]:
-    """Relative path, size and time of change (ns) of all files."""
+    """Relative path, size and modification time (ns) of all files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
         raise UserError(f"{folder}: nothing there to copy to the nodes")

@@ -1,6 +1,6 @@
-"""How submitted jobs stand, from squeue, sacct and the jobs' own ledgers.
+"""The states of submitted jobs, from squeue, sacct and the jobs' own ledgers.
 
-Not from submitit: it takes a job that Slurm requeued after a node failure for finished, and knows nothing of reasons.
+Not from submitit, which considers a job that Slurm requeued after a node failure finished, and reports no reasons.
 """
 
 import shutil
@@ -16,10 +16,10 @@ from slurm.requeue import ask_slurm
 from slurm.submit import Record, read_records
 
 NO_ROOM_FOR_LOGS = 1 << 20
-"""Bytes left on a disk that counts as full."""
+"""Free bytes below which a disk counts as full."""
 
 PATIENCE = 10.0
-"""Seconds for each question to Slurm; somebody looks on."""
+"""Seconds for each query to Slurm, since a user is waiting."""
 
 ALIVE = (
     "PENDING",
@@ -32,7 +32,7 @@ ALIVE = (
     "REQUEUE_HOLD",
     "RESIZING",
 )
-"""States of squeue in which a job may still do something."""
+"""States in squeue of jobs that can still run."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class JobState:
     """One job, or one task of an array."""
 
     state: str
-    """Slurm's word in capitals; "LOST" where neither Slurm nor the ledger knows."""
+    """Slurm's state in capitals; "LOST" if neither Slurm nor the ledger knows."""
     reason: str = ""
     elapsed: str = ""
     nodes: str = ""
@@ -56,12 +56,12 @@ class Standing:
 
     @property
     def alive(self) -> bool:
-        """Whether any task waits or runs."""
+        """True if any task is waiting or running."""
         return any(state.state in ALIVE for state in self.states)
 
     @property
     def finished(self) -> bool:
-        """Whether every task ended well."""
+        """True if every task ended successfully."""
         return all(ledger.end == "finished" for ledger in self.ledgers)
 
     @property
@@ -74,16 +74,16 @@ class Standing:
 
     @property
     def starts(self) -> int:
-        """Starts of the task that was started most often."""
+        """The maximum number of starts over the tasks."""
         return max((len(ledger.starts) for ledger in self.ledgers), default=0)
 
     @property
     def reason(self) -> str:
-        """Why it waits or why it ended, in one line; the first reason that a task gives."""
+        """Why it is waiting or why it ended, in one line: the first reason given by a task."""
         if not self.finished:
             for task, ledger, state in zip(self.record.task_ids, self.ledgers, self.states, strict=True):
                 if state.state not in ALIVE:
-                    # Where nobody was left to close the ledger, a rank or its witness has noted the reason.
+                    # If no one was left to close the ledger, a rank or its witness recorded the reason.
                     said = ledger.reason or last_reason(ledger.path.parent, task)
                     if said:
                         return said
@@ -91,7 +91,7 @@ class Standing:
 
 
 def standings(folder: Path) -> list[Standing]:
-    """The latest submission of each name in `folder`, with how it stands, in the order of first submission."""
+    """The latest submission of each name in `folder` with its state, in the order of first submission."""
     latest: dict[str, Record] = {}
     for record in read_records(folder):
         latest[record.name] = record
@@ -113,26 +113,26 @@ def standings(folder: Path) -> list[Standing]:
 
 
 def left_in_queue(folder: Path) -> list[str]:
-    """Jobs that were submitted with their logs in `folder` and still wait or run, as `17 RUNNING`; asks Slurm alone."""
+    """Waiting or running jobs submitted with their logs in `folder`, as `17 RUNNING`; asks only Slurm."""
     queue = ask_slurm("squeue", "--noheader", "--me", "--format=%i|%T|%k", attempts=1, limit=PATIENCE)
     jobs = [line.split("|", 2) for line in (queue or "").splitlines()]
     return [f"{job} {state}" for job, state, comment in jobs if comment == f"segdist {folder}"]
 
 
 def _on_a_full_disk(folder: Path, state: JobState) -> JobState:
-    """A job that failed without a word, because there was no room for one."""
+    """Explain a job that failed without a message because there was no room to write one."""
     silent = state.state == "FAILED" and state.reason.startswith(("exit code", "killed by"))
     if not silent or shutil.disk_usage(folder).free > NO_ROOM_FOR_LOGS:
         return state
-    reason = f"{state.reason}; the disk of {folder} is full: make room, and submit it again"
+    reason = f"{state.reason}; the disk of {folder} is full: make room and submit again"
     return JobState(state.state, reason, state.elapsed, state.nodes)
 
 
 def slurm_states(task_ids: Iterable[str]) -> dict[str, JobState]:
-    """States of the tasks that Slurm knows: from squeue, which is up to date, and for what it has forgotten from sacct.
+    """States of the tasks that Slurm knows: from squeue, which is up to date, or from sacct for those it has forgotten.
 
     Raises:
-        UserError: squeue does not answer. (sacct need not: there are clusters without accounting.)
+        UserError: squeue does not answer. (sacct doesn't have to: some clusters have no accounting.)
     """
     wanted = set(task_ids)
     if not wanted:
@@ -145,7 +145,7 @@ def slurm_states(task_ids: Iterable[str]) -> dict[str, JobState]:
     )
     for line in (accounting or "").splitlines():
         task, state, code, elapsed, nodes = line.split("|")
-        # "CANCELLED by 1000": who it was stands behind the state.
+        # "CANCELLED by 1000": the user follows the state.
         word, _, who = state.partition(" ")
         states[task] = JobState(word, who or _exit_reason(code), elapsed, nodes)
     queue = ask_slurm(
@@ -155,7 +155,7 @@ def slurm_states(task_ids: Iterable[str]) -> dict[str, JobState]:
         raise UserError("squeue does not answer: no Slurm on this machine, or its controller is down; try again")
     for line in queue.splitlines():
         task, state, reason, elapsed, nodes = line.split("|")
-        # Of a job that has ended sacct says more, once it knows.
+        # For a job that has ended, sacct says more, once it knows.
         if state in ALIVE or task not in states or states[task].state in ALIVE:
             reason = "" if reason == "None" else reason
             if state == "SUSPENDED":
@@ -165,7 +165,7 @@ def slurm_states(task_ids: Iterable[str]) -> dict[str, JobState]:
 
 
 def _exit_reason(code: str) -> str:
-    """sacct's `2:0` (exit code) or `0:9` (signal) in words; "" for a good end."""
+    """sacct's `2:0` (exit code) or `0:9` (signal) in words; "" for success."""
     exit_code, _, number = code.partition(":")
     if number not in ("", "0"):
         return signal_reason(int(number))
@@ -182,14 +182,14 @@ def _from_ledger(ledger: Ledger, noted: str) -> JobState:
 
 
 def _blame(standing: Standing, others: list[Standing]) -> Standing:
-    """A link that was cancelled for its predecessor's sake names the predecessor and its reason."""
+    """Explain a canceled link by the predecessor that failed, and its reason."""
     if standing.alive or standing.starts:
         return standing
     for other in others:
         if other.record.job_id in standing.record.after and not other.alive and not other.finished:
             cause = other.reason or other.state
             if other.record.after and not other.starts:
-                cause = f"{other.record.name} was cancelled as well"
+                cause = f"{other.record.name} was also canceled"
             reason = f"{other.record.name} (job {other.record.job_id}) did not succeed: {cause}"
             states = tuple(JobState(state.state, reason, state.elapsed) for state in standing.states)
             return Standing(standing.record, states, standing.ledgers)

@@ -1,6 +1,6 @@
-"""Submitting a job through submitit, to Slurm, to this machine's background, or into this very process.
+"""Submit a job through submitit: to Slurm, in the background of this machine, or within this process.
 
-All three run the same `Task`. What was submitted is remembered beside the logs, one line each in `submitted.jsonl`.
+All three run the same `Task`. Submissions are recorded next to the logs, one line each in `submitted.jsonl`.
 """
 
 import json
@@ -31,14 +31,14 @@ RECORD_VERSION = 1
 
 @dataclass(frozen=True)
 class Record:
-    """One submission, as remembered beside its logs."""
+    """One submission, as recorded next to its logs."""
 
     name: str
-    """Which part of the work: "train", "infer", …"""
+    """The job: "train", "infer", …"""
     job_id: str
-    """Slurm's job id, of the whole array if there are several tasks; off Slurm a process id."""
+    """Slurm's job id, for the whole array if there are several tasks; without Slurm, a process id."""
     tasks: int
-    """Array size; 1: no array."""
+    """Array size; 1: not an array."""
     cluster: str
     arguments: list[list[str]]
     """The command of each array task."""
@@ -63,26 +63,26 @@ class Order:
     tasks: tuple[Task, ...]
     profile: Profile
     folder: Path
-    """For logs, pickles and records; shared between the nodes."""
+    """Folder for logs, pickles and records; shared between the nodes."""
     after: tuple[str, ...] = ()
-    """Ids of jobs that must succeed first. If one fails, this is cancelled."""
+    """Ids of jobs that must succeed first. If one fails, this job is canceled."""
     settings: str = ""
-    """Fingerprint of the files that the commands read their settings from; another one makes another job."""
+    """Fingerprint of the files that the commands read their settings from; a different one means a different job."""
 
     def parameters(self) -> dict[str, Any]:
-        """For submitit's AutoExecutor."""
+        """Parameters for submitit's AutoExecutor."""
         parameters = submitit_parameters(
             self.profile, f"{self.folder.parent.name}-{self.name}", f"segdist {self.folder}"
         )
         if self.after:
             parameters["slurm_dependency"] = "afterok:" + ":".join(self.after)
-            # Otherwise a job whose predecessor failed would stay in the queue for ever.
+            # Otherwise a job whose predecessor failed would stay in the queue forever.
             parameters["slurm_additional_parameters"]["kill-on-invalid-dep"] = "yes"
         return parameters
 
 
 def submit(order: Order, cluster: Cluster) -> tuple[Record, list[submitit.Job[str]]]:
-    """Submit `order`; returns what is remembered of it, and submitit's jobs, one for each task of the array.
+    """Submit `order`; returns its record, and submitit's jobs, one per array task.
 
     Raises:
         UserError: no Slurm here, or sbatch refuses the job.
@@ -90,8 +90,8 @@ def submit(order: Order, cluster: Cluster) -> tuple[Record, list[submitit.Job[st
     order.folder.mkdir(parents=True, exist_ok=True)
     if cluster != "slurm" and order.profile.nodes > 1:
         raise UserError(
-            f"{order.name}: the profile asks for {order.profile.nodes} nodes, and --cluster {cluster} has one: "
-            "take --profile local, or one with nodes = 1"
+            f"{order.name}: the profile requests {order.profile.nodes} nodes, but --cluster {cluster} has one: "
+            "use --profile local, or one with nodes = 1"
         )
     if cluster != "slurm" and len(order.tasks) > 1:
         raise UserError(f"{order.name}: a job array needs --cluster slurm")
@@ -104,9 +104,9 @@ def submit(order: Order, cluster: Cluster) -> tuple[Record, list[submitit.Job[st
             local_python=_python(order),
         )
     except RuntimeError as error:
-        raise UserError(f"--cluster slurm: {error} Log in to the cluster, or take --cluster local") from None
+        raise UserError(f"--cluster slurm: {error} Log in to the cluster, or use --cluster local") from None
     executor.update_parameters(**order.parameters())
-    # On Slurm the script exports the profile's variables; elsewhere the job inherits this process's.
+    # On Slurm, the script exports the profile's variables; otherwise the job inherits those of this process.
     with _environment({} if cluster == "slurm" else order.profile.environment):
         try:
             jobs = executor.submit_array(order.tasks) if len(order.tasks) > 1 else [executor.submit(order.tasks[0])]
@@ -131,7 +131,7 @@ def submit(order: Order, cluster: Cluster) -> tuple[Record, list[submitit.Job[st
 
 
 def sbatch_script(order: Order) -> str:
-    """The script that `submit` would hand to sbatch; needs no Slurm."""
+    """The script that `submit` would pass to sbatch; doesn't need Slurm."""
     names = SlurmExecutor._equivalence_dict() or {}
     parameters = {names.get(key, key.removeprefix("slurm_")): value for key, value in order.parameters().items()}
     if "mem" in parameters:
@@ -143,7 +143,7 @@ def sbatch_script(order: Order) -> str:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """What was submitted with its logs in `folder`, oldest first; empty if nothing was."""
+    """The submissions with logs in `folder`, oldest first; empty if there are none."""
     path = folder / SUBMITTED
     if not path.exists():
         return []
@@ -152,18 +152,18 @@ def read_records(folder: Path) -> list[Record]:
         try:
             records.append(Record(**unstamped(json.loads(line), RECORD_VERSION, str(path))))
         except (ValueError, TypeError):
-            warn(f"{path}: line {number} is damaged; the job that it names is not shown")
+            warn(f"{path}: line {number} is damaged; its job is not shown")
     return records
 
 
 def _python(order: Order) -> str:
-    """The command that takes the place of `python` on a node: each rank has a witness."""
+    """The command to use for `python` on a node: it gives each rank a witness."""
     return f"{order.profile.python or shlex.quote(sys.executable)} -m slurm.witness"
 
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set `variables`, and hide those of a Slurm job that this process runs in: they must not rule the new job."""
+    """Set `variables`, and hide those of any Slurm job that this process runs in: they must not affect the new job."""
     hidden = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
     before = {name: os.environ.get(name) for name in [*hidden, *variables]}
     for name in hidden:
@@ -172,7 +172,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        # Only these: other threads may be reading the rest.
+        # Change only these, because other threads may be reading the rest.
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:

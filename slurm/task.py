@@ -1,7 +1,7 @@
 """What submitit pickles and runs on the nodes: a job's import path and its arguments, nothing else.
 
-Every rank runs `Task.__call__`. Nothing heavy is imported before the job itself is, so that a Task can be made on a
-login node without torch.
+Every rank runs `Task.__call__`. Nothing heavy is imported before the job itself, so a Task can be created on a login
+node without torch.
 """
 
 import importlib
@@ -26,10 +26,10 @@ from slurm.requeue import Comeback, JobFailed
 from slurm.staging import staged
 
 FIRST_PORT, PORTS = 20000, 12000
-"""Rank 0's port comes from the job id, below the range from which Linux gives ports to clients."""
+"""Rank 0's port is derived from the job id, below the range that Linux assigns to clients."""
 
 OF_AN_EARLIER_JOB = 60.0
-"""Seconds before the start of a job; what is older than that was left by another job of the same number."""
+"""Seconds before the start of a job; anything older was left by another job with the same number."""
 
 log = logging.getLogger(__name__)
 
@@ -39,27 +39,27 @@ class Task:
     """One job, called on every rank."""
 
     arguments: tuple[str, ...]
-    """What the entry is called with, as from a command line."""
+    """Arguments of the entry, as on a command line."""
     folder: str
-    """Where the job's logs and its ledger are; absolute."""
+    """Absolute path of the folder with the job's logs and ledger."""
     code: CodeVersion
-    """The code that was submitted."""
+    """Version of the submitted code."""
     entry: str = "jobs.cli:main"
-    """module:function; takes a list of arguments, returns an exit code."""
+    """module:function, which takes a list of arguments and returns an exit code."""
     progress: tuple[str, ...] = ()
     """Glob patterns of the files that show progress: checkpoints, finished images."""
     stage: str = ""
-    """The folder among the arguments that is copied to the node first …"""
+    """The folder among the arguments to copy to the node first …"""
     stage_to: str = ""
-    """… into this folder; may hold variables of the node, such as $TMPDIR."""
+    """… into this folder; can contain the node's environment variables, such as $TMPDIR."""
     torchrun: int = 0
-    """Start so many ranks on each node through torchrun; 0: this process is a rank."""
+    """Number of ranks to start on each node through torchrun; 0: this process is a rank."""
 
     def __call__(self) -> str:
         """Run the job on this rank.
 
         Raises:
-            JobFailed: it did not end well; the message says why.
+            JobFailed: it did not succeed; the message says why.
         """
         end_with_launcher()
         _log_to_stderr()
@@ -87,7 +87,7 @@ class Task:
                 if code == LOST_PEERS and job.num_tasks > 1:
                     comeback.lost_peers()
                 if code != FINISHED:
-                    sys.tracebacklimit = 0  # the way to this line says nothing about the job's error
+                    sys.tracebacklimit = 0  # the traceback to this line says nothing about the job's error
                     raise JobFailed(read_reason(reason) or f"exit code {code}")
             except Exception as error:
                 _close_failed(path, job.global_rank, error)
@@ -97,7 +97,8 @@ class Task:
         return "finished"
 
     def checkpoint(self) -> DelayedSubmission:
-        """Called by submitit on rank 0 before it requeues the job, which starts as it did and continues from disk."""
+        """Called by submitit on rank 0 before it requeues the job, which starts the same way and continues from
+        disk."""
         return DelayedSubmission(self)
 
     def _run(self, job: JobEnvironment, comeback: Comeback) -> int:
@@ -112,7 +113,7 @@ class Task:
         os.environ.update(rank_variables(job))
         try:
             return load_entry(self.entry)(arguments)
-        except SystemExit as left:  # bad options; but a rank that leaves for a requeue goes
+        except SystemExit as left:  # bad options; but let a rank that exits for a requeue go
             if comeback.leaving:
                 raise
             return left.code if isinstance(left.code, int) else FAILED
@@ -123,8 +124,8 @@ class Task:
             return LOST_PEERS
 
     def _begin(self, path: Path, reason: Path, comeback: Comeback) -> None:
-        """Note the start; refuse it if the ones before led nowhere."""
-        # Job ids come again: on a new cluster, or as process ids off Slurm.
+        """Record the start; refuse it if previous starts made no progress."""
+        # Job ids can repeat: on a new cluster, or, without Slurm, because they are process ids.
         if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
             path.unlink(missing_ok=True)
             # Another rank of this start may have failed already.
@@ -138,7 +139,7 @@ class Task:
 
 
 def _log_to_stderr() -> None:
-    """This room's own lines, with the time; submitit's logger stays as it is."""
+    """Log this room's own lines, with the time, to standard error; leave submitit's logger alone."""
     room = logging.getLogger("slurm")
     room.propagate = False
     room.handlers = [logging.StreamHandler()]
@@ -146,9 +147,9 @@ def _log_to_stderr() -> None:
 
 
 def _close_failed(path: Path, rank: int, error: Exception) -> None:
-    """The first rank that fails on its own account says why; what the others meet follows from it."""
+    """Record why a rank failed; the first one to fail is the cause, and the others' errors follow from it."""
     if rank != 0:
-        time.sleep(1)  # if rank 0 has failed as well, or is only about to note its start, it comes first
+        time.sleep(1)  # let rank 0 go first if it has also failed, or hasn't recorded its start yet
     ledger = Ledger.read(path)
     if not ledger.end:
         reason = str(error) if isinstance(error, JobFailed | UserError) else f"{type(error).__name__}: {error}"
@@ -156,14 +157,14 @@ def _close_failed(path: Path, rank: int, error: Exception) -> None:
 
 
 def load_entry(entry: str) -> Callable[[list[str]], int]:
-    """The function that `module:function` names."""
+    """Import the function named by `module:function`."""
     module, _, function = entry.partition(":")
     loaded: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
     return loaded
 
 
 def rank_variables(job: JobEnvironment) -> dict[str, str]:
-    """torchrun's variables for a rank that submitit started on this machine; srun's ranks have their own."""
+    """torchrun's variables for a rank that submitit started on this machine; ranks started by srun have their own."""
     if job.cluster != "local" or job.num_tasks == 1:
         return {}
     return {
@@ -177,5 +178,5 @@ def rank_variables(job: JobEnvironment) -> dict[str, str]:
 
 
 def port(raw_job_id: str) -> int:
-    """A port for rank 0 that all ranks know: two jobs on one node don't meet."""
+    """A port for rank 0 that all ranks can compute, and that differs between two jobs on one node."""
     return FIRST_PORT + int(raw_job_id) % PORTS

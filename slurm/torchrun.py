@@ -1,11 +1,11 @@
-"""torchrun's agent in this process: it starts the ranks of this machine as its own processes and watches them.
+"""Run torchrun's agent in this process: it starts this machine's ranks as child processes and watches them.
 
-On a cluster this serves where a site allows one task per node only, or where ranks that die shall be started again
-without a way through the queue (`[environment] SEGDIST_MAX_RESTARTS = "3"` in the profile). Otherwise one Slurm task
-per rank is better: it stops in tenths of a second and starts some seconds sooner.
+On a cluster, this is for sites that allow only one task per node, or to restart failed ranks without going through the
+queue (`[environment] SEGDIST_MAX_RESTARTS = "3"` in the profile). Otherwise one Slurm task per rank is better: it stops
+within tenths of a second and starts a few seconds sooner.
 
-In this process, because torchrun's command line only prints what became of each rank, and ends every stop with a
-traceback.
+It runs in this process because torchrun's command line only prints how each rank ended, and prints a traceback on
+every stop.
 """
 
 import logging
@@ -32,7 +32,7 @@ def run_torchrun(
 ) -> int:
     """Run `entry(arguments)` on `ranks_per_node` ranks of this node and on those of the job's other nodes.
 
-    Returns the job's exit code: STOPPED when a rank returned it or when this process was told to stop.
+    Returns the job's exit code: STOPPED if a rank returned it or this process was told to stop.
     """
     module, _, function = entry.partition(":")
     call = f"import sys, importlib; sys.exit(importlib.import_module({module!r}).{function}(sys.argv[1:]))"
@@ -51,11 +51,12 @@ def run_torchrun(
 
 
 def run_here(command: Sequence[str], world_size: int) -> int:
-    """Run `command` on `world_size` ranks of this machine, as `torchrun --standalone` does, and wait for the end.
+    """Run `command` on `world_size` ranks of this machine, as `torchrun --standalone` does, and wait for it to end.
 
-    SIGINT and SIGTERM are handed on to the ranks, which have half a minute to end; a second signal ends them at once.
+    SIGINT and SIGTERM are forwarded to the ranks, which have half a minute to end; a second signal ends them
+    immediately.
 
-    Returns the exit code of the rank that failed first, STOPPED after a signal, else 0.
+    Returns the exit code of the rank that failed first, STOPPED after a signal, otherwise 0.
     """
     settings: dict[str, Any] = {
         "min_nodes": 1,
@@ -66,10 +67,10 @@ def run_here(command: Sequence[str], world_size: int) -> int:
         "rdzv_endpoint": "localhost:0",
         "max_restarts": 0,
     }
-    # The agent announces each signal that it hands on. What became of the job is for the job to say.
+    # The agent announces each signal that it forwards, but the job reports its own outcome.
     from torch.distributed.launcher.api import LaunchConfig
 
-    if hasattr(LaunchConfig, "signals_to_handle"):  # older torch gives no choice; a second signal is slower there
+    if hasattr(LaunchConfig, "signals_to_handle"):  # older torch has no such setting; a second signal is slower there
         settings["signals_to_handle"] = "SIGQUIT"  # the others are handled here
     for name in ("agent.server.api", "multiprocessing.api"):
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
@@ -86,7 +87,7 @@ def _run(settings: dict[str, Any], command: Sequence[str], told_to_stop: Callabl
         elastic_launch(LaunchConfig(**settings), command[0])(*command[1:])
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        # A rank that dies of the signal before it has set its handler has nothing to save yet.
+        # A rank killed by the signal before it set its handler has nothing to save yet.
         if told_to_stop() or STOPPED in codes:
             return STOPPED
         rank, first = error.get_first_failure()
@@ -96,13 +97,14 @@ def _run(settings: dict[str, Any], command: Sequence[str], told_to_stop: Callabl
         return next((code for code in codes if code > 0), FAILED)
     except SignalException:  # a signal reached the agent
         return STOPPED
-    # Where torchrun may restart workers, a stopped job returns 0, so that it is left alone.
+    # If torchrun can restart workers, a stopped job returns 0 so that it isn't restarted.
     return STOPPED if told_to_stop() else FINISHED
 
 
 @contextmanager
 def _signals_handed_on() -> Iterator[None]:
-    """The first signal ends the agent in its own way, which hands it on to the ranks; a second one ends all at once."""
+    """The first signal ends the agent its own way, forwarding it to the ranks; a second one ends everything
+    immediately."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     seen: list[int] = []
@@ -111,7 +113,7 @@ def _signals_handed_on() -> Iterator[None]:
         if seen:
             for child in children(os.getpid()):
                 with suppress(ProcessLookupError):
-                    os.killpg(child, signal.SIGKILL)  # each rank leads a group, with processes of its own in it
+                    os.killpg(child, signal.SIGKILL)  # each rank leads a process group that includes its children
             os._exit(128 + number)
         seen.append(number)
         raise SignalException(f"signal {number}", sigval=signal.Signals(number))

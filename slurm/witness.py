@@ -1,7 +1,7 @@
-"""A small process around each rank that sees how it ends: `python -m slurm.witness ARGUMENTS OF PYTHON`.
+"""A small wrapper process that sees how each rank ends: `python -m slurm.witness ARGUMENTS OF PYTHON`.
 
-A rank that the out-of-memory killer ends, or that crashes in compiled code, can't say so itself. Its witness notes the
-signal in the file that the job's ledger reads. It starts in 50 ms, and imports none of the libraries.
+A rank that is killed for memory, or that crashes in compiled code, can't report it. Its witness records the signal in
+the file that the job's ledger reads. It starts in 50 ms and imports none of the libraries.
 """
 
 import os
@@ -18,9 +18,10 @@ HANDED_ON = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT")
 
 
 def main(arguments: list[str]) -> int:
-    """Run Python with `arguments`, of which the last is submitit's folder; its exit code, 128 + n after signal n."""
+    """Run Python with `arguments`, the last of which is submitit's folder; returns its exit code, 128 + n for signal
+    n."""
     environ, folder = os.environ, Path(arguments[-1])
-    # Slurm's signals reach every process of a step, and so the rank as well; submitit's controller tells only us.
+    # Slurm's signals reach every process of a step, including the rank; submitit's controller signals only us.
     local = environ.get("SUBMITIT_EXECUTOR") == "local"
     environ[LAUNCHER] = str(os.getpid())
     environ[REASON_FILE] = str(reason_path(folder, _job_id(local), environ.get("SLURM_RESTART_COUNT", "0")))
@@ -32,19 +33,19 @@ def main(arguments: list[str]) -> int:
         for rank in started if local else ():
             rank.send_signal(number)
 
-    # Handlers, not SIG_IGN, which the rank would inherit; what is ignored already stays so for both.
+    # Handlers, not SIG_IGN, which the rank would inherit; signals that are already ignored stay so for both.
     for number in (getattr(signal, name) for name in HANDED_ON):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, on_signal)
     started.append(subprocess.Popen([sys.executable, *arguments]))
     code = started[0].wait()
-    if code < 0 and -code not in told:  # nobody asked for it
+    if code < 0 and -code not in told:  # no one asked for it
         note_reason(signal_reason(-code), int(environ["SUBMITIT_LOCAL_GLOBALID" if local else "SLURM_PROCID"]))
     return code if code >= 0 else 128 - code
 
 
 def _job_id(local: bool) -> str:
-    """As submitit has it. Not from submitit, whose import takes ten times as long as all of this."""
+    """The job id, as in submitit. Not imported from submitit, which takes ten times as long as everything else here."""
     if local:
         return os.environ["SUBMITIT_LOCAL_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:

@@ -72,7 +72,7 @@ def test_a_failed_first_link_cancels_the_others_and_they_say_why(cluster: Cluste
     assert "the masks are missing" in first.reason
     assert "first (job" in second.reason
     assert "the masks are missing" in second.reason
-    assert "second was cancelled as well" in third.reason
+    assert "second was also canceled" in third.reason
     # Mended and submitted again, all of it runs.
     assert whats(run_chain(*(greeting(tmp_path, name) for name in ("first", "second", "third")))) == ["submitted"] * 3
     assert wait_for_end(tmp_path, "third").finished

@@ -36,7 +36,7 @@ def test_a_jobs_table_is_laid_over_the_rest(tmp_path: Path) -> None:
         ('partitoin = "gpu"', "unknown key partitoin; did you mean partition?"),
         ("[jobs.train]\ngpus = 8", "[jobs.train]: unknown key gpus"),
         ("nodes_min = 2", "nodes_min = 2 is more than nodes = 1"),
-        ('nodes = 2\nnodes_min = 1\nnodelist = "a,b"', "use exclude beside nodes_min"),
+        ('nodes = 2\nnodes_min = 1\nnodelist = "a,b"', "combine nodes_min with exclude instead"),
         ("[jobs.trian]\nnodes = 2", "[jobs.trian]: no such job; did you mean train?"),
         ('nodes = "2"', "nodes: "),
         ("nodes = true", "nodes: "),

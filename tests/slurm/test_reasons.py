@@ -37,7 +37,7 @@ def test_a_slurm_that_does_not_answer_is_given_up_in_time(
 ) -> None:
     squeue(tmp_path, monkeypatch, "echo 'error: slurm_receive_msg' >&2; exit 1")
     assert ask_slurm("squeue", limit=2.5) is None
-    assert "squeue does not answer; trying for up to 2 s" in capsys.readouterr().err
+    assert "squeue does not answer; retrying for up to 2 s" in capsys.readouterr().err
     squeue(tmp_path, monkeypatch, "exec sleep 600")
     assert ask_slurm("squeue", limit=0.5) is None
 

@@ -21,7 +21,7 @@ def loses_its_peers(
     waits: list[float] = []
     monkeypatch.setattr(requeue.time, "sleep", waits.append)
     comeback = Comeback("17", 8 + local_rank, local_rank, tmp_path / "ledger", tmp_path / "reason", ())
-    with comeback, pytest.raises(JobFailed, match="waited in vain"):
+    with comeback, pytest.raises(JobFailed, match="was not ended by Slurm in time"):
         comeback.lost_peers()
     return waits, [line for line in asked.read_text().splitlines() if line.startswith("scontrol")]
 

@@ -148,7 +148,7 @@ def a_rank_that_loses_its_peers_has_the_job_requeued(cluster: Cluster, folder: P
     end = wait_for_end(folder, "loss", starts=2)
     assert (end.state, end.starts) == ("COMPLETED", 2)
     assert log(folder).count("lost its peers") == 6
-    assert 1 <= log(folder).count("asks for a requeue") <= 2  # of six ranks, at most one on each node
+    assert 1 <= log(folder).count("requests a requeue") <= 2  # of six ranks, at most one on each node
 
 
 @scenario
@@ -257,7 +257,7 @@ def a_time_limit_that_comes_without_a_signal_is_called_one(cluster: Cluster, fol
     place("count", counting(folder), time_minutes=1, signal_seconds=0)
     end = wait_for_end(folder, "count")
     assert end.state == "TIMEOUT"
-    assert "its time limit was reached" in end.reason
+    assert "it reached its time limit" in end.reason
 
 
 @scenario
