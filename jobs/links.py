@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command_line import option_value, parse
-from jobs.make_shards import MakeShardsJob
 from segdist.core import paths
 from segdist.core.code_version import current_version
 from segdist.core.errors import UserError
 from segdist.core.parsing import write_settings
 from segdist.inference.config import InferConfig
+from segdist.set_job import MakeShardsJob
 from segdist.training.config import TrainConfig
 from segdist.training.presets import find_preset
 from slurm.pipeline import Link

@@ -22,13 +22,13 @@ from typing import Any
 from jobs.command_line import parse, print_config
 from jobs.config import PipelineConfig, name_first
 from jobs.entry import run_job
-from jobs.make_shards import MakeShardsJob
 from segdist.core.exit_codes import FINISHED, STOPPED
 from segdist.core.owner import owned
 from segdist.core.parsing import write_settings
 from segdist.core.paths import DATA, MANIFEST, PIPELINE, RUNS
 from segdist.core.terminal import say
 from segdist.inference.config import InferConfig
+from segdist.set_job import MakeShardsJob
 from segdist.training.config import TrainConfig
 from segdist.training.presets import find_preset
 from slurm.torchrun import run_here

@@ -16,59 +16,50 @@ one is extended.
 """
 
 import sys
+from typing import Any
 
-from jobs.command_line import launch_command, parse, print_config
+from jobs.command_line import Command, launch_command, parse, print_config
 from jobs.entry import run_job
-from segdist.core.choice import Choice, in_force, settings_of
+from segdist.core.choice import Choice
 from segdist.core.exit_codes import FINISHED, STOPPED
-from segdist.core.parsing import merge, to_dict
 from segdist.core.terminal import say
 from segdist.ranks.launchers import torchrun_would_restart
 from segdist.training.config import TrainConfig
-from segdist.training.presets import AUTO, PAPER, find_preset, paper_because_of_epochs, preset_values
+from segdist.training.presets import AUTO, PAPER, find_preset, paper_because_of_epochs
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     preset, values = find_preset(arguments)
-    command = parse(TrainConfig, arguments, "train", __doc__ or "", preset=preset, preset_values=values)
+
+    def read(values: dict[str, Any]) -> Command[TrainConfig]:
+        return parse(TrainConfig, arguments, "train", __doc__ or "", preset=preset, preset_values=values)
+
+    command = read(values)
+    config, choices = command.job, list[Choice]()
     # Heavy imports come after the command line: --help must not wait for torch.
     from segdist.ranks.process_group import ranks
-    from segdist.runs.report import refresh_report
-    from segdist.training.facts import chosen_for
-    from segdist.training.trainer import Trainer
+    from segdist.training.job import choice_lines, train, with_choices
 
-    with ranks(command.job.device, command.job.threads, meeting_place=command.job.run_dir) as these:
-        choices: list[Choice] = []
+    with ranks(config.device, config.threads, meeting_place=config.run_dir) as these:
         if preset == AUTO:
-            found = chosen_for(command.job, these)
-            # A run that was begun before there was this preset has the settings of the other.
-            values = preset_values(PAPER) if found is None else merge(values, settings_of(found))
-            command = parse(TrainConfig, arguments, "train", __doc__ or "", preset=preset, preset_values=values)
-            choices = in_force(found or [], to_dict(command.job))
-        if these.is_main and (command.dry_run or not command.job.quiet):
-            for line in _first_lines(arguments, choices):
+            config, choices = with_choices(config, lambda values: read(values).job, values, these)
+        if these.is_main and (command.dry_run or not config.quiet):
+            if paper_because_of_epochs(arguments):
+                say(f"--epochs without --preset: the preset {PAPER}, the method as published")
+            for line in choice_lines(choices):
                 say(line)
         if command.dry_run:
             from segdist.training.plan import training_plan
 
-            print_config(command.job)
-            print(training_plan(command.job))
+            print_config(config)
+            print(training_plan(config))
             return FINISHED
-        state = Trainer(command.job, these, launch_command("train", arguments, these.environment), choices).train()
-        if these.is_main:
-            refresh_report(command.job.run_dir, quiet=command.job.quiet)
-    if state == "stopped" and not torchrun_would_restart():
+        run = train(config, these, launch_command("train", arguments, these.environment), choices)
+    if run.state == "stopped" and not torchrun_would_restart():
         return STOPPED
     return FINISHED
-
-
-def _first_lines(arguments: list[str], choices: list[Choice]) -> list[str]:
-    """What was chosen, before anything is done with it."""
-    if paper_because_of_epochs(arguments):
-        return [f"--epochs without --preset: the preset {PAPER}, the method as published"]
-    return ["chosen:", *(f"  {choice.line()}" for choice in choices)] if choices else []
 
 
 if __name__ == "__main__":

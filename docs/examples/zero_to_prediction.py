@@ -1,9 +1,8 @@
 # %% [markdown]
 # # From no data to a prediction
 #
-# A few labeled images, patches, a small network, a prediction with a score: the whole pipeline, using the Python
-# calls behind the commands. Cells begin with `# %%`: VS Code, PyCharm and Spyder run them one by one, Jupyter after
-# `jupytext --to notebook`. As a script,
+# A few labeled images, patches, a small network, a prediction with a score: the whole pipeline, in Python. Cells begin
+# with `# %%`: VS Code, PyCharm and Spyder run them one by one, Jupyter after `jupytext --to notebook`. As a script,
 #
 #     python docs/examples/zero_to_prediction.py
 #
@@ -59,23 +58,17 @@ for seed in range(11):
 # are by image; `--masks.classes` names the classes in the order of the mask values.
 
 # %%
-from shards.build.build import make_shards
-from shards.build.config import ImagesConfig, MakeShardsConfig, PatchesConfig
-from shards.images.config import MasksConfig
+import segdist
 from shards.read.inspect import contact_sheet
-from shards.read.reader import ShardSet
 
-make_shards(
-    MakeShardsConfig(
-        name="discs",
-        processes=1,  # more processes would each rerun this script, which has no `if __name__ == "__main__"`
-        images=ImagesConfig(folder=DESK / "learn" / "images"),
-        masks=MasksConfig(folder=DESK / "learn" / "masks", classes=("background", "disc", "ring")),
-        patches=PatchesConfig(size=64, per_image=12),
-    )
+discs = segdist.make_shards(
+    name="discs",
+    images={"folder": DESK / "learn" / "images"},
+    masks={"folder": DESK / "learn" / "masks", "classes": ["background", "disc", "ring"]},
+    patches={"size": 64, "per_image": 12},
 )
 sheet = DESK / "patches.png"
-sheet.write_bytes(contact_sheet(ShardSet("data/discs")))
+sheet.write_bytes(contact_sheet(discs))
 print(f"patches and their masks: {sheet}")
 
 # %% [markdown]
@@ -85,24 +78,18 @@ print(f"patches and their masks: {sheet}")
 # finished; with more `STEPS`, it continues.
 
 # %%
-from segdist.model.config import ModelConfig
-from segdist.ranks.process_group import ranks
-from segdist.tracking import TrackingConfig
-from segdist.training.config import OptimConfig, TrainConfig
-from segdist.training.trainer import Trainer
-
-config = TrainConfig(
-    data=("discs",),
+run = segdist.train(
+    data=discs,
+    preset="paper",
     steps=STEPS,
     batch_size=8,
     validate_every=40,
     log_every=10,
-    model=ModelConfig(width=16, depth=3),
-    optim=OptimConfig(optimizer="adamw", lr=3e-3, schedule="onecycle"),
-    tracking=TrackingConfig(wandb="off"),
-)
-with ranks() as these:  # one process here; torchrun and Slurm give more
-    Trainer(config, these).train()
+    model={"width": 16, "depth": 3},
+    optim={"optimizer": "adamw", "lr": 3e-3, "schedule": "onecycle"},
+    tracking={"wandb": "off"},
+    quiet=False,  # show progress
+)  # one process here; torchrun and Slurm give more
 
 # %% [markdown]
 # ## A prediction
@@ -110,11 +97,9 @@ with ranks() as these:  # one process here; torchrun and Slurm give more
 # Images can be any size: overlapping tiles cover the image, and their probabilities are averaged.
 
 # %%
-import segdist
-
 image = np.array(Image.open("try/images/10.png"))
 truth = np.array(Image.open("try/masks/10.png"))
-probabilities = segdist.predict("runs/discs", image)  # float32 (classes, height, width), sums to 1
+probabilities = segdist.predict(run.folder, image)  # float32 (classes, height, width), sums to 1
 prediction = probabilities.argmax(axis=0).astype(np.uint8)
 
 # %% [markdown]
@@ -125,9 +110,8 @@ import torch
 
 from segdist.inference.pictures import draw_figure
 from segdist.model.metrics import confusion_matrix, iou_per_class, mean_iou
-from segdist.runs.report import write_report
 
-classes = ShardSet("data/discs").manifest.classes
+classes = discs.manifest.classes
 confusion = confusion_matrix(torch.from_numpy(truth), torch.from_numpy(prediction), len(classes))
 for info, iou in zip(classes, iou_per_class(confusion).tolist(), strict=True):
     print(f"IoU {info.name:<10} {iou:.4f}")
@@ -137,4 +121,4 @@ figure = DESK / "prediction.png"
 title = f"mean IoU {mean_iou(confusion):.4f}"
 draw_figure(figure, title, image[..., None], truth, prediction, probabilities, classes)
 print(f"original, truth, prediction, errors, probabilities: {figure}")
-print(f"the run on one page, for a browser: {write_report([Path('runs/discs')]).absolute()}")
+print(f"the run on one page, for a browser: {(run.folder / 'report.html').absolute()}")

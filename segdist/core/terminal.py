@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 import traceback
+import warnings
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -28,6 +30,18 @@ BAR_WIDTH = 16
 """Characters."""
 
 _warned: set[str] = set()
+_library = False
+
+
+@contextlib.contextmanager
+def as_library() -> Iterator[None]:
+    """Inside, nothing is said, and warnings are Python's own: for calls from somebody's program."""
+    global _library
+    before, _library = _library, True
+    try:
+        yield
+    finally:
+        _library = before
 
 
 def outlive_the_terminal() -> None:
@@ -78,6 +92,8 @@ class _Unfailing:
 
 def say(message: str) -> None:
     """One line for the person or the log, at once; where nobody reads any more (`| head`), the work goes on."""
+    if _library:
+        return
     try:
         print(message, flush=True)
     except BrokenPipeError:
@@ -86,6 +102,9 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """One line on standard error, at once; the same message once per process."""
+    if _library:
+        warnings.warn(message, stacklevel=2)
+        return
     if message not in _warned:
         _warned.add(message)
         _show("warning: ", "bold yellow", message)

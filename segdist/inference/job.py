@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from segdist.inference.task import Failure, ImageTask, Task, prepare
 from segdist.inference.tiler import ModelError
 from segdist.ranks.process_group import Ranks
 
+PATIENCE = timedelta(days=30)
+"""How long a rank that is done waits for the others. One that died is noticed at once, by its closed connection."""
 SCORES_VERSION, FAILURES_VERSION = 1, 1
 """Version 0 of the scores is the same without the number, of the failures a bare list."""
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ class StopRequest:
     def listening(self) -> Iterator["StopRequest"]:
         """Take over the signals for the time of the context; the handlers before are put back."""
         stop_requested.clear()
+        if threading.current_thread() is not threading.main_thread():
+            yield self  # Python delivers signals to the main thread only, which is the caller's own
+            return
         before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         try:
             yield self

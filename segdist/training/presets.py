@@ -1,5 +1,6 @@
 """Named settings to start a training from: the files in `presets/`, or a TOML file of the user's."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,31 @@ AUTO, PAPER = "auto", "paper"
 
 
 def find_preset(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """Name and settings of the preset that a command line asks for.
+    """Name and settings of the preset that a command line asks for; see `choose_preset`."""
+    lengths = {"epochs": "-e", "minutes": "", "steps": ""}
+    given = [setting for setting, short in lengths.items() if _gives(arguments, setting, short)]
+    return choose_preset(option_value(arguments, "--preset") or "", given)
 
-    Where it asks for none: `PAPER` with a number of epochs in the config file or on the command line, as in the
-    published command, else `AUTO`, whose settings but for the length are chosen when the data and the device are known
-    (`segdist.training.facts`). A preset's own length gives way to one in epochs or minutes.
+
+def choose_preset(name: str, given: Collection[str]) -> tuple[str, dict[str, Any]]:
+    """Name and settings of the preset `name`, or of the one that is meant where `name` is empty.
+
+    That is `PAPER` with a number of epochs, as in the published command, else `AUTO`, whose settings but for the length
+    are chosen when the data and the device are known (`segdist.training.facts`). A preset's own length gives way to one
+    in epochs or minutes.
+
+    Args:
+        given: the settings that the user has given; `epochs`, `minutes` and `steps` count.
 
     Raises:
         UserError: there is no such preset; a length in epochs and in minutes.
     """
-    epochs, minutes = _gives(arguments, "epochs", "-e"), _gives(arguments, "minutes")
+    epochs, minutes = "epochs" in given, "minutes" in given
     if epochs and minutes:
         raise UserError("--epochs and --minutes: give the length of the training in one of them")
-    name = option_value(arguments, "--preset") or (PAPER if epochs else AUTO)
+    name = name or (PAPER if epochs else AUTO)
     if name == AUTO:
-        length = epochs or minutes or _gives(arguments, "steps")
-        return name, {} if length else {"minutes": MINUTES}
+        return name, {} if epochs or minutes or "steps" in given else {"minutes": MINUTES}
     values = preset_values(name)
     if epochs or minutes:
         values.pop("steps", None)

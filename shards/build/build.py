@@ -14,7 +14,9 @@ import os
 import random
 import re
 import shutil
+import sys
 import threading
+import types
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -252,13 +254,29 @@ def _run(work: Work, units: list[Unit]) -> Iterator[tuple[Unit, UnknownLabels | 
     with ProcessPoolExecutor(processes, context, initializer=_die_with_parent) as pool:
         running = {}
         try:
-            for unit in units:
-                running[pool.submit(_build_unit, work.without_sources(), unit)] = unit
+            with _without_script():
+                for unit in units:
+                    running[pool.submit(_build_unit, work.without_sources(), unit)] = unit
             for future in as_completed(running):
                 yield running[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Start workers that don't import the caller's script, which they don't need.
+
+    A spawned process otherwise imports the main module first, and a script without `if __name__ == "__main__"` would
+    run all over again in each worker.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _build_unit(work: Work, unit: Unit) -> UnknownLabels | None:

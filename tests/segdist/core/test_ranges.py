@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import config as jobs_config
-from jobs.make_shards import MakeShardsJob
 from segdist.core.errors import UserError
 from segdist.core.ranges import Count, InsideShare, PartialShare, Positive, Range, check_ranges, without_range
 from segdist.inference.config import InferConfig
 from segdist.model.config import ExportConfig
+from segdist.set_job import MakeShardsJob
 from segdist.training.config import TrainConfig
 from slurm.profiles import Profile
 

@@ -1,0 +1,34 @@
+"""What follows an inference job: its duration noted, its scores sent to trackers, the report written anew."""
+
+from segdist.core.parsing import to_dict
+from segdist.inference.config import InferConfig
+from segdist.inference.job import Result
+from segdist.ranks.process_group import Ranks
+from segdist.runs.record import note_inference, read_run, run_of
+from segdist.runs.report import refresh_report
+from segdist.tracking.job_log import beside, log_scores
+
+
+def publish(config: InferConfig, result: Result, ranks: Ranks, seconds: float) -> None:
+    """Note the job, log its scores, and refresh the report of the run that the predictions belong to, or of themselves.
+
+    For rank 0 alone.
+    """
+    computed = result.reused < result.images
+    if computed and not config.task:  # tasks of an array would write into one file
+        note_inference(
+            result.folder,
+            seconds=round(seconds, 1),
+            images=result.images,
+            reused=result.reused,
+            ranks=ranks.world_size,
+            device=str(ranks.device),
+        )
+    run = run_of(result.folder)
+    if config.task or (result.scores is None and run == result.folder):
+        return  # a part of an array has no scores yet; images without truth outside of a run have nothing to report
+    if result.scores is not None and computed:
+        description = {"config": to_dict(config)}
+        tracking = beside(config.tracking, read_run(run).config.get("tracking", {}))
+        log_scores(tracking, result.folder, description, result.scores, run.resolve().name)
+    refresh_report(run, quiet=config.quiet)

@@ -1,0 +1,50 @@
+"""A job that makes a shard set and tells trackers of it. The room `shards` itself knows no trackers."""
+
+from dataclasses import dataclass, field, fields
+
+from segdist.core.paths import MANIFEST
+from segdist.core.terminal import warn
+from segdist.tracking.config import TrackingConfig
+from shards.build.build import make_shards
+from shards.build.config import MakeShardsConfig
+from shards.build.plan import without_validation
+from shards.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class MakeShardsJob(MakeShardsConfig):
+    """Settings of `segdist make-shards`: those of the shard set, and of its tracking."""
+
+    tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(wandb="off"))
+    """Training logs what it learns from; a run of the set's own is for pipelines."""
+
+    @property
+    def shard_set(self) -> MakeShardsConfig:
+        """The settings of the set alone."""
+        return MakeShardsConfig(**{item.name: getattr(self, item.name) for item in fields(MakeShardsConfig)})
+
+
+def make_tracked_set(job: MakeShardsJob, *, quiet: bool = False) -> Manifest | None:
+    """Build the set, or the part of it that `job.task` names, and log it; see `shards.build.build.make_shards`.
+
+    Raises:
+        UserError: also for trackers that can't be used.
+    """
+    config, tracking = job.shard_set, job.tracking
+    wanted = bool(tracking.names) and tracking.wandb != "off" and not config.task
+    if wanted:  # only then are trackers imported
+        from segdist.tracking import check_trackers
+
+        check_trackers(tracking)
+    new = config.overwrite or not (config.folder / MANIFEST).exists()
+    manifest = make_shards(config, quiet=quiet)
+    if manifest is None:
+        return None
+    if not manifest.samples("val"):
+        training = [pair.image for pair in manifest.sources["train"]]
+        warn(f"{config.folder}: {without_validation(training, len(manifest.sources['val']))}")
+    if wanted and new:
+        from segdist.tracking.job_log import log_shard_set
+
+        log_shard_set(tracking, config.folder)
+    return manifest

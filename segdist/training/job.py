@@ -1,0 +1,75 @@
+"""A training job around its loop: what the preset `auto` chooses before it, the report and the scores after it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segdist.core.choice import Choice, in_force, settings_of
+from segdist.core.parsing import merge, to_dict
+from segdist.core.paths import BEST_MODEL, METRICS
+from segdist.core.states import State
+from segdist.ranks.process_group import Ranks
+from segdist.runs.record import RunRecord, read_rows
+from segdist.runs.report import refresh_report
+from segdist.training.config import TrainConfig
+from segdist.training.facts import chosen_for
+from segdist.training.presets import PAPER, preset_values
+from segdist.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a training left behind; the same on all ranks."""
+
+    folder: Path
+    """The run folder."""
+    state: State
+    """"finished", or "stopped" if a signal asked for it: the same call resumes the run."""
+    scores: dict[str, Any] | None
+    """Of the model that was kept, on the validation patches: `mean_iou`, `pixel_accuracy`, `loss`, `iou` and `dice` per
+    class, `confusion_matrix` (rows: true classes), `step`, `epoch`. None if nothing was validated."""
+
+    @property
+    def model(self) -> Path:
+        """The model file: weights and model card."""
+        return self.folder / BEST_MODEL
+
+
+def with_choices(
+    config: TrainConfig, read: Callable[[dict[str, Any]], TrainConfig], values: dict[str, Any], ranks: Ranks
+) -> tuple[TrainConfig, list[Choice]]:
+    """The config that the preset `auto` completes, and those of its choices that the user didn't overrule. Collective.
+
+    Args:
+        config: as read without choices.
+        read: the config from a preset's settings, over which it lays what the user has set.
+        values: the preset's settings so far.
+    """
+    found = chosen_for(config, ranks)
+    if found is None:  # a run that was begun before this preset existed has the settings of the other
+        return read(preset_values(PAPER)), []
+    config = read(merge(values, settings_of(found)))
+    return config, in_force(found, to_dict(config))
+
+
+def choice_lines(choices: Sequence[Choice]) -> list[str]:
+    """What was chosen and why, a line each."""
+    return ["chosen:", *(f"  {choice.line()}" for choice in choices)] if choices else []
+
+
+def train(config: TrainConfig, ranks: Ranks, command: Sequence[str], choices: Sequence[Choice]) -> TrainedRun:
+    """Train to the end or to a request to stop, and write the report. Collective; see `Trainer`.
+
+    Args:
+        command: what does the same again, for the run's description.
+    """
+    state = Trainer(config, ranks, command, choices).train()
+    if ranks.is_main:
+        refresh_report(config.run_dir, quiet=config.quiet)
+    return TrainedRun(config.run_dir, state, ranks.on_main(lambda: _scores(config.run_dir)))
+
+
+def _scores(run_dir: Path) -> dict[str, Any] | None:
+    rows = read_rows(run_dir / METRICS)
+    return RunRecord(run_dir, val=[row for row in rows if row["kind"] == "val"]).best
