@@ -1,4 +1,4 @@
-"""Learning and predicting, and the public Python API. `core` is the ground floor of all rooms; the others build on it.
+"""Training and inference, and the public Python API. `core` is the ground floor of all rooms; the others build on it.
 
 core ← shards ← model, ranks, tracking, runs ← training | inference ← the modules here: `api`, `set_job`. Never imports
 `jobs` or `slurm`.
@@ -29,7 +29,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:  # Any: the types are those of the imports above
-    # Imported on demand: `import segdist.training.config` must not wait for torch.
+    # Imported on demand, so that `import segdist.training.config` doesn't wait for torch.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What a job chooses by itself where the user sets nothing: a setting, its value, and why."""
+"""Automatic choices of a job for settings left open: the setting, its value, and the reason."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Choice:
-    """One setting that was chosen."""
+    """One automatically chosen setting."""
 
     setting: str
     """Key of the job's config, with dots: `model.width`."""
     value: Any
-    """JSON types only: it is kept in files."""
+    """JSON types only, because it is stored in files."""
     reason: str
 
     def line(self) -> str:
@@ -21,7 +21,7 @@ class Choice:
 
 
 def settings_of(choices: Iterable[Choice]) -> dict[str, Any]:
-    """The choices as a table of settings, as a TOML file would give it."""
+    """The choices as a table of settings, as read from a TOML file."""
     table: dict[str, Any] = {}
     for choice in choices:
         *sections, key = choice.setting.split(".")
@@ -33,16 +33,16 @@ def settings_of(choices: Iterable[Choice]) -> dict[str, Any]:
 
 
 def in_force(choices: Iterable[Choice], config: dict[str, Any]) -> list[Choice]:
-    """The choices that a config holds; the user has overruled the others.
+    """The choices whose values the config has; the user has overridden the others.
 
     Args:
-        config: as `segdist.core.parsing.to_dict` gives it.
+        config: as returned by `segdist.core.parsing.to_dict`.
     """
     return [choice for choice in choices if _value(config, choice.setting) == choice.value]
 
 
 def shown(value: Any) -> str:
-    """A value as one writes it on the command line."""
+    """A value as written on the command line."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""Which code was submitted, and whether the checkout has changed since.
+"""The version of the submitted code, and whether the checkout has changed since.
 
-A job imports its code from the checkout when it starts, and again at each requeue, so that what runs may be newer
-than what was submitted.
+A job imports its code from the checkout when it starts, and again at each requeue, so the running code can be newer
+than the submitted code.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ ROOMS = ("jobs", "segdist", "shards", "slurm")
 
 @dataclass(frozen=True)
 class CodeVersion:
-    """The checkout at one moment."""
+    """The state of the checkout at one moment."""
 
     commit: str
-    """Git commit, with "+changes" where files differ from it; "unknown" outside git."""
+    """Git commit, with "+changes" if files differ from it; "unknown" outside git."""
     digest: str
     """Fingerprint of all Python files of the four rooms; needs no git."""
 
@@ -36,7 +36,7 @@ def current_version(checkout: Path = CHECKOUT) -> CodeVersion:
 
 
 def commit(checkout: Path = CHECKOUT, *, length: int = 40) -> str:
-    """The checkout's git commit, with "+changes" where tracked files differ from it; "unknown" outside git."""
+    """The checkout's git commit, with "+changes" if tracked files differ from it; "unknown" outside git."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=True)

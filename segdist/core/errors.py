@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The exception whose message is shown to the user."""
 
 
 class UserError(Exception):
@@ -9,4 +9,4 @@ class UserError(Exception):
     """
 
     on_this_rank = False
-    """True where the other ranks don't see it: then the rank itself must say it, or nobody does."""
+    """True if only this rank hits the error and must report it itself."""

@@ -1,4 +1,4 @@
-"""Files that appear under their names only when they are whole."""
+"""Write files atomically: they appear under their names only when complete."""
 
 import codecs
 import contextlib
@@ -18,7 +18,7 @@ try:
     import fcntl
 
     locks: Any = fcntl
-except ImportError:  # not on Windows; there leftovers stay
+except ImportError:  # Windows, where leftovers stay
     locks = None
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -27,12 +27,12 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 LONGEST_NAME = 255
-"""Bytes that a name may have on all common file systems."""
+"""Maximum bytes in a file name on all common file systems."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Write to a temporary name next to `path`, fsync, rename; on any error `path` is left as it was.
+    """Write to a temporary name next to `path`, fsync, rename; on any error `path` is left unchanged.
 
     Raises:
         OSError: the file can't be written; its `filename` is `path`, not the temporary name.
@@ -54,7 +54,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _errors_name(path: Path) -> Iterator[None]:
-    """Have errors of the system name `path` where they name nothing or its temporary file."""
+    """Make OS errors name `path` if they name no file, or its temporary file."""
     try:
         yield
     except OSError as error:
@@ -66,7 +66,7 @@ def _errors_name(path: Path) -> Iterator[None]:
 
 @contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Turn what a disk without room raises into a message; it meets one rank, which has to speak.
+    """Turn the errors of a full disk into a UserError; only one rank may hit them, so it must report them itself.
 
     Raises:
         UserError: the disk of `folder` is full, over the quota, or read-only.
@@ -82,15 +82,15 @@ def full_disk_named(folder: Path) -> Iterator[None]:
 
 
 def no_room(where: object, error: OSError) -> str:
-    """What to tell of a full disk."""
-    return f"{where}: {error.strerror}; make room there, and the same command goes on with what is finished"
+    """The message for a full disk."""
+    return f"{where}: {error.strerror}; make room there; the same command then resumes, keeping finished work"
 
 
 def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
-    """Remove what killed writers of `whole_file` left in `folder`: temporary files that no living process holds.
+    """Remove the leftovers of killed `whole_file` writers in `folder`: temporary files that no living process holds.
 
     Args:
-        deep: in the folders inside, too.
+        deep: also in subfolders.
     """
     if locks is None:
         return
@@ -100,15 +100,15 @@ def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
             continue
         try:
             with path.open("rb") as file:
-                # The writer's lock dies with it, on whatever machine it ran.
+                # The writer's lock dies with it, no matter which machine it ran on.
                 locks.flock(file, locks.LOCK_EX | locks.LOCK_NB)
                 path.unlink()
         except OSError:
-            continue  # somebody writes it, or locks don't tell on this file system
+            continue  # still being written, or this file system doesn't support locks
 
 
 def _locked_file(path: Path) -> tuple[BinaryIO, Path]:
-    """A new temporary file beside `path`, locked so that nobody takes it for a leftover."""
+    """A new temporary file next to `path`, locked so that it isn't mistaken for a leftover."""
     while True:
         temporary = path.with_name(_temporary_name(path.name))
         file = temporary.open("xb")
@@ -116,32 +116,32 @@ def _locked_file(path: Path) -> tuple[BinaryIO, Path]:
             return file, temporary
         try:
             locks.flock(file, locks.LOCK_EX | locks.LOCK_NB)
-        except BlockingIOError:  # seen and taken for a leftover, before it was locked
+        except BlockingIOError:  # mistaken for a leftover before it was locked
             file.close()
             continue
         except OSError:
-            pass  # a file system without locks, where nobody removes leftovers either
+            pass  # a file system without locks, where leftovers aren't removed either
         if os.fstat(file.fileno()).st_nlink:
             return file, temporary
         file.close()
 
 
 def _temporary_name(name: str) -> str:
-    """Hidden, and unique; a long name is cut, for there is room for 255 bytes only."""
+    """Hidden and unique; long names are truncated to fit into 255 bytes."""
     return f".{os.fsencode(name)[:220].decode(errors='ignore')}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, whole or not at all. NaN and infinity are refused: they are no JSON."""
+    """Write `value` as indented JSON, atomically. NaN and infinity are refused, since JSON has neither."""
     with whole_file(path) as file:
         file.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_text(path: Path) -> str:
-    """A text of the user's in any of the encodings that programs save in: UTF-8, UTF-16, or Windows' code page 1252.
+    """Read a user's text file in any common encoding: UTF-8, UTF-16, or Windows code page 1252.
 
     Raises:
-        UserError: the file can't be read, or is no text.
+        UserError: the file can't be read, or isn't text.
     """
     try:
         content = path.read_bytes()
@@ -152,18 +152,19 @@ def read_text(path: Path) -> str:
     elif b"\0" in content[:2]:
         encodings = ["utf-16-be" if content.startswith(b"\0") else "utf-16-le"]
     else:
-        # Almost no text in another encoding is valid UTF-8 by chance.
+        # Text in another encoding is almost never valid UTF-8 by chance.
         encodings = ["utf-8-sig", "cp1252"]
     for encoding in encodings:
         with contextlib.suppress(UnicodeDecodeError):
             text = content.decode(encoding)
             if "\0" not in text:
                 return text
-    raise UserError(f"{path}: no text file (tried {' and '.join(encodings)}); save it as UTF-8")
+    raise UserError(f"{path}: not a text file (tried {' and '.join(encodings)}); save it as UTF-8")
 
 
 def size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes of a file and when it was last changed, in nanoseconds; of a folder (a Zarr image) over all in it."""
+    """Size of a file in bytes and its modification time in nanoseconds; for a folder (a Zarr image), over all files in
+    it."""
     status = path.stat()
     if not path.is_dir():
         return status.st_size, status.st_mtime_ns

@@ -1,7 +1,8 @@
-"""Format versions: what a file says about itself, so that old files are read and newer ones are refused.
+"""Format versions, by which old files can be read and newer ones are refused.
 
-Every file that segdist writes and reads back holds a `format_version`. A program reads all versions up to its own, in
-which a missing setting counts as the behavior that it had then; files of a later program are refused in a sentence.
+Every file that segdist writes and reads back holds a `format_version`. segdist reads all versions up to its own; a
+setting that an old file lacks takes the value that matches the behavior of the time. Files from newer versions are
+refused with an error message.
 """
 
 from typing import Any
@@ -11,25 +12,25 @@ from segdist.core.errors import UserError
 VERSION_KEY = "format_version"
 
 RUN_VERSION = 2
-"""Of a run's folder: of `config.json`, which stands for the rows of `metrics.jsonl` and `events.jsonl` as well, and of
+"""Version of a run folder: of `config.json`, which also covers the rows of `metrics.jsonl` and `events.jsonl`, and of
 `summary.json`. 2: `choices`, `minutes` and `inference`; 0, without a number: the U-Net is segdist.unet:UNet."""
 
 
 def stamped(values: dict[str, Any], version: int) -> dict[str, Any]:
-    """`values` with their format version in front."""
+    """`values` with their format version prepended."""
     return {VERSION_KEY: version, **values}
 
 
 def read_version(values: Any, newest: int, origin: str) -> int:
-    """The format version of what was read; 0 for files from the time before they had one.
+    """The format version of file contents; 0 for files older than format versions.
 
     Args:
-        values: the content, a JSON object.
+        values: the contents, a JSON object.
         newest: the version that this program writes.
         origin: the file, for the message.
 
     Raises:
-        UserError: the content is no object, its version is no number, or a later program wrote it.
+        UserError: the contents aren't an object, the version isn't a number, or a newer segdist wrote the file.
     """
     if not isinstance(values, dict):
         raise UserError(f"{origin}: damaged: it holds {type(values).__name__}, not an object")
@@ -38,13 +39,13 @@ def read_version(values: Any, newest: int, origin: str) -> int:
         raise UserError(f"{origin}: damaged: its format version is {version!r}")
     if version > newest:
         raise UserError(
-            f"{origin}: format version {version}, written by a later segdist; this one reads versions up to {newest}: "
+            f"{origin}: format version {version}, written by a newer segdist; this one reads versions up to {newest}; "
             "update it (pip install --upgrade segdist)"
         )
     return version
 
 
 def unstamped(values: Any, newest: int, origin: str) -> dict[str, Any]:
-    """`values` without their format version, once `read_version` has passed it."""
+    """`values` without their format version, after checking it with `read_version`."""
     read_version(values, newest, origin)
     return {key: value for key, value in values.items() if key != VERSION_KEY}

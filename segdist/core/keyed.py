@@ -1,7 +1,6 @@
-"""Random numbers that are functions: every draw is a hash of what it is for, never the next one of a stream.
+"""Random numbers as functions: every draw is a hash of its purpose, never the next number of a stream.
 
-So a draw doesn't depend on how many processes, ranks or batches came before it. Everything works elementwise on
-whole arrays.
+So a draw doesn't depend on the processes, ranks or batches before it. Everything works elementwise on arrays.
 """
 
 from enum import IntEnum, unique
@@ -22,7 +21,7 @@ _ROUNDS = 6
 class Purpose(IntEnum):
     """What a draw is for: the second part of every key, so that no two kinds of draw share one.
 
-    The numbers are part of the identity of every shard set and run: never change one, and never use one again.
+    The numbers are part of the identity of every shard set and run: never change or reuse one.
     """
 
     ORDER_ROTATION, ORDER_WINDOW, ORDER_FLIP, ORDER_SHARDS = range(4)
@@ -34,7 +33,7 @@ class Purpose(IntEnum):
 
 
 def generator(*key: int) -> np.random.Generator:
-    """A numpy generator of its own for `key`, for the places that need many draws of many kinds."""
+    """A separate numpy generator for `key`, where many different draws are needed."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
@@ -43,7 +42,7 @@ def hash64(*parts: ArrayLike) -> Any:
 
     Chained splitmix64 finalizers (Steele, Lea and Flood, OOPSLA 2014).
     """
-    with np.errstate(over="ignore"):  # the arithmetic is modulo 2^64 on purpose
+    with np.errstate(over="ignore"):  # arithmetic is intentionally modulo 2^64
         state: Any = _GOLDEN
         for part in parts:
             state = _finalize((state ^ _as_uint64(part)) + _GOLDEN)
@@ -59,8 +58,8 @@ def permute(position: ArrayLike, size: ArrayLike, key: ArrayLike) -> UInt64:
     """Where a random permutation of `range(size)`, chosen by `key`, sends `position`; elementwise, uint64.
 
     A Feistel network on the grid a x b >= size (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002):
-    what lands outside `range(size)` walks on along its cycle until it is inside. a and b are next to the square
-    root of `size`, so at most one position in b has to walk; nothing is ever stored.
+    positions outside `range(size)` are followed along their cycle until they are inside. a and b are next to the
+    square root of `size`, so at most one position in b needs this; nothing is ever stored.
     """
     position, size, key = _as_uint64(position), _as_uint64(size), _as_uint64(key)
     a = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)

@@ -1,4 +1,4 @@
-"""Between a rank and the process that started it: the reason of a failure, and an end when the launcher is gone."""
+"""Between a rank and its launcher: recording why the rank failed, and ending the rank when the launcher dies."""
 
 import ctypes
 import json
@@ -13,18 +13,18 @@ from segdist.core.exit_codes import LOST_PEERS
 from segdist.core.formats import read_version, stamped
 
 REASON_FILE = "SEGDIST_REASON_FILE"
-"""Environment variable: the file in which a rank that fails says why. All ranks of a job share it."""
+"""Environment variable: the file in which a failing rank records why. All ranks of a job share it."""
 LAUNCHER = "SEGDIST_LAUNCHER"
-"""Environment variable: number of the process without which this one must not go on."""
+"""Environment variable: id of the process without which this one must not continue."""
 REASON_VERSION = 1
 LOOK_EVERY = 1.0
-"""Seconds between two looks for the launcher, where the kernel doesn't tell."""
+"""Seconds between checks for the launcher, if the kernel doesn't report its end."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def note_reason(reason: str, rank: int = 0) -> None:
-    """Say why this rank fails, where somebody wants to know; the first rank that says so is the cause."""
+    """Record why this rank failed, if requested; the first rank to do so is the cause."""
     path = os.environ.get(REASON_FILE)
     if not path:
         return
@@ -33,11 +33,11 @@ def note_reason(reason: str, rank: int = 0) -> None:
         with Path(path).open("x") as file:
             file.write(json.dumps(stamped({"reason": text, "time": round(time.time(), 3)}, REASON_VERSION)) + "\n")
     except OSError:
-        pass  # somebody was quicker, or the disk is full, which the message on the screen may say
+        pass  # another rank was faster, or the disk is full; the message is still printed
 
 
 def read_reason(path: Path) -> str:
-    """What a rank noted in `path`; "" if none did."""
+    """The reason recorded in `path`; "" if there is none."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -47,12 +47,12 @@ def read_reason(path: Path) -> str:
 
 
 def signal_reason(number: int) -> str:
-    """In words for a person: what a process died of that was ended by signal `number`."""
+    """Describe what killed a process that was ended by signal `number`."""
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     causes = {
-        "SIGKILL": "the system was out of memory, or somebody killed it",
+        "SIGKILL": "the system was out of memory, or someone killed it",
         "SIGSEGV": "a crash in compiled code",
-        "SIGBUS": "a file that it had mapped became shorter, or shared memory was full",
+        "SIGBUS": "a mapped file was truncated, or shared memory was full",
         "SIGABRT": "a library gave up",
         "SIGILL": "compiled for another kind of CPU",
     }
@@ -60,10 +60,10 @@ def signal_reason(number: int) -> str:
 
 
 def end_with_launcher() -> None:
-    """Have this process killed when the one that launched it dies: ranks that go on alone would write with the next.
+    """Kill this process when its launcher dies: orphaned ranks would write at the same time as the next start.
 
-    Launchers are torchrun's agent and the process that `LAUNCHER` names. A shell is none: its jobs may outlive it.
-    What a job resumes from is on the disk at any time.
+    Launchers are torchrun's agent and the process named by `LAUNCHER`. A shell is not one: its jobs may outlive it.
+    Killing is safe, because everything that a job resumes from is always on disk.
     """
     parent = os.getppid()
     named = os.environ.get(LAUNCHER) == str(parent)

@@ -1,4 +1,4 @@
-"""What this process may use of its machine, on Linux and elsewhere."""
+"""The machine's resources available to this process, on Linux and elsewhere."""
 
 import importlib
 import os
@@ -7,18 +7,18 @@ import sys
 import time
 
 STARTED = time.monotonic()
-"""When this program was started, near enough: the clock when this module was first imported."""
+"""Approximate start time of this program: the clock when this module was first imported."""
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those that it is bound to, where the system says so (Linux), else all."""
+    """Cores that this process can use: those it is bound to, if the system says so (Linux), otherwise all."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process had so far, in MB; NaN where the system doesn't tell (Windows)."""
+    """Peak memory of this process so far, in MB; NaN if the system doesn't say (Windows)."""
     try:
         resource = importlib.import_module("resource")
     except ImportError:
@@ -29,7 +29,7 @@ def peak_memory_mb() -> float:
 
 
 def processor() -> str:
-    """The processor's model, as precisely as the system says it."""
+    """The processor's model, as precisely as the system reports it."""
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""How much memory this process may still take. Only Linux tells; elsewhere it is unknown."""
+"""The memory still available to this process. Known only on Linux."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +8,13 @@ try:
     import resource
 
     limits: Any = resource
-except ImportError:  # only Unix has it
+except ImportError:  # Unix only
     limits = None
 
 
 def available_memory() -> int | None:
-    """Bytes that can still be allocated: by the machine, the control group, and `ulimit -v`; None where unknown."""
+    """Bytes that can still be allocated, limited by the machine, the control group, and `ulimit -v`; None if
+    unknown."""
     return min(_limits(), default=None)
 
 
@@ -30,7 +31,7 @@ def _limits() -> Iterator[int]:
 
 
 def _limits_of_groups(root: Path, own: Path) -> Iterator[int]:
-    """What the control groups (version 2) of this process leave: its own, and those around it, as Slurm sets them."""
+    """Memory left by this process's control groups (version 2): its own and their parents, as set by Slurm."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
@@ -39,7 +40,7 @@ def _limits_of_groups(root: Path, own: Path) -> Iterator[int]:
     for group in (root / place, *(root / parent for parent in place.parents)):
         limit, used = (_number(group / name) for name in ("memory.max", "memory.current"))
         if limit is not None and used is not None:
-            # Cached files count as used, but make room for whoever needs it.
+            # Cached files count as used, but are evicted when memory is needed.
             said = _numbers(group / "memory.stat", " ")
             yield max(limit - used + said.get("file", 0) - said.get("shmem", 0), 0)
 

@@ -22,5 +22,5 @@ def read_metadata(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such model file") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged, or no safetensors file ({error})") from None
+        raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from None
     return metadata

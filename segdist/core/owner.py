@@ -1,12 +1,12 @@
-"""Who may write into a folder: one job at a time, or several that belong together.
+"""Ownership of a folder: only one job at a time may write to it, or several that belong together.
 
-Each owner keeps a record in `<folder>/.owners/` for as long as it lives. On one machine the kernel says whether an
-owner lives: it holds a lock on its record, which dies with its process. Between machines a heartbeat says so: the
-record's time changes every `BEAT` seconds. A Slurm job that was requeued replaces its earlier start at once.
+Each owner keeps a record in `<folder>/.owners/` for as long as it lives. On one machine, the kernel shows whether an
+owner is alive: it holds a lock on its record, which dies with its process. Between machines, a heartbeat does: the
+record's modification time changes every `BEAT` seconds. A requeued Slurm job replaces its earlier start immediately.
 
-Two that come at the same moment: each first asks, under a name that the other sees. The one with the greater name
-steps back, the other waits until it has (Lamport's bakery, for names instead of numbers), so that exactly one gets in,
-on any file system and without a lock file that is left behind.
+If two jobs arrive at the same moment, each first announces itself under a name that the other can see. The one with the
+greater name backs off, and the other waits until it has (Lamport's bakery, with names instead of numbers). So exactly
+one gets in, on any file system, without leaving a lock file behind.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ try:
     import fcntl
 
     locks: Any = fcntl
-except ImportError:  # not on Windows; there the heartbeat decides alone
+except ImportError:  # Windows, where only the heartbeat decides
     locks = None
 
 OWNER_VERSION = 1
@@ -41,12 +41,13 @@ BEAT = 10.0
 STALE_AFTER = 60.0
 """Seconds without a sign of life after which an owner on another machine counts as dead."""
 LOOK_EVERY = 0.5
-"""Seconds between two looks at an owner that is waited for."""
+"""Seconds between checks of an owner that is being waited for."""
 ASKING, OWNING = ".asking", ".json"
-"""Suffixes of a record: before it is clear whether its job may write, and from then on."""
+"""Suffixes of a record: while its job asks for ownership, and once it has it."""
 
 _held: dict[Path, "Record"] = {}
-"""Records of this process. They are never opened again: closing any handle of a file ends the lock on it."""
+"""Records of this process. They are never opened again, because closing any handle of a file releases the lock on
+it."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,17 @@ class Record:
     """One owner."""
 
     job: str
-    """What it does, for people: `segdist train`."""
+    """The job's name, for messages: `segdist train`."""
     group: str
-    """Owners of one group may write at the same time; an owner of none is alone."""
+    """Owners in the same group can write at the same time; an owner without a group is alone."""
     host: str
     machine: str
-    """The running kernel, the same in all its containers; the host's name where the system doesn't tell."""
+    """The running kernel's boot id, the same in all its containers; otherwise the host name."""
     process: int
     slurm_job: str
-    """Cluster and job id, empty outside of Slurm …"""
+    """Cluster and job id, empty outside Slurm …"""
     slurm_restart: int
-    """… and how often Slurm has started it again."""
+    """… and how often Slurm has restarted it."""
     since: float
     """Seconds since the epoch."""
 
@@ -76,15 +77,15 @@ class Record:
 
 @contextmanager
 def owned(folder: Path, job: str, *, group: str = "", wait: float = 0.0) -> Iterator[None]:
-    """Be an owner of `folder` inside the context; made if it doesn't exist.
+    """Own `folder` inside the context; the folder is created if it doesn't exist.
 
     Args:
-        job: what this process does, for the message that others get, such as `segdist train`.
-        group: owners of the same group may write at the same time, such as the tasks of one array; "": one alone.
-        wait: seconds to wait for the end of others before they are a reason to refuse.
+        job: this process's job, for the message that others get, such as `segdist train`.
+        group: owners in the same group can write at the same time, such as the tasks of one array; "": exclusive.
+        wait: seconds to wait for other owners to end before refusing.
 
     Raises:
-        UserError: another job writes there, which is named; the folder can't be written.
+        UserError: another job, named in the message, writes there; or the folder can't be written.
     """
     own = _describe(job, group)
     record = _enter(folder, own, time.monotonic() + wait)
@@ -100,10 +101,10 @@ def owned(folder: Path, job: str, *, group: str = "", wait: float = 0.0) -> Iter
 
 
 class _OwnRecord:
-    """A record of this process, locked until it leaves."""
+    """This process's record, locked until it leaves."""
 
     def __init__(self, folder: Path, record: Record) -> None:
-        # Names sort by age, so that mostly the one who came first gets in.
+        # Names sort by age, so usually the first to arrive gets in.
         name = f"{time.time_ns():020}-{uuid.uuid4().hex[:8]}"
         self.path = folder / OWNERS / f"{name}{ASKING}"
         draft = self.path.with_suffix(".draft")
@@ -114,20 +115,20 @@ class _OwnRecord:
                 self._file = draft.open("x")
                 break
             except FileNotFoundError:
-                continue  # the last owner has just removed the folder of records
+                continue  # the last owner just removed the folder of records
         json.dump(stamped(asdict(record), OWNER_VERSION), self._file)
         self._file.flush()
         if locks is None:
-            self._file.close()  # Windows renames no open file
+            self._file.close()  # Windows can't rename open files
         else:
             with contextlib.suppress(OSError):  # a file system without locks: the heartbeat decides
-                locks.lockf(self._file, locks.LOCK_EX | locks.LOCK_NB)  # children that it forks don't inherit it
-        # It appears whole and locked.
+                locks.lockf(self._file, locks.LOCK_EX | locks.LOCK_NB)  # forked children don't inherit it
+        # It appears complete and locked.
         draft.rename(self.path)
         _held[self.path] = record
 
     def own(self) -> None:
-        """From asking to owning."""
+        """Turn the request into ownership."""
         record = _held.pop(self.path)
         self.path = self.path.rename(self.path.with_suffix(OWNING))
         _held[self.path] = record
@@ -136,9 +137,9 @@ class _OwnRecord:
         """Remove the record, and the folder of records if it was the last."""
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
-            self.path.parent.rmdir()  # fails while there are others
+            self.path.parent.rmdir()  # fails if there are others
             if self._made:
-                self.path.parent.parent.rmdir()  # fails where the job has put something there
+                self.path.parent.parent.rmdir()  # fails if the job has put something there
         _held.pop(self.path, None)
         self._file.close()
 
@@ -150,7 +151,7 @@ def _enter(folder: Path, own: Record, deadline: float) -> _OwnRecord:
         except OSError as error:
             raise UserError(
                 f"{folder}: can't be written ({error.strerror or error}, in {OWNERS}/, where each job that writes "
-                "there notes itself); make room or give yourself access, or choose another folder"
+                "there registers); make room or get write access, or choose another folder"
             ) from None
         try:
             conflict = _conflict(record, own)
@@ -160,14 +161,14 @@ def _enter(folder: Path, own: Record, deadline: float) -> _OwnRecord:
         except BaseException:
             record.leave()
             raise
-        record.leave()  # and in again with a new name, so that those who wait take turns
+        record.leave()  # and try again with a new name, so that waiting jobs take turns
         if time.monotonic() >= deadline:
             raise _refusal(folder, conflict)
         time.sleep(LOOK_EVERY)
 
 
 def _conflict(record: _OwnRecord, own: Record) -> Record | None:
-    """The owner that keeps `record` out; None when there is none. Removes what dead owners left."""
+    """The owner that keeps `record` out; None if there is none. Removes records of dead owners."""
     while True:
         waiting = False
         for path in sorted(record.path.parent.glob("*-*")):
@@ -185,14 +186,14 @@ def _conflict(record: _OwnRecord, own: Record) -> Record | None:
             elif path.suffix == OWNING or path.name < record.path.name:
                 return other
             else:
-                waiting = True  # it steps back when it sees us, or owns already and we shall see that
+                waiting = True  # it backs off when it sees us, or already owns the folder, which we will see
         if not waiting:
             return None
         time.sleep(0.01)
 
 
 def _is_dead_here(path: Path, other: Record, own: Record) -> bool:
-    """Whether it is certain at once that an owner of the same group is gone."""
+    """True if it is immediately certain that an owner in the same group is gone."""
     return path not in _held and other.machine == own.machine and _is_locked(path) is False
 
 
@@ -209,11 +210,11 @@ def _lives(path: Path, other: Record, own: Record, own_path: Path) -> bool:
 
 
 def _beats(path: Path, other: Record, own_path: Path) -> bool:
-    """Whether an owner on another machine gives a sign of life, which takes up to `STALE_AFTER` seconds to find out."""
+    """True if an owner on another machine is alive; finding out takes up to `STALE_AFTER` seconds."""
     try:
         first = path.stat().st_mtime_ns
         os.utime(own_path)
-        # Both times are the file server's, so that the machines' clocks need not agree.
+        # Both times are the file server's, so the machines' clocks don't have to agree.
         silent = (own_path.stat().st_mtime_ns - first) / 1e9
         if silent > 2 * BEAT:
             warn(
@@ -226,7 +227,7 @@ def _beats(path: Path, other: Record, own_path: Path) -> bool:
             if path.stat().st_mtime_ns != first:
                 return True
     except FileNotFoundError:
-        pass  # it has left meanwhile
+        pass  # it has left in the meantime
     return False
 
 
@@ -237,11 +238,11 @@ def _beat(record: _OwnRecord, folder: Path, done: threading.Event) -> None:
         except FileNotFoundError:
             others = list(record.path.parent.glob(f"*{OWNING}"))
             if others and not done.is_set():
-                # This process was silent for so long that another took over; what it would write now is theirs.
+                # This process was silent for so long that another took over; it must not write any more.
                 show_error(f"{folder}: another job has taken over, because this process gave no sign of life")
                 os._exit(FAILED)
         except OSError:
-            pass  # the file server is away for a moment
+            pass  # the file server is temporarily unreachable
 
 
 def _refusal(folder: Path, other: Record) -> UserError:
@@ -279,18 +280,18 @@ def _read(path: Path) -> Record | None:
     try:
         values: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
-        return None  # gone meanwhile, or half a record that a crash of the file server left
+        return None  # gone in the meantime, or a partial record left by a crash of the file server
     read_version(values, OWNER_VERSION, str(path))
     return Record(**{item.name: values[item.name] for item in fields(Record)})
 
 
 def _is_locked(path: Path) -> bool | None:
-    """Whether a living process holds the lock on a record; None where locks don't tell."""
+    """True if a living process holds the lock on a record; None if locks aren't supported."""
     if locks is None:
         return None
     try:
         with path.open("rb") as file:
-            # Shared, so that two who look at the same time don't take each other for the owner.
+            # Shared, so that two processes checking at the same time don't mistake each other for the owner.
             locks.lockf(file, locks.LOCK_SH | locks.LOCK_NB)
         return False
     except FileNotFoundError:

@@ -22,22 +22,22 @@ SETTINGS_VERSION = 1
 
 
 def from_dict(cls: type[Config], values: dict[str, Any], origin: str) -> Config:
-    """Build `cls` from `values`; keys that are left out keep the defaults.
+    """Build `cls` from `values`; missing keys keep their defaults.
 
     Raises:
         UserError: an unknown key or a value of the wrong type; names `origin` and the dotted key.
     """
     _refuse_unknown_keys(cls, values, origin, prefix="")
-    # Heavy, and only needed where a dictionary is read.
+    # Slow to import, and only needed to read dictionaries.
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        # Strict JSON mode: "3" is no int and true is no number, but a list is a tuple and a string is a path.
+        # Strict JSON mode: "3" is not an int and true is not a number, but a list is a tuple and a string is a path.
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         lines = []
         for item in error.errors():
-            # pydantic appends the branches of a union to the location; the key is what the user wrote.
+            # pydantic appends the branches of a union to the location; show only the key that the user wrote.
             key = ".".join(str(part) for part in item["loc"] if isinstance(part, int) or part.isidentifier())
             lines.append(f"  {key}: {item['msg']}, got {item['input']!r}")
         raise UserError(f"{origin}: wrong value\n" + "\n".join(dict.fromkeys(lines))) from None
@@ -52,7 +52,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """The tables of a TOML file, or of a JSON file (by its suffix), as a dictionary.
 
     Raises:
-        UserError: the file can't be read or is no TOML.
+        UserError: the file can't be read or isn't valid.
     """
     text = read_text(path)
     kind = "JSON" if path.suffix == ".json" else "TOML"
@@ -66,21 +66,21 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """As `read_file`; settings that `write_settings` wrote have a format version, those of a person need none.
+    """As `read_file`; settings from `write_settings` have a format version, a user's file needs none.
 
     Raises:
-        UserError: also when a later program wrote them.
+        UserError: also if a newer segdist wrote them.
     """
     return unstamped(read_file(path), SETTINGS_VERSION, str(path))
 
 
 def write_settings(path: Path, values: dict[str, Any]) -> None:
-    """Settings that one job writes for another, as JSON with a format version."""
+    """Write settings for another job, as JSON with a format version."""
     write_json(path, stamped(values, SETTINGS_VERSION))
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`; sections are merged key by key, everything else is replaced."""
+    """`base` updated with `over`; sections are merged key by key, everything else is replaced."""
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -91,7 +91,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def option_value(arguments: list[str], flag: str) -> str | None:
-    """The value of `--flag VALUE` or `--flag=VALUE`, the last one counts, before anything else is parsed."""
+    """The value of `--flag VALUE` or `--flag=VALUE` (the last one counts), before anything else is parsed."""
     value = None
     for index, argument in enumerate(arguments):
         if argument == flag:
@@ -104,7 +104,7 @@ def option_value(arguments: list[str], flag: str) -> str | None:
 
 
 def near(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """The hint for a name that is not among the `known`: the one that was probably meant, else all."""
+    """The hint for a name not among the `known`: the one that was probably meant, or a list of all."""
     close = difflib.get_close_matches(name, known := list(known), n=1)
     return f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
 
@@ -122,4 +122,4 @@ def _refuse_unknown_keys(cls: type, values: dict[str, Any], origin: str, prefix:
 def _path_to_text(value: Any) -> str:
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"a config holds a {type(value).__name__}, which has no place in JSON")
+    raise TypeError(f"a config holds a {type(value).__name__}, which JSON can't represent")

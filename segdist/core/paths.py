@@ -1,4 +1,4 @@
-"""Names on disk: what the files of shard sets, runs and predictions are called, and what a bare name means.
+"""Names on disk: the files of shard sets, runs and predictions, and the meaning of a bare name.
 
 `cells` is the shard set data/cells or the run runs/cells; anything with a slash is a path.
 """
@@ -9,20 +9,20 @@ from pathlib import Path
 from segdist.core.errors import UserError
 
 LONGEST_NAME = 255
-"""Bytes of a file's name, on all usual file systems."""
+"""Maximum bytes of a file name, on all common file systems."""
 
 DATA, RUNS = Path("data"), Path("runs")
 
 MANIFEST, CONTACT_SHEET, INDEX_SUFFIX = "manifest.json", "contact_sheet.png", ".index.npy"
 SOURCE, BUILDING, RECIPE = "source", ".building", "recipe.json"
-"""In a shard set: the drawn images; while it is built, the notes of finished shards, and with them the recipe."""
+"""In a shard set: synthetic images; during the build, notes of finished shards along with the recipe."""
 
 CONFIG, METRICS, EVENTS, SUMMARY = "config.json", "metrics.jsonl", "events.jsonl", "summary.json"
 BEST_MODEL, LAST_MODEL = "best.safetensors", "last.safetensors"
 CHECKPOINTS, PREDICTIONS, PIPELINE = "checkpoints", "predictions", "pipeline"
 """Folders in a run."""
 SLURM_LOGS, SUBMITTED = "slurm", "submitted.jsonl"
-"""Folder in a run with the logs of its submitted jobs, and the file in it that remembers them."""
+"""Folder in a run with the logs of its submitted jobs, and the file in it that lists them."""
 REPORT, COMPARISON = "report.html", "comparison.html"
 
 SCORES, FAILURES, TIMES = "scores.json", "failures.json", "times.jsonl"
@@ -32,26 +32,26 @@ PREVIEWS, FIGURES, STATE = "previews", "figures", "state"
 """Folders in a folder of predictions."""
 
 HEARTBEATS = ".heartbeats"
-"""Folder in a run while it is trained: a file for each node, with its ranks' place."""
+"""Folder in a run during training: a file per node, with the positions of its ranks."""
 MEETING = ".meeting"
-"""Folder in a job's folder where ranks that Slurm started find each other."""
+"""Folder in a job's folder through which ranks started by Slurm find each other."""
 OWNERS = ".owners"
-"""Folder in whatever a job writes into: who is at it (`segdist.core.owner`)."""
+"""Folder in any folder that a job writes to: its current owners (`segdist.core.owner`)."""
 
 RUN_FILES = (CONFIG, BEST_MODEL, LAST_MODEL, SLURM_LOGS)
-"""What makes a folder a run: any of these. A user's folder of images may well be called like the run."""
+"""A folder with any of these is a run. A folder of images might have the same name as a run."""
 
 
 def config_folder() -> Path:
-    """What belongs to the user: $XDG_CONFIG_HOME/segdist, or ~/.config/segdist."""
+    """The user's config folder: $XDG_CONFIG_HOME/segdist, or ~/.config/segdist."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "segdist"
 
 
 def possible_path(name: str) -> Path:
-    """`name` as a path that a file system can have.
+    """`name` as a valid path.
 
     Raises:
-        UserError: it holds a NUL or another control character, or a part of more than 255 bytes.
+        UserError: it contains a NUL or another control character, or a component of more than 255 bytes.
     """
     path = Path(name)
     if not all(character.isprintable() for character in name):
@@ -64,13 +64,13 @@ def possible_path(name: str) -> Path:
 
 
 def plain_name(name: str, setting: str = "--name") -> str:
-    """`name`, if it names something inside a folder, and nothing outside of it.
+    """`name`, if it is a plain name that stays inside its folder.
 
     Args:
         setting: where it comes from, for the message.
 
     Raises:
-        UserError: it is empty, "." or "..", a path, or no possible name.
+        UserError: it is empty, "." or "..", a path, or not a valid name.
     """
     possible_path(name)
     if name in ("", ".", "..") or "/" in name or os.sep in name:

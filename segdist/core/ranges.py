@@ -1,10 +1,10 @@
-"""Ranges of settings: each number of a config says in its type which values it may have.
+"""Ranges of settings: the type of each number in a config says which values are allowed.
 
     lr: Positive = 0.01
     milestones: tuple[InsideShare, ...] = (0.5, 0.75)
 
-`check_ranges` finds the first value outside of its range, before anything is read. Neither pydantic nor tyro look at
-these types: a value that is wrong in a file may be mended on the command line.
+`check_ranges` finds the first value outside its range, before anything is read. Neither pydantic nor tyro checks these
+ranges, so a wrong value in a file can be corrected on the command line.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from segdist.core.errors import UserError
 
 @dataclass(frozen=True)
 class Range:
-    """The finite numbers from `low` to `high`, or above and below them."""
+    """The finite numbers from `low` to `high`, including or excluding the ends."""
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
-    """Without `low` itself."""
+    """Exclude `low` itself."""
     below: bool = False
-    """Without `high` itself."""
+    """Exclude `high` itself."""
 
     def __contains__(self, value: float) -> bool:
         if not math.isfinite(value):
@@ -49,7 +49,7 @@ Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
 """0, 1, 2 …"""
 Threads = Annotated[int, Range(0, 4096)]
-"""CPU threads or processes; 0 leaves the number to the machine."""
+"""CPU threads or processes; 0: chosen by the number of cores."""
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
@@ -64,11 +64,11 @@ Factor = Annotated[float, Range(0, 1, above=True)]
 
 
 def check_ranges(config: Any, *, origin: str = "", section: str = "") -> None:
-    """Refuse the first number of a config, a tree of dataclasses, that is outside of its range.
+    """Refuse the first number of a config, a tree of dataclasses, that is outside its range.
 
     Args:
-        origin: the file, where the settings are keys of one and not flags.
-        section: where the config stands in a larger one, such as `tracking`.
+        origin: the file, if the settings are keys in a file and not flags.
+        section: the config's position in a larger one, such as `tracking`.
 
     Raises:
         UserError: names flag (or file and key), value and range.
@@ -105,7 +105,7 @@ def _numbers(cls: type, config: Any) -> Iterator[tuple[tuple[str, ...], float, R
         if not ranges or value is None:
             continue
         values = value if isinstance(value, tuple | list) else (value,)
-        # A tuple of any length has one range, one of a fixed length has one for each place.
+        # A tuple of any length has one range; a tuple of fixed length has one for each item.
         for number, allowed in zip(
             values, ranges if len(ranges) == len(values) else ranges[:1] * len(values), strict=True
         ):

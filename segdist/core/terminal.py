@@ -1,7 +1,7 @@
-"""What all jobs show: one look, a live bar in a terminal, a plain line now and then in a log file.
+"""The output of all jobs, in one style: a live progress bar in a terminal, occasional plain lines in a log file.
 
-Results and lines for the record go to standard output (`say`); what is only about the way there, progress, warnings
-and errors, goes to standard error. Colors appear in terminals only, and not where NO_COLOR is set.
+Results and permanent lines go to standard output (`say`); everything transient, such as progress, plus warnings and
+errors, goes to standard error. Colors appear only in terminals, and not if NO_COLOR is set.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from rich.table import Column
 from rich.text import Text
 
 FIRST_LINE, MOST_BETWEEN = 10.0, 300.0
-"""Seconds until the first progress line where the output is no terminal; the pause doubles up to the second figure."""
+"""Seconds before the first progress line if the output is not a terminal; the interval doubles up to the second
+figure."""
 
 BAR_WIDTH = 16
 """Characters."""
@@ -45,10 +46,10 @@ def as_library() -> Iterator[None]:
 
 
 def outlive_the_terminal() -> None:
-    """From now on, nothing that happens to standard output and standard error can end this process.
+    """From now on, problems with standard output and standard error can't end this process.
 
-    Neither a full disk under a log file, nor a terminal or a reader (`| head`) that is gone: what can't be written is
-    lost. Closing the terminal (SIGHUP) doesn't end the process either, unless somebody handles that signal.
+    With a full disk under a log file, or if the terminal or a reader (`| head`) is gone, output that can't be written
+    is dropped. Closing the terminal (SIGHUP) doesn't end the process either, unless something handles that signal.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -69,7 +70,7 @@ class _Unfailing:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except (OSError, ValueError):  # ValueError: it is closed
+        except (OSError, ValueError):  # ValueError: the stream is closed
             self._give_up_if_gone()
             return len(text)
 
@@ -83,7 +84,7 @@ class _Unfailing:
         return getattr(self._stream, name)
 
     def _give_up_if_gone(self) -> None:
-        """A full disk may get room again; a terminal or a reader that is gone doesn't come back."""
+        """Stop trying if the terminal or reader is gone for good; a full disk may get room again."""
         error = sys.exc_info()[1]
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
             with contextlib.suppress(OSError, ValueError):
@@ -91,7 +92,7 @@ class _Unfailing:
 
 
 def say(message: str) -> None:
-    """One line for the person or the log, at once; where nobody reads any more (`| head`), the work goes on."""
+    """Print one line for the user or the log, unbuffered; if the reader is gone (`| head`), the work continues."""
     if _library:
         return
     try:
@@ -101,7 +102,7 @@ def say(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """One line on standard error, at once; the same message once per process."""
+    """Print one line on standard error, unbuffered; each message is printed once per process."""
     if _library:
         warnings.warn(message, stacklevel=2)
         return
@@ -111,15 +112,15 @@ def warn(message: str) -> None:
 
 
 def show_error(message: str, rank: int = 0) -> None:
-    """What ended the job, for the person at the keyboard; other ranks than 0 say which they are."""
+    """Print the error that ended the job; ranks other than 0 add their number."""
     _show(f"rank {rank}: error: " if rank else "error: ", "bold red", message)
 
 
 def show_traceback(error: BaseException, rank: int = 0) -> None:
-    """An unexpected error's traceback, each line with its rank, written at once: ranks share a log file."""
+    """Print an unexpected error's traceback, each line with its rank, in one write, because ranks share a log file."""
     lines = "".join(traceback.format_exception(error)).splitlines(keepends=True)
     prefix = f"rank {rank}: " if rank else ""
-    # A single write: Python's own printing of tracebacks goes line by line, and the ranks' lines would mix.
+    # A single write, because Python prints tracebacks line by line, and the ranks' lines would mix.
     sys.stderr.write("".join(prefix + line for line in lines))
     sys.stderr.flush()
 
@@ -127,7 +128,7 @@ def show_traceback(error: BaseException, rank: int = 0) -> None:
 class Progress:
     """Progress with rate and remaining time.
 
-    Use as a context manager; `advance` as often as you like. With `quiet` (or on ranks other than 0) it says nothing.
+    Use as a context manager; `advance` as often as you like. With `quiet` (or on ranks other than 0) it prints nothing.
 
         with Progress("cutting patches", total=110, unit="images") as progress:
             for image in images:
@@ -154,10 +155,10 @@ class Progress:
                 TextColumn("{task.fields[rate]}", style="cyan"),
                 TimeRemainingColumn(compact=True),
                 TextColumn("left", style="dim"),
-                # One line in any terminal: the note gets the room that is left, and is cut where it needs more.
+                # One line in any terminal: the note is truncated to the remaining width.
                 TextColumn("{task.fields[note]}", style="dim", table_column=Column(no_wrap=True, ratio=1)),
                 console=Console(stderr=True),
-                # Lines said meanwhile stand above the bar, but a redirected standard output stays what it is.
+                # Lines printed meanwhile appear above the bar, but a redirected standard output is left alone.
                 redirect_stdout=sys.stdout.isatty(),
                 expand=True,
             )
@@ -167,7 +168,7 @@ class Progress:
         return self
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        """`amount` more units are done; `note` is a short text that is shown behind the figures."""
+        """`amount` more units are done; `note` is a short text shown after the figures."""
         self._done += amount
         self._note = note or self._note
         now = time.monotonic()
@@ -210,7 +211,7 @@ def clock(seconds: float) -> str:
 
 
 def _show(head: str, style: str, message: str) -> None:
-    # Made anew each time: standard error may have been redirected since. Soft wrap: a log line stays one line.
+    # A new console each time, since standard error may have been redirected. Soft wrap keeps a log line on one line.
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble((head, style), message))
     console.file.flush()

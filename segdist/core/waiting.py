@@ -1,4 +1,4 @@
-"""Waiting for somebody else: with a limit, a line that says what for, and an end when this process is told to stop."""
+"""Wait for something external: with a limit, a line that says what for, and an end if this process is told to stop."""
 
 import threading
 import time
@@ -8,26 +8,26 @@ from typing import TypeVar
 from segdist.core.terminal import warn
 
 FIRST_LINE = 10.0
-"""Seconds after which a wait is told of."""
+"""Seconds after which a wait is reported."""
 LOOK_EVERY = 0.2
-"""Seconds between two looks for a request to stop."""
+"""Seconds between checks for a stop request."""
 
 Result = TypeVar("Result")
 
 stop_requested = threading.Event()
-"""Set by whoever handles the signals; ends every wait of `patiently`."""
+"""Set by the signal handler; ends every wait in `patiently`."""
 
 
 class WaitEnded(Exception):
-    """This process was told to stop while it waited; the message says for what."""
+    """This process was told to stop while waiting; the message says for what."""
 
 
 def patiently(call: Callable[[], Result], what: str, limit: float) -> Result:
-    """What `call` returns, or raises, if it does so within `limit` seconds. It is done in a thread of its own.
+    """The result (or exception) of `call`, if it finishes within `limit` seconds. Runs in a separate thread.
 
     Raises:
-        TimeoutError: it takes longer; the thread is left behind.
-        WaitEnded: this process was told to stop meanwhile.
+        TimeoutError: it takes longer; the thread is abandoned.
+        WaitEnded: this process was told to stop in the meantime.
     """
     found: list[Result] = []
     errors: list[BaseException] = []

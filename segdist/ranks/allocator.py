@@ -1,8 +1,8 @@
-"""Telling the C library to keep the memory that a model gives back between two batches.
+"""Make the C library keep the memory that a model frees between batches.
 
-glibc hands large blocks back to the kernel when they are freed. A model frees and asks for the same blocks in every
-batch, and each page that comes back is cleared and mapped again at its first touch: on a CPU a quarter of the time of a
-U-Net in inference, a tenth in training. The price is that the process stays as large as it once was.
+glibc returns large blocks to the kernel when they are freed. A model frees and allocates the same blocks in every
+batch, and each page is cleared and mapped again at its first touch: on a CPU, this takes a quarter of a U-Net's time in
+inference and a tenth in training. The price is that the process never shrinks.
 """
 
 import ctypes
@@ -11,16 +11,16 @@ import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 KEPT = 2**30
-"""Blocks up to so many bytes come from the heap, and so much free memory stays at its end."""
+"""Blocks up to this many bytes come from the heap, and up to this much free memory stays at its end."""
 KEPT_BEFORE_2_34 = 32 * 2**20
-"""The largest block that older glibc lets come from the heap."""
+"""The largest block that older glibc allocates from the heap."""
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep freed blocks, unless the environment says how malloc is to behave.
+    """Make this process keep freed blocks, unless the environment configures malloc.
 
     Returns:
-        True if it does now; False without glibc, where nothing is changed.
+        True if that worked; False without glibc, where nothing changes.
     """
     if not sys.platform.startswith("linux") or _set_by_the_person():
         return False

@@ -1,4 +1,4 @@
-"""Which device a rank computes on."""
+"""Choose the device of a rank."""
 
 import torch
 
@@ -8,10 +8,10 @@ from segdist.ranks.launchers import RankEnvironment
 
 
 def choose_device(wanted: str, environment: RankEnvironment) -> torch.device:
-    """The device of a rank: with "auto" a GPU of its own, or the CPU where there are not enough of them.
+    """The device of a rank: with "auto", a GPU of its own, or the CPU if there aren't enough GPUs.
 
     Raises:
-        UserError: "cuda" where there is no GPU for each rank of the node; an unknown word.
+        UserError: "cuda" without a GPU for each rank of the node; an unknown word.
     """
     if wanted not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {wanted}: choose auto, cpu or cuda")
@@ -21,7 +21,7 @@ def choose_device(wanted: str, environment: RankEnvironment) -> torch.device:
         raise UserError("--device cuda: this machine (or this build of torch) has no CUDA; use --device cpu")
     visible = torch.cuda.device_count()
     if visible == 1 and environment.launcher == "slurm":
-        return torch.device("cuda", 0)  # each task sees its own, where Slurm hands them out one by one
+        return torch.device("cuda", 0)  # each task sees only its own GPU, if Slurm assigns them one by one
     if environment.local_world_size <= visible:
         return torch.device("cuda", environment.local_rank)
     problem = f"{environment.local_world_size} ranks on this node, but {visible} GPUs: start one rank per GPU"

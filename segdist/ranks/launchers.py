@@ -1,4 +1,4 @@
-"""Who this process is among the ranks: what torchrun and Slurm say, or a single process.
+"""This process's place among the ranks, as given by torchrun or Slurm, or a single process.
 
 The only module that reads launchers' variables.
 """
@@ -18,7 +18,7 @@ SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_JOB_I
 
 @dataclass(frozen=True)
 class RankEnvironment:
-    """Where this process stands among the ranks, before anything is set up."""
+    """This process's place among the ranks, before anything is set up."""
 
     launcher: Launcher
     rank: int = 0
@@ -27,9 +27,9 @@ class RankEnvironment:
     local_world_size: int = 1
     master_addr: str = "127.0.0.1"
     master_port: int = 0
-    """0: nobody chose one, and rank 0 opens a free one (`segdist.ranks.meeting`)."""
+    """0: not chosen; rank 0 opens a free one (`segdist.ranks.meeting`)."""
     start: str = ""
-    """Slurm's job, step and restart, which no other start of ranks has: `41234.0.1`."""
+    """Slurm's job, step and restart, unique to this start of the ranks: `41234.0.1`."""
 
 
 def resolve_environment(environ: Mapping[str, str] | None = None) -> RankEnvironment:
@@ -38,8 +38,8 @@ def resolve_environment(environ: Mapping[str, str] | None = None) -> RankEnviron
     A Slurm batch script or an `salloc` shell without `srun` is a single process: it has a job id but no step.
 
     Raises:
-        UserError: some of a launcher's variables are set and others are missing or no numbers; guessing would
-            start ranks that wait for each other for ever.
+        UserError: some of a launcher's variables are set, but others are missing or not numbers; guessing would
+            start ranks that wait for each other forever.
     """
     environ = os.environ if environ is None else environ
     if "RANK" in environ or "WORLD_SIZE" in environ:
@@ -55,10 +55,10 @@ def resolve_environment(environ: Mapping[str, str] | None = None) -> RankEnviron
                 master_port=_integer(environ, "MASTER_PORT"),
             )
         )
-    # "SLURM_STEP_ID" is what tells a task of srun from the batch script around it; the batch script has none.
+    # "SLURM_STEP_ID" distinguishes a task of srun from the batch script around it, which doesn't have it.
     if "SLURM_STEP_ID" in environ and environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS")) != "1":
         _require(environ, SLURM_VARIABLES, "srun")
-        # The step's own number: SLURM_NTASKS is the job's, and srun may have been asked for fewer.
+        # The step's own number: SLURM_NTASKS is the job's, and srun may have been given fewer.
         world_size = _integer(environ, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS")
         tasks_per_node = _expand_tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", str(world_size)))
         node = int(environ.get("SLURM_NODEID", "0"))
@@ -85,12 +85,13 @@ def resolve_environment(environ: Mapping[str, str] | None = None) -> RankEnviron
 
 
 def torchrun_shares_its_store() -> bool:
-    """Whether torchrun has workers use the store of its agent."""
+    """True if torchrun makes workers use its agent's store."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def torchrun_would_restart() -> bool:
-    """torchrun takes every exit code but 0 for a failure; with restarts left it would start a stopped run again."""
+    """True if torchrun has restarts left: it treats every nonzero exit code as a failure and would restart a stopped
+    run."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
@@ -120,7 +121,7 @@ def _integer(environ: Mapping[str, str], name: str) -> int:
     try:
         return int(environ[name])
     except ValueError:
-        raise UserError(f"{name}={environ[name]!r} is no number") from None
+        raise UserError(f"{name}={environ[name]!r} is not a number") from None
 
 
 def _expand_tasks_per_node(text: str) -> list[int]:
@@ -134,9 +135,9 @@ def _expand_tasks_per_node(text: str) -> list[int]:
 
 def _checked(environment: RankEnvironment) -> RankEnvironment:
     if not 0 <= environment.rank < environment.world_size:
-        raise UserError(f"{environment.launcher}: rank {environment.rank} of {environment.world_size} can't be")
+        raise UserError(f"{environment.launcher}: no rank {environment.rank} of {environment.world_size}")
     if not 0 <= environment.local_rank < environment.local_world_size:
         raise UserError(
-            f"{environment.launcher}: local rank {environment.local_rank} of {environment.local_world_size} can't be"
+            f"{environment.launcher}: no local rank {environment.local_rank} of {environment.local_world_size}"
         )
     return environment

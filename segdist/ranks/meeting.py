@@ -1,7 +1,7 @@
-"""Where the ranks of a Slurm job meet: rank 0 opens a free port and writes its address into the job's folder.
+"""How the ranks of a Slurm job find each other: rank 0 opens a free port and writes its address to the job's folder.
 
-The file is `<folder>/.meeting/<job>.<step>.<restart>.json`, so that no start of a job takes up the address of another,
-nor of an earlier start of its own. A port computed from the job's number could belong to somebody else.
+The file is `<folder>/.meeting/<job>.<step>.<restart>.json`, so no start of a job uses the address of another job or of
+an earlier start. A port computed from the job's number could be in use by someone else.
 """
 
 import json
@@ -21,20 +21,20 @@ from segdist.ranks.launchers import RankEnvironment
 
 FORMAT = 1
 LOOK_EVERY = 0.2
-"""Seconds between two looks for rank 0's address."""
+"""Seconds between checks for rank 0's address."""
 CONNECT = timedelta(seconds=5)
-"""How long an address is tried before the file is read again."""
+"""How long to try an address before reading the file again."""
 
 
 def meet(folder: Path, environment: RankEnvironment, timeout: timedelta) -> dist.TCPStore:
     """The store of this start of the ranks, opened by rank 0.
 
     Args:
-        folder: of the job, shared between the nodes; made if it doesn't exist.
+        folder: the job's folder, shared between the nodes; created if it doesn't exist.
         timeout: of the store, and how long a rank looks for rank 0's address.
 
     Raises:
-        UserError: the folder can't be written; rank 0 wrote no address that answers.
+        UserError: the folder can't be written, or rank 0 wrote no address that responds.
     """
     file = _file(folder, environment)
     if environment.rank == 0:
@@ -49,7 +49,7 @@ def meet(folder: Path, environment: RankEnvironment, timeout: timedelta) -> dist
     deadline = time.monotonic() + timeout.total_seconds()
     while time.monotonic() < deadline:
         with suppress(OSError):
-            os.listdir(file.parent)  # has network file systems look for new files
+            os.listdir(file.parent)  # makes network file systems look for new files
         try:
             address = json.loads(file.read_text())
             read_version(address, FORMAT, str(file))
@@ -57,17 +57,17 @@ def meet(folder: Path, environment: RankEnvironment, timeout: timedelta) -> dist
                 address["host"], address["port"], is_master=False, timeout=CONNECT, wait_for_workers=False
             )
         except (OSError, ValueError, dist.DistError):
-            time.sleep(LOOK_EVERY)  # not there yet, or rank 0 has just died
+            time.sleep(LOOK_EVERY)  # not there yet, or rank 0 just died
             continue
         store.set_timeout(timeout)
         return store
-    problem = UserError(f"{file}: rank 0 wrote no address there that answers; its log says why")
+    problem = UserError(f"{file}: rank 0 wrote no address there that responds; its log says why")
     problem.on_this_rank = True
     raise problem
 
 
 def leave(folder: Path, environment: RankEnvironment) -> None:
-    """Remove the address, and those that killed starts of the same job have left. For rank 0, at the end."""
+    """Remove the address, and those left by killed starts of the same job. For rank 0, at the end."""
     job = environment.start.rpartition(".")[0]
     with suppress(OSError):
         for file in (folder / MEETING).glob(f"{job}.*.json"):

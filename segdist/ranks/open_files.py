@@ -1,4 +1,4 @@
-"""Whether this process may open as many files as its ranks need."""
+"""Make sure that this process can open the files that its ranks need."""
 
 from typing import Any
 
@@ -8,22 +8,22 @@ try:
     import resource
 
     limits: Any = resource
-except ImportError:  # not on Windows, where sockets have no such limit
+except ImportError:  # Windows, where sockets have no such limit
     limits = None
 
 OTHER_FILES = 256
-"""Shards, logs, libraries and the rest."""
+"""Shards, logs, libraries and so on."""
 OF_EACH_RANK = 3
-"""Connections of rank 0 for each rank: gloo's, and two with the ranks' store, which it keeps."""
+"""Connections of rank 0 per rank: gloo's, and two for the ranks' store that it hosts."""
 
 
 def allow_connections(world_size: int) -> None:
-    """Raise this process's limit of open files to what a group of `world_size` ranks needs.
+    """Raise this process's limit on open files to what a group of `world_size` ranks needs.
 
     gloo connects every rank with every other.
 
     Raises:
-        UserError: the system doesn't allow so many; without this, ranks would wait for each other until the time-out.
+        UserError: the system doesn't allow that many; without this, ranks would wait for each other until the time-out.
     """
     if limits is None:
         return
@@ -36,6 +36,6 @@ def allow_connections(world_size: int) -> None:
         limits.setrlimit(limits.RLIMIT_NOFILE, (needed, hard))
         return
     raise UserError(
-        f"{world_size} ranks need up to {needed} open files in a process, and the limit here is {hard}: raise it "
+        f"{world_size} ranks need up to {needed} open files per process, but the limit here is {hard}: raise it "
         "(`ulimit -Hn`, LimitNOFILE of slurmd), or start fewer ranks"
     )

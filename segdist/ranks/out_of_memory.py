@@ -1,4 +1,4 @@
-"""Telling a lack of memory from other errors, and finding what fits."""
+"""Recognize out-of-memory errors, and find what fits."""
 
 import gc
 import traceback
@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 
 CPU_WORDS = ("can't allocate memory", "could not create a primitive", "could not create a memory")
-"""What torch's allocator and oneDNN say on a CPU; oneDNN's words are the same when its scratch memory is refused."""
+"""Messages of torch's allocator and oneDNN on a CPU; oneDNN's are the same if its scratch memory is refused."""
 GPU_WORDS = ("CUDA error: out of memory", "unable to find an engine", "INT_MAX elements")
-"""What the driver and cuDNN say where torch's allocator was not asked, and what kernels say of too large tensors."""
+"""Messages of the driver and cuDNN, which bypass torch's allocator, and of kernels given tensors that are too large."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch says that there is no memory left, or that fewer samples at a time would do."""
+    """True if the error means that memory ran out, or that fewer samples at a time would work."""
     said = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         words in said for words in CPU_WORDS + GPU_WORDS
@@ -21,7 +21,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def largest_that_fits(try_out: Callable[[int], None], below: int) -> int:
-    """The largest of `below`/2, `below`/4 … 1 (rounded up) that `try_out` gets through; 0 if none."""
+    """The largest of `below`/2, `below`/4 … 1 (rounded up) for which `try_out` succeeds; 0 if none."""
     count = below
     while count > 1:
         count = -(-count // 2)

@@ -1,6 +1,6 @@
-"""How long a rank works on a step before it needs the others: what tells a slow rank from those that wait for it.
+"""Measure how long a rank works on a step before it needs the others, to tell a slow rank from those waiting for it.
 
-Seen from outside, all ranks take the same time for a step, because each waits for the slowest in every sum.
+From outside, all ranks take the same time for a step, because each waits for the slowest in every sum.
 """
 
 import time
@@ -11,7 +11,8 @@ import torch
 
 
 class OwnTime:
-    """A stopwatch between `begin` and `end`, once a step; on a GPU it is the GPU's clock, and nothing waits for it."""
+    """A stopwatch between `begin` and `end`, once per step; on a GPU it uses the GPU's clock, and nothing waits for
+    it."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -25,7 +26,7 @@ class OwnTime:
         self._began = self._now()
 
     def end(self) -> None:
-        """From here on it needs the others."""
+        """From here on, this rank needs the others."""
         if self._on_gpu:
             self._events.append((self._began, _event()))
         else:
@@ -33,7 +34,7 @@ class OwnTime:
         self._steps += 1
 
     def mean(self) -> float:
-        """Seconds of a step since the last call; 0 if there was none. On a GPU this waits for the last of them."""
+        """Mean seconds per step since the last call; 0 if there was no step. On a GPU, this waits for the last one."""
         for began, ended in self._events:
             ended.synchronize()
             self._seconds += began.elapsed_time(ended) / 1000

@@ -1,7 +1,7 @@
-"""The process group: several ranks, or a single process, seen through one small interface.
+"""The process group: several ranks, or a single process, behind one small interface.
 
-The only module that touches `torch.distributed`'s set-up. Everything else gets a `Ranks` and calls its few methods,
-which do nothing in a single process.
+The only module that sets up `torch.distributed`. Everything else gets a `Ranks` and calls its few methods, which do
+nothing in a single process.
 """
 
 import os
@@ -30,7 +30,7 @@ STORE_KEY = "segdist/port"
 LAUNCHER_LIMIT = timedelta(seconds=60)
 """For reaching torchrun's store."""
 RECORDED_COLLECTIVES = 2000
-"""Collectives that NCCL's Flight Recorder keeps: a hundred steps or so, half a megabyte."""
+"""Number of collectives that NCCL's Flight Recorder keeps: about a hundred steps, half a megabyte."""
 
 
 class Ranks:
@@ -45,41 +45,41 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """True on the one rank that writes files and talks to the person."""
+        """True on the one rank that writes files and prints output."""
         return self.rank == 0
 
     def at(self, doing: str, step: int | None = None) -> None:
-        """Say what this rank does now, for the others to name it by if they wait for it. Not collective."""
+        """Report what this rank is doing now, so that others can say so if they wait for it. Not collective."""
         if self._watch is not None:
             self._watch.at(doing, step)
 
     def keep_heartbeat(self, run_dir: Path) -> None:
-        """Keep a file for each node in `run_dir` until the end of the job. Not collective."""
+        """Maintain a file per node in `run_dir` until the end of the job. Not collective."""
         if self._watch is not None:
             self._watch.keep_file(run_dir)
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank gets here."""
         if self.world_size > 1:
             self.at("barrier")
-            # Through gloo also on GPU machines: NCCL would have the GPU wait, and let the process go on.
+            # Through gloo even on GPU machines: with NCCL the GPU would wait while the process continues.
             dist.all_reduce(torch.zeros(1, dtype=torch.int64))
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over ranks, in place; exact for integers. The tensor lies on `self.device`."""
+        """Sum over ranks, in place; exact for integers. The tensor must be on `self.device`."""
         if self.world_size > 1:
             self.at("sum over ranks")
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
         return tensor
 
     def max_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Largest value over ranks, in place. The tensor lies on `self.device`."""
+        """Maximum over ranks, in place. The tensor must be on `self.device`."""
         if self.world_size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
     def share_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Rank 0's values on all ranks, in place. The tensor lies on `self.device`."""
+        """Copy rank 0's values to all ranks, in place. The tensor must be on `self.device`."""
         if self.world_size > 1:
             dist.broadcast(tensor, src=0)
         return tensor
@@ -103,13 +103,13 @@ class Ranks:
         return box[0]
 
     def on_main(self, function: Callable[[], Result]) -> Result:
-        """Call `function` on rank 0 alone.
+        """Call `function` only on rank 0.
 
         Returns:
-            What it returned (anything that pickles), on all ranks.
+            Its result (anything that pickles), on all ranks.
 
         Raises:
-            UserError: it raised one; on all ranks.
+            UserError: if it raised one; on all ranks.
         """
         found: Result | UserError | None = None
         if self.is_main:
@@ -123,13 +123,13 @@ class Ranks:
         return cast(Result, found)
 
     def on_all(self, function: Callable[[], Result]) -> Result:
-        """Call `function` on every rank, each for its share of the work.
+        """Call `function` on every rank, each for its part of the work.
 
         Returns:
-            What it returned on this rank.
+            Its result on this rank.
 
         Raises:
-            UserError: it raised one on some rank; on all ranks, that of the lowest.
+            UserError: if it raised one on any rank; on all ranks, the one of the lowest rank.
         """
         found: Result | None = None
         problem: UserError | None = None
@@ -150,13 +150,13 @@ def ranks(
     timeout: timedelta = timedelta(minutes=30),
     meeting_place: Path = Path(),
 ) -> Iterator[Ranks]:
-    """Set up this process as a rank; gloo on CPU, NCCL on GPUs; torn down at the end.
+    """Set up this process as a rank: gloo on CPU, NCCL on GPUs. Torn down at the end.
 
     Args:
-        device: "auto" (CUDA where there is a GPU for each local rank), "cpu" or "cuda".
+        device: "auto" (CUDA if there is a GPU for each local rank), "cpu" or "cuda".
         threads: CPU threads per rank; 0: see `default_threads`.
-        timeout: how long a rank waits for the others in a collective before it gives up with an error.
-        meeting_place: folder of the job, shared between the nodes, where ranks that Slurm started find each other.
+        timeout: how long a rank waits for the others in a collective before it fails.
+        meeting_place: the job's folder, shared between the nodes, through which ranks started by Slurm find each other.
     """
     environment = resolve_environment()
     chosen = choose_device(device, environment)
@@ -173,14 +173,14 @@ def ranks(
         store = _open_store(environment, timeout, meeting_place)
         os.environ["MASTER_PORT"] = str(store.port)
         dist.init_process_group(
-            # Objects and CPU tensors go through gloo also on GPU machines.
+            # Objects and CPU tensors go through gloo even on GPU machines.
             backend="cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
             store=store,
             rank=environment.rank,
             world_size=environment.world_size,
             timeout=timeout,
         )
-        # A client of its own: the group's waits, and holds its lock, while the watch has to go on.
+        # A separate client: the group's client blocks while holding its lock, but the watch has to continue.
         places = dist.TCPStore(
             environment.master_addr, store.port, is_master=False, timeout=timeout, wait_for_workers=False
         )
@@ -200,13 +200,13 @@ def ranks(
 
 
 def record_collectives(device: torch.device) -> None:
-    """Have NCCL's Flight Recorder keep the last collectives and write them down at a time-out, unless told otherwise.
+    """Make NCCL's Flight Recorder keep the last collectives and dump them at a time-out, unless configured otherwise.
 
-    Each rank writes `$TMPDIR/nccl_trace_rank_N`; `torchfrtrace` finds in them where the ranks parted.
+    Each rank writes `$TMPDIR/nccl_trace_rank_N`; `torchfrtrace` finds in them where the ranks diverged.
     """
     if device.type == "cuda":
         size = str(RECORDED_COLLECTIVES)
-        # The second is the name until torch 2.7.
+        # The second is its name up to torch 2.7.
         for name, value in {
             "TORCH_FR_BUFFER_SIZE": size,
             "TORCH_NCCL_TRACE_BUFFER_SIZE": size,
@@ -216,12 +216,12 @@ def record_collectives(device: torch.device) -> None:
 
 
 def _leave_without_the_others(device: torch.device) -> None:
-    """Leave the group after an error: the other ranks may be gone, or know nothing of it yet."""
+    """Leave the group after an error: the other ranks may be gone, or not know about it yet."""
     group = dist.group.WORLD
     if group is None:
         return
     if device.type == "cuda":
-        # The orderly end would wait for what NCCL has under way, which may never end, and nobody would hear the error.
+        # A regular shutdown would wait for NCCL operations that may never finish, and the error would never be shown.
         group._get_backend(device).abort()
     else:
         dist.destroy_process_group()
@@ -236,7 +236,7 @@ def _open_store(environment: RankEnvironment, timeout: timedelta, meeting_place:
 
 
 def _launchers_store(environment: RankEnvironment, timeout: timedelta) -> dist.TCPStore:
-    """A store at the address that the launcher chose, opened by rank 0."""
+    """A store at the address chosen by the launcher, opened by rank 0."""
     return dist.TCPStore(
         environment.master_addr,
         environment.master_port,
@@ -248,10 +248,10 @@ def _launchers_store(environment: RankEnvironment, timeout: timedelta) -> dist.T
 
 
 def _own_store(environment: RankEnvironment, timeout: timedelta) -> dist.TCPStore:
-    """A store for this start of the ranks alone, opened by rank 0, whose address stands in torchrun's store.
+    """A store only for this start of the ranks, opened by rank 0, which publishes its address in torchrun's store.
 
-    torchrun (seen with torch 2.13) gives workers that it restarts the store of those that died. Their addresses are
-    still in it, and gloo waits for them for ever. An address that an earlier rank 0 left is refused, or replaced soon.
+    torchrun (observed with torch 2.13) gives restarted workers the store of those that died. Their addresses are still
+    in it, and gloo waits for them forever. An address left by an earlier rank 0 is refused, or soon replaced.
     """
     # It was there before its workers, so a long wait means that torchrun has died meanwhile.
     shared = dist.TCPStore(

@@ -32,7 +32,7 @@ class Profile:
         return self
 
     def step(self) -> None:
-        """One more step is done."""
+        """Count one more finished step."""
         if self._profile is None:
             return
         self._left -= 1

@@ -1,11 +1,11 @@
-"""Where every rank is: told through a store of the ranks, so that one that is late can be named.
+"""Track the position of every rank through the ranks' store, so that a late rank can be named.
 
-Each rank writes its place (a step, and what it is doing there) into the store. When a rank has got nowhere
-for most of the time that ranks wait for each other, it looks at all places twice: a rank whose beats have
-stopped is dead, frozen or cut off; of those that beat, the one with the lowest step holds up the others. The lowest
-rank that beats names it, before the collectives give up and end the job.
+Each rank writes its place (a step, and what it is doing there) to the store. If a rank makes no progress for most of
+the time that ranks wait for each other, it reads all places twice: a rank whose beats have stopped is dead, frozen or
+cut off; among those still beating, the one with the lowest step holds up the others. The lowest beating rank names it,
+before the collectives give up and end the job.
 
-The first rank of each node also keeps one file in the job's folder, which `segdist status` reads.
+The first rank of each node also maintains one file in the job's folder, which `segdist status` reads.
 """
 
 import json
@@ -30,13 +30,13 @@ from segdist.ranks.launchers import RankEnvironment
 
 HEARTBEAT_VERSION = 1
 LONGEST_BEAT = 10.0
-"""Seconds between two beats, at most; shorter where ranks wait for each other for minutes only."""
+"""Maximum seconds between two beats; shorter if ranks only wait for each other for minutes."""
 PATIENCE = 0.7
-"""The share of the time that ranks wait for each other after which a rank that has got nowhere looks around."""
+"""Fraction of the ranks' time-out after which a rank without progress looks around."""
 ANSWER, CLOSING = 5.0, 20.0
-"""Seconds in which the ranks' store answers, or counts as silent; that a thread gets to end with the job."""
+"""Seconds that the ranks' store has to respond before it counts as silent; also, that a thread has to end."""
 MOST_NAMED = 8
-"""Late ranks that are named one by one."""
+"""Maximum number of late ranks to name individually."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Place:
 
 
 class Watch:
-    """Tells where this rank is for as long as it is open.
+    """Reports this rank's place for as long as it is open.
 
     Args:
-        store: of all ranks, a client of its own; None for a single process, which has nobody to wait for.
+        store: of all ranks, through a separate client; None for a single process, which waits for no one.
         timeout: how long ranks wait for each other in a collective.
     """
 
@@ -72,7 +72,7 @@ class Watch:
         self._looking = threading.Lock()
         self._folder: Path | None = None
         self._done = threading.Event()
-        # Two threads: a call of a store whose rank is frozen never comes back.
+        # Two threads, because a call to a store whose rank is frozen never returns.
         self._threads = [self._in_a_thread(self._beat_on)]
         if store is not None:
             self._threads.append(self._in_a_thread(self._watch, store))
@@ -83,25 +83,25 @@ class Watch:
         self._moved, self._looked_around = time.monotonic(), False
 
     def keep_file(self, run_dir: Path) -> None:
-        """From now on the first rank of each node keeps the node's file in `run_dir`."""
+        """From now on, the first rank of each node maintains the node's file in `run_dir`."""
         folder = run_dir / HEARTBEATS
         if self.environment.rank == 0:
-            # Of nodes that an earlier start had, and lost; one that lives writes its file anew at its next beat.
+            # Remove files of nodes from an earlier start; a node that is alive rewrites its file at its next beat.
             for left in folder.glob("*.json"):
                 left.unlink(missing_ok=True)
         if self.environment.local_rank == 0:
             self._folder = folder
 
     def close(self) -> None:
-        """The job is over: no more beats, and no file that looks alive. A look around is brought to its end."""
+        """End of the job: no more beats, and no file that looks alive. A look around in progress is finished first."""
         if self._looking.acquire(timeout=3 * self._every + 2 * ANSWER):
             self._looking.release()
         self._done.set()
         for thread in self._threads:
-            # A thread that is inside the store when the interpreter ends would take the whole process with it.
+            # A thread that is inside the store when the interpreter exits would crash the process.
             thread.join(CLOSING)
         if self._folder is not None:
-            with suppress(OSError):  # the folder stays while other nodes have files in it
+            with suppress(OSError):  # the folder stays as long as other nodes have files in it
                 self._file(self._folder).unlink(missing_ok=True)
                 self._folder.rmdir()
 
@@ -114,7 +114,7 @@ class Watch:
         beat = 0
         while not self._done.wait(self._every if beat else 0):
             beat += 1
-            # A disk without room or a store whose rank has ended is no reason to disturb the work.
+            # A full disk, or a store whose rank has ended, must not disturb the work.
             with suppress(OSError, RuntimeError, ValueError):
                 self._beat(replace(self._place, beat=beat))
 
@@ -133,7 +133,7 @@ class Watch:
             self._write_file(self._folder, place)
 
     def _look_around(self, store: dist.Store, waited: float) -> None:
-        """Name the rank that the others wait for, if this one is to speak."""
+        """Name the rank that the others are waiting for, if it is this rank's turn to speak."""
         seen: list[dict[int, Place]] = []
 
         def look() -> None:
@@ -146,7 +146,7 @@ class Watch:
         if self._done.is_set():
             return
         if len(seen) < 2:
-            speaker, found = 1, ["rank 0, which keeps the ranks' store and doesn't answer"]
+            speaker, found = 1, ["rank 0, which hosts the ranks' store and doesn't respond"]
         else:
             before, after = seen
             beating = {rank for rank, place in after.items() if rank not in before or place.beat != before[rank].beat}
@@ -157,13 +157,13 @@ class Watch:
         more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         late = "; ".join(found[:MOST_NAMED]) + more
         message = f"the ranks have waited {clock(waited)} for {late}. Waiting: {self._place}"
-        # A warning alone: a job that is given up for a late rank is started again, where a noted reason would end it.
+        # Only a warning: a job aborted for a late rank is restarted, while a recorded reason would end it.
         warn(message)
 
     def _late(self, places: dict[int, Place], beating: set[int]) -> list[str]:
-        """Who holds up the others; nobody where all are in the same step."""
+        """The ranks that hold up the others; none if all are in the same step."""
         missing = [rank for rank in range(self.environment.world_size) if rank not in places]
-        found = [f"rank {rank}, which has never been heard of" for rank in missing]
+        found = [f"rank {rank}, which was never heard from" for rank in missing]
         found += [f"{places[rank]}, without a sign of life" for rank in sorted(set(places) - beating)]
         if not found:
             lowest, highest = (edge(place.step for place in places.values()) for edge in (min, max))
@@ -171,7 +171,7 @@ class Watch:
         return found
 
     def _places(self, store: dist.Store) -> dict[int, Place]:
-        """The latest place of every rank that has ever beaten."""
+        """The latest place of every rank that ever sent a beat."""
         keys = [(rank, _key(rank)) for rank in range(self.environment.world_size)]
         return {rank: Place(**json.loads(store.get(key))) for rank, key in keys if store.check([key])}
 

@@ -74,12 +74,12 @@ def test_files_of_later_versions_are_refused_in_a_sentence(tmp_path: Path) -> No
     for path in (folder / RECIPE, folder / "train-00000.json"):
         before = path.read_bytes()
         change(path, format_version=99)
-        with pytest.raises(UserError, match=rf"{path.name}: format version 99, written by a later segdist"):
+        with pytest.raises(UserError, match=rf"{path.name}: format version 99, written by a newer segdist"):
             make_shards(tiny_config(tmp_path), quiet=True)
         path.write_bytes(before)
     make_shards(tiny_config(tmp_path), quiet=True)
     change(tmp_path / "tiny" / MANIFEST, format_version=99)
-    with pytest.raises(UserError, match=r"manifest\.json: format version 99, written by a later segdist"):
+    with pytest.raises(UserError, match=r"manifest\.json: format version 99, written by a newer segdist"):
         read_manifest(tmp_path / "tiny")
 
 

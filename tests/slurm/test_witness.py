@@ -35,7 +35,7 @@ def fails(folder: Path, *entry: str, **profile_changes: Any) -> str:
     [
         (("fail",), "the masks are missing"),
         (("crash",), "ZeroDivisionError: division by zero in two lines"),
-        (("die", "0", "SIGKILL"), "killed by SIGKILL (the system was out of memory, or somebody killed it)"),
+        (("die", "0", "SIGKILL"), "killed by SIGKILL (the system was out of memory, or someone killed it)"),
         (("die", "0", "SIGSEGV"), "killed by SIGSEGV (a crash in compiled code)"),
     ],
 )

@@ -18,7 +18,7 @@ def test_files_without_a_version_are_older_than_all() -> None:
 
 
 def test_a_file_of_a_later_program_is_refused_with_the_way_out() -> None:
-    with pytest.raises(UserError, match=r"x.json: format version 4, written by a later segdist.*up to 3: update it"):
+    with pytest.raises(UserError, match=r"x.json: format version 4, written by a newer segdist.*up to 3; update it"):
         read_version({"format_version": 4}, 3, "x.json")
 
 

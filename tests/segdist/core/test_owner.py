@@ -236,5 +236,5 @@ def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_record_of_a_later_program_is_not_overlooked(tmp_path: Path) -> None:
     elsewhere(tmp_path, format_version=2)
-    with pytest.raises(UserError, match="format version 2, written by a later segdist"), owned(tmp_path, "old"):
+    with pytest.raises(UserError, match="format version 2, written by a newer segdist"), owned(tmp_path, "old"):
         pass

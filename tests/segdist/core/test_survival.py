@@ -83,7 +83,7 @@ def test_inference_on_a_full_disk_says_one_sentence_and_resumes(tmp_path: Path) 
     full = run([sys.executable, "-c", limited, *arguments, "-o", "full"], tmp_path, check=False)
     assert full.returncode == 2, full.stderr
     assert full.stderr.count("\n") == 1
-    assert "make room there, and the same command goes on" in full.stderr
+    assert "make room there; the same command then resumes" in full.stderr
     run(job("infer", [*arguments, "-o", "full"]), tmp_path)
     assert checksums(tmp_path / "full") == checksums(tmp_path / "whole")
     assert not list((tmp_path / "full").rglob("*.tmp"))

@@ -24,7 +24,7 @@ def test_any_encoding(tmp_path: Path, encoding: str) -> None:
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\r", b"\xff\xfe\x00", b"text\0", b"a\x81b"])
 def test_what_is_no_text_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "list.txt").write_bytes(content)
-    with pytest.raises(UserError, match=r"list\.txt: no text file"):
+    with pytest.raises(UserError, match=r"list\.txt: not a text file"):
         read_text(tmp_path / "list.txt")
     with pytest.raises(UserError, match=r"b\.txt: can't be read"):
         read_text(tmp_path / "b.txt")

@@ -287,7 +287,7 @@ def test_results_of_the_time_before_format_versions_are_reused(
     (tmp_path / "out/state/settings.json").write_text(json.dumps(settings))
     capsys.readouterr()
     assert job(model, images, tmp_path / "out") == USAGE
-    assert "settings.json: format version 99, written by a later segdist" in capsys.readouterr().err
+    assert "settings.json: format version 99, written by a newer segdist" in capsys.readouterr().err
 
 
 def test_the_number_of_threads_is_fixed_at_the_first_start(

@@ -42,7 +42,7 @@ def test_the_old_name_of_the_unet_means_the_same_model_in_any_file() -> None:
 def test_a_card_of_a_later_program_is_refused_in_a_sentence(tmp_path: Path) -> None:
     path = write_model_file(tmp_path / "new.safetensors", format_version=CARD_VERSION + 1, attention=True)
     with pytest.raises(
-        UserError, match=rf"new\.safetensors: format version {CARD_VERSION + 1}, written by a later segdist"
+        UserError, match=rf"new\.safetensors: format version {CARD_VERSION + 1}, written by a newer segdist"
     ):
         read_card(path)
 

@@ -51,7 +51,7 @@ def test_a_restart_does_not_take_up_the_address_of_the_start_before(tmp_path: Pa
 
 def test_a_rank_whose_rank_0_never_comes_says_where_it_looked(tmp_path: Path) -> None:
     alone = RankEnvironment("slurm", 1, 1, 2, 2, "127.0.0.1", 0, "7.0.0")
-    with pytest.raises(UserError, match=r"7\.0\.0\.json: rank 0 wrote no address there that answers") as told:
+    with pytest.raises(UserError, match=r"7\.0\.0\.json: rank 0 wrote no address there that responds") as told:
         meet(tmp_path, alone, timedelta(seconds=1))
     assert told.value.on_this_rank
 

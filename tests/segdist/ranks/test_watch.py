@@ -51,7 +51,7 @@ def test_a_rank_without_a_sign_of_life_is_named() -> None:
 
 
 def test_a_rank_that_never_came_is_named() -> None:
-    assert late(3, {0: place(0, 0), 2: place(2, 0)}, {0, 2}) == ["rank 1, which has never been heard of"]
+    assert late(3, {0: place(0, 0), 2: place(2, 0)}, {0, 2}) == ["rank 1, which was never heard from"]
 
 
 def test_of_ranks_that_live_the_one_behind_is_named() -> None:
@@ -76,7 +76,7 @@ def test_a_store_that_does_not_answer_is_that_of_rank_0(capsys: pytest.CaptureFi
         time.sleep(0.5)
     finally:
         watch.close()
-    assert "for rank 0, which keeps the ranks' store and doesn't answer. Waiting: rank 1" in capsys.readouterr().err
+    assert "for rank 0, which hosts the ranks' store and doesn't respond. Waiting: rank 1" in capsys.readouterr().err
 
 
 def test_a_rank_that_gets_on_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,5 +150,5 @@ def test_a_rank_that_is_stopped_in_training_is_named(tmp_path: Path, frozen: int
         assert f"for rank 1 (process {ranks[1].pid} on " in said
         assert ", without a sign of life. Waiting: rank 0" in said
     else:
-        assert "for rank 0, which keeps the ranks' store and doesn't answer. Waiting: rank 1" in said
+        assert "for rank 0, which hosts the ranks' store and doesn't respond. Waiting: rank 1" in said
     assert said.count("the ranks have waited") == 1

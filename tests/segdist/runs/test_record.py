@@ -68,7 +68,7 @@ def test_a_damaged_line_hides_nothing_but_itself(
 
 def test_a_later_programs_run_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"format_version": 99, "config": {}}')
-    with pytest.raises(UserError, match="format version 99, written by a later segdist"):
+    with pytest.raises(UserError, match="format version 99, written by a newer segdist"):
         read_run(tmp_path)
 
 

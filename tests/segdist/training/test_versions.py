@@ -97,7 +97,7 @@ def test_a_run_of_a_later_program_is_refused(old: Path, name: str) -> None:
     for command in commands:
         done = run(command, old.parent.parent, check=False)
         assert done.returncode == 2
-        assert f"{name}: format version {RUN_VERSION + 1}, written by a later segdist" in done.stderr
+        assert f"{name}: format version {RUN_VERSION + 1}, written by a newer segdist" in done.stderr
 
 
 @pytest.mark.slow
