@@ -4,6 +4,7 @@ The held-out images of a shard set, with scores; a folder of images of one's own
 
     segdist infer --model runs/synthetic --data synthetic
     segdist infer --model runs/synthetic --images scans/ --out predictions/scans
+    segdist infer --model runs/one runs/two --images scans/ --out predictions/both
 
 One node with 8 GPUs, one rank each:
 
@@ -20,14 +21,14 @@ import time
 from jobs.command_line import parse, print_config
 from jobs.entry import run_job
 from segdist.core.exit_codes import FINISHED, INCOMPLETE
-from segdist.inference.config import InferConfig, settings_in_card
+from segdist.inference.config import InferConfig, settings_in_cards
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     command = parse(InferConfig, argv, "infer", __doc__ or "")
-    # What the model's card says, under what the user says.
-    command = parse(InferConfig, argv, "infer", __doc__ or "", preset_values=settings_in_card(command.job.model))
+    # What the models' cards say, under what the user says.
+    command = parse(InferConfig, argv, "infer", __doc__ or "", preset_values=settings_in_cards(command.job.models))
     # Heavy imports come after the command line: --help must not wait for torch.
     from segdist.inference.job import PATIENCE, examine, infer
     from segdist.inference.printout import plan_text, summary_text

@@ -118,7 +118,7 @@ def infer_links(submission: Submission, arguments: list[str], product: Path | No
     config = parse(InferConfig, arguments, "infer", "").job
     if config.task:
         raise UserError("--task is set by --tasks; leave it out")
-    model = paths.run_dir(config.model)
+    model = config.models[0]
     run = model.parent if model.suffix else model
     output = Path(config.out) if config.out else run / paths.PREDICTIONS
     progress = (f"{output}/**/{paths.STATE}/records/*.json", f"{output}/**/{paths.STATE}/parts/*/*")
@@ -153,8 +153,7 @@ def missing_inputs(job: str, arguments: list[str]) -> list[str]:
     elif job == "infer":
         config = parse(InferConfig, arguments, "infer", "").job
         sets = (config.data,) if config.data else ()
-        model = paths.run_dir(config.model)
-        missing += [] if model.exists() else [f"--model {model}"]
+        missing += [f"--model {model}" for model in config.models if not model.exists()]
     local = [path for name in sets if isinstance(path := paths.set_dir(name), Path)]  # the others are URLs
     return missing + [f"--data {path}" for path in local if not (path / paths.MANIFEST).exists()]
 

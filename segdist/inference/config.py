@@ -1,5 +1,6 @@
 """Everything that an inference job can be told, as one frozen dataclass."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from segdist.core.errors import UserError
 from segdist.core.paths import run_dir
 from segdist.core.ranges import Count, CountOrZero, PartialShare, Range, Threads, check_ranges
 from segdist.inference.grid import Blending, Borders, stride_of
-from segdist.model.card import read_card, resolve_model_path
+from segdist.model.card import read_agreeing_cards, resolve_ensemble
 from segdist.tracking.config import TrackingConfig
 from shards.images.config import MasksConfig
 from shards.images.mask_names import MaskRule
@@ -35,6 +36,9 @@ class OutputConfig:
     entropy: bool = False
     """Also write the entropy of the class probabilities, divided by the logarithm of the number of classes, as 8 bit
     gray (255: all classes equally likely)."""
+    disagreement: bool = False
+    """Also write how far the models of an ensemble disagree: the mutual information of class and model, divided by the
+    logarithm of the number of classes, as 8 bit gray (0: all models say the same)."""
     measurements: bool = False
     """Also write tables (CSV) of each image: area and share of each class, and of each object (connected pixels of a
     class, not of one called background) its area, box, centroid, moments, axes, perimeter and intensity."""
@@ -50,8 +54,9 @@ class OutputConfig:
 class InferConfig:
     """Segment images of any size with a trained model."""
 
-    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = ""
-    """Run folder (its best model) or model file (.safetensors); a bare name is looked for under runs/ as well."""
+    model: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-m"])] = ()
+    """Run folder (its best model) or model file (.safetensors); a bare name is looked for under runs/ as well. Several
+    are an ensemble, as are the folds in a cross-validation's folder: their probabilities are averaged, tile by tile."""
     data: Annotated[str, tyro.conf.arg(aliases=["-f"])] = ""
     """Shard set (name under data/, or folder) whose held-out source images are segmented and scored."""
     trust_factory: tuple[str, ...] = ()
@@ -114,8 +119,13 @@ class InferConfig:
     @property
     def meeting_place(self) -> Path:
         """A folder that all ranks see and that this job may write: the output's, or the model's."""
-        model = run_dir(self.model)
+        model = self.models[0]
         return Path(self.out) if self.out else model if model.is_dir() else model.parent
+
+    @property
+    def models(self) -> list[Path]:
+        """`model` as paths."""
+        return [run_dir(name) for name in self.model]
 
     def validate(self) -> None:
         """Refuse values and combinations that can't work, before anything is read or written.
@@ -127,6 +137,8 @@ class InferConfig:
         self.tracking.validate()
         if not self.model:
             raise UserError("--model: name a run folder or a model file")
+        if len(self.model) > 1 and not self.out:
+            raise UserError("several --model: name a folder for their common results with --out")
         if bool(self.data) == bool(self.images):
             raise UserError("give either --data SET (its held-out images) or --images FILES, FOLDERS …")
         if self.masks.folder and self.data:
@@ -160,11 +172,15 @@ class InferConfig:
         return f"{stem}-{part}-of-{parts}{dot}{suffix}" if parts > 1 else file
 
 
-def settings_in_card(model: str) -> dict[str, Any]:
-    """Settings of an `InferConfig` that the card of `--model` has a wish for.
+def settings_in_cards(models: Sequence[Path]) -> dict[str, Any]:
+    """Settings of an `InferConfig` that the cards of its models have a wish for; of several, the most careful ones.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or they don't agree with each other.
     """
-    card = read_card(resolve_model_path(run_dir(model)))
-    return {"tile": card.tile, "overlap": card.overlap, "flips": card.flips != "none"}
+    cards = read_agreeing_cards(resolve_ensemble(models))
+    return {
+        "tile": max(card.tile or card.patch for card in cards),
+        "overlap": max(card.overlap for card in cards),
+        "flips": any(card.flips != "none" for card in cards),
+    }

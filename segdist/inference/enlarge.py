@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from segdist.inference.grid import Axis, TileGrid
-from segdist.inference.tiler import FinishedRows, ReadWindow, Region, TileModel, Weights, finished_rows
+from segdist.inference.tiler import FinishedRows, ReadWindow, Region, TileFunction, Weights, finished_rows
 from shards.images.reduce import neighbors, reduced_pixels, reduced_side
 
 
@@ -69,7 +69,7 @@ class Scale:
 
 
 def image_rows(
-    model: TileModel,
+    model: TileFunction,
     read: ReadWindow,
     grid: TileGrid,
     window: np.ndarray,

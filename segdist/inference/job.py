@@ -23,11 +23,12 @@ from segdist.core.paths import FAILURES, SCORES, STATE
 from segdist.core.terminal import Progress, warn
 from segdist.inference.assignment import Stretch, assign
 from segdist.inference.config import InferConfig
+from segdist.inference.ensemble import load_tile_model
 from segdist.inference.evaluation import summarize
 from segdist.inference.finish import finish
 from segdist.inference.result_folder import Record, ResultFolder
 from segdist.inference.result_identity import THREADS, result_settings
-from segdist.inference.segment import load_tile_model, megapixels, segment
+from segdist.inference.segment import megapixels, segment
 from segdist.inference.survey import survey
 from segdist.inference.task import Failure, ImageTask, Task, prepare
 from segdist.inference.tiler import ModelError
@@ -165,10 +166,20 @@ def _segment_share(task: Task, folder: ResultFolder, pieces: list[list[Stretch]]
         return
     others = {stretch.image for rank, piece in enumerate(pieces) if rank != ranks.rank for stretch in piece}
     left = Counter(stretch.image for stretch in mine)
-    model = load_tile_model(task, ranks.device)
+    config = task.config
+    model = load_tile_model(
+        task.model_files,
+        ranks.device,
+        task.precision,
+        flips=config.flips,
+        channels_last=config.channels_last,
+        trusted=config.trust_factory,
+        compiled=config.compile,
+        disagreement=config.output.disagreement,
+    )
     label = "segmenting" if ranks.world_size == 1 else f"segmenting (rank 0 of {ranks.world_size})"
     total = round(sum(map(megapixels, mine)), 3)
-    with Progress(label, total, "Mpx", quiet=task.config.quiet or not ranks.is_main) as progress:
+    with Progress(label, total, "Mpx", quiet=config.quiet or not ranks.is_main) as progress:
         for stretch in mine:
             image, alone = stretch.image, stretch.image not in others
             left[image] -= 1

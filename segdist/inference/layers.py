@@ -1,4 +1,4 @@
-"""From sums of probabilities to the layers of pixels that are stored: mask, probabilities, confidence, entropy."""
+"""From sums of probabilities to the layers of pixels that are stored: mask, probabilities and maps of uncertainty."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from segdist.inference.config import OutputConfig, ProbabilityType
 from segdist.inference.enlarge import Means
 from segdist.inference.tiler import FinishedRows, labels_of
 
-MASK, CONFIDENCE, ENTROPY = "mask", "confidence", "entropy"
+MASK, CONFIDENCE, ENTROPY, DISAGREEMENT = "mask", "confidence", "entropy", "disagreement"
 
 
 @dataclass(frozen=True)
@@ -21,23 +21,26 @@ class Layers:
     probabilities: ProbabilityType = "none"
     confidence: bool = False
     entropy: bool = False
+    disagreement: bool = False
 
     @staticmethod
     def wanted(output: OutputConfig, num_classes: int, *, figure: bool) -> "Layers":
         """What the config asks for; a figure needs probability maps too, of whatever type."""
         kind = output.probabilities
-        return Layers(num_classes, "uint8" if kind == "none" and figure else kind, output.confidence, output.entropy)
+        kind = "uint8" if kind == "none" and figure else kind
+        return Layers(num_classes, kind, output.confidence, output.entropy, output.disagreement)
 
     def dtypes(self) -> dict[str, np.dtype]:
         """dtype of each layer."""
         found = {MASK: np.dtype(np.uint8)}
         if self.probabilities != "none":
             found |= {name: np.dtype(self.probabilities) for name in self.probability_names()}
-        if self.confidence:
-            found[CONFIDENCE] = np.dtype(np.uint8)
-        if self.entropy:
-            found[ENTROPY] = np.dtype(np.uint8)
-        return found
+        return found | dict.fromkeys(self.maps(), np.dtype(np.uint8))
+
+    def maps(self) -> list[str]:
+        """The layers of one plane, besides the mask."""
+        wanted = {CONFIDENCE: self.confidence, ENTROPY: self.entropy, DISAGREEMENT: self.disagreement}
+        return [name for name, is_wanted in wanted.items() if is_wanted]
 
     def probability_names(self) -> list[str]:
         """Names of the probability layers, in class order."""
@@ -50,20 +53,23 @@ class Layers:
     def encode(self, rows: FinishedRows, probabilities: Means) -> dict[str, torch.Tensor]:
         """The layers of finished rows, on the device of the sums."""
         # The mask comes from the sums themselves: stored probabilities are rounded.
-        encoded = {MASK: labels_of(rows.sums)}
-        if self.probabilities == "none" and not (self.confidence or self.entropy):
+        encoded = {MASK: labels_of(rows.sums[: self.num_classes])}
+        if self.probabilities == "none" and not self.maps():
             return encoded
-        means = probabilities.mean(rows)
+        planes = probabilities.mean(rows)
+        means = planes[: self.num_classes]
         if self.probabilities != "none":
             stored = quantized(means, self.probabilities)
             encoded |= dict(zip(self.probability_names(), stored, strict=True))
         if self.confidence:
             encoded[CONFIDENCE] = quantized(means.amax(dim=0), "uint8")
-        if self.entropy:
-            bits = (
-                torch.special.entr(means).sum(dim=0).div_(math.log(self.num_classes) if self.num_classes > 1 else 1.0)
-            )
-            encoded[ENTROPY] = quantized(bits, "uint8")
+        if self.entropy or self.disagreement:
+            largest = math.log(self.num_classes) if self.num_classes > 1 else 1.0
+            entropy = torch.special.entr(means).sum(dim=0)
+            if self.disagreement:  # before `entropy` is overwritten
+                encoded[DISAGREEMENT] = quantized((entropy - planes[self.num_classes]).div_(largest), "uint8")
+            if self.entropy:
+                encoded[ENTROPY] = quantized(entropy.div_(largest), "uint8")
         return encoded
 
 

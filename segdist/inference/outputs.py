@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from segdist.core import paths
-from segdist.inference.layers import CONFIDENCE, ENTROPY, MASK, dequantized
+from segdist.inference.layers import CONFIDENCE, DISAGREEMENT, ENTROPY, MASK, dequantized
 from segdist.inference.measurements import write_measurements
 from segdist.inference.parts import Rows
 from segdist.inference.pictures import draw_figure, reduced, reduced_image, write_preview
@@ -21,6 +21,7 @@ FOLDERS = {
     PROBABILITIES: paths.PROBABILITIES,
     CONFIDENCE: paths.CONFIDENCE,
     ENTROPY: paths.ENTROPY,
+    DISAGREEMENT: paths.DISAGREEMENT,
     OBJECTS: paths.OBJECTS,
     CLASS_AREAS: paths.CLASS_AREAS,
     PREVIEW: paths.PREVIEWS,
@@ -57,13 +58,12 @@ def write_layers(task: Task, image: ImageTask, rows: dict[str, Rows]) -> dict[st
             write_tiff(path, planes)
         else:
             write_zarr(path, planes, {"classes": task.class_names}, stacked=True)
-    for layer in (CONFIDENCE, ENTROPY):
-        if layer in rows:
-            files[layer] = f"{FOLDERS[layer]}/{name}{'.png' if small else '.tif'}"
-            if small:
-                write_gray_png(folder / files[layer], rows[layer])
-            else:
-                write_tiff(folder / files[layer], [rows[layer]])
+    for layer in image.layers.maps():
+        files[layer] = f"{FOLDERS[layer]}/{name}{'.png' if small else '.tif'}"
+        if small:
+            write_gray_png(folder / files[layer], rows[layer])
+        else:
+            write_tiff(folder / files[layer], [rows[layer]])
     return files
 
 

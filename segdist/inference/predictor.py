@@ -3,7 +3,7 @@
 The same tiler as `segdist infer`, so the same bits. C channels, K classes, H W pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from segdist.core.errors import UserError
+from segdist.inference.config import settings_in_cards
 from segdist.inference.enlarge import Means, Scale, image_rows
+from segdist.inference.ensemble import Ensemble, load_tile_model
 from segdist.inference.grid import Blending, Borders, TileGrid, blending_window, make_grid
 from segdist.inference.tiler import FinishedRows, Region, TileModel, labels_of
-from segdist.model.card import resolve_model_path
-from segdist.model.model_file import load_model
+from segdist.model.card import read_card, resolve_ensemble
 from segdist.model.precision import Choice, choose_precision
 from shards.images.opening import match_channels, open_image
 
@@ -26,7 +27,8 @@ class Predictor:
     """A model that is loaded once and segments any number of images.
 
     Args:
-        model: run folder or model file; or a model of your own, float32 (B, C, H, W) → logits (B, K, H, W), for which
+        model: run folder or model file; several, or a cross-validation's folder, are an ensemble, whose probabilities
+            are averaged; or a model of your own, float32 (B, C, H, W) → logits (B, K, H, W), for which
             `num_classes`, `mean` and `std` (per channel, in the images' units) and `tile` must be given.
         tile, overlap, flips: tile side, the share of it that neighboring tiles have in common, and whether to average
             over flips; left out, what the model's card says.
@@ -38,7 +40,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: str | Path | nn.Module,
+        model: str | Path | Sequence[str | Path] | nn.Module,
         *,
         tile: int = 0,
         overlap: float | None = None,
@@ -57,33 +59,42 @@ class Predictor:
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        run_in = choose_precision(precision, torch.device(device))
+        self.model: TileModel | Ensemble
         if isinstance(model, nn.Module):
             if not (num_classes and mean and len(mean) == len(std) and tile):
                 raise UserError("a model of your own needs num_classes, tile, and mean and std per channel")
-            module, card = model.to(device).eval(), None
-            stride_multiple = stride_multiple or int(getattr(model, "stride_multiple", 1))
+            self.model = TileModel(
+                model.to(device).eval(),
+                num_classes,
+                mean,
+                std,
+                device,
+                stride_multiple=stride_multiple or int(getattr(model, "stride_multiple", 1)),
+                precision=run_in,
+                flips=bool(flips),
+                channels_last=channels_last,
+            )
+            self.factor = 1
         else:
-            trusted = (trust_factory,) if isinstance(trust_factory, str) else trust_factory
-            module, card = load_model(resolve_model_path(Path(model)), device, trusted)
-            num_classes, mean, std, stride_multiple = len(card.classes), card.mean, card.std, card.stride_multiple
-            tile = tile or card.tile or card.patch
-            overlap = card.overlap if overlap is None else overlap
-            flips = card.flips != "none" if flips is None else flips
-        self.model = TileModel(
-            module,
-            num_classes,
-            mean,
-            std,
-            device,
-            stride_multiple=stride_multiple,
-            precision=choose_precision(precision, torch.device(device)),
-            flips=bool(flips),
-            upside_down=card is None or card.flips != "sideways",
-            channels_last=channels_last,
-        )
+            names = [model] if isinstance(model, str | Path) else model
+            if not names:
+                raise UserError("no model: give a run folder, a model file or several")
+            files = resolve_ensemble([Path(name) for name in names])
+            wishes = settings_in_cards(files)
+            tile = tile or wishes["tile"]
+            overlap = wishes["overlap"] if overlap is None else overlap
+            self.model = load_tile_model(
+                files,
+                torch.device(device),
+                run_in,
+                flips=wishes["flips"] if flips is None else flips,
+                channels_last=channels_last,
+                trusted=(trust_factory,) if isinstance(trust_factory, str) else trust_factory,
+            )
+            self.factor = read_card(files[0]).scale
         self.tile, self.borders, self.batch_size = tile, borders, batch_size
         self.overlap = 0.5 if overlap is None else overlap
-        self.factor = card.scale if card else 1
         self.window = blending_window(blending, tile)
 
     def probabilities(self, image: np.ndarray | str | Path) -> np.ndarray:
@@ -133,11 +144,14 @@ class Predictor:
         return image_rows(self.model, scale.reading(read), grid, self.window, scale, tile_rows, region)
 
 
-def predict(model: str | Path | nn.Module, image: np.ndarray | str | Path, **options: object) -> np.ndarray:
+def predict(
+    model: str | Path | Sequence[str | Path] | nn.Module, image: np.ndarray | str | Path, **options: object
+) -> np.ndarray:
     """Class probabilities of an image.
 
     Args:
-        model: run folder, model file, or a model of your own; see `Predictor`, which also lists the options.
+        model: run folder, model file, several of them, or a model of your own; see `Predictor`, which also lists the
+            options.
         image: uint8 or uint16 (H, W) or (H, W, C), or the path of an image file.
 
     Returns:

@@ -19,7 +19,8 @@ def plan_text(task: Task, world_size: int) -> str:
     bad = task.unusable.values()
     lines = [
         "plan:",
-        f"  model: {task.model_file}, {task.card.channels} channels, classes {', '.join(task.class_names)}",
+        *(f"  model: {file}" for file in task.model_files),
+        f"  images of {task.card.channels} channels, classes {', '.join(task.class_names)}",
         f"  input: {len(task.images) + len(bad)} images, {pixels / 1e6:.3f} megapixels"
         + (f", {len(bad)} of them can't be used" if bad else ""),
         f"  tiles: {sum(stretch.tiles for stretch in stretches):,} of {task.tile} x {task.tile} pixels, overlap "
@@ -43,7 +44,7 @@ def plan_text(task: Task, world_size: int) -> str:
 def memory_of(task: Task, image: ImageTask) -> int:
     """Bytes that segmenting an image takes beside the model: row sums, image rows, a batch, decoded files, layers."""
     grid, header, layers = image.grid, image.header, image.layers
-    num_classes, channels, side = len(task.card.classes), task.card.channels, task.tile
+    num_classes, channels, side = len(task.card.classes) + layers.disagreement, task.card.channels, task.tile
     width = min(grid.columns.extent, (image.tiles_across - 1) * grid.columns.stride + side)
     sums = 2 * num_classes * side * width * 4
     rows = 2 * channels * (side + grid.rows.stride) * width * 4

@@ -22,9 +22,10 @@ ROOT, THREADS = "root", "threads"
 def result_settings(task: Task, device: torch.device) -> Settings:
     """Everything that the results depend on but the list of images."""
     config = task.config
+    checksums = [file_checksum(file) for file in task.model_files]
     masks = to_dict(task.mask_reader.config) if task.mask_reader is not None and config.data else None
     return {
-        "model": file_checksum(task.model_file),
+        "model": checksums[0] if len(checksums) == 1 else checksums,
         "tile": task.tile,
         "overlap": config.overlap,
         "blending": config.blending,

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
 from segdist.core.errors import UserError
 from segdist.inference.assignment import Stretch
@@ -15,8 +14,7 @@ from segdist.inference.layers import MASK
 from segdist.inference.parts import MemoryRows, PartWriter, Rows
 from segdist.inference.result_folder import ResultFolder
 from segdist.inference.task import Task
-from segdist.inference.tiler import NOT_A_NUMBER, FinishedRows, TileModel
-from segdist.model.model_file import load_model
+from segdist.inference.tiler import NOT_A_NUMBER, FinishedRows, TileFunction
 from shards.images.opening import match_channels, open_image
 
 MEMORY_LIMIT = 8 * 2**20
@@ -30,27 +28,8 @@ Advance = Callable[[float], None]
 """Told how many megapixels are done."""
 
 
-def load_tile_model(task: Task, device: torch.device) -> TileModel:
-    """The task's model, ready for tiles on `device`."""
-    model, card = load_model(task.model_file, str(device), task.config.trust_factory)
-    if task.config.compile:
-        model = torch.compile(model)  # type: ignore[assignment]
-    return TileModel(
-        model,
-        len(card.classes),
-        card.mean,
-        card.std,
-        device,
-        stride_multiple=card.stride_multiple,
-        precision=task.precision,
-        flips=task.config.flips,
-        upside_down=card.flips != "sideways",
-        channels_last=task.config.channels_last,
-    )
-
-
 def segment(
-    model: TileModel, task: Task, folder: ResultFolder, stretch: Stretch, advance: Advance, *, alone: bool
+    model: TileFunction, task: Task, folder: ResultFolder, stretch: Stretch, advance: Advance, *, alone: bool
 ) -> dict[str, Rows] | None:
     """Compute a stretch.
 
@@ -99,7 +78,7 @@ def _into_parts(encoded: EncodedRows, stretch: Stretch, folder: ResultFolder, ad
         writer.close(complete=complete)
 
 
-def _encoded_rows(model: TileModel, task: Task, stretch: Stretch) -> EncodedRows:
+def _encoded_rows(model: TileFunction, task: Task, stretch: Stretch) -> EncodedRows:
     """The layers of the rows that a stretch finishes, as they come."""
     image = stretch.image
     window = blending_window(task.config.blending, task.tile)

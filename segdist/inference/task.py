@@ -6,7 +6,7 @@ from pathlib import Path
 
 from segdist.core.errors import UserError
 from segdist.core.memory import available_memory
-from segdist.core.paths import PREDICTIONS, run_dir
+from segdist.core.paths import PREDICTIONS
 from segdist.core.terminal import warn
 from segdist.inference.config import InferConfig
 from segdist.inference.enlarge import Scale
@@ -14,7 +14,7 @@ from segdist.inference.grid import TileGrid, make_grid
 from segdist.inference.inputs import Header, InputImage, find_inputs, read_headers
 from segdist.inference.layers import Layers
 from segdist.inference.tiler import Region
-from segdist.model.card import ModelCard, read_card, resolve_model_path
+from segdist.model.card import ModelCard, read_agreeing_cards, resolve_ensemble
 from segdist.model.precision import Precision, choose_precision
 from segdist.model.trust import require_trust
 from segdist.ranks.process_group import Ranks
@@ -74,8 +74,9 @@ class Task:
     """What is known before the first tile. Made without writing anything."""
 
     config: InferConfig
-    card: ModelCard
-    model_file: Path
+    cards: tuple[ModelCard, ...]
+    """Of the model, or of the ensemble's; they agree in classes, channels, dtype and scale."""
+    model_files: tuple[Path, ...]
     folder: Path
     """Where everything is written."""
     tile: int
@@ -90,6 +91,11 @@ class Task:
     """The others, by number: they can't be opened, or don't suit the model."""
 
     @property
+    def card(self) -> ModelCard:
+        """What holds for all models: classes, channels, dtype, scale."""
+        return self.cards[0]
+
+    @property
     def class_names(self) -> list[str]:
         """Of the model, in the order of labels."""
         return [info.name for info in self.card.classes]
@@ -101,11 +107,15 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
     Raises:
         UserError: the model or the input can't be used; with `strict` any image that can't.
     """
-    model_file = resolve_model_path(run_dir(config.model))
-    card = read_card(model_file)
-    require_trust(card.model.factory, model_file, config.trust_factory)  # not only when the work is planned
+    files = resolve_ensemble(config.models)
+    cards = read_agreeing_cards(files)
+    for file, card in zip(files, cards, strict=True):
+        require_trust(card.model.factory, file, config.trust_factory)  # not only when the work is planned
+    card = cards[0]
+    if config.output.disagreement and len(files) == 1:
+        raise UserError(f"--output.disagreement: {files[0]} is one model; name several with --model")
     inputs = find_inputs(config, card.classes)
-    folder = Path(config.out) if config.out else model_file.parent / PREDICTIONS / inputs.label
+    folder = Path(config.out) if config.out else _home(config.models[0], files) / PREDICTIONS / inputs.label
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: is a file; name a folder for the results")
     _refuse_output_among_inputs(folder, config)
@@ -117,12 +127,12 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
     orientation = decide_orientation(pairs, inputs.orientation, "--orientation")
     if (dropped := sum(bool(header.alpha) for share in shares for header in share)) and ranks.is_main:
         warn(f"{dropped} images have a sample that is tagged as transparency (alpha); it is left out")
-    tile = config.tile or card.patch
+    tile = config.tile or max(card.patch for card in cards)
     images: list[ImageTask] = []
     unusable: dict[int, Failure] = {}
     for number, image in enumerate(mine):
         header = shares[number % ranks.world_size][number // ranks.world_size].turned(orientation)
-        if problem := header.error or _problem(header, image.path, card, config):
+        if problem := header.error or _problem(header, image.path, card, config, tile):
             unusable[number] = Failure(image.path, problem)
         else:
             # Figures are for the first images of all tasks together.
@@ -131,7 +141,13 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
     if config.strict and unusable:
         raise UserError(next(iter(unusable.values())).error)
     precision = choose_precision(config.precision, ranks.device)
-    return Task(config, card, model_file, folder, tile, precision, inputs.root, inputs.masks, tuple(images), unusable)
+    models = tuple(cards), tuple(files)
+    return Task(config, *models, folder, tile, precision, inputs.root, inputs.masks, tuple(images), unusable)
+
+
+def _home(named: Path, files: list[Path]) -> Path:
+    """The folder that results go into by default: the model's run, or a cross-validation's."""
+    return files[0].parent if len(files) == 1 else named
 
 
 def _image_task(
@@ -160,7 +176,7 @@ def _refuse_output_among_inputs(folder: Path, config: InferConfig) -> None:
             raise UserError(f"--out {folder} lies in --images {name}; choose a folder outside it")
 
 
-def _problem(header: Header, path: str, card: ModelCard, config: InferConfig) -> str:
+def _problem(header: Header, path: str, card: ModelCard, config: InferConfig, tile: int) -> str:
     """Why the image doesn't suit the model or the region of interest; empty if it does."""
     if header.dtype != card.dtype:
         return (
@@ -170,7 +186,7 @@ def _problem(header: Header, path: str, card: ModelCard, config: InferConfig) ->
     if header.channels != card.channels and (header.channels, card.channels) not in ((1, 3), (3, 1)):
         return f"{path}: {header.channels} channels, but the model needs {card.channels}"
     # The sums of the classes in the rows that tiles still touch; half a dozen of them in the model's own memory.
-    needed = 4 * header.width * (config.tile or card.patch) * (len(card.classes) + header.channels)
+    needed = 4 * header.width * tile * (len(card.classes) + header.channels)
     free = available_memory()
     if free is not None and needed > free:
         return (

@@ -13,6 +13,7 @@ Letters: B batch, C channels, K classes, H W pixels of the image, P tile side, S
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,6 +38,21 @@ NOT_A_NUMBER = 255
 
 class ModelError(UserError):
     """The model can't be run as it was asked for; no other image would fare better."""
+
+
+class TileFunction(Protocol):
+    """What the tiler sums up: a `TileModel`, or several as one."""
+
+    device: torch.device
+    channels: int
+    planes: int
+    """Of `probabilities`: the classes, and what else is averaged over tiles behind them."""
+
+    def normalized(self, rows: np.ndarray) -> torch.Tensor:
+        """Stored pixels (h, W, C) as `probabilities` takes them, float32 (C, h, W) on the device."""
+
+    def probabilities(self, tiles: torch.Tensor) -> torch.Tensor:
+        """float32 (B, planes, P, P) of such tiles (B, C, P, P); the caller may overwrite them."""
 
 
 class TileModel:
@@ -71,7 +87,7 @@ class TileModel:
         self.device = torch.device(device)
         self.channels_last = channels_last
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
-        self.num_classes = num_classes
+        self.num_classes = self.planes = num_classes
         self.channels = len(mean)
         self.mean = torch.tensor(mean, dtype=torch.float32, device=self.device).view(-1, 1, 1)
         # As in training: a constant channel has no spread to divide by.
@@ -86,12 +102,16 @@ class TileModel:
 
     def normalized(self, rows: np.ndarray) -> torch.Tensor:
         """Stored pixels (h, W, C) as the model sees them, float32 (C, h, W) on the device."""
+        return self.pixels(rows).sub_(self.mean).mul_(self.scale)
+
+    def pixels(self, rows: np.ndarray) -> torch.Tensor:
+        """Stored pixels (h, W, C) as they are, float32 (C, h, W) on the device."""
         # torch wants to own what it wraps; rows that are only a view of a decoded file are copied.
         pixels = torch.from_numpy(np.require(rows, requirements=["C", "W"]))
         if self.device.type == "cuda":
             # Bytes travel, floats are made on the device; pinned memory lets the copy run beside the model.
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        return pixels.permute(2, 0, 1).float().sub_(self.mean).mul_(self.scale)
+        return pixels.permute(2, 0, 1).float()
 
     def probabilities(self, tiles: torch.Tensor) -> torch.Tensor:
         """Class probabilities of normalized tiles.
@@ -166,7 +186,7 @@ class Region:
 
 
 def finished_rows(
-    model: TileModel,
+    model: TileFunction,
     read: ReadWindow,
     grid: TileGrid,
     window: np.ndarray,
@@ -211,7 +231,7 @@ def finished_rows(
 class _ImageRows:
     """The normalized rows of the image under the tile rows at work, reflected beyond its borders."""
 
-    def __init__(self, model: TileModel, read: ReadWindow, grid: TileGrid, first_row: int, across: range) -> None:
+    def __init__(self, model: TileFunction, read: ReadWindow, grid: TileGrid, first_row: int, across: range) -> None:
         self.model, self.read, self.grid, self.across = model, read, grid, across
         # A batch may reach over several rows of tiles; their pixels are needed together.
         together = 2 + (grid.batch - 2) // grid.columns.count if grid.batch > 1 else 1
@@ -267,10 +287,10 @@ class _ImageRows:
 class _RowSums:
     """Sums of weighted probabilities: those of the current tile row, and what the rows above reach down with."""
 
-    def __init__(self, model: TileModel, grid: TileGrid, window: np.ndarray, across: range) -> None:
+    def __init__(self, model: TileFunction, grid: TileGrid, window: np.ndarray, across: range) -> None:
         self.grid, self.across = grid, across
         extent = (len(across) - 1) * grid.columns.stride + grid.columns.tile
-        self.current = torch.zeros(model.num_classes, grid.rows.tile, extent, device=model.device)
+        self.current = torch.zeros(model.planes, grid.rows.tile, extent, device=model.device)
         self.above = torch.zeros_like(self.current)
         self.window: torch.Tensor | None = None
         if not (window == 1).all():

@@ -5,6 +5,7 @@ It stands in the file's own metadata, so that weights and card can't be mixed up
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -105,3 +106,44 @@ def resolve_model_path(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise UserError(f"{path}: a folder without {BEST_MODEL} or {LAST_MODEL}; has the training run written a model yet?")
+
+
+def resolve_ensemble(names: Sequence[Path]) -> list[Path]:
+    """The model files that `names` mean, in order; a folder of a cross-validation means the models of its folds.
+
+    Raises:
+        UserError: a folder holds no model.
+    """
+    files = []
+    for name in names:
+        folds = [] if any((name / file).is_file() for file in (BEST_MODEL, LAST_MODEL)) else folds_of(name)
+        files += [resolve_model_path(path) for path in folds or [name]]
+    return files
+
+
+def folds_of(folder: Path) -> list[Path]:
+    """The run folders of a cross-validation's folds, `fold-1` to `fold-K`; empty for any other folder."""
+    folds = [path for path in folder.glob("fold-*") if path.is_dir() and path.name.removeprefix("fold-").isdecimal()]
+    return sorted(folds, key=lambda path: int(path.name.removeprefix("fold-")))
+
+
+def read_agreeing_cards(files: Sequence[Path]) -> list[ModelCard]:
+    """The cards of models whose probabilities can be averaged.
+
+    Raises:
+        UserError: as `read_card`; or two of them differ in classes, images or working scale.
+    """
+    cards = [read_card(file) for file in files]
+    for file, card in zip(files[1:], cards[1:], strict=True):
+        for what, (there, here) in {
+            "classes": tuple(", ".join(info.name for info in one.classes) for one in (cards[0], card)),
+            "channels": (cards[0].channels, card.channels),
+            "dtype of the images": (cards[0].dtype, card.dtype),
+            "scale of the images": (f"1/{cards[0].scale}", f"1/{card.scale}"),
+        }.items():
+            if there != here:
+                raise UserError(
+                    f"models that can't be averaged, because their {what} differ: {files[0]} has {there}, {file} has "
+                    f"{here}; give models of one shard set"
+                )
+    return cards

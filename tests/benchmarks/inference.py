@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.inference            # bars 1 to 4, about 10 minutes on 2 cores
     python -m tests.benchmarks.inference 1 3        # only some
+    python -m tests.benchmarks.inference ensemble   # five models beside one
     python -m tests.benchmarks.inference gigapixel  # a 32768 x 32768 image, start to end
 
 Every case runs in a process of its own; the peer gets the same network, tiles, overlap and batch, and its input as a
@@ -179,6 +180,17 @@ def case_one(folder: str) -> dict[str, Any]:
         return measured(lambda: infer(config, these), 1)
 
 
+def case_ensemble(folder: str, models: int) -> dict[str, Any]:
+    """Image in memory to mask in memory with the first `models` models of a folder; also the bytes of their weights."""
+    from segdist import Predictor
+
+    files = [Path(folder) / str(number) / "best.safetensors" for number in range(models)]
+    predictor, image = Predictor(files, device="cpu", tile=TILE, overlap=OVERLAP, batch_size=BATCH), picture(1024, 1024)
+    predictor.labels(image[:256, :256])
+    weights = sum(file.stat().st_size for file in files)
+    return measured(lambda: predictor.labels(image), 3) | {"weights": weights, "total": anonymous(os.getpid())}
+
+
 def measured(run: Any, repeat: int) -> dict[str, Any]:
     """Call `run` so often; the marks tell the parent which samples of memory count."""
     seconds, begin, cpu = [], time.monotonic(), time.process_time()
@@ -213,7 +225,13 @@ def job_config(folder: Path, image: Path, out: Path, threads: int = 0) -> Any:
 
     output = OutputConfig(figures=0, previews=False)
     return InferConfig(
-        model=str(folder), images=(str(image),), out=str(out), device="cpu", threads=threads, quiet=True, output=output
+        model=(str(folder),),
+        images=(str(image),),
+        out=str(out),
+        device="cpu",
+        threads=threads,
+        quiet=True,
+        output=output,
     )
 
 
@@ -322,6 +340,25 @@ def bar_4(bars: Bars, side: int = 4096) -> None:
     print(f"  without the tile row that is computed on both sides of the seam: {seamless:.2f} s")
 
 
+def bar_ensemble(bars: Bars, models: int = 5, rounds: int = 3) -> None:
+    """Time and memory of an ensemble beside those of one model, in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(models):
+            write_model(Path(folder) / str(number), "unet")
+        ratios, extra = [], []
+        for _ in range(rounds):
+            one, several = (run_case("ensemble", folder, count) for count in (1, models))
+            ratios.append(several["cpu"] / one["cpu"])
+            extra.append((several["total"] + several["peak"] * 1e6 - one["total"] - one["peak"] * 1e6) / 1e6)
+            weights = (several["weights"] - one["weights"]) / 1e6
+            print(
+                f"one {one['seconds']:.2f} s, {one['cpu']:.2f} CPU s; {models} {several['seconds']:.2f} s, "
+                f"{several['cpu']:.2f} CPU s; memory more {extra[-1]:.1f} MB, weights {weights:.1f} MB"
+            )
+    bars.at_most(f"{models} models / one, CPU time", statistics.median(ratios), 1.02 * models)
+    bars.at_most("memory more / weights more", statistics.median(extra) / weights, 1.1)
+
+
 def slower_of_two(folder: str, mode: str) -> float:
     """Seconds of the slower of two ranks."""
     environ = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}
@@ -337,6 +374,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["case"]:
         name, first, *rest = arguments[1:]
         cases = {"ours": case_ours, "monai": case_monai, "file": case_file, "ranks": case_ranks, "one": case_one}
+        cases["ensemble"] = case_ensemble
         values = [int(value) if value.isdecimal() else value for value in rest]
         print(json.dumps(cases[name](first, *values)))  # type: ignore[operator]
         return 0
@@ -348,6 +386,8 @@ def main(arguments: list[str]) -> int:
         bar_2(bars)
     if "4" in wanted:
         bar_4(bars)
+    if "ensemble" in wanted:
+        bar_ensemble(bars)
     if "gigapixel" in wanted:
         bar_2(bars, ((32768, 32768),))
     return bars.finish()

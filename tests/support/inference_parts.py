@@ -36,14 +36,17 @@ def write_model(
     depth: int = 2,
     patch: int = 16,
     classes: tuple[ClassInfo, ...] = CLASSES,
+    seed: int = 3,
+    mean: float = 120.0,
 ) -> Path:
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     config = ModelConfig(width=width, depth=depth)
     model = build_model(config, channels, len(classes))
     # Spread the logits, so that all classes occur and rounding matters.
     with torch.no_grad():
         model.head.weight.mul_(20)  # type: ignore[union-attr, operator]
-    card = ModelCard(config, classes, channels, dtype, patch, (120.0,) * channels, (60.0,) * channels, 2**depth)
+    card = ModelCard(config, classes, channels, dtype, patch, (mean,) * channels, (60.0,) * channels, 2**depth)
+    folder.mkdir(parents=True, exist_ok=True)
     save_model(folder / "best.safetensors", model.state_dict(), card)
     return folder
 

@@ -45,7 +45,9 @@ def job(model: Path, images: Path, out: Path, *more: str) -> int:
 
 
 def names(*images: Path) -> list[str]:
-    return [image.name for image in find_inputs(InferConfig(model="m", images=tuple(map(str, images))), CLASSES).images]
+    return [
+        image.name for image in find_inputs(InferConfig(model=("m",), images=tuple(map(str, images))), CLASSES).images
+    ]
 
 
 @pytest.mark.parametrize("one_directory", [False, True])
@@ -69,7 +71,7 @@ def test_pages_have_the_masks_of_their_place(tmp_path: Path) -> None:
                 if kind == "images":  # an overview after each
                     file.write(page[::2, ::2], photometric="minisblack", metadata=None, subfiletype=1)
     config = InferConfig(
-        model="m",
+        model=("m",),
         images=(str(tmp_path / "images"),),
         masks=MasksConfig(folder=tmp_path / "masks", classes=tuple(info.name for info in CLASSES)),
     )
@@ -77,7 +79,7 @@ def test_pages_have_the_masks_of_their_place(tmp_path: Path) -> None:
     assert [Path(image.path).name for image in found] == ["a.tif", "a.tif#page=2", "a.tif#page=4"]
     assert [Path(str(image.mask)).name for image in found] == ["a.tif", "a.tif#page=1", "a.tif#page=2"]
     (tmp_path / "list.csv").write_text("image;mask\nimages/a.tif;masks/a.tif\n", encoding="utf-16")
-    rows = find_inputs(InferConfig(model="m", images=(str(tmp_path / "list.csv"),)), CLASSES).images
+    rows = find_inputs(InferConfig(model=("m",), images=(str(tmp_path / "list.csv"),)), CLASSES).images
     assert [Path(str(image.mask)).name for image in rows] == ["a.tif", "a.tif#page=1", "a.tif#page=2"]
 
 

@@ -27,7 +27,7 @@ def save(*paths: Path) -> None:
 
 def masks_of(*images: Path, masks: Path, name: str = "{stem}") -> list[str | None]:
     config = InferConfig(
-        model="m",
+        model=("m",),
         images=tuple(map(str, images)),
         masks=MasksConfig(folder=masks, name=name, classes=("background", "cell")),
     )
@@ -102,7 +102,7 @@ def test_a_folder_called_as_a_result_is_refused() -> None:
 def test_pages_that_are_named_again_are_the_same_images(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "s.tif", np.zeros((3, 8, 8), np.uint8), photometric="minisblack")
     config = InferConfig(
-        model="m", images=(f"{tmp_path}/s.tif", f"{tmp_path}/s.tif#page=0", f"{tmp_path}/s.tif#page=1")
+        model=("m",), images=(f"{tmp_path}/s.tif", f"{tmp_path}/s.tif#page=0", f"{tmp_path}/s.tif#page=1")
     )
     assert [image.name for image in find_inputs(config, CLASSES).images] == ["s", "s-page1", "s-page2"]
 
@@ -110,7 +110,7 @@ def test_pages_that_are_named_again_are_the_same_images(tmp_path: Path) -> None:
 def test_names_start_at_the_root_that_was_named_so_that_images_can_be_added(tmp_path: Path) -> None:
     save(tmp_path / "images/sub/a.png")
     for named in ("images", "images/sub", "images/*/*.png", "images/sub/a.png"):
-        found = find_inputs(InferConfig(model="m", images=(str(tmp_path / named),)), CLASSES)
+        found = find_inputs(InferConfig(model=("m",), images=(str(tmp_path / named),)), CLASSES)
         root = tmp_path / "images" / ("" if named in ("images", "images/*/*.png") else "sub")
         assert found.root == str(root)
         assert [image.name for image in found.images] == [
@@ -125,7 +125,7 @@ def test_masks_are_read_as_the_model_counts_its_classes(tmp_path: Path) -> None:
 
     def labels(*classes: str, **others: str) -> list[int]:
         masks = MasksConfig(folder=tmp_path / "masks", classes=classes, ignore=("7",), **others)  # type: ignore[arg-type]
-        reader = find_inputs(InferConfig(model="m", images=(f"{tmp_path}/images",), masks=masks), CLASSES).masks
+        reader = find_inputs(InferConfig(model=("m",), images=(f"{tmp_path}/images",), masks=masks), CLASSES).masks
         assert reader is not None
         return reader.read(tmp_path / "masks/a.png")[0].tolist()
 

@@ -395,7 +395,7 @@ def test_dry_run_writes_nothing(model: Path, images: Path, tmp_path: Path, capsy
     assert not (tmp_path / "out").exists()
     printed = capsys.readouterr().out
     assert "2 images" in printed
-    assert "tile = 0" in printed
+    assert "tile = 16" in printed
     assert "rank 0: 2 images, 71 tiles" in printed
 
 

@@ -234,7 +234,7 @@ def test_names_are_equal_in_whatever_unicode_form(tmp_path: Path) -> None:
     listed = {"images": ImagesConfig(csv=tmp_path / "pairs.csv"), "masks": MasksConfig(classes=CLASSES)}
     assert count(build_own(tmp_path, name="listed", **listed)) == 3
     masks = MasksConfig(folder=tmp_path / "masks", classes=CLASSES)
-    found = find_inputs(InferConfig(model="m", images=(str(tmp_path / "images"),), masks=masks), MODEL)
+    found = find_inputs(InferConfig(model=("m",), images=(str(tmp_path / "images"),), masks=masks), MODEL)
     assert all(image.mask for image in found.images)
 
 
@@ -273,7 +273,7 @@ def test_infer_passes_over_them_too(littered: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(littered)
     if what.endswith("*"):
         (littered / "images" / "a" / "folder.png").rmdir()
-    found = find_inputs(InferConfig(model="m", images=(what,)), ())
+    found = find_inputs(InferConfig(model=("m",), images=(what,)), ())
     assert [Path(image.path).name for image in found.images] == ["0.png", "1.png", "2.png"]
 
 
@@ -345,8 +345,8 @@ def test_infer_finds_the_rule_too(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"images/Img_{number}.png", f"masks/Mask_{number}.png", number)
     masks = MasksConfig(folder=tmp_path / "masks", classes=CLASSES)
-    found = find_inputs(InferConfig(model="m", images=(str(tmp_path / "images"),), masks=masks), MODEL)
+    found = find_inputs(InferConfig(model=("m",), images=(str(tmp_path / "images"),), masks=masks), MODEL)
     assert [Path(image.mask or "").name for image in found.images] == ["Mask_0.png", "Mask_1.png", "Mask_2.png"]
     save(tmp_path / "masks" / "old.png", bright(noise(0)))
     with pytest.raises(UserError, match=r"--images pairs\.csv"):
-        find_inputs(InferConfig(model="m", images=(str(tmp_path / "images"),), masks=masks), MODEL)
+        find_inputs(InferConfig(model=("m",), images=(str(tmp_path / "images"),), masks=masks), MODEL)

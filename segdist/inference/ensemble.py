@@ -1,0 +1,94 @@
+"""Several models that the tiler sees as one: the mean of their class probabilities, tile by tile.
+
+The models run one after another on the same tiles, so that memory holds their weights and the activations of one. They
+are summed in the order in which they were named: the bits don't depend on ranks.
+
+With `disagreement`, the tiler sums one plane more: the mean over models of the entropy of each one's probabilities,
+in nats. The entropy of the mean minus that mean is the mutual information of class and model, which is 0 where all
+models say the same (Smith and Gal 2018, "Understanding measures of uncertainty for adversarial example detection").
+
+Letters: B batch, C channels, K classes, P tile side.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segdist.inference.tiler import TileModel
+from segdist.model.model_file import load_model
+from segdist.model.precision import Precision
+
+
+class Ensemble:
+    """The mean of `members`, which agree in classes, channels and device.
+
+    Args:
+        disagreement: `probabilities` has a plane more, the mean entropy of the members' probabilities in nats.
+    """
+
+    def __init__(self, members: Sequence[TileModel], *, disagreement: bool = False) -> None:
+        self.members, self.disagreement = members, disagreement
+        self.device, self.channels, self.num_classes = members[0].device, members[0].channels, members[0].num_classes
+        self.planes = self.num_classes + disagreement
+
+    def normalized(self, rows: np.ndarray) -> torch.Tensor:
+        """Stored pixels (h, W, C) as float32 (C, h, W) on the device; each member normalizes tiles in its own way."""
+        return self.members[0].pixels(rows)
+
+    def probabilities(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Means over the members.
+
+        Args:
+            tiles: float32 (B, C, P, P) in stored units, on the device.
+
+        Returns:
+            float32 (B, planes, P, P), new at each call.
+        """
+        batch, _, height, width = tiles.shape
+        total = torch.zeros(batch, self.planes, height, width, device=self.device)
+        for member in self.members:
+            probabilities = member.probabilities((tiles - member.mean).mul_(member.scale))
+            total[:, : self.num_classes] += probabilities
+            if self.disagreement:
+                total[:, self.num_classes] += torch.special.entr(probabilities).sum(dim=1)
+        return total.mul_(1 / len(self.members))
+
+
+def load_tile_model(
+    files: Sequence[Path],
+    device: torch.device,
+    precision: Precision,
+    *,
+    flips: bool,
+    channels_last: bool,
+    trusted: Sequence[str] = (),
+    compiled: bool = False,
+    disagreement: bool = False,
+) -> TileModel | Ensemble:
+    """The model of one file, or the ensemble of several, ready for tiles on `device`.
+
+    Raises:
+        UserError: see `segdist.model.model_file.load_model`.
+    """
+    members = []
+    for file in files:
+        model, card = load_model(file, str(device), trusted)
+        runnable: Any = torch.compile(model) if compiled else model
+        members.append(
+            TileModel(
+                runnable,
+                len(card.classes),
+                card.mean,
+                card.std,
+                device,
+                stride_multiple=card.stride_multiple,
+                precision=precision,
+                flips=flips,
+                upside_down=card.flips != "sideways",
+                channels_last=channels_last,
+            )
+        )
+    return members[0] if len(members) == 1 else Ensemble(members, disagreement=disagreement)
