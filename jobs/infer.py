@@ -21,14 +21,15 @@ import time
 from jobs.command_line import parse, print_config
 from jobs.entry import run_job
 from segdist.core.exit_codes import FINISHED, INCOMPLETE
-from segdist.inference.config import InferConfig, settings_in_cards
+from segdist.inference.config import InferConfig
+from segdist.model.card import inference_settings
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     command = parse(InferConfig, argv, "infer", __doc__ or "")
     # What the models' cards say, under what the user says.
-    command = parse(InferConfig, argv, "infer", __doc__ or "", preset_values=settings_in_cards(command.job.models))
+    command = parse(InferConfig, argv, "infer", __doc__ or "", preset_values=inference_settings(command.job.models))
     # Heavy imports come after the command line: --help must not wait for torch.
     from segdist.inference.job import PATIENCE, examine, infer
     from segdist.inference.printout import plan_text, summary_text

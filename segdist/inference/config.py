@@ -1,9 +1,8 @@
 """Everything that an inference job can be told, as one frozen dataclass."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -11,7 +10,6 @@ from segdist.core.errors import UserError
 from segdist.core.paths import run_dir
 from segdist.core.ranges import Count, CountOrZero, PartialShare, Range, Threads, check_ranges
 from segdist.inference.grid import Blending, Borders, stride_of
-from segdist.model.card import read_agreeing_cards, resolve_ensemble
 from segdist.tracking.config import TrackingConfig
 from shards.images.config import MasksConfig
 from shards.images.mask_names import MaskRule
@@ -170,17 +168,3 @@ class InferConfig:
         part, parts = self.task_part()
         stem, dot, suffix = file.partition(".")
         return f"{stem}-{part}-of-{parts}{dot}{suffix}" if parts > 1 else file
-
-
-def settings_in_cards(models: Sequence[Path]) -> dict[str, Any]:
-    """Settings of an `InferConfig` that the cards of its models have a wish for; of several, the most careful ones.
-
-    Raises:
-        UserError: there is no such model, or they don't agree with each other.
-    """
-    cards = read_agreeing_cards(resolve_ensemble(models))
-    return {
-        "tile": max(card.tile or card.patch for card in cards),
-        "overlap": max(card.overlap for card in cards),
-        "flips": any(card.flips != "none" for card in cards),
-    }

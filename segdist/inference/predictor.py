@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from segdist.core.errors import UserError
-from segdist.inference.config import settings_in_cards
 from segdist.inference.enlarge import Means, Scale, image_rows
 from segdist.inference.ensemble import Ensemble, load_tile_model
 from segdist.inference.grid import Blending, Borders, TileGrid, blending_window, make_grid
 from segdist.inference.tiler import FinishedRows, Region, TileModel, labels_of
-from segdist.model.card import read_card, resolve_ensemble
+from segdist.model.card import inference_settings, read_card, resolve_ensemble
 from segdist.model.precision import Choice, choose_precision
 from shards.images.opening import match_channels, open_image
 
@@ -81,7 +80,7 @@ class Predictor:
             if not names:
                 raise UserError("no model: give a run folder, a model file or several")
             files = resolve_ensemble([Path(name) for name in names])
-            wishes = settings_in_cards(files)
+            wishes = inference_settings(files)
             tile = tile or wishes["tile"]
             overlap = wishes["overlap"] if overlap is None else overlap
             self.model = load_tile_model(

@@ -147,3 +147,17 @@ def read_agreeing_cards(files: Sequence[Path]) -> list[ModelCard]:
                     f"{here}; give models of one shard set"
                 )
     return cards
+
+
+def inference_settings(models: Sequence[Path]) -> dict[str, Any]:
+    """What the cards of the models wish for tile, overlap and flips; of several, the most careful wish.
+
+    Raises:
+        UserError: there is no such model, or they don't agree with each other.
+    """
+    cards = read_agreeing_cards(resolve_ensemble(models))
+    return {
+        "tile": max(card.tile or card.patch for card in cards),
+        "overlap": max(card.overlap for card in cards),
+        "flips": any(card.flips != "none" for card in cards),
+    }

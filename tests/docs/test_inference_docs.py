@@ -27,7 +27,7 @@ PAGE = (ROOT / "docs" / "inference.md").read_text()
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data/synthetic and runs/synthetic, as after the first steps of the README."""
+    """A folder with data/synthetic and runs, as after the first steps of the README."""
     desk = tmp_path_factory.mktemp("desk")
     manifest = read_manifest(tiny_set(desk / "data", "synthetic"))
     config = ModelConfig(width=4, depth=2)
@@ -42,7 +42,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         manifest.std,
         stride_multiple=4,
     )
-    save_model(desk / "runs/synthetic/best.safetensors", state, card)
+    for run in ("synthetic", "one", "two"):
+        (desk / "runs" / run).mkdir(parents=True)
+        save_model(desk / "runs" / run / "best.safetensors", state, card)
     return desk
 
 
