@@ -99,7 +99,7 @@ def infer(*, quiet: bool = True, **settings: Any) -> "Result":
 
     Args:
         quiet: print nothing; False: print what the command prints.
-        settings: those of `segdist.inference.config.InferConfig`: `model` (run, its name or folder, or a model file);
+        settings: those of `segdist.inference.config.InferConfig`: `model` (run, its name or folder, a model file, or a list);
             `images` (files, folders) or `data` (a shard set's held-out images); `out`, `output={"probabilities":
             "float16"}`. Tile, overlap and flips are by default those of the model card.
 
@@ -110,13 +110,14 @@ def infer(*, quiet: bool = True, **settings: Any) -> "Result":
     Raises:
         UserError: bad settings, no such model or images; with `strict=True`, an image that can't be segmented.
     """
-    from segdist.inference.config import InferConfig, settings_in_card
+    from segdist.inference.config import InferConfig
+    from segdist.model.card import inference_settings
     from segdist.ranks.process_group import ranks
 
     call = "segdist.infer()"
     given = plain(settings, call) | {"quiet": quiet}
     config = from_keywords(InferConfig, given, call)
-    config = from_keywords(InferConfig, merge(settings_in_card(config.model), given), call)
+    config = from_keywords(InferConfig, merge(inference_settings(config.models), given), call)
     from segdist.inference.job import PATIENCE
     from segdist.inference.job import infer as infer_here
     from segdist.inference.printout import summary_text
