@@ -99,7 +99,7 @@ def infer(*, quiet: bool = True, **settings: Any) -> "Result":
 
     Args:
         quiet: print nothing; False: print what the command prints.
-        settings: those of `segdist.inference.config.InferConfig`: `model` (run, its name or folder, a model file, or a list);
+        settings: those of `segdist.inference.config.InferConfig`: `model` (run, its folder or file, or a list);
             `images` (files, folders) or `data` (a shard set's held-out images); `out`, `output={"probabilities":
             "float16"}`. Tile, overlap and flips are by default those of the model card.
 
