@@ -1,4 +1,4 @@
-"""Run folders read back: the record of a run, its status in the terminal, its report as a page.
+"""Reading run folders: the record of a run, its status in the terminal, its report as a page.
 
-Needs neither torch nor the job that writes. May import `segdist.core` and `shards`.
+Needs neither torch nor the job that writes the run. May import `segdist.core` and `shards`.
 """

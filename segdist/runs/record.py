@@ -1,4 +1,4 @@
-"""A run folder read back: what status and report show. Needs neither torch nor the job that writes."""
+"""Read a run folder for status and report. Needs neither torch nor the job that writes the run."""
 
 import json
 import shlex
@@ -30,7 +30,7 @@ from segdist.core.states import ENDED, State
 from segdist.core.terminal import warn
 
 SILENT_AFTER = 120.0
-"""Seconds without a sign of life after which a run that has not ended is called silent (or 10 usual intervals)."""
+"""Seconds without a sign of life after which an unfinished run counts as silent (or 10 usual intervals, if longer)."""
 
 TIMES_VERSION = 1
 METRIC_KEYS, EVENT_KEYS = {"kind", "step", "time"}, {"what", "step", "time"}
@@ -40,26 +40,26 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run has left on the disk so far."""
+    """The files of a run so far."""
 
     folder: Path
     description: dict[str, Any] = field(default_factory=dict)
     """`config.json`."""
     train: list[Row] = field(default_factory=list)
-    """Rows of training figures, in order of steps."""
+    """Rows of training figures, ordered by step."""
     val: list[Row] = field(default_factory=list)
-    """Rows of validation scores, in order of steps."""
+    """Rows of validation scores, ordered by step."""
     events: list[Row] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     predictions: list["Predictions"] = field(default_factory=list)
     nodes: list[Row] = field(default_factory=list)
-    """The latest heartbeat of each node that trains it."""
+    """The latest heartbeat of each node that is training it."""
     problem: str = ""
-    """Why the folder can't be read; all else is empty then."""
+    """Why the folder can't be read; everything else is then empty."""
 
     @property
     def name(self) -> str:
-        """Name for people."""
+        """Display name."""
         return self.folder.resolve().name
 
     @property
@@ -70,7 +70,7 @@ class RunRecord:
 
     @property
     def step(self) -> int:
-        """The last step that anything is known of."""
+        """The last known step."""
         return max([row["step"] for row in [*self.train[-1:], *self.val[-1:]]], default=self.summary.get("step", 0))
 
     @property
@@ -81,7 +81,7 @@ class RunRecord:
 
     @property
     def steps(self) -> int | None:
-        """Steps of the whole run, where it is known yet."""
+        """Steps of the whole run, if already known."""
         for known in (self.config.get("steps"), self.summary.get("steps")):
             if known:
                 return int(known)
@@ -92,22 +92,22 @@ class RunRecord:
 
     @property
     def best(self) -> Row | None:
-        """The validation row with the highest mean IoU, the first of equals."""
+        """The validation row with the highest mean IoU; the first one on a tie."""
         return max((row for row in self.val if row.get("mean_iou") is not None), key=_mean_iou, default=None)
 
     @property
     def resumes(self) -> int:
-        """How often the run was taken up again."""
+        """How often the run was resumed."""
         return sum(event["what"] == "resumed" for event in self.events)
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that were skipped because of NaN or infinite gradients."""
+        """Number of steps skipped because of NaN or infinite gradients."""
         return max((int(event.get("skipped", 0)) for event in self.events), default=0)
 
     @cached_property
     def classes(self) -> list[str]:
-        """Class names: of the model's card, else of the predictions, else numbers."""
+        """Class names: from the model card, else from the predictions, else numbers."""
         for model in (LAST_MODEL, BEST_MODEL):
             if names := _class_names(self.folder / model):
                 return names
@@ -121,7 +121,7 @@ class RunRecord:
         return max((row["time"] for row in [*self.train[-1:], *self.val[-1:], *self.events[-1:]]), default=None)
 
     def state(self, now: float | None = None) -> State:
-        """How the run stands; "silent" is a guess: killed, or very slow."""
+        """The run's state; "silent" is a guess: killed, or very slow."""
         if self.events and self.events[-1]["what"] in ENDED:
             ended: State = self.events[-1]["what"]
             return ended
@@ -140,11 +140,11 @@ class Predictions:
     folder: Path
     scores: dict[str, Any]
     starts: list[Row] = field(default_factory=list)
-    """Starts of the job that segmented something: `time`, `seconds`, `images`, `reused`, `ranks`, `device`."""
+    """Starts of the job that segmented at least one image: `time`, `seconds`, `images`, `reused`, `ranks`, `device`."""
 
 
 def note_inference(folder: Path, **values: Any) -> None:
-    """Add a start of an inference job to the `times.jsonl` of its predictions; see `Predictions.starts`."""
+    """Add a start of an inference job to its predictions' `times.jsonl`; see `Predictions.starts`."""
     with (folder / TIMES).open("a") as file:
         file.write(json.dumps(stamped({"time": round(time.time(), 3), **values}, TIMES_VERSION)) + "\n")
 
@@ -159,20 +159,20 @@ def find_run(name: str) -> Path:
     if folder.is_dir():
         return folder
     known = sorted(path.name for path in RUNS.iterdir() if path.is_dir()) if RUNS.is_dir() else []
-    hint = f"runs here: {', '.join(known)}" if known else f"there is no folder {RUNS} here; is this the right place?"
-    raise UserError(f"no run {name}: {folder} is no folder; {hint}")
+    hint = f"runs here: {', '.join(known)}" if known else f"there is no folder {RUNS} here; is this the right folder?"
+    raise UserError(f"no such run: {name} ({folder} is not a folder); {hint}")
 
 
 def run_of(predictions: Path) -> Path:
-    """The run folder that a folder of predictions lies in; itself where it lies elsewhere."""
+    """The run folder that contains a folder of predictions; the folder itself if it is elsewhere."""
     return next((folder for folder in predictions.parents if (folder / CONFIG).is_file()), predictions)
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run folder, or a folder of predictions; what isn't there yet is left empty.
+    """Read a run folder, or a folder of predictions; missing parts are left empty.
 
     Raises:
-        UserError: the folder holds neither; a file in it is damaged.
+        UserError: the folder holds neither, or a file in it is damaged.
     """
     predictions = [
         Predictions(path.parent, _read_json(path), _starts(path.parent / TIMES))
@@ -180,10 +180,8 @@ def read_run(folder: Path) -> RunRecord:
     ]
     if not (folder / CONFIG).is_file() and not predictions:
         command = f"segdist queue {shlex.quote(folder.name)}"
-        queued = f"; `{command}` says what became of its jobs" if (folder / SLURM_LOGS).is_dir() else ""
-        raise UserError(
-            f"{folder}: no run (there is no {CONFIG}) and no scored predictions (no {SCORES}) in it{queued}"
-        )
+        queued = f"; `{command}` shows the state of its jobs" if (folder / SLURM_LOGS).is_dir() else ""
+        raise UserError(f"{folder}: holds neither a run (no {CONFIG}) nor scored predictions (no {SCORES}){queued}")
     rows = read_rows(folder / METRICS, METRIC_KEYS)
     return RunRecord(
         folder=folder,
@@ -198,7 +196,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def read_run_or_problem(folder: Path) -> RunRecord:
-    """As `read_run`; of a folder that can't be read a record with the reason, so that it hides no other."""
+    """As `read_run`, but an unreadable folder gives a record with the reason, so that it hides no other run."""
     try:
         return read_run(folder)
     except UserError as error:
@@ -206,10 +204,10 @@ def read_run_or_problem(folder: Path) -> RunRecord:
 
 
 def read_rows(path: Path, keys: Set[str] = frozenset({"step", "time"})) -> list[Row]:
-    """The rows of a file with a JSON object a line; lines that are damaged are left out, with a warning.
+    """The rows of a file with one JSON object per line; damaged lines are left out, with a warning.
 
     Args:
-        keys: what every row has. A line that lacks one is damaged.
+        keys: required keys. A line that lacks one is damaged.
     """
     if not path.is_file():
         return []
@@ -225,7 +223,7 @@ def read_rows(path: Path, keys: Set[str] = frozenset({"step", "time"})) -> list[
             continue
         if isinstance(row, dict) and keys <= row.keys():
             rows.append(row)
-        elif number < len(lines):  # the last line, without its end, is one that is being written, or was at a crash
+        elif number < len(lines):  # an incomplete last line is still being written, or was cut off by a crash
             damaged.append(number)
     if damaged:
         numbers = ", ".join(map(str, damaged[:5])) + (" …" if len(damaged) > 5 else "")
@@ -234,7 +232,7 @@ def read_rows(path: Path, keys: Set[str] = frozenset({"step", "time"})) -> list[
 
 
 def _heartbeats(folder: Path) -> list[Row]:
-    """What the nodes wrote last; a file that is damaged or gone meanwhile is left out."""
+    """The nodes' latest heartbeats; damaged or vanished files are left out."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -260,12 +258,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); delete it, and run the job that wrote it again") from None
+        raise UserError(f"{path}: damaged ({error}); delete it and rerun the job that wrote it") from None
     return content
 
 
 def _class_names(model: Path) -> list[str]:
-    """From the card of a model file; none where there is no such file yet, or a damaged one."""
+    """Class names from a model card; none if the file is missing or damaged."""
     try:
         return [item["name"] for item in json.loads(read_metadata(model)[CARD_KEY])["classes"]]
     except (UserError, ValueError, KeyError):

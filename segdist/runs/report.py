@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file of a run, or of several to compare them."""
+"""The report: one self-contained HTML file about a run, or comparing several."""
 
 import shlex
 from collections.abc import Sequence
@@ -16,27 +16,27 @@ from segdist.runs.record import Predictions, RunRecord, read_run
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_IMAGES = 200
-"""Rows of the table of images; the rest is in scores.json."""
+"""Maximum rows in the table of images; the rest are in scores.json."""
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None, figures: int = 20) -> Path:
     """Write the report of a run folder or a folder of predictions, or a comparison of several.
 
     Args:
-        out: the file; default `report.html` in the folder, `comparison.html` beside the first of several.
-        figures: most figures of test images per set of predictions, the worst first.
+        out: the file; default: `report.html` in the folder, or `comparison.html` next to the first of several.
+        figures: maximum number of figures of test images per set of predictions, worst first.
 
     Returns:
-        The file, written whole or not at all.
+        The file, written atomically.
 
     Raises:
-        UserError: a folder holds no run; its files are damaged; a folder was given twice.
+        UserError: a folder holds no run, its files are damaged, or a folder was given twice.
     """
-    # Only here: nothing else of segdist needs it.
+    # Imported here, because nothing else in segdist needs it.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("the same run was named twice; a comparison needs different ones")
+        raise UserError("the same run was given twice; a comparison needs different runs")
     runs = [read_run(folder) for folder in folders]
     comparing = len(runs) > 1
     target = out or (folders[0].resolve().parent / COMPARISON if comparing else folders[0] / REPORT)
@@ -59,10 +59,10 @@ def write_report(folders: Sequence[Path], out: Path | None = None, figures: int 
 
 
 def refresh_report(folder: Path, *, quiet: bool = False) -> None:
-    """Write the report at the end of a job; the results are safe by then, so that a failure here is only a warning."""
+    """Write the report at the end of a job; since the results are already safe, a failure here is only a warning."""
     try:
         target = write_report([folder])
-    except Exception as error:  # a full disk, a picture that can't be read: nothing that should fail the job
+    except Exception as error:  # a full disk or an unreadable picture, for example, shouldn't fail the job
         again = f"segdist report {shlex.quote(str(folder))}"
         warn(f"the report could not be written ({type(error).__name__}: {error}); try: {again}")
         return
@@ -104,7 +104,7 @@ def _page(run: RunRecord, most_figures: int) -> dict[str, Any]:
         *((f"images{number}", f"Images: {item['label']}", True) for number, item in enumerate(page["predictions"], 1)),
         ("data", "Data", page["data_sets"]),
         ("time", "Time", page["timings"] or page["events"] or page["inference"]),
-        ("again", "To do it again", page["settings"]),
+        ("again", "Reproduce this run", page["settings"]),
     ]
     return page
 
@@ -144,7 +144,7 @@ def _comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
         values = [scores.get(label) for scores in scored]
         highest = max((value for value in values if value is not None), default=None)
         winners = [value is not None and value == highest for value in values]
-        # Where all are equal, nobody wins.
+        # On a complete tie, there is no winner.
         cells = [(data.number(v), won and not all(winners)) for v, won in zip(values, winners, strict=True)]
         table.append((label, cells))
     seconds = [run.summary.get("seconds") for run in runs]
@@ -175,6 +175,6 @@ def _scores(run: RunRecord) -> dict[str, float | None]:
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
-    """Names that tell the runs apart: the folders' own, or whole paths where those are equal."""
+    """Names that tell the runs apart: the folders' names, or full paths if those are equal."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]

@@ -1,7 +1,7 @@
 """Line charts as plain geometry; the report's template draws them as inline SVG.
 
-No colors here: lines have a number, the style sheet knows what it looks like in light, dark and print. Lines differ
-in their dashes too, so that nobody needs to tell colors apart.
+No colors here: lines are numbered, and the style sheet defines their look in light mode, dark mode and print. Lines
+also differ in their dashes, so no one has to tell colors apart.
 """
 
 import math
@@ -11,18 +11,19 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 78.0, 26.0, 14.0, 56.0
-"""Margins for the axes' texts; units of the SVG's view box."""
+"""Margins for the axis labels, in units of the SVG's view box."""
 STYLES = 6
-"""Colors and dashes of the style sheet: 36 lines that differ in one or the other."""
+"""Colors and dashes in the style sheet: 36 different combinations."""
 MOST_POINTS = 400
-"""Points of a line beyond which neighbors are averaged: two per unit of the width show no more."""
+"""Number of points in a line above which neighbors are averaged: more than two per unit of width wouldn't be
+visible."""
 LOG_FROM = 50.0
-"""Ratio of highest to lowest value from which an axis that may be logarithmic is."""
+"""Ratio of highest to lowest value at which an axis becomes logarithmic, if allowed."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line to draw: (x, y) in order of x; y may be None where there is no number."""
+    """A line to draw: (x, y) ordered by x; y can be None for a missing number."""
 
     label: str
     points: Sequence[tuple[float, float | None]]
@@ -38,7 +39,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """A drawn series: SVG path data, and what the legend says."""
+    """A drawn series: SVG path data and its legend."""
 
     label: str
     path: str
@@ -46,7 +47,7 @@ class Line:
     dash: int
     last: str
     single: tuple[float, float] | None
-    """The only point of a series that has one, which a path doesn't show."""
+    """The point of a single-point series, which a path wouldn't show."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ class Chart:
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     marks: list[Tick]
-    """Vertical lines: where something happened."""
+    """Vertical lines that mark events."""
     description: str
-    """For those who can't see it."""
+    """Text description for screen readers."""
 
 
 def make_chart(
@@ -72,18 +73,18 @@ def make_chart(
     marks: Sequence[tuple[float, str]] = (),
     log: bool = False,
 ) -> Chart | None:
-    """Lay out a chart; None where there is nothing to draw.
+    """Lay out a chart; None if there is nothing to draw.
 
     Args:
         marks: x positions of vertical lines, with their meaning.
-        log: a logarithmic y axis where the values span much and are above 0.
+        log: use a logarithmic y axis if the values span a wide range and are above 0.
     """
     known = [(x, y) for line in series for x, y in line.points if y is not None]
     if not known:
         return None
     low_x, high_x = min(x for x, _ in known), max(x for x, _ in known)
     low, high = min(y for _, y in known), max(y for _, y in known)
-    # Below the smallest normal number a power of ten may be 0.
+    # Below the smallest normal number, a power of ten may be 0.
     logarithmic = log and low >= sys.float_info.min and high / low > LOG_FROM
     y_values = _log_ticks(low, high) if logarithmic else nice_ticks(low, high)
     low, high = min(low, y_values[0]), max(high, y_values[-1])
@@ -127,9 +128,9 @@ def make_chart(
 
 
 def nice_ticks(low: float, high: float, wanted: int = 5, *, inside: bool = False) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten apart) that cover [low, high], or with `inside` lie in it."""
+    """Round values (1, 2 or 5 times a power of ten apart) that cover [low, high], or with `inside`, are within it."""
     raw = (high - low) / wanted
-    if not raw > sys.float_info.min:  # one value, or none that a tick could tell from the other
+    if not raw > sys.float_info.min:  # a single value, or values too close for ticks to separate
         return [low] if inside else [low, low + (abs(low) or 1)]
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
@@ -142,7 +143,7 @@ def nice_ticks(low: float, high: float, wanted: int = 5, *, inside: bool = False
 
 
 def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
-    """At most `MOST_POINTS` points, each the mean of its neighbors; gaps stay where a whole group has no number."""
+    """At most `MOST_POINTS` points, each the mean of its neighbors; a gap remains if a whole group has no number."""
     groups = min(len(points), MOST_POINTS)
     thin: list[tuple[float, float | None]] = []
     for group in range(groups):
@@ -162,7 +163,7 @@ def short(value: float) -> str:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten that cover [low, high], not more than about seven of them."""
+    """Powers of ten that cover [low, high], at most about seven of them."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     stride = -(-(last - first) // 6)
     return [10.0**power for power in range(first, last + stride, stride)]

@@ -1,4 +1,4 @@
-"""What a report says, as plain values for its template: no layout here.
+"""The contents of a report, as plain values for its template: no layout here.
 
 K classes; confusion matrices are K x K, rows the truth.
 """
@@ -22,10 +22,10 @@ from segdist.runs.report_charts import Chart, Series, make_chart
 from shards.manifest import Manifest, read_manifest
 
 NOT_COMPARED = {"name", "quiet", "tracking", "checkpoint", "threads", "device"}
-"""Settings that a comparison of runs leaves out: they don't change what is learned."""
+"""Settings left out of a comparison of runs, because they don't affect the result."""
 
 MOST_RANKS = 16
-"""Ranks whose times are listed."""
+"""Maximum number of ranks whose times are listed."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A confusion matrix to show: counts and shares of the truth's pixels, row by row."""
+    """A confusion matrix to show: counts and fractions of the truth's pixels, row by row."""
 
     title: str
     class_names: list[str]
@@ -49,12 +49,12 @@ class Matrix:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A shard set in a few numbers."""
+    """A few numbers about a shard set."""
 
     path: str
     facts: list[tuple[str, str]]
     classes: list[tuple[str, str, float]]
-    """Name, CSS color, share of the training pixels."""
+    """Name, CSS color, fraction of the training pixels."""
 
 
 def headline(run: RunRecord) -> list[tuple[str, str, str]]:
@@ -79,7 +79,7 @@ def headline(run: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def learning_curves(run: RunRecord) -> list[Chart]:
-    """Scores, losses, rates, speed over the steps; vertical marks where the run was taken up again."""
+    """Scores, losses, rates and speed over the steps; vertical marks where the run was resumed."""
     marks = [(float(event["step"]), "resumed") for event in run.events if event["what"] == "resumed"]
     per_class = [
         Series(name, [(row["step"], row["iou"][index]) for row in run.val]) for index, name in enumerate(run.classes)
@@ -103,7 +103,7 @@ def learning_curves(run: RunRecord) -> list[Chart]:
 
 
 def comparison_curves(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Chart]:
-    """The runs' curves on one axis."""
+    """The runs' curves on shared axes."""
     wanted = [("validation mean IoU", "val", "mean_iou", False), ("validation loss", "val", "loss", True)]
     wanted.append(("training loss", "train", "loss", True))
     charts = [
@@ -150,7 +150,7 @@ def worst_first(item: Predictions) -> list[dict[str, Any]]:
 
 
 def figures(item: Predictions, most: int) -> list[Figure]:
-    """The figures of the worst images, at most so many."""
+    """The figures of the worst images, at most `most`."""
     found: list[Figure] = []
     for image in worst_first(item):
         path = item.folder / FIGURES / f"{image['name']}.png"
@@ -160,7 +160,7 @@ def figures(item: Predictions, most: int) -> list[Figure]:
 
 
 def data_sets(run: RunRecord) -> list[DataSet]:
-    """The shard sets that the run learned from, as far as they are where they were, unchanged."""
+    """The shard sets that the run trained on, if they are still in place and unchanged."""
     found: list[DataSet] = []
     for entry in run.description.get("data", []):
         try:
@@ -176,7 +176,7 @@ def data_sets(run: RunRecord) -> list[DataSet]:
 
 
 def timings(run: RunRecord) -> list[tuple[str, float]]:
-    """Where the time of all starts went, in seconds. Rows tell of training; the rest is between them."""
+    """Where the time of all starts went, in seconds. Rows cover training; the rest is the time between them."""
     size = run.config.get("batch_size", 0)
     training = waiting = 0.0
     before = 0
@@ -194,10 +194,10 @@ def timings(run: RunRecord) -> list[tuple[str, float]]:
 
 
 def rank_times(run: RunRecord) -> list[tuple[int, float, float]]:
-    """The latest start's ranks, the slowest first, at most `MOST_RANKS`: rank, seconds, how many times the median.
+    """The latest start's ranks, slowest first, at most `MOST_RANKS`: rank, seconds, multiple of the median.
 
-    The seconds are those of a step until the rank needs the others: its batch and its share of the computation. Empty
-    for a single rank.
+    The seconds are the rank's own time per step, until it needs the others: its batch and its part of the computation.
+    Empty for a single rank.
     """
     seconds: list[float] = run.summary.get("rank_seconds", [])
     usual = median(seconds) if seconds else 0.0
@@ -229,18 +229,18 @@ def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
 
 
 def where(event: dict[str, Any]) -> str:
-    """Ranks and device of an event, where it has them: `2 ranks, cpu`."""
+    """Ranks and device of an event, if it has them: `2 ranks, cpu`."""
     ranks = event.get("ranks")
     return "" if ranks is None else f"{ranks} rank{'s' * (ranks > 1)}, {event['device']}"
 
 
 def number(value: float | None) -> str:
-    """A score with four digits; a dash where there is none."""
+    """A score with four digits; a dash if there is none."""
     return "–" if value is None else f"{value:.4f}"
 
 
 def data_uri(path: Path) -> str:
-    """A picture as text that stands in the page itself; as WebP, a tenth of a PNG of noisy images."""
+    """A picture as text to embed in the page; as WebP, which for noisy images takes a tenth of a PNG."""
     buffer = io.BytesIO()
     with Image.open(path) as picture:
         picture.convert("RGB").save(buffer, "WEBP", quality=88)

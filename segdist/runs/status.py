@@ -1,4 +1,4 @@
-"""How runs stand, from their files: text for a terminal, over ssh too."""
+"""The status of runs, from their files: text for a terminal, also over ssh."""
 
 import time
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from segdist.runs.record import RunRecord
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
-"""Characters of a sparkline."""
+"""Width of a sparkline in characters."""
 NODE_SILENT_AFTER = 60.0
-"""Seconds after which a node without a heartbeat is called silent."""
+"""Seconds without a heartbeat after which a node counts as silent."""
 MOST_NODES = 8
-"""Nodes that get a line of their own."""
+"""Maximum number of nodes with their own line."""
 STATE_STYLES = {
     "running": "green",
     "finished": "bold green",
@@ -27,9 +27,9 @@ STATE_STYLES = {
 
 
 def sparkline(values: Sequence[float | None], width: int = WIDTH) -> str:
-    """A curve in one line of text, lowest value ▁, highest █; None (no number) is a gap.
+    """A curve in one line of text: lowest value ▁, highest █; None (no number) is a gap.
 
-    More values than characters are averaged, those that would share a character.
+    Values that share a character are averaged.
     """
     cells: list[float | None] = []
     for cell in range(min(width, len(values))):
@@ -38,13 +38,13 @@ def sparkline(values: Sequence[float | None], width: int = WIDTH) -> str:
         cells.append(sum(numbers) / len(numbers) if numbers else None)
     known = [value for value in cells if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
-    # Divided first: numbers next to 0 have a spread whose reciprocal is infinite.
+    # Divide first: numbers close to 0 have a spread whose reciprocal is infinite.
     span = high - low or 1.0
     return "".join(" " if value is None else BARS[round((value - low) / span * (len(BARS) - 1))] for value in cells)
 
 
 def remaining_seconds(run: RunRecord) -> float | None:
-    """Time to the end at the pace of the last rows, validation included; None where it can't be told."""
+    """Time to the end at the pace of the last rows, including validation; None if unknown."""
     rows = run.train[-20:]
     if run.steps is None or len(rows) < 2 or rows[-1]["step"] == rows[0]["step"]:
         return None
@@ -53,7 +53,7 @@ def remaining_seconds(run: RunRecord) -> float | None:
 
 
 def overview(runs: Sequence[RunRecord], now: float | None = None) -> RenderableType:
-    """One line per run; below them, why folders can't be read."""
+    """One line per run, followed by the reasons for unreadable folders."""
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "state", "step", "best mean IoU", "last", "mean IoU"):
         table.add_column(heading, justify="right" if heading in ("step", "best mean IoU", "last") else "left")
@@ -71,7 +71,7 @@ def overview(runs: Sequence[RunRecord], now: float | None = None) -> RenderableT
 
 
 def status(run: RunRecord, now: float | None = None) -> RenderableType:
-    """A run on about fifteen lines; predictions outside of a run on one."""
+    """A run in about fifteen lines; predictions outside a run in one."""
     scored = [
         Text(f"{item.folder}: mean IoU over images {_number(item.scores['mean_iou_over_images'])}")
         for item in run.predictions
@@ -100,7 +100,7 @@ def status(run: RunRecord, now: float | None = None) -> RenderableType:
 
 
 def _nodes(run: RunRecord, now: float) -> list[RenderableType]:
-    """A line for each node, the ones that are behind or silent first; of many nodes only these and a summary."""
+    """One line per node, lagging or silent ones first; with many nodes, only these and a summary."""
     if not run.nodes:
         return []
     front = max(node["step"] for node in run.nodes)
@@ -119,7 +119,7 @@ def _nodes(run: RunRecord, now: float) -> list[RenderableType]:
 
 
 def _slowest(run: RunRecord) -> str:
-    """Which rank is the slowest, and what the others need."""
+    """The slowest rank, and the median of all."""
     last = run.train[-1] if run.train else {}
     return f"rank {last['slowest_rank']}; median {last['rank_s_median']:.3g}" if "slowest_rank" in last else ""
 

@@ -1,7 +1,8 @@
-"""What leaves a run while it goes on: Weights & Biases, TensorBoard.
+"""Live tracking of runs: Weights & Biases, TensorBoard.
 
-Trackers are a convenience beside `metrics.jsonl`, which the trainer writes itself and which is the record of the run.
-So nothing here may slow a step, fail a run, or wait for a network for more than seconds. Only rank 0 has trackers.
+Trackers are a convenience in addition to `metrics.jsonl`, which the trainer writes itself and which is the run's
+record. So nothing here may slow a step, fail a run, or wait for a network for more than a few seconds. Only rank 0 has
+trackers.
 """
 
 from segdist.tracking.config import TrackingConfig

@@ -13,44 +13,44 @@ TRACKERS = ("wandb", "tensorboard")
 LONGEST_TAG, LONGEST_PROJECT = 64, 128
 NOT_IN_PROJECTS, NOT_IN_RUN_IDS = "/\\#?%:", ":;,#?/'"
 WANDB_MODES = ("online", "offline", "disabled", "dryrun", "run", "shared")
-"""W&B's own rules. It would tell of a breach when the run has begun, and some only when the data is uploaded."""
+"""W&B's own limits. It would report a violation only after the run starts, or even only when the data is uploaded."""
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where a run's curves and pictures go beside `metrics.jsonl`."""
+    """Where a run's curves and pictures go, in addition to `metrics.jsonl`."""
 
     trackers: Annotated[str, tyro.conf.arg(aliases=["--trackers"])] = "wandb"
-    """Which trackers to feed, with commas between them: wandb, tensorboard; or none. TensorBoard needs an extra:
+    """Trackers to use, separated by commas: wandb, tensorboard; or none. TensorBoard needs an extra:
     pip install -e '.[tensorboard]'."""
     wandb: Annotated[Literal["auto", "online", "offline", "off"], tyro.conf.arg(aliases=["--wandb"])] = "auto"
-    """auto: online with a key and a server that answers, else offline. online: the same, but a missing key is an
-    error. offline: files in the run folder only, for `wandb sync`. off: nothing. $WANDB_MODE counts for auto."""
+    """auto: online with a key and a server that responds, otherwise offline. online: the same, but a missing key is an
+    error. offline: only files in the run folder, for `wandb sync`. off: no tracking. auto respects $WANDB_MODE."""
     project: Annotated[str, tyro.conf.arg(aliases=["--wandb-project"])] = ""
     """W&B project; default $WANDB_PROJECT, else segdist."""
     entity: Annotated[str, tyro.conf.arg(aliases=["--wandb-entity"])] = ""
-    """W&B user or team; default $WANDB_ENTITY, else the one that the key belongs to."""
+    """W&B user or team; default $WANDB_ENTITY, else the owner of the key."""
     group: Annotated[str, tyro.conf.arg(aliases=["--wandb-group"])] = ""
     """W&B group, which keeps the jobs of one pipeline together; default $WANDB_RUN_GROUP, else the run's name."""
     tags: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--wandb-tags"])] = ()
     """W&B tags."""
     images: Annotated[Literal["some", "none"], tyro.conf.arg(aliases=["--wandb-images"])] = "some"
-    """none: no pixel of an image, mask or figure goes to any tracker (for data that must not leave the building)."""
+    """none: no images, masks or figures go to any tracker (for data that must stay on site)."""
     artifacts: bool = False
     """Send the best model and the last checkpoint as W&B artifacts at the end."""
     start_timeout: Positive = 5.0
-    """Seconds that the W&B server has to answer at the start, before the run goes offline."""
+    """Seconds to wait for the W&B server at the start before the run goes offline."""
     finish_timeout: Positive = 20.0
-    """Seconds that W&B may go on uploading at the end; the rest stays in the run folder for `wandb sync`."""
+    """Seconds that W&B can keep uploading at the end; the rest stays in the run folder for `wandb sync`."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The trackers that are wanted."""
+        """The selected trackers."""
         wanted = tuple(name.strip() for name in self.trackers.split(","))
         return () if wanted == ("none",) else wanted
 
     def validate(self) -> None:
-        """Refuse what can't be.
+        """Refuse invalid settings.
 
         Raises:
             UserError: an unknown tracker; time limits that W&B would read as "no limit"; a tag, a project, a mode or a
@@ -69,13 +69,13 @@ class TrackingConfig:
         for tag in self.tags:
             if not 1 <= len(tag) <= LONGEST_TAG:
                 raise UserError(
-                    f"--wandb-tags {tag!r}: a tag of W&B has 1 to {LONGEST_TAG} characters, and this one has {len(tag)}"
+                    f"--wandb-tags {tag!r}: a W&B tag has 1 to {LONGEST_TAG} characters, but this one has {len(tag)}"
                 )
         for flag, project in (("--wandb-project", self.project), ("$WANDB_PROJECT", os.environ.get("WANDB_PROJECT"))):
             found = [character for character in NOT_IN_PROJECTS if character in (project or "")]
             if found or len(project or "") > LONGEST_PROJECT:
                 raise UserError(
-                    f"{flag} {project!r}: a project of W&B has at most {LONGEST_PROJECT} characters and none of "
+                    f"{flag} {project!r}: a W&B project name has at most {LONGEST_PROJECT} characters and none of "
                     f"{' '.join(NOT_IN_PROJECTS)}"
                 )
         mode = os.environ.get("WANDB_MODE")
@@ -84,6 +84,5 @@ class TrackingConfig:
         run_id = os.environ.get("WANDB_RUN_ID", "")
         if any(character in NOT_IN_RUN_IDS for character in run_id) or run_id != run_id.strip():
             raise UserError(
-                f"$WANDB_RUN_ID is {run_id!r}: an id of W&B has none of {' '.join(NOT_IN_RUN_IDS)} and no spaces "
-                "around it"
+                f"$WANDB_RUN_ID is {run_id!r}: a W&B id has none of {' '.join(NOT_IN_RUN_IDS)} and no spaces around it"
             )

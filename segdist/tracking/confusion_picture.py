@@ -1,6 +1,6 @@
 """A confusion matrix as a picture, for trackers.
 
-W&B's own panel needs a `wandb.Table`, and that asks the server inside `log()`: a hanging server would stop training.
+W&B's own panel needs a `wandb.Table`, which contacts the server inside `log()`: a hanging server would block training.
 """
 
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 READABLE = 12
-"""Up to this many classes the cells carry their share as a number."""
+"""With at most this many classes, the cells show their fraction as a number."""
 
 
 def confusion_picture(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Rows (truth) as shares of their sum, shaded; uint8 (height, width, 3).
+    """Rows (truth) as fractions of their sum, shaded; uint8 (height, width, 3).
 
     Args:
         matrix: integers (K, K), rows the truth, columns the prediction.

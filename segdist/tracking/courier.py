@@ -1,4 +1,4 @@
-"""A tracker's calls in a thread of their own: one that hangs is left behind, and holds up nothing."""
+"""Run a tracker's calls in a separate thread, so that a hanging call can be abandoned and delays nothing."""
 
 import queue
 import threading
@@ -9,11 +9,11 @@ Call = Callable[[], None]
 
 
 class Courier:
-    """Does calls one after another, in the order in which they were handed over.
+    """Runs calls one after another, in the order in which they were handed over.
 
     Args:
-        name: of the thread.
-        on_error: told of what a call raised, and which it was; in the thread.
+        name: name of the thread.
+        on_error: called in the thread with the name and the exception of a failed call.
     """
 
     def __init__(self, name: str, on_error: Callable[[str, Exception], None]) -> None:
@@ -26,13 +26,13 @@ class Courier:
         threading.Thread(target=self._work, daemon=True, name=f"courier of {name}").start()
 
     def hand_over(self, what: str, call: Call) -> None:
-        """Have `call` done when those before it are."""
+        """Run `call` after the calls before it."""
         with self._changed:
             self._left += 1
         self._calls.put((what, call))
 
     def seconds_at_it(self) -> float:
-        """How long the call that is being done has taken so far; 0 where none is."""
+        """How long the current call has taken so far; 0 if there is none."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
 
@@ -46,7 +46,7 @@ class Courier:
         return True
 
     def dismiss(self) -> None:
-        """Do nothing more; the thread ends after the call that is being done."""
+        """Drop all pending calls; the thread ends after the current one."""
         self._dismissed = True
         self._calls.put(None)
 
@@ -58,7 +58,7 @@ class Courier:
             self._began = time.monotonic()
             try:
                 call()
-            # Whatever a tracker's library comes up with after hours of training: the run is worth more.
+            # Catch anything that a tracker's library raises after hours of training: the run matters more.
             except Exception as error:
                 self._on_error(what, error)
             self._began = None

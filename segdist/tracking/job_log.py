@@ -1,4 +1,4 @@
-"""What jobs tell the trackers beside their curves: the data before training, the scores after inference."""
+"""What jobs log besides curves: the data before training, the scores after inference."""
 
 import io
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from shards.read.reader import ShardSet
 
 WORST = 4
-"""Figures of so many images go to the trackers, the worst ones."""
+"""Number of images, the worst ones, whose figures go to the trackers."""
 
 
 def data_facts(sets: Sequence["ShardSet"]) -> list[dict[str, Any]]:
-    """Shard sets in a few numbers, for the config that trackers show."""
+    """A few numbers about each shard set, for the config shown by trackers."""
     return [
         {
             "samples": {split: manifest.samples(split) for split in ("train", "val", "test")},
@@ -48,10 +48,10 @@ def log_contact_sheets(trackers: Trackers, sets: Sequence["ShardSet"]) -> None:
 
 
 def log_shard_set(config: TrackingConfig, folder: Path) -> None:
-    """A shard set that was just made, as a run of its own: recipe, counts, a sheet of patches.
+    """Log a newly made shard set as a separate run: recipe, counts, a contact sheet of patches.
 
     Args:
-        folder: of the set; the trackers' files go below it.
+        folder: the set's folder; the trackers' files go below it.
     """
     from shards.read.reader import ShardSet  # as above
 
@@ -65,12 +65,12 @@ def log_shard_set(config: TrackingConfig, folder: Path) -> None:
 
 
 def beside(config: TrackingConfig, trained: dict[str, Any]) -> TrackingConfig:
-    """The tracking of an inference job: what it leaves open is as in the training, in the same project and group.
+    """The tracking settings of an inference job: by default those of the training run, in the same project and group.
 
-    What the training kept to itself stays in the house: no pictures, no tracking or only offline.
+    If training disabled images or online tracking, inference does too.
 
     Args:
-        trained: the section `tracking` of the training's config; empty where there was no training here.
+        trained: the section `tracking` of the training config; empty if the model wasn't trained here.
     """
     if not trained:
         return config
@@ -89,15 +89,15 @@ def log_scores(
     scores: dict[str, Any],
     group: str,
 ) -> None:
-    """The scores of an inference job as a run of their own: means, classes, confusion, the worst images, a table.
+    """Log the scores of an inference job as a separate run: means, classes, confusion matrix, worst images, a table.
 
     Args:
-        folder: the predictions; W&B's files go below it too.
-        scores: the content of scores.json.
-        group: name of the training run, beside which these scores stand in W&B.
+        folder: the predictions; W&B's files also go below it.
+        scores: the contents of scores.json.
+        group: name of the training run, next to which the scores appear in W&B.
     """
     trackers = open_trackers(config, folder, run_config, job_type="infer", group=group)
-    # A row per job that computed something new; the step of training has no meaning here.
+    # One row per job that computed something new; training steps have no meaning here.
     step = trackers.last_logged_step + 1
     means = {name: scores[name] for name in ("mean_iou_over_images", "mean_iou_pixels", "pixel_accuracy")}
     per_class = {

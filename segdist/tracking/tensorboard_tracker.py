@@ -18,8 +18,8 @@ from shards.manifest import ClassInfo
 class TensorBoardTracker:
     """A `Tracker` that writes event files.
 
-    The writer is opened at the first step that is logged and tells TensorBoard to forget what an earlier process of
-    the same run wrote from that step on: after a resume nothing is double.
+    The writer is opened at the first logged step and tells TensorBoard to discard what an earlier process of the same
+    run wrote from that step on, so nothing appears twice after a resume.
     """
 
     def __init__(self, folder: Path, classes: Sequence[ClassInfo]) -> None:
@@ -36,7 +36,7 @@ class TensorBoardTracker:
             self._writer(step).add_scalar(name, value, step)
 
     def catch_up(self, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
-        """Nothing: `flush` wrote the rows before the checkpoint was, and rows written anew would hide the pictures."""
+        """Does nothing: `flush` wrote the rows before the checkpoint, and rewriting them would hide the pictures."""
 
     def log_prediction(
         self, name: str, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray, step: int
@@ -47,26 +47,26 @@ class TensorBoardTracker:
         self._writer(step).add_image(f"predictions/{name}", np.concatenate(panels, axis=1), step, dataformats="HWC")
 
     def log_figure(self, name: str, picture: np.ndarray, step: int) -> None:
-        """A finished picture."""
+        """Log a finished picture."""
         self._writer(step).add_image(f"figures/{name}", picture, step, dataformats="HWC")
 
     def log_confusion(self, matrix: np.ndarray, class_names: Sequence[str], step: int) -> None:
-        """As a picture."""
+        """Log the confusion matrix as a picture."""
         self._writer(step).add_image(
             "confusion_matrix", confusion_picture(matrix, class_names), step, dataformats="HWC"
         )
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        """A Markdown table, which TensorBoard renders."""
+        """Log a Markdown table, which TensorBoard renders."""
         lines = [columns, ["---"] * len(columns), *rows]
         text = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
         self._writer(step).add_text(name, text, step)
 
     def log_artifact(self, path: Path, name: str) -> None:
-        """TensorBoard keeps no files; the run folder does."""
+        """Does nothing: TensorBoard stores no files; the run folder does."""
 
     def flush(self) -> None:
-        """Write what is queued."""
+        """Write everything queued."""
         if self._open is not None:
             self._open.flush()
 
@@ -91,6 +91,6 @@ def event_writer() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
-            "--trackers tensorboard: the package is missing; pip install -e '.[tensorboard]', or leave it out"
+            "--trackers tensorboard: the package is missing; pip install -e '.[tensorboard]', or omit the option"
         ) from None
     return SummaryWriter

@@ -1,4 +1,4 @@
-"""One interface to any number of trackers; one that fails or hangs costs a warning, and the run no time.
+"""One interface to any number of trackers; one that fails or hangs causes a warning, but never delays the run.
 
 Shapes: H W pixels, K classes.
 """
@@ -19,17 +19,17 @@ from segdist.tracking.tracker import Tracker
 from shards.manifest import ClassInfo
 
 PATIENCE = 30.0
-"""Seconds for a call to a tracker; the last ones have twice `--tracking.finish-timeout` where that is more."""
+"""Seconds for a call to a tracker; the final ones have twice `--tracking.finish-timeout` if that is more."""
 
 
 class Trackers:
-    """Feeds every tracker, and makes sure that none of them can harm the run.
+    """Feeds all trackers, and makes sure that none of them can harm the run.
 
-    Every method but `finish` returns at once. On ranks other than 0 there are no trackers.
+    Every method except `finish` returns immediately. Ranks other than 0 have no trackers.
 
     Args:
-        images, artifacts: whether pictures and files are handed on.
-        patience: seconds for a call, after which the tracker is left behind.
+        images, artifacts: whether to pass on pictures and files.
+        patience: seconds for a call, after which the tracker is abandoned.
     """
 
     def __init__(
@@ -42,59 +42,60 @@ class Trackers:
 
     @property
     def run_id(self) -> str | None:
-        """The W&B run that this run folder belongs to; None without W&B. It has a place in the checkpoint."""
+        """The W&B run that this run folder belongs to; None without W&B. It is stored in the checkpoint."""
         return getattr(self._trackers.get("wandb"), "run_id", None)
 
     @property
     def last_logged_step(self) -> int:
-        """Rows up to this step are with W&B already and are not sent again; -1 at the start of a run."""
+        """W&B already has the rows up to this step, which are not sent again; -1 at the start of a run."""
         return getattr(self._trackers.get("wandb"), "last_logged_step", -1)
 
     @property
     def want_pictures(self) -> bool:
-        """Whether it is worth making pictures of the data."""
+        """True if any tracker takes pictures of the data."""
         return self._images and bool(self._trackers)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, for which it waits for no tracker; it also has them flush the step's rows."""
+        """The state for a checkpoint, without waiting for trackers; also makes them flush the step's rows."""
         self._each("flush", lambda tracker: tracker.flush())
         return {"run_id": self.run_id, "last_logged_step": self.last_logged_step}
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Scalars of one optimizer step; several calls with the same step make one row."""
+        """Log scalars of one optimizer step; several calls with the same step make one row."""
         self._each("log", lambda tracker: tracker.log(values, step))
 
     def catch_up(self, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
-        """Give the trackers the rows of earlier starts that they miss; before the first `log`."""
+        """Send the trackers missing rows of earlier starts; call before the first `log`."""
         self._each("catch_up", lambda tracker: tracker.catch_up(rows))
 
     def log_prediction(
         self, name: str, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray, step: int
     ) -> None:
-        """An image, uint8 (H, W) or (H, W, 3), with its masks of class indices, uint8 (H, W); truth may be missing."""
+        """Log an image, uint8 (H, W) or (H, W, 3), with its masks of class indices, uint8 (H, W); truth may be
+        missing."""
         if self._images:
             self._each("log_prediction", lambda tracker: tracker.log_prediction(name, image, truth, prediction, step))
 
     def log_figure(self, name: str, picture: np.ndarray, step: int) -> None:
-        """A finished picture, uint8 (H, W, 3), such as the contact sheet of a shard set."""
+        """Log a finished picture, uint8 (H, W, 3), such as the contact sheet of a shard set."""
         if self._images:
             self._each("log_figure", lambda tracker: tracker.log_figure(name, picture, step))
 
     def log_confusion(self, matrix: np.ndarray, class_names: Sequence[str], step: int) -> None:
-        """A confusion matrix, integers (K, K), rows the truth."""
+        """Log a confusion matrix, integers (K, K), rows the truth."""
         self._each("log_confusion", lambda tracker: tracker.log_confusion(np.asarray(matrix), class_names, step))
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        """A table of numbers and texts, such as the scores of the worst images."""
+        """Log a table of numbers and text, such as the scores of the worst images."""
         self._each("log_table", lambda tracker: tracker.log_table(name, columns, rows, step))
 
     def log_artifact(self, path: Path, name: str) -> None:
-        """A file to keep with the run; sent where `--tracking.artifacts` asks for it."""
+        """Store a file with the run, if `--tracking.artifacts` is set."""
         if self._artifacts:
             self._each("log_artifact", lambda tracker: tracker.log_artifact(path, name))
 
     def finish(self, state: State) -> None:
-        """Close all trackers: "finished", "stopped" (will go on later) or "failed". Waits for them, with patience."""
+        """Close all trackers: "finished", "stopped" (to be resumed) or "failed". Waits for them, up to the patience."""
         self._each("finish", lambda tracker: tracker.finish(state))
         for name, courier in list(self._couriers.items()):
             if not courier.wait(self._patience):
@@ -115,25 +116,25 @@ class Trackers:
         if abandon is not None:
             abandon()
         warn(
-            f"{name}: no answer for {self._patience:g} s, left behind; the run goes on, {METRICS} has all its figures, "
-            "and the next start sends those that are missing"
+            f"{name}: no answer for {self._patience:g} s, abandoned; the run continues, {METRICS} has all its figures, "
+            "and the next start sends the missing ones"
         )
 
     def _tell_failure(self, name: str, what: str, error: Exception) -> None:
         if name in self._couriers and (name, what) not in self._failed:
             self._failed.add((name, what))
             reason = (str(error).strip() or "no reason given").splitlines()[0]
-            warn(f"{name}: {what} failed ({type(error).__name__}: {reason}); the run goes on")
+            warn(f"{name}: {what} failed ({type(error).__name__}: {reason}); the run continues")
 
 
 def check_trackers(config: TrackingConfig) -> None:
-    """Refuse before anything is read or written, and on every rank, what `open_trackers` would refuse on rank 0.
+    """Refuse on every rank, before anything is read or written, what `open_trackers` would refuse on rank 0.
 
     Raises:
         UserError: see `open_trackers`.
     """
     config.validate()
-    # Here and below, only the modules of trackers that are wanted: W&B and TensorBoard take seconds to import.
+    # Here and below, import only the selected trackers: W&B and TensorBoard take seconds to import.
     if "tensorboard" in config.names:
         from segdist.tracking.tensorboard_tracker import event_writer
 
@@ -158,19 +159,19 @@ def open_trackers(
     group: str = "",
     classes: Sequence[ClassInfo] = (),
 ) -> Trackers:
-    """Start the trackers that `config` names; call it before the first collective, since W&B may take seconds.
+    """Start the trackers that `config` names; call it before the first collective, since W&B can take seconds.
 
     Args:
         run_dir: trackers keep their files in `wandb/` and `tensorboard/` below it.
-        run_config: the resolved config and whatever describes the run (code version, shard set), JSON types.
-        run_id: the W&B run of the checkpoint that is resumed; the run folder's own, where it has one, wins.
+        run_config: the resolved config and anything else that describes the run (code version, shard set), JSON types.
+        run_id: the W&B run of the resumed checkpoint; the run folder's own id, if it has one, takes precedence.
         is_main: False on ranks other than 0: nothing is started and the result does nothing.
         job_type: "train", "infer", … in W&B.
-        group: W&B group where `config` names none; default the run folder's name.
+        group: W&B group if `config` names none; default: the run folder's name.
         classes: class names for the masks and colors for TensorBoard.
 
     Raises:
-        UserError: a tracker was asked for that can't be had: no key for `--wandb online`, a missing package.
+        UserError: a requested tracker isn't available: no key for `--wandb online`, a missing package.
     """
     config.validate()
     trackers: dict[str, Tracker] = {}

@@ -1,4 +1,4 @@
-"""Online or offline: decided in seconds, before W&B is started.
+"""Decide between online and offline within seconds, before W&B is started.
 
 W&B itself waits 100 s for a server that refuses or hangs, on a job that may hold many GPUs.
 """
@@ -21,7 +21,7 @@ Mode = Literal["online", "offline", "off"]
 
 
 def choose_mode(config: TrackingConfig, base_url: str, environ: Mapping[str, str] = os.environ) -> tuple[Mode, str]:
-    """The mode and the reason where it isn't simply what was asked for.
+    """The mode, and the reason if it isn't the requested one.
 
     Raises:
         UserError: `--wandb online` without a key.
@@ -43,7 +43,7 @@ def choose_mode(config: TrackingConfig, base_url: str, environ: Mapping[str, str
 
 
 def has_package() -> bool:
-    """True where the package wandb is installed."""
+    """True if the package wandb is installed."""
     return importlib.util.find_spec("wandb") is not None
 
 
@@ -70,7 +70,7 @@ def require_key(base_url: str, environ: Mapping[str, str] = os.environ) -> None:
 
 
 def has_key(base_url: str, environ: Mapping[str, str] = os.environ) -> bool:
-    """True where W&B would find credentials for this server without asking a person."""
+    """True if W&B would find credentials for this server without prompting."""
     if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     home = Path(environ.get("HOME", "~")).expanduser()
@@ -85,9 +85,9 @@ def has_key(base_url: str, environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def probe(base_url: str, seconds: float) -> str:
-    """Ask the server for anything at all; "" when it answers, else what went wrong.
+    """Check whether the server responds; "" if it does, else what went wrong.
 
-    The request goes the way W&B's would (proxies from the environment), and any HTTP status is an answer.
+    The request takes the same route as W&B's (proxies from the environment), and any HTTP status counts as a response.
     """
     # A thread, because neither name resolution nor a server that trickles bytes respects a socket's time-out.
     problems: list[str] = []
@@ -104,5 +104,5 @@ def _ask(base_url: str, seconds: float) -> str:
     except urllib.error.HTTPError:
         return ""
     except (OSError, ValueError) as error:
-        # URLError wraps the reason that a person can use ("Connection refused").
+        # URLError wraps the useful reason ("Connection refused").
         return f"{base_url} can't be reached ({getattr(error, 'reason', error)})"

@@ -1,12 +1,12 @@
-"""How far the processes of a run have got: our state file, and W&B's own files read back with W&B's own tool.
+"""Track which rows are safe with W&B: our state file, plus W&B's own files read back with its own tool.
 
 `<run>/wandb/state.json` holds
     {"format_version": 1, "run_id": "k3v9q2ab", "last_logged_step": 400,
      "piece": "offline-run-20260102_030405-k3v9q2ab", "closed": true}
 
 A piece is the folder `<run>/wandb/[offline-]run-<date>-<id>` of one process; the `.wandb` file in it is W&B's
-transaction log, flushed every second. Where the latest process wasn't closed in good order, that file, not our memory,
-says which rows are safe.
+transaction log, flushed every second. If the latest process wasn't closed cleanly, that file, not our state, says which
+rows are safe.
 """
 
 import contextlib
@@ -26,22 +26,22 @@ from segdist.core.terminal import warn
 
 STATE_VERSION = 1
 STEP = "trainer/step"
-"""Our own step: W&B's `_step` is numbered anew where offline pieces are merged."""
+"""Our own step, because W&B renumbers `_step` when offline pieces are merged."""
 
 
 @dataclass(frozen=True)
 class Before:
-    """What earlier processes of the run left."""
+    """The state left by earlier processes of the run."""
 
     run_id: str
     last_step: int = -1
-    """The last step whose row is in a safe place."""
+    """The last step whose row is safe."""
     piece: Path | None = None
-    """The latest process's."""
+    """The latest process's piece."""
 
     @property
     def was_online(self) -> bool:
-        """Whether the latest process sent its rows to the server itself."""
+        """True if the latest process sent its rows to the server itself."""
         return self.piece is not None and not self.piece.name.startswith("offline-")
 
 
@@ -52,10 +52,11 @@ class StateFile:
         self.path = path
 
     def read(self, run_id: str | None, *, takes_sweeps_id: bool) -> Before:
-        """The run's id is the file's, else the checkpoint's (`run_id`), else a sweep's ($WANDB_RUN_ID), else new.
+        """Read the state. The run's id is the file's, else the checkpoint's (`run_id`), else a sweep's ($WANDB_RUN_ID),
+        else new.
 
         Args:
-            takes_sweeps_id: whether this job is what the sweep's id is for: a training, and only one.
+            takes_sweeps_id: whether the sweep's id is meant for this job: a training, and only one.
 
         Raises:
             UserError: the file is damaged.
@@ -63,7 +64,7 @@ class StateFile:
         if not self.path.exists():
             sweeps = os.environ.get("WANDB_RUN_ID", "") if takes_sweeps_id else ""
             if sweeps and (other := self._run_with(sweeps)):
-                warn(f"W&B: $WANDB_RUN_ID {sweeps} is the id of {other} already; this run gets one of its own")
+                warn(f"W&B: $WANDB_RUN_ID {sweeps} is already the id of {other}; this run gets its own")
                 sweeps = ""
             return Before(run_id or sweeps or secrets.token_hex(4))
         try:
@@ -80,7 +81,7 @@ class StateFile:
         return Before(run_id, last, piece)
 
     def _run_with(self, run_id: str) -> Path | None:
-        """Another run next to this one that has this id."""
+        """A neighboring run that has this id."""
         run_dir = self.path.parent.parent
         for path in run_dir.parent.glob(f"*/{self.path.parent.name}/{self.path.name}"):
             with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -89,7 +90,7 @@ class StateFile:
         return None
 
     def write(self, run_id: str, last_step: int, piece: Path, *, closed: bool) -> None:
-        """Note how the latest process stands."""
+        """Record the state of the latest process."""
         state = {"run_id": run_id, "last_logged_step": last_step, "piece": piece.name, "closed": closed}
         write_json(self.path, stamped(state, STATE_VERSION))
 
@@ -99,19 +100,19 @@ class Row:
     """A row of a piece."""
 
     number: int
-    """W&B's own `_step`: rows of a run that is online are counted through all its processes."""
+    """W&B's own `_step`, which for an online run counts through all its processes."""
     step: int
     values: dict[str, float]
-    """The scalars; pictures are files of their own."""
+    """The scalars; pictures are separate files."""
 
 
 def last_step_in(piece: Path) -> int:
-    """The last step whose row is whole in a piece; -1 where there is none.
+    """The last step with a complete row in a piece; -1 if there is none.
 
     Raises:
         OSError: the piece can't be read.
     """
-    # Not W&B's own summary of the file: after a SIGKILL that may be a row ahead of the rows.
+    # Not W&B's own summary of the file, which can be a row ahead of the rows after a SIGKILL.
     return max((row.step for row in rows_in(piece)), default=-1)
 
 
@@ -141,5 +142,5 @@ def _is_scalar(key: str, value: Any, media: set[str]) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line, with all that it says."""
+    """An error's full message in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,7 @@
-"""A W&B run that is there when it is needed: it falls back to offline, and outlives W&B's own process.
+"""A robust W&B run: it falls back to offline mode, and outlives W&B's own process.
 
-W&B works in a process of its own (`wandb-core`). Slurm's SIGTERM reaches that one too and ends it at once, while the
-job still has a checkpoint to write and rows to log; so it is started anew then, as another piece of the same run.
+W&B runs in a separate process (`wandb-core`). Slurm's SIGTERM reaches it too and ends it immediately, while the job
+still has a checkpoint to write and rows to log; so it is then restarted, as another piece of the same run.
 """
 
 import logging
@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 from segdist.tracking.wandb_pieces import STEP, StateFile, last_step_in, one_line
 
 RECENT = 10.0
-"""Seconds for which sent rows are remembered: several times the interval in which W&B writes them to its file."""
+"""Seconds for which sent rows are remembered: several times the interval at which W&B writes them to its file."""
 MOST_RESTARTS = 3
 
 
@@ -25,10 +25,10 @@ class WandbRun:
     """A started run.
 
     Args:
-        mode: "online" becomes "offline", and `problem` says why, when W&B can't reach its server.
-        arguments: of `wandb.init`.
-        safe_step: the last step that earlier processes brought to a safe place.
-        patience: seconds that a call may wait for the server.
+        mode: "online" becomes "offline", and `problem` says why, if W&B can't reach its server.
+        arguments: arguments for `wandb.init`.
+        safe_step: the last step that earlier processes saved.
+        patience: seconds that a call can wait for the server.
 
     Raises:
         Exception: W&B can't even be started offline.
@@ -56,7 +56,7 @@ class WandbRun:
 
     @property
     def url(self) -> str:
-        """Where to look at it; online only."""
+        """Where to view it; online only."""
         return cast(str, self._run.url)
 
     @property
@@ -66,16 +66,16 @@ class WandbRun:
 
     @property
     def rows_on_server(self) -> int:
-        """How many rows the server had when this process started."""
+        """Number of rows on the server when this process started."""
         return int(self._run.starting_step)
 
     @property
     def step_on_server(self) -> int:
-        """The last step that the server told of then; its summary may be a row ahead of its rows."""
+        """The last step reported by the server at that time; its summary can be a row ahead of its rows."""
         return int(self._run.summary.get(STEP, -1))
 
     def send(self, row: dict[str, Any], step: int) -> None:
-        """Hand a row to W&B, which has it in its file within about a second."""
+        """Pass a row to W&B, which writes it to its file within about a second."""
         self._surely(lambda: self._run.log({**row, STEP: step}))
         now = time.monotonic()
         self._recent.append((now, step, {name: value for name, value in row.items() if isinstance(value, int | float)}))
@@ -83,10 +83,10 @@ class WandbRun:
             self._recent.popleft()
 
     def ask(self, call: Callable[[Any], Any]) -> None:
-        """`call(run)` for what talks to the server (tables, artifacts), but not for ever.
+        """Run `call(run)`, which contacts the server (tables, artifacts), with a time limit.
 
         Raises:
-            TimeoutError: no answer within the patience; W&B itself has no time limit there.
+            TimeoutError: no answer within the patience; W&B itself has no time limit here.
         """
         errors: list[Exception] = []
 
@@ -105,12 +105,12 @@ class WandbRun:
             raise errors[0]
 
     def finish(self, state: str, last_step: int) -> None:
-        """Close the run; takes at most W&B's `finish_timeout` where the server has died."""
+        """Close the run; takes at most W&B's `finish_timeout` if the server has died."""
 
         def close() -> None:
             self._run.summary["state"] = state
             if state == "stopped":
-                # With a non-zero exit W&B shows the run as preempted, and a sweep starts it again.
+                # With a nonzero exit code, W&B shows the run as preempted, and a sweep restarts it.
                 self._run.mark_preempting()
             self._run.finish(exit_code=0 if state == "finished" else 1)
 
@@ -118,17 +118,19 @@ class WandbRun:
         self._state_file.write(self.id, last_step, self.piece, closed=True)
 
     def abandon(self) -> None:
-        """Kill W&B's own process, and start no other. Waiting calls return with an error then."""
+        """Kill W&B's process and don't restart it. Waiting calls then fail with an error."""
         self._restarts = MOST_RESTARTS
-        with suppress(Exception):  # W&B offers no other way to its process than these
+        with suppress(Exception):  # W&B offers no other access to its process
             import wandb
 
             connection: Any = wandb.setup()._connection
             connection._proc._process.kill()
-            connection.teardown = lambda exit_code: exit_code  # at the end of this process: nothing is left to end
+            connection.teardown = lambda exit_code: (
+                exit_code
+            )  # called when this process exits, with nothing left to end
 
     def _surely(self, call: Callable[[], Any]) -> None:
-        """Do something with the run, again with a new process where W&B's has died."""
+        """Use the run, retrying with a new process if W&B's has died."""
         try:
             call()
         except Exception:
@@ -158,9 +160,9 @@ class WandbRun:
         if self.mode == "online":
             try:
                 run = wandb.init(mode="online", **self._arguments)
-            except Exception as error:  # wandb raises a dozen kinds here, and none of them is a reason not to train
+            except Exception as error:  # wandb raises a dozen types here, and none of them is a reason not to train
                 self.mode, self.problem = "offline", one_line(error)
-                # What is left of the failed start would hold the run id.
+                # The remains of the failed start would block the run id.
                 wandb.teardown()
         if run is None:
             run = wandb.init(mode="offline", **self._arguments)
@@ -171,15 +173,15 @@ class WandbRun:
 
 
 def prepare_wandb() -> str:
-    """Quieten W&B before it is started; returns the address of the server that it would talk to."""
+    """Silence W&B before it is started; returns the address of the server that it would use."""
     import wandb
 
     logging.getLogger("wandb").setLevel(logging.ERROR)
-    # W&B's background service of the process that started this one (a notebook, a test) would end, and write its files
-    # to their ends, with that process.
+    # A W&B service inherited from the parent process (a notebook, a test) would only end, and complete its files, with
+    # that process.
     os.environ.pop("WANDB_SERVICE", None)
     with suppress(ImportError):
-        # Reports on the use of W&B's client, for which it waits up to 10 s at exit if the server doesn't take them.
+        # Usage reports of W&B's client, which waits up to 10 s at exit if the server doesn't accept them.
         from wandb.analytics.opentelemetry.opentelemetry_proxy import disable
 
         disable()
@@ -187,7 +189,7 @@ def prepare_wandb() -> str:
 
 
 def server_address() -> str:
-    """The server that W&B would talk to, without starting anything of W&B's: every rank may ask."""
+    """The server that W&B would use, determined without starting W&B, so that every rank can ask."""
     import wandb
 
     settings = wandb.Settings(silent=True)
@@ -197,7 +199,7 @@ def server_address() -> str:
 
 
 def wandb_settings(start_timeout: float, finish_timeout: float) -> Any:
-    """W&B's settings for a run that nobody watches at the terminal; times in seconds."""
+    """W&B's settings for a non-interactive run; times in seconds."""
     import wandb
 
     return wandb.Settings(
@@ -205,7 +207,7 @@ def wandb_settings(start_timeout: float, finish_timeout: float) -> Any:
         console="off",
         init_timeout=2 * start_timeout,
         finish_timeout=finish_timeout,
-        # W&B's 15 s would lose all that at a SIGKILL, and sync chokes on a file without its header.
+        # W&B's default of 15 s would lose all that on a SIGKILL, and sync fails on a file without its header.
         x_transaction_log_flush_interval=1,
         x_file_stream_transmit_interval=2,
     )

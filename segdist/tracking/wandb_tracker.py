@@ -1,4 +1,4 @@
-"""Weights & Biases: one run id per run folder, rows exactly once, never in the way of a step."""
+"""Weights & Biases: one run id per run folder, rows exactly once, never delaying a step."""
 
 import re
 import shlex
@@ -21,8 +21,8 @@ from shards.manifest import IGNORE, ClassInfo
 class WandbTracker:
     """A `Tracker` around a started W&B run.
 
-    Values of one step are gathered and go out as one row when the next step begins, so that a row is there whole or
-    not at all, and "sent up to step N" says everything.
+    Values of one step are collected and sent as one row when the next step begins, so a row is either complete or
+    absent, and "sent up to step N" is all the state needed.
     """
 
     def __init__(self, run: WandbRun, last_logged_step: int, unsent: list[Row], classes: Sequence[ClassInfo]) -> None:
@@ -38,7 +38,7 @@ class WandbTracker:
         return self._run.id
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        """Add values to the row of `step`; rows that W&B had before this process started are left out."""
+        """Add values to the row of `step`; rows that W&B already had when this process started are skipped."""
         if step <= self._sent_before:
             return
         if step != self._row_step:
@@ -48,7 +48,7 @@ class WandbTracker:
         self._row |= values
 
     def catch_up(self, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
-        """Rows that were lost with the process before: W&B's file is a second behind."""
+        """Send rows lost with the previous process, since W&B's file lags by a second."""
         for step, values in rows:
             self.log(values, step)
         self.flush()
@@ -56,28 +56,28 @@ class WandbTracker:
     def log_prediction(
         self, name: str, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray, step: int
     ) -> None:
-        """An image with its masks as overlays that can be switched on and off in the browser."""
+        """Log an image with its masks as overlays that can be toggled in the browser."""
         import wandb
 
         masks = {"prediction": prediction} if truth is None else {"truth": truth, "prediction": prediction}
         overlays = {key: {"mask_data": mask, "class_labels": self._labels} for key, mask in masks.items()}
-        # Not below `val/`: a summary rule for the scores there would mangle the images.
+        # Not below `val/`, where a summary rule for the scores would mangle the images.
         self.log({f"predictions/{name}": wandb.Image(image, masks=overlays, caption=name)}, step)
 
     def log_figure(self, name: str, picture: np.ndarray, step: int) -> None:
-        """A finished picture."""
+        """Log a finished picture."""
         import wandb
 
         self.log({f"figures/{name}": wandb.Image(picture)}, step)
 
     def log_confusion(self, matrix: np.ndarray, class_names: Sequence[str], step: int) -> None:
-        """As a picture (see `confusion_picture` for why)."""
+        """Log the confusion matrix as a picture (see `confusion_picture` for why)."""
         import wandb
 
         self.log({"confusion_matrix": wandb.Image(confusion_picture(matrix, class_names))}, step)
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        """A table. For the end of a job: the server is asked, for a limited time."""
+        """Log a table. For the end of a job: it contacts the server, for a limited time."""
         import wandb
 
         table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
@@ -85,7 +85,7 @@ class WandbTracker:
         self._run.ask(lambda run: run.log({f"tables/{name}": table, STEP: step}))
 
     def log_artifact(self, path: Path, name: str) -> None:
-        """A file as an artifact of type "model". For the end of a job, as `log_table`."""
+        """Store a file as an artifact of type "model". For the end of a job, like `log_table`."""
         import wandb
 
         artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name, flags=re.ASCII), type="model")
@@ -93,23 +93,23 @@ class WandbTracker:
         self._run.ask(lambda run: run.log_artifact(artifact))
 
     def flush(self) -> None:
-        """Send the row that is being gathered."""
+        """Send the row being collected."""
         if self._row:
             self._run.send(self._row, self._row_step)
             self.last_logged_step = self._row_step
             self._row = {}
 
     def finish(self, state: State) -> None:
-        """Close the run; takes at most `--tracking.finish-timeout` where the server has died."""
+        """Close the run; takes at most `--tracking.finish-timeout` if the server has died."""
         self.flush()
         self._run.finish(state, self.last_logged_step)
 
     def abandon(self) -> None:
-        """End W&B's process, which doesn't answer: the end of this one would wait for it for ever."""
+        """End W&B's unresponsive process, which would otherwise block the exit of this one forever."""
         self._run.abandon()
 
     def _send_what_the_server_missed(self, step: int) -> None:
-        """Rows of the process before that lie before `step`, where this one took up the work again."""
+        """Send the previous process's rows before `step`, where this process resumed."""
         for row in self._unsent:
             if row.step < step and row.values:
                 self._run.send(row.values, row.step)
@@ -126,16 +126,18 @@ def open_wandb(
     group: str,
     classes: Sequence[ClassInfo],
 ) -> WandbTracker | None:
-    """Start or continue the W&B run of this folder; None where W&B is off or can't be started at all.
+    """Start or continue the W&B run of this folder; None if W&B is off or can't be started at all.
 
     Raises:
         UserError: `--wandb online` without a key; `online` or `offline` without the package.
     """
-    if config.wandb == "off":  # then W&B is not even imported
+    if config.wandb == "off":  # W&B isn't even imported then
         return None
     require_package(config)
     if not has_package():
-        warn("W&B is not installed: figures stay in the run folder (pip install wandb; or silence this: --wandb off)")
+        warn(
+            "W&B is not installed: figures stay in the run folder (pip install wandb, or silence this with --wandb off)"
+        )
         return None
     try:
         server = prepare_wandb()
@@ -164,7 +166,7 @@ def open_wandb(
     }
     try:
         run = WandbRun(mode, arguments, state_file, before.last_step, patience=config.finish_timeout)
-    except Exception as error:  # whatever it is, it is no reason not to train
+    except Exception as error:  # no failure of W&B is a reason not to train
         warn(f"W&B can't be started ({one_line(error)}); going on without it")
         return None
     if run.mode == "online":
@@ -178,9 +180,9 @@ def open_wandb(
 
 
 def _compare_with_server(before: Before, run: WandbRun) -> tuple[int, list[Row]]:
-    """The last step that needn't be sent, and rows that the latest process wrote down but the server never got."""
+    """The last step that needn't be sent, and rows that the latest process recorded but the server never got."""
     if not before.was_online or before.piece is None:
-        # Earlier rows are in offline pieces, for `wandb sync`.
+        # Earlier rows are in offline pieces, to be uploaded with `wandb sync`.
         return max(run.step_on_server, before.last_step), []
     try:
         rows = rows_in(before.piece)

@@ -73,7 +73,7 @@ def test_a_later_programs_run_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run \(there is no config\.json\) and no scored predictions"):
+    with pytest.raises(UserError, match=r"neither a run \(no config\.json\) nor scored predictions"):
         read_run(tmp_path)
 
 

@@ -127,7 +127,7 @@ def test_any_number_of_classes(tmp_path: Path, classes: int) -> None:
 
 def test_run_that_has_only_begun(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps_done=10, state=None)
-    assert "To do it again" in report_of(folder).text
+    assert "Reproduce this run" in report_of(folder).text
 
 
 def test_folder_of_predictions_alone(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path: Path) -
 
 
 def test_the_same_run_twice_is_refused(run: Path) -> None:
-    with pytest.raises(UserError, match="named twice"):
+    with pytest.raises(UserError, match="given twice"):
         write_report([run, run / ".." / "alpha"])
 
 

@@ -12,9 +12,9 @@ from segdist.tracking.wandb_pieces import StateFile
 @pytest.mark.parametrize(
     ("config", "variables", "words"),
     [
-        ({"tags": ("t" * 65,)}, {}, "a tag of W&B has 1 to 64 characters, and this one has 65"),
+        ({"tags": ("t" * 65,)}, {}, "a W&B tag has 1 to 64 characters, but this one has 65"),
         ({"tags": ("good", "")}, {}, "--wandb-tags ''"),
-        ({"project": "team/cells"}, {}, "--wandb-project 'team/cells': a project of W&B has"),
+        ({"project": "team/cells"}, {}, "--wandb-project 'team/cells': a W&B project name has"),
         ({"project": "x" * 129}, {}, "at most 128 characters"),
         ({}, {"WANDB_PROJECT": "50%"}, "$WANDB_PROJECT '50%'"),
         ({}, {"WANDB_MODE": "bogus"}, "$WANDB_MODE is 'bogus': choose one of online, offline"),
@@ -71,5 +71,5 @@ def test_a_sweeps_id_is_for_one_training(
     # An inference, and another training from the same shell.
     assert state_of("first/predictions").read(None, takes_sweeps_id=False).run_id != "abc123"
     assert state_of("second").read(None, takes_sweeps_id=True).run_id != "abc123"
-    assert "$WANDB_RUN_ID abc123 is the id of" in capsys.readouterr().err
+    assert "$WANDB_RUN_ID abc123 is already the id of" in capsys.readouterr().err
     assert first.read(None, takes_sweeps_id=True).run_id == "abc123"

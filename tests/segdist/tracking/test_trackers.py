@@ -120,7 +120,7 @@ def test_a_tracker_that_fails_harms_neither_run_nor_other_trackers(capsys: pytes
     for step in range(3):
         trackers.log({"train/loss": 1.0}, step)
     call_everything(trackers)
-    assert capsys.readouterr().err.count("broken: log failed (RuntimeError: disk full); the run goes on") == 1
+    assert capsys.readouterr().err.count("broken: log failed (RuntimeError: disk full); the run continues") == 1
     assert sound.calls[-1] == "finish"
 
 
@@ -219,7 +219,7 @@ def test_a_tracker_that_hangs_is_left_behind_and_no_checkpoint_waits_for_it(
     trackers.finish("finished")
     assert hanging.abandoned
     assert hanging.calls == 1
-    assert "wandb: no answer for 0.2 s, left behind" in capsys.readouterr().err
+    assert "wandb: no answer for 0.2 s, abandoned" in capsys.readouterr().err
 
 
 FROZEN = """
