@@ -65,7 +65,7 @@ def test_everything_that_was_promised_is_there(run: Path) -> None:
     assert {"curves", "classes", "confusion", "images1", "data", "time", "again"} <= ids
     for text in (
         "0.9012",
-        "taken up again once",
+        "resumed once",
         "2 steps skipped",
         "segdist train -f cells",
         "optim.lr",

@@ -256,7 +256,7 @@ def test_a_frozen_service_of_wandb_holds_up_neither_the_run_nor_its_end(tmp_path
         check=True,
     )
     assert done.stdout.splitlines()[-2:] == ["checkpoint", "end"]
-    assert "left behind" in done.stderr
+    assert "abandoned" in done.stderr
     assert "Traceback" not in done.stderr
     # The next start finds what the frozen one had brought to its file.
     assert StateFile(tmp_path / "run" / "wandb" / "state.json").read(None, takes_sweeps_id=False).last_step == 1
