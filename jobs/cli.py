@@ -1,4 +1,4 @@
-"""The `segdist` command: `segdist JOB …` calls the `main` of the module that does the job."""
+"""The `segdist` command: `segdist JOB …` calls `main` in the job's module."""
 
 import difflib
 import importlib
@@ -11,13 +11,13 @@ JOBS = {
     "shards": ("jobs.shard_sets", "inspect a shard set, or verify every byte of it"),
     "train": ("jobs.train", "train on a shard set (torchrun for several ranks)"),
     "infer": ("jobs.infer", "segment images with a trained model (torchrun for several ranks)"),
-    "status": ("jobs.status", "how runs stand, from their files; --follow keeps looking"),
-    "report": ("jobs.report", "one self-contained HTML page of a run, or a comparison of several"),
-    "replay": ("jobs.replay", "compute steps of an exact run again, and compare the weights bit by bit"),
+    "status": ("jobs.status", "show the status of runs, from their files; --follow keeps refreshing"),
+    "report": ("jobs.report", "write one self-contained HTML page about a run, or a comparison of several"),
+    "replay": ("jobs.replay", "recompute steps of an exact run, and compare the weights bit by bit"),
     "export": ("jobs.export", "write a trained model as ONNX, checked against torch"),
     "pipeline": ("jobs.pipeline", "the three jobs above one after another, on this machine"),
-    "submit": ("jobs.submit", "put one of these jobs, or the pipeline, into the queue of a Slurm cluster"),
-    "queue": ("jobs.show_queue", "how submitted jobs stand"),
+    "submit": ("jobs.submit", "submit one of these jobs, or the pipeline, to a Slurm cluster"),
+    "queue": ("jobs.show_queue", "show the state of submitted jobs"),
 }
 
 
@@ -34,7 +34,7 @@ def usage() -> str:
             "jobs:",
             *lines,
             "",
-            "`segdist JOB --help` shows a job's options; `--dry-run` checks them and shows what would be done.",
+            "`segdist JOB --help` shows a job's options; `--dry-run` checks them and shows the plan.",
         ]
     )
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(JOBS)}"
         print(f"error: unknown job {name!r}; {hint}", file=sys.stderr)
         return 2
-    # Imported only now: `segdist --help` must not wait for torch.
+    # Imported only now, so that `segdist --help` doesn't wait for torch.
     job = importlib.import_module(JOBS[name][0])
     return run_job(job.main, rest)
 

@@ -1,4 +1,4 @@
-"""A job's config from its defaults, a TOML file and the command line; the later wins."""
+"""A job's config from its defaults, a TOML file and the command line, in increasing order of precedence."""
 
 import dataclasses
 import sys
@@ -19,7 +19,7 @@ Config = TypeVar("Config")
 
 @dataclasses.dataclass(frozen=True)
 class Command(Generic[Config]):
-    """What was asked for: the job's config, and whether to only check it and show the plan."""
+    """A parsed command: the job's config, and whether to only check it and show the plan."""
 
     job: Config
     dry_run: bool
@@ -36,8 +36,8 @@ def parse(
     """Parse `argv` (default: the process's) into `cls`, a tree of frozen dataclasses.
 
     Order of precedence: command line, `--config FILE`, the preset's values, the class's defaults. A job with presets
-    has an option `--preset`, whose value the caller has looked up already. A config with a method
-    `validate` is checked at the end, so that a value may be wrong in the file and mended on the command line.
+    has an option `--preset`, whose value the caller has already looked up. A config with a method `validate` is checked
+    at the end, so a wrong value in the file can be corrected on the command line.
 
     Raises:
         UserError: an unknown key or a wrong type in the file; a refused combination.
@@ -70,7 +70,7 @@ def parse(
 
 
 def parse_options(cls: type[Config], argv: list[str] | None, command: str, description: str) -> Config:
-    """As `parse`, for commands that only show something: no `--config` and no `--dry-run`."""
+    """As `parse`, but for commands that only show something: no `--config` and no `--dry-run`."""
     config = tyro.cli(cls, args=argv, prog=f"segdist {command}", description=description)
     _check(config)
     return config
@@ -84,7 +84,7 @@ def _check(config: Any) -> None:
 
 
 def launch_command(job: str, arguments: Sequence[str], environment: "RankEnvironment") -> list[str]:
-    """The command that starts a job again on as many ranks, whatever launcher started it this time."""
+    """The command that starts a job again on the same number of ranks, whatever launcher started it this time."""
     ranks, local = environment.world_size, environment.local_world_size
     if ranks == 1:
         return ["segdist", job, *arguments]
@@ -95,7 +95,7 @@ def launch_command(job: str, arguments: Sequence[str], environment: "RankEnviron
 
 
 def print_config(config: Any) -> None:
-    """The resolved config as `key = value` lines, sections with a dot."""
+    """Print the resolved config as `key = value` lines, with a dot after section names."""
 
     def show(values: dict[str, Any], prefix: str) -> None:
         for key, value in values.items():

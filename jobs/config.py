@@ -1,4 +1,4 @@
-"""Settings of the jobs that start, show or submit others. train, infer and make-shards have theirs in their rooms."""
+"""Settings of the jobs that start, show or submit others. Those of train, infer and make-shards are in their rooms."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,10 +25,10 @@ class ReportConfig:
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """The file to write; default: report.html in the run folder."""
     figures: CountOrZero = 20
-    """Figures of test images, the worst first; 0: none."""
+    """Maximum number of figures of test images, worst first; 0: none."""
 
     def validate(self) -> None:
-        """Raises UserError where no run is named."""
+        """Raises UserError if no run is named."""
         if not self.runs:
             raise UserError("name at least one run: segdist report RUN")
 
@@ -40,14 +40,14 @@ class StatusConfig:
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
     """Run folders, or names below runs/; none: all."""
     follow: Annotated[bool, tyro.conf.arg(aliases=["-F"]), tyro.conf.FlagCreatePairsOff] = False
-    """Show it again and again until the runs have finished or failed; Ctrl-C ends it."""
+    """Keep refreshing until the runs have finished or failed; Ctrl-C ends it."""
     every: Positive = 2.0
-    """Seconds between two looks at the files."""
+    """Seconds between refreshes."""
 
 
 @dataclass(frozen=True)
 class QueueConfig:
-    """Show how submitted jobs stand."""
+    """Show the state of submitted jobs."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names or folders of runs; none: all under runs/."""
@@ -55,43 +55,44 @@ class QueueConfig:
 
 @dataclass(frozen=True)
 class ShardsCommand:
-    """What to do with which set."""
+    """What to do, and with which set."""
 
     action: Annotated[Literal["inspect", "verify"], tyro.conf.Positional]
     """inspect: print what is in it, write a contact sheet; verify: check every checksum and record."""
     shard_set: Annotated[str, tyro.conf.Positional]
     """Name of a set in `root`, its folder, or its URL."""
     root: Path = DATA
-    """Where shard sets live."""
+    """Folder that holds all shard sets."""
     split: Literal["train", "val"] = "train"
-    """Split of the contact sheet."""
+    """Split to show on the contact sheet."""
     seed: Seed = 0
-    """Another seed shows other patches."""
+    """A different seed shows different patches."""
     out: Path | None = None
-    """File of the contact sheet; contact_sheet.png in the set's folder if left out."""
+    """File for the contact sheet; default: contact_sheet.png in the set's folder."""
 
 
 @dataclass(frozen=True)
 class ChainConfig(SetConfig):
-    """make-shards → train → infer on a set and a run of one name; the settings of the set are those of make-shards."""
+    """make-shards → train → infer on a set and a run with the same name; the set's settings are those of
+    make-shards."""
 
     name: str = "pipeline"
-    """Name of the shard set (data/NAME) and of the run (runs/NAME); may also come first, without the flag."""
+    """Name of the shard set (data/NAME) and of the run (runs/NAME); can also come first, without the flag."""
     processes: Annotated[int, Range(1, 4096)] = 2
-    """Ranks for training and inference; on a cluster the profile says how many."""
+    """Ranks for training and inference; on a cluster, the profile sets the number."""
     minutes: NotNegative = 0.0
-    """Wall time of the training; 0: what `train` says, else 20."""
+    """Wall time of the training; 0: from `train`, else 20."""
     make_shards: JsonTable = field(default_factory=dict)
-    """Settings of `segdist make-shards`: a TOML table, or JSON on the command line. Those given as options win."""
+    """Settings of `segdist make-shards`: a TOML table, or JSON on the command line. Options take precedence."""
     train: JsonTable = field(default_factory=dict)
     """Settings of `segdist train`, and `preset`."""
     infer: JsonTable = field(default_factory=dict)
     """Settings of `segdist infer`."""
     tracking: JsonTable = field(default_factory=dict)
-    """Settings of all three jobs' trackers, where a job's own table has none (`{"wandb": "off"}`)."""
+    """Settings for all three jobs' trackers, unless a job's own table has them (`{"wandb": "off"}`)."""
 
     def validate(self) -> None:
-        """Raises UserError for a name that is a path, or a length of the training that is given twice."""
+        """Raises UserError for a name that is a path, or a training length given twice."""
         check_pipeline_name(self.name)
         if self.minutes and (twice := {"steps", "epochs"} & self.train.keys()):
             raise UserError(f"--minutes and {', '.join(sorted(twice))} of train: give the length of the training once")
@@ -109,52 +110,52 @@ class PipelineConfig(ChainConfig):
     """The three jobs, one after another, on this machine."""
 
     fresh: bool = False
-    """Throw away the shard set and the run of that name and start over."""
+    """Delete the shard set and the run of that name and start over."""
 
 
 @dataclass(frozen=True)
 class SubmitConfig:
-    """Put one job into the queue."""
+    """Submit one job."""
 
     profile: str = ""
     """Cluster profile: a TOML file, or one of the examples in slurm/profiles (docs/cluster.md)."""
     cluster: Literal["slurm", "local", "debug"] = "slurm"
     """slurm; local: this machine, one job after another; debug: this very process, one rank."""
     tasks: Tasks = 1
-    """make-shards and infer: share the work between so many tasks of a job array, and merge in a last job."""
+    """make-shards and infer: split the work into this many tasks of a job array, plus a final job that merges."""
     stage_to: str = ""
     """train: copy the shard set to this folder of each node first, and read it there ('$TMPDIR')."""
 
 
 @dataclass(frozen=True)
 class SubmitPipelineConfig(ChainConfig):
-    """Put the chain make-shards → train → infer → report into the queue. Each waits for the one before."""
+    """Submit the chain make-shards → train → infer → report. Each job waits for the previous one."""
 
     profile: str = ""
     """Cluster profile: a TOML file, or one of the examples in slurm/profiles (docs/cluster.md)."""
     cluster: Literal["slurm", "local", "debug"] = "slurm"
     """slurm; local: this machine, one job after another; debug: this very process, one rank."""
     shard_tasks: Tasks = 1
-    """Make the shards in so many tasks of a job array."""
+    """Make the shards in this many tasks of a job array."""
     infer_tasks: Tasks = 1
-    """Segment in so many tasks of a job array, for very many images; 1: one job of several ranks."""
+    """Segment in this many tasks of a job array, for a very large number of images; 1: one job with several ranks."""
     stage_to: str = ""
     """Copy the shard set to this folder of each node before training, and read it there ('$TMPDIR')."""
 
 
 def name_first(arguments: list[str]) -> list[str]:
-    """A chain's arguments with `--name` before a name that comes first."""
+    """A chain's arguments, with `--name` inserted before a leading name."""
     return ["--name", *arguments] if arguments and not arguments[0].startswith("-") else arguments
 
 
 def check_pipeline_name(name: str) -> None:
-    """Raises UserError for what is no single folder name."""
+    """Raises UserError unless it is a single folder name."""
     if Path(name).name != name:
         raise UserError(f"--name {name}: one folder name, no path")
 
 
 def tracked(tracking: dict[str, Any], tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The jobs' tables with the pipeline's tracking; in W&B the three runs stand in the group of its name."""
+    """The jobs' tables with the pipeline's tracking; in W&B, the three runs are grouped under its name."""
     filled = {}
     for job, table in tables.items():
         # By itself make-shards tracks nothing.
@@ -164,7 +165,7 @@ def tracked(tracking: dict[str, Any], tables: dict[str, dict[str, Any]]) -> dict
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """The settings of `after` that are not those of `before`."""
+    """The settings of `after` that differ from `before`."""
     changed = {}
     for key, value in after.items():
         if isinstance(value, dict) and isinstance(before.get(key), dict):

@@ -1,4 +1,4 @@
-"""The one place where a job's errors become messages, exit codes and the reason that its launcher reads."""
+"""Turn a job's errors into messages, exit codes and the reason that its launcher reads."""
 
 import errno
 import os
@@ -13,9 +13,9 @@ from segdist.core.terminal import outlive_the_terminal, show_error, show_traceba
 from segdist.core.waiting import WaitEnded
 
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
-"""A path that can't be what it is asked to be: a folder of somebody else's, a file where a folder is needed, …"""
+"""An unusable path: someone else's folder, a file where a folder is needed, …"""
 TIME_FOR_RANK_0 = 10.0
-"""Seconds that the other ranks leave to rank 0 to name bad input."""
+"""Seconds that the other ranks give rank 0 to name bad input."""
 
 
 def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = No
         if error.errno in NO_ROOM:
             return _refused(no_room(error.filename or "a file", error), rank, FAILED)
         if error.errno in NO_ACCESS and error.filename:
-            message = f"{error.filename}: {error.strerror}; choose another place, or give yourself access"
+            message = f"{error.filename}: {error.strerror}; choose another place, or get access to it"
             return _refused(message, rank, USAGE)
         return _unexpected(error, rank)
     except WaitEnded as ended:

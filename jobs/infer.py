@@ -1,6 +1,6 @@
 """`segdist infer`: segment images of any size with a trained model; `torchrun jobs/infer.py` for several ranks.
 
-The held-out images of a shard set, with scores; a folder of images of one's own:
+The held-out images of a shard set, with scores; a folder of your own images:
 
     segdist infer --model runs/synthetic --data synthetic
     segdist infer --model runs/synthetic --images scans/ --out predictions/scans
@@ -10,9 +10,9 @@ One node with 8 GPUs, one rank each:
 
     torchrun --standalone --nproc-per-node=8 jobs/infer.py --model runs/synthetic --images scans/
 
-Started again, a job that was interrupted goes on where it was: finished images are kept, large ones continue near the
-row that was reached. The result has the same bits for any number of ranks (fp32, one kind of CPU
-and torch build, the same number of threads per rank).
+Started again, an interrupted job resumes: finished images are kept, and large ones continue near the last row. The
+result has the same bits for any number of ranks (fp32, one kind of CPU and torch build, the same number of threads per
+rank).
 """
 
 import sys

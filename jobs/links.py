@@ -1,4 +1,4 @@
-"""From a job's own options to the links that are submitted: commands, logs, files that show progress and success."""
+"""Turn a job's own options into links to submit: commands, logs, files that show progress and success."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from slurm.task import Task
 
 @dataclass(frozen=True)
 class Submission:
-    """What all links of a submission have in common."""
+    """Settings shared by all links of a submission."""
 
     profile: str
     cluster: str
@@ -47,7 +47,7 @@ class Submission:
             )
         profile = load_profile(self.profile or "local", job)
         if len(commands) > 1 or name == "finish-shards" or name.endswith("-merge"):
-            # Array tasks don't talk to each other: each is a single rank, and so is what puts their work together.
+            # Array tasks don't communicate: each is a single rank, and so is the job that merges their work.
             profile = replace(profile, nodes=1, tasks_per_node=1)
         if self.cluster == "debug":
             profile = replace(profile, nodes=1, tasks_per_node=1, launcher="srun")
@@ -73,7 +73,7 @@ class Submission:
         return Link(Order(name, tasks, profile, logs, settings=_fingerprint(commands)), str(product))
 
     def array(self, count: int) -> int:
-        """Array tasks: off Slurm one process does all of them, which gives the same bytes."""
+        """Number of array tasks: without Slurm, one process does all of them, which gives the same bytes."""
         return count if self.cluster == "slurm" else 1
 
 
@@ -81,7 +81,7 @@ def shard_links(submission: Submission, arguments: list[str], folder: Path | Non
     """make-shards, in one job; or an array and a job that writes the manifest."""
     config = parse(MakeShardsJob, arguments, "make-shards", "").job
     if config.task or config.finish:
-        raise UserError("--task and --finish are set by --tasks; leave them out")
+        raise UserError("--task and --finish are set by --tasks; omit them")
     logs = folder or paths.RUNS / config.name
     product = config.folder / paths.MANIFEST
     progress = (f"{config.folder}/**/*.tar",)
@@ -104,9 +104,9 @@ def train_links(submission: Submission, arguments: list[str]) -> list[Link]:
     stage = ""
     if submission.stage_to:
         if len(config.data) > 1:
-            raise UserError(f"--stage-to copies one shard set, and --data names {len(config.data)}")
+            raise UserError(f"--stage-to copies one shard set, but --data names {len(config.data)}")
         stage = str(Path(paths.set_dir(config.data[0])).absolute())
-        # The run folder's name must not come from where the copy lies.
+        # The run folder's name must not depend on where the copy is.
         arguments = [*arguments, "--data", stage, "--name", str(run)]
     progress = (f"{run}/{paths.CHECKPOINTS}/step-*.pt",)
     return [submission.link("train", "train", [arguments], run, run / paths.LAST_MODEL, progress, stage)]
@@ -117,13 +117,13 @@ def infer_links(submission: Submission, arguments: list[str], product: Path | No
 
     config = parse(InferConfig, arguments, "infer", "").job
     if config.task:
-        raise UserError("--task is set by --tasks; leave it out")
+        raise UserError("--task is set by --tasks; omit it")
     model = config.models[0]
     run = model.parent if model.suffix else model
     output = Path(config.out) if config.out else run / paths.PREDICTIONS
     progress = (f"{output}/**/{paths.STATE}/records/*.json", f"{output}/**/{paths.STATE}/parts/*/*")
     product = product or output
-    # One model may segment several collections at once: each into its folder, under its name.
+    # One model can segment several collections at once, each into its own folder, under its own name.
     name = f"infer-{output.name}" if config.out else "infer"
     count = submission.array(submission.tasks)
     if count == 1:
@@ -136,10 +136,10 @@ def infer_links(submission: Submission, arguments: list[str], product: Path | No
 
 
 def missing_inputs(job: str, arguments: list[str]) -> list[str]:
-    """Folders, sets and models among a job's inputs that are not there: better said now than hours later, in its log.
+    """Missing folders, sets and models among a job's inputs, to report now rather than hours later in its log.
 
     Returns:
-        The options, each with what it names: `--data data/cells`.
+        The options, each with its value: `--data data/cells`.
     """
     sets: tuple[str, ...] = ()
     missing = []
@@ -167,7 +167,7 @@ def pipeline_links(
     infer_tasks: int,
     settings: Path,
 ) -> list[Link]:
-    """make-shards → train → infer → report on a set and a run of one name.
+    """make-shards → train → infer → report on a set and a run with the same name.
 
     Args:
         make_shards, train, infer: settings of the three jobs, as tables of their configs.
@@ -190,7 +190,7 @@ def pipeline_links(
 
 
 def _settings(folder: Path, job: str, settings: dict[str, Any]) -> list[str]:
-    """The options that hand a job its table, through a file that no later submission changes."""
+    """The options that pass a job its table, through a file that no later submission changes."""
     if not settings:
         return []
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -201,7 +201,8 @@ def _settings(folder: Path, job: str, settings: dict[str, Any]) -> list[str]:
 
 
 def _fingerprint(commands: list[list[str]]) -> str:
-    """Of the contents of the files that commands name: a changed `--config` is another job, under the same command."""
+    """Fingerprint of the files named by the commands: with a changed `--config`, the same command is a different
+    job."""
     digest = hashlib.sha256()
     for command in commands:
         for option in ("--config", "--preset"):

@@ -1,10 +1,10 @@
 """Make a shard set: draw or read labeled images, cut patches, write tars and the manifest.
 
-    segdist make-shards -f synthetic                         drawn images, nothing else needed
+    segdist make-shards -f synthetic                         synthetic images, nothing else needed
     segdist make-shards -f cells --images.folder DIR …       your own images and masks (docs/data.md)
-    segdist make-shards -f cells … --task 3/8                one task of a job array; then once with --finish
+    segdist make-shards -f cells … --task 3/8                one task of a job array; finally once with --finish
 
-Running it again finishes what is missing. It needs no ranks: `--processes` says how many cores it takes.
+Run it again to finish an interrupted set. It needs no ranks: `--processes` sets the number of cores.
 """
 
 import sys
@@ -20,7 +20,7 @@ from shards.build.work import find_work
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build the set, or with `--dry-run` show what would be built; returns the exit code."""
+    """Build the set, or with `--dry-run` show the plan; returns the exit code."""
     description = "Draw or read labeled images, cut patches, write a shard set."
     command = parse(MakeShardsJob, argv, "make-shards", description)
     config = command.job.shard_set
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         return FINISHED
     manifest = make_tracked_set(command.job)
     if manifest is None:
-        say(f"{config.folder}: task {config.task} is done; when all are, run the same command with --finish")
+        say(f"{config.folder}: task {config.task} is done; once all are, run the same command with --finish")
     else:
         samples = ", ".join(f"{manifest.samples(split)} {split}" for split in ("train", "val"))
         say(f"{config.folder}: {samples} patches, {len(manifest.sources['test'])} test images")

@@ -3,10 +3,10 @@
     segdist pipeline cells --images.folder photos --masks.folder labels --minutes 20
     segdist pipeline --config jobs/demo.toml
 
-The options of make-shards are options here; what isn't set is chosen, and printed with its reason.
+It takes the options of make-shards; anything not set is chosen automatically and printed with its reason.
 
-Each job runs as it would by hand, and its command is shown first. What is finished already is used again: after an
-interruption the same command goes on. `--fresh` throws the shard set and the run of that name away first.
+Each job runs as it would by hand, after its command is printed. Finished work is reused: after an interruption, the
+same command resumes. `--fresh` first deletes the shard set and the run of that name.
 
 The config file's tables [make_shards], [train] and [infer] hold the settings of the three jobs, [tracking] those of
 the trackers of all three.
@@ -47,22 +47,22 @@ def main(argv: list[str] | None = None) -> int:
     config = command.job
     run, data = RUNS / config.name, DATA / config.name
     steps = _steps(config)
-    _check(steps)  # and not when the jobs before are done
+    _check(steps)  # now, not after the earlier jobs are done
     if command.dry_run:
         print_config(config)
     elif config.fresh:
         for folder in (run, data):
             if folder.exists():
                 with owned(folder, "segdist pipeline --fresh"):
-                    pass  # nobody is at it
+                    pass  # make sure that no other job is using it
                 shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as draft:
         for number, (job, ranks, settings, arguments) in enumerate(steps, start=1):
             if command.dry_run and job != "make_shards" and not (data / MANIFEST).exists():
-                say(f"{job}: can be planned when the shards are made")
+                say(f"{job}: can be planned once the shards exist")
                 continue
             if settings:
-                # In the run folder, where what was asked for can be seen later; a dry run writes nothing that stays.
+                # In the run folder, as a record of the settings; a dry run leaves nothing behind.
                 file = (Path(draft) if command.dry_run else run / PIPELINE) / f"{job}.json"
                 write_settings(file, settings)
                 arguments = ["--config", str(file), *arguments]
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             say(f"\n[{number}/3] {launcher} {shlex.join(words)}")
             code = run_here([sys.executable, *words], ranks)
             if code == STOPPED:
-                say("stopped; the same command goes on from there")
+                say("stopped; the same command resumes from there")
             if code:
                 return code
     return FINISHED

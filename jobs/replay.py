@@ -1,11 +1,11 @@
-"""`segdist replay`: compute a stretch of an exact run again, and say where its weights part from those recorded.
+"""`segdist replay`: recompute part of an exact run, and report where its weights differ from the recorded ones.
 
     segdist replay RUN --step 1200                   from the nearest checkpoint before step 1200
     segdist replay RUN --step 1200 --from-start      from the initial weights
 
-RUN is a name below runs/ or a folder of a run that was trained with --exact, on any number of ranks; it is only read.
-Replay takes any number of ranks as well: `torchrun --nproc-per-node=4 jobs/replay.py RUN --step 1200`. The exit code
-is 0 where everything is as recorded, and 3 where it isn't.
+RUN is a name below runs/ or the folder of a run trained with --exact, on any number of ranks; it is only read. Replay
+also runs on any number of ranks: `torchrun --nproc-per-node=4 jobs/replay.py RUN --step 1200`. The exit code is 0 if
+everything matches the record, and 3 if not.
 """
 
 import sys
@@ -17,13 +17,13 @@ from segdist.core.exit_codes import FINISHED, INCOMPLETE
 from segdist.training.config import ReplayConfig
 
 SHOWN = 5
-"""So many of the tensors that differ are named."""
+"""Maximum number of differing tensors to name."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     config = tyro.cli(ReplayConfig, args=argv, prog="segdist replay", description=__doc__)
-    # Heavy imports come after the command line: --help must not wait for torch.
+    # Heavy imports come after parsing, so that --help doesn't wait for torch.
     from segdist.core.terminal import say
     from segdist.ranks.process_group import ranks
     from segdist.training.replay import config_to_replay, replay
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         more = f" and {len(done.parted) - SHOWN} more" if len(done.parted) > SHOWN else ""
         agreed = f"the last that agrees is {done.compared[-2]}" if len(done.compared) > 1 else "none before it agrees"
         say(
-            f"{config.run}: {where}: the weights part at step {done.step} ({agreed}): "
+            f"{config.run}: {where}: the weights differ at step {done.step} ({agreed}): "
             f"{', '.join(done.parted[:SHOWN])}{more}"
         )
         return INCOMPLETE

@@ -1,7 +1,7 @@
-"""Look at a shard set, or check every byte of it.
+"""Inspect a shard set, or verify every byte of it.
 
-segdist shards inspect synthetic         figures, and contact_sheet.png beside the manifest
-segdist shards verify data/synthetic     all checksums and records; exit code 3 where something is damaged
+segdist shards inspect synthetic         figures, and contact_sheet.png next to the manifest
+segdist shards verify data/synthetic     all checksums and records; exit code 3 if anything is damaged
 
 A set behind a URL is fetched into the cache first.
 """
@@ -22,7 +22,7 @@ from segdist.core.terminal import say
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     command = parse_options(ShardsCommand, argv, "shards", __doc__ or "")
-    # Heavy imports come after the command line: --help must not wait for torch.
+    # Heavy imports come after parsing, so that --help doesn't wait for torch.
     folder = _local_folder(command)
     if command.action == "verify":
         from shards.read.verify import verify
@@ -31,9 +31,9 @@ def main(argv: list[str] | None = None) -> int:
         for problem in problems:
             say(f"damaged: {problem}")
         if problems:
-            say("copy these files again, or build the set again with `segdist make-shards --overwrite`")
+            say("copy these files again, or rebuild the set with `segdist make-shards --overwrite`")
             return INCOMPLETE
-        say(f"{folder}: every checksum and record is right")
+        say(f"{folder}: all checksums and records are correct")
         return FINISHED
     from shards.read.inspect import contact_sheet, summary
     from shards.read.reader import ShardSet
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _local_folder(command: ShardsCommand) -> Path:
-    """The set's folder; that in the cache, with every file in it, for a URL."""
+    """The set's folder; for a URL, the cache folder with all files fetched."""
     if "://" in command.shard_set:
         from shards.read.remote import fetched_whole
 

@@ -1,4 +1,4 @@
-"""`segdist queue`: how submitted jobs stand, from squeue, sacct and the jobs' own notes.
+"""`segdist queue`: show the state of submitted jobs, from squeue, sacct and the jobs' own records.
 
 segdist queue              all runs under runs/
 segdist queue cells        one run
@@ -18,7 +18,7 @@ from slurm.standing import Standing, left_in_queue, standings
 
 HEADINGS = ("run", "link", "job", "state", "starts", "time", "nodes", "reason")
 WIDE = 1000
-"""Characters of a line that goes to a file or a program."""
+"""Line width for output to a file or a program."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     if not rows:
         say("nothing was submitted from this folder; `segdist submit --help`")
         return FINISHED
-    # Here, and not for --help: rich takes a tenth of a second.
+    # Imported here, not for --help: rich takes a tenth of a second.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         table.add_column(heading, no_wrap=heading != "reason", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    # Where nobody looks, a line stays a line, for grep.
+    # If the output is not a terminal, lines aren't wrapped, for grep.
     Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(table)
     return FINISHED
 
@@ -65,9 +65,9 @@ def _run_folder(name: str) -> Path:
             numbers = " ".join(job.partition(" ")[0] for job in jobs)
             raise UserError(
                 f"{path}: this folder was removed while jobs for it are in the queue ({', '.join(jobs)}): they fail or "
-                f"start from nothing; end them with `scancel {numbers}`"
+                f"start from scratch; end them with `scancel {numbers}`"
             )
-        raise UserError(f"{name}: nothing was submitted for a run of that name; `segdist queue` lists all")
+        raise UserError(f"{name}: nothing was submitted for a run with that name; `segdist queue` lists all")
     return path
 
 

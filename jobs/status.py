@@ -1,11 +1,11 @@
-"""`segdist status`: how runs stand, from their files.
+"""`segdist status`: show the status of runs, from their files.
 
     segdist status RUN                    a run: curves, scores per class, time left
-    segdist status                        all runs below runs/, a line each
-    segdist status RUN --follow           again and again, until the run has ended
+    segdist status                        all runs below runs/, one line each
+    segdist status RUN --follow           keep refreshing until the run ends
 
-RUN is a name below runs/ or a folder. Nothing has to be installed or started beside the run, so it works over ssh, and
-for runs on other machines that share the file system.
+RUN is a name below runs/ or a folder. Nothing else has to be installed or started, so it works over ssh and for
+runs on other machines that share the file system.
 """
 
 import sys
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"there are no runs below {RUNS}; start one with `segdist train`, or name a folder")
 
     def read(folder: Path) -> RunRecord:
-        # The run of a job that is still in the queue is a folder with its submission and nothing else.
+        # The run folder of a queued job holds only its submission.
         if config.follow and not (folder / CONFIG).exists() and not any(folder.glob(f"**/{SCORES}")):
             return RunRecord(folder)
         return read_run(folder) if config.runs else read_run_or_problem(folder)
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
                 shown, ended = look()
                 live.update(shown, refresh=True)
     except KeyboardInterrupt:
-        pass  # the usual way to stop looking; the run doesn't care
+        pass  # the usual way to stop; the run is unaffected
     return FINISHED
 
 

@@ -1,4 +1,4 @@
-"""`segdist submit`: put a job, or the whole pipeline, into the queue of a Slurm cluster.
+"""`segdist submit`: submit a job, or the whole pipeline, to a Slurm cluster.
 
     segdist submit train --profile gpu-node -- -f cells -e 100
     segdist submit make-shards --profile mini --tasks 8 -- -f cells --images.folder scans …
@@ -6,8 +6,8 @@
     segdist submit pipeline cells --profile mini --images.folder photos --masks.folder labels --minutes 20
     segdist submit pipeline --profile mini --config jobs/demo.toml --shard-tasks 4
 
-What stands behind `--` are the job's own options, as in `segdist train …`. `--dry-run` prints the sbatch script and
-submits nothing. `--cluster local` runs the same on this machine without Slurm. How things stand: `segdist queue`.
+The job's own options follow `--`, as in `segdist train …`. `--dry-run` prints the sbatch script and submits nothing.
+`--cluster local` runs the same on this machine without Slurm. `segdist queue` shows the state.
 """
 
 import os
@@ -52,7 +52,7 @@ def _submit_single(job: str, own: list[str], job_arguments: list[str]) -> int:
     submission = Submission(config.profile, config.cluster, config.tasks, config.stage_to)
     links = SINGLE[job](submission, job_arguments)
     for missing in missing_inputs(job, job_arguments):
-        warn(f"{missing} is not there: the job fails unless it is when it starts")
+        warn(f"{missing} does not exist: the job will fail unless it does by the time it starts")
     return _place(links, config.cluster, command.dry_run)
 
 
@@ -80,7 +80,7 @@ def _place(links: list[Link], cluster: Literal["slurm", "local", "debug"], dry_r
             print(f"##### {link.order.name}{waits}\n{sbatch_script(link.order)}")
         return FINISHED
     if cluster != "slurm" and len(links) > 1:
-        say("no Slurm: the links run here, one after another")
+        say("no Slurm: the jobs run here, one after another")
     placed = submit_chain(links, cluster, say)
     say(f"\nrun     {folder.parent}")
     say(f"logs    {folder}/<job>_<rank>_log.out and .err")
@@ -88,7 +88,7 @@ def _place(links: list[Link], cluster: Literal["slurm", "local", "debug"], dry_r
         waiting = [item.record.job_id for item in placed if item.what != "finished already"]
         say(f"watch   segdist queue {shlex.quote(folder.parent.name)}")
         if waiting:
-            # Of a pipeline the training's: it takes longest.
+            # For a pipeline, show the training's log, because it takes longest.
             told = next((item for item in placed if item.link.order.name == "train"), placed[-1])
             say(f"        tail -F {shlex.quote(f'{folder}/{told.record.job_id}_0_log.out')}")
             say(f"cancel  scancel {' '.join(waiting)}")

@@ -11,8 +11,7 @@ One node with 8 GPUs; two nodes, started on each of them:
     torchrun --standalone --nproc-per-node=8 jobs/train.py -f synthetic -e 100
     torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 jobs/train.py -f synthetic
 
-Started again with the same settings, a run that was stopped goes on where it was; with more `--epochs`, a finished
-one is extended.
+Started again with the same settings, a stopped run resumes; with more `--epochs`, a finished run is extended.
 """
 
 import sys
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
     command = read(values)
     config, choices = command.job, list[Choice]()
-    # Heavy imports come after the command line: --help must not wait for torch.
+    # Heavy imports come after parsing, so that --help doesn't wait for torch.
     from segdist.ranks.process_group import ranks
     from segdist.training.job import choice_lines, train, with_choices
 

@@ -1,4 +1,4 @@
-"""Everything that an inference job can be told, as one frozen dataclass."""
+"""All settings of an inference job, as one frozen dataclass."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ FileFormat = Literal["auto", "png", "tiff", "zarr"]
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """What is written for each image. The class mask always is."""
+    """What to write for each image, in addition to the class mask."""
 
     mask_format: FileFormat = "auto"
     """auto: palette PNG up to 16 megapixels, tiled compressed TIFF above."""
@@ -41,11 +41,11 @@ class OutputConfig:
     """Also write tables (CSV) of each image: area and share of each class, and of each object (connected pixels of a
     class, not of one called background) its area, box, centroid, moments, axes, perimeter and intensity."""
     previews: bool = True
-    """Also write the image with the classes laid over it, large images reduced."""
+    """Also write the image overlaid with the classes; large images are downscaled."""
     preview_side: Annotated[int, Range(16, 65535)] = 1024
     """Longest side of a preview in pixels."""
     figures: CountOrZero = 20
-    """Draw original, ground truth, prediction and probability maps for so many images, the first ones; 0: none."""
+    """Draw original, ground truth, prediction and probability maps for this many images, the first ones; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,14 @@ class InferConfig:
     """Segment images of any size with a trained model."""
 
     model: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-m"])] = ()
-    """Run folder (its best model) or model file (.safetensors); a bare name is looked for under runs/ as well. Several
-    are an ensemble, as are the folds in a cross-validation's folder: their probabilities are averaged, tile by tile."""
+    """Run folder (its best model) or model file (.safetensors); a bare name is also searched for under runs/. Several
+    form an ensemble, as are the folds in a cross-validation's folder: their probabilities are averaged, tile by
+    tile."""
     data: Annotated[str, tyro.conf.arg(aliases=["-f"])] = ""
-    """Shard set (name under data/, or folder) whose held-out source images are segmented and scored."""
+    """Shard set (name under data/, or folder) whose held-out source images to segment and score."""
     trust_factory: tuple[str, ...] = ()
-    """Modules `package.module` whose model factories the model file may name; docs/security.md says why that asks for
-    trust. Not needed for segdist's own models and for factories that you have trained with."""
+    """Modules `package.module` whose model factories the model file is allowed to name; docs/security.md says why this
+    requires trust. Not needed for segdist's own models and for factories you have trained with."""
     split: Literal["test", "val", "train"] = "test"
     """Which of the shard set's images."""
     images: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-i"])] = ()
@@ -71,18 +72,18 @@ class InferConfig:
     says, else the side of the patches that it was trained on. Large images are cheaper with larger tiles and less
     overlap (256 and 0.25), at the same accuracy; they need more memory."""
     overlap: PartialShare = 0.5
-    """Share of the tile side that neighboring tiles have in common; left out: what the model's card says. 0.5 is the
-    safe choice, 0.25 nearly as good for half the work, more gains nothing. docs/inference.md has the figures."""
+    """Fraction of a tile shared with its neighbor; default: from the model card. 0.5 is the safe choice; 0.25 is nearly
+    as good at half the work; more than 0.5 gains nothing. docs/inference.md has the figures."""
     blending: Blending = "mean"
-    """How overlapping tiles are averaged: all pixels alike, or with more weight in the middle of each tile."""
+    """How to average overlapping tiles: all pixels equally, or with more weight in the middle of each tile."""
     borders: Borders = "corner"
-    """corner: tiles start at the image's corner; full: they start outside (reflected), so that pixels at the border
-    get as many tiles as the others."""
+    """corner: tiles start at the image's corner; full: they start outside (reflected), so that border pixels are
+    covered by as many tiles as the others."""
     flips: bool = False
-    """Average over the flips of each tile, four times the work (twice for a model of images that have an up); left out:
-    what the model's card says."""
+    """Average over the flips of each tile, at four times the work (twice, if the images have a fixed up direction);
+    default: from the model card."""
     batch_size: Annotated[Count, tyro.conf.arg(aliases=["-b"])] = 16
-    """Tiles in one pass of the model. Part of the result's identity: another one may change last bits."""
+    """Tiles per forward pass. Part of the result's identity: a different number can change the last bits."""
     roi: tuple[CountOrZero, CountOrZero, Count, Count] | None = None
     """Segment only this part of each image: top, left, height, width. The pixels are those of the full result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -90,8 +91,8 @@ class InferConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type of the model; probabilities are always summed in fp32."""
     threads: Threads = 0
-    """CPU threads per rank; 0: those of the output folder's first start, else the node's cores shared between its
-    ranks. Part of the result's identity: another number may change last bits."""
+    """CPU threads per rank; 0: those of the output folder's first start, else the node's cores divided between its
+    ranks. Part of the result's identity: a different number can change the last bits."""
     channels_last: bool = True
     """Run the model in NHWC order: a third faster on CPUs, faster with reduced precision on GPUs."""
     compile: bool = False
@@ -100,12 +101,12 @@ class InferConfig:
     """i/n: only the i-th of n parts of the images (i from 0), for job arrays. The same command without it, at the end,
     merges the scores."""
     orientation: Orientation = "auto"
-    """Where only one of an image and its true mask has an orientation tag (EXIF, TIFF): apply it, or ignore it, as with
-    make-shards --images.orientation. auto: as the sizes say; a shard set knows."""
+    """If only one of an image and its true mask has an orientation tag (EXIF, TIFF): apply or ignore it, as in
+    make-shards --images.orientation. auto: decide by the sizes; a shard set knows."""
     strict: bool = False
-    """Stop at the first image that can't be processed, instead of reporting it and going on."""
+    """Stop at the first image that can't be processed, instead of reporting it and continuing."""
     overwrite: bool = False
-    """Discard results in the output folder that were made with other settings."""
+    """Discard results in the output folder that were made with different settings."""
     quiet: bool = False
     """No progress, only warnings and the result."""
     masks: MasksConfig = field(default_factory=MasksConfig)
@@ -116,7 +117,7 @@ class InferConfig:
 
     @property
     def meeting_place(self) -> Path:
-        """A folder that all ranks see and that this job may write: the output's, or the model's."""
+        """A folder that all ranks see and this job can write to: the output's, or the model's."""
         model = self.models[0]
         return Path(self.out) if self.out else model if model.is_dir() else model.parent
 
@@ -126,7 +127,7 @@ class InferConfig:
         return [run_dir(name) for name in self.model]
 
     def validate(self) -> None:
-        """Refuse values and combinations that can't work, before anything is read or written.
+        """Refuse invalid values and combinations before anything is read or written.
 
         Raises:
             UserError: names the settings.
@@ -164,7 +165,7 @@ class InferConfig:
         return int(index), int(count)
 
     def of_this_part(self, file: str) -> str:
-        """What a file of the whole job is called in one task of an array: scores.json, scores-1-of-4.json."""
+        """The name of a job-wide file in one task of an array: scores.json, scores-1-of-4.json."""
         part, parts = self.task_part()
         stem, dot, suffix = file.partition(".")
         return f"{stem}-{part}-of-{parts}{dot}{suffix}" if parts > 1 else file

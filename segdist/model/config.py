@@ -11,7 +11,7 @@ from segdist.core.ranges import CountOrZero, Range
 
 UNET = "segdist.model.unet:UNet"
 UNET_BEFORE = "segdist.unet:UNet"
-"""The U-Net's import path in files of the time before there was `segdist.model`."""
+"""The U-Net's import path in files older than `segdist.model`."""
 
 JsonTable = Annotated[
     dict[str, Any],
@@ -27,19 +27,19 @@ JsonTable = Annotated[
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The model. The U-Net's settings apply to the default factory only."""
+    """The model. The U-Net's settings only apply to the default factory."""
 
     factory: str = UNET
     """Import path `package.module:callable`; called with in_channels, the number of classes under the name that its
     signature has (out_channels, classes, num_classes or n_classes) and kwargs. It must return logits."""
     kwargs: JsonTable = field(default_factory=dict)
-    """Further keyword arguments for the factory: a TOML table, or JSON on the command line."""
+    """Additional keyword arguments for the factory: a TOML table, or JSON on the command line."""
     stride_multiple: CountOrZero = 0
     """Image sides must be multiples of this; 0: the model's attribute `stride_multiple`, else 32."""
     width: CountOrZero = 0
     """U-Net: channels of the first level, doubled at every level; 0: 64 as in the original on a GPU, 16 on a CPU."""
     depth: Annotated[int, Range(1, 12)] = 4
-    """U-Net: number of times that the resolution is halved."""
+    """U-Net: number of times the resolution is halved."""
     norm: Literal["batch", "group", "instance"] = "batch"
     """U-Net: normalization layer. Batch norm depends on the batch that a rank sees; group norm doesn't."""
     upsampling: Literal["bilinear", "transposed"] = "bilinear"
@@ -56,19 +56,19 @@ class ExportConfig:
     """Write a trained model as ONNX and check it against torch."""
 
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = ""
-    """Run folder (its best model) or model file; a bare name is looked for under runs/ as well."""
+    """Run folder (its best model) or model file; a bare name is also searched for under runs/."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
-    """The ONNX file; default: beside the model."""
+    """The ONNX file; default: next to the model."""
     trust_factory: tuple[str, ...] = ()
-    """Modules `package.module` whose model factories a model file may name; see docs/security.md."""
+    """Modules `package.module` whose model factories a model file is allowed to name; see docs/security.md."""
     raw: bool = False
     """Take stored values (0 to 255 or 65535) and return probabilities, instead of normalized values and logits."""
     fixed_size: bool = False
-    """Fix height and width to the patch side; some runtimes are faster then. The batch stays free."""
+    """Fix height and width to the patch side, which is faster in some runtimes. The batch size stays variable."""
     opset: Annotated[int, Range(11, 25)] = 17
-    """ONNX operator set."""
+    """ONNX operator set version."""
 
     def validate(self) -> None:
-        """Raises UserError where no model is named."""
+        """Raises UserError if no model is named."""
         if not self.model:
             raise UserError("--model: name a run folder or a model file")

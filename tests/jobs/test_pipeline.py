@@ -44,7 +44,7 @@ def test_a_signal_to_the_pipeline_stops_its_ranks_in_good_order(tmp_path: Path, 
     process.send_signal(number)  # to this process alone
     assert process.wait(60) == STOPPED, log.read_text()
     said = log.read_text()
-    assert "stopped; the same command goes on from there" in said
+    assert "stopped; the same command resumes from there" in said
     assert "Traceback" not in said
     assert not list(processes("chain", tmp_path))
     summary = json.loads((tmp_path / "runs" / "chain" / "summary.json").read_text())

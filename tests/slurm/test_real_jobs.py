@@ -432,7 +432,7 @@ def test_a_pipeline_that_is_submitted_again_reuses_what_is_finished(
 
 def test_the_pipeline_runs_without_slurm_and_says_so(parts: dict[str, Future[Any]], workplace: Workplace) -> None:
     said = parts["local_pipeline"].result()
-    assert "no Slurm: the links run here, one after another" in said
+    assert "no Slurm: the jobs run here, one after another" in said
     scores = json.loads((workplace.folder / "runs/local/predictions/local/scores.json").read_text())
     assert scores["mean_iou_over_images"] > 0.4
     assert "2 ranks on cpu" in workplace.log("local")

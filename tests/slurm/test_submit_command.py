@@ -131,7 +131,7 @@ def test_the_dry_run_prints_a_script_for_each_link_and_submits_nothing(capsys: p
 def test_an_empty_queue_says_so_and_an_unknown_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert show_queue.main([]) == 0
     assert "nothing was submitted from this folder" in capsys.readouterr().out
-    with pytest.raises(UserError, match="cells: nothing was submitted for a run of that name"):
+    with pytest.raises(UserError, match="cells: nothing was submitted for a run with that name"):
         show_queue.main(["cells"])
 
 

@@ -115,7 +115,7 @@ def test_replay_names_the_step_and_the_tensor_where_the_weights_part(work: Path,
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = run(job("replay", ["altered", "--step", "20"]), work, check=False)
     assert done.returncode == 3
-    assert "the weights part at step 10 (the last that agrees is 9)" in done.stdout
+    assert "the weights differ at step 10 (the last that agrees is 9)" in done.stdout
     names = list(torch.load(max((work / "runs" / "alone" / "checkpoints").glob("*.pt")))["learner"]["net"])
     assert done.stdout.splitlines()[-1].endswith(f": {names[2]}")
 
@@ -123,9 +123,9 @@ def test_replay_names_the_step_and_the_tensor_where_the_weights_part(work: Path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--accumulate", "2"], "--exact can't be had with --accumulate"),
-        (["--compile"], "--exact can't be had with --compile"),
-        (["--sync-batch-norm"], "--exact can't be had with --sync-batch-norm"),
+        (["--accumulate", "2"], "--exact can't be combined with --accumulate"),
+        (["--compile"], "--exact can't be combined with --compile"),
+        (["--sync-batch-norm"], "--exact can't be combined with --sync-batch-norm"),
         (["-b", "30"], "--batch-size 30 is no multiple"),
         (["--grain", "0"], "--grain 0"),
     ],

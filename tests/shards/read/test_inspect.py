@@ -56,7 +56,7 @@ def test_the_command_inspects(fresh_set: Callable[..., Path], capsys: pytest.Cap
 def test_the_command_verifies(fresh_set: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     folder = fresh_set()
     assert main(["shards", "verify", str(folder)]) == 0
-    assert "every checksum and record is right" in capsys.readouterr().out
+    assert "all checksums and records are correct" in capsys.readouterr().out
     (folder / "train-00001.tar").write_bytes(b"x")
     assert main(["shards", "verify", str(folder)]) == 3
     assert "damaged: " in capsys.readouterr().out
