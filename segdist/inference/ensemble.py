@@ -67,8 +67,12 @@ def load_tile_model(
     trusted: Sequence[str] = (),
     compiled: bool = False,
     disagreement: bool = False,
+    calibrated: bool = True,
 ) -> TileModel | Ensemble:
     """The model of one file, or the ensemble of several, ready for tiles on `device`.
+
+    Args:
+        calibrated: divide each model's logits by the temperature in its card.
 
     Raises:
         UserError: see `segdist.model.model_file.load_model`.
@@ -88,6 +92,7 @@ def load_tile_model(
                 precision=precision,
                 flips=flips,
                 upside_down=card.flips != "sideways",
+                temperature=card.temperature if calibrated else 1.0,
                 channels_last=channels_last,
             )
         )

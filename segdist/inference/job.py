@@ -176,6 +176,7 @@ def _segment_share(task: Task, folder: ResultFolder, pieces: list[list[Stretch]]
         trusted=config.trust_factory,
         compiled=config.compile,
         disagreement=config.output.disagreement,
+        calibrated=config.calibrated,
     )
     label = "segmenting" if ranks.world_size == 1 else f"segmenting (rank 0 of {ranks.world_size})"
     total = round(sum(map(megapixels, mine)), 3)

@@ -31,6 +31,7 @@ class Predictor:
             `num_classes`, `mean` and `std` (per channel, in the images' units) and `tile` must be given.
         tile, overlap, flips: tile side, the share of it that neighboring tiles have in common, and whether to average
             over flips; left out, what the model's card says.
+        calibrated: divide logits by the temperature in the model's card before the softmax.
         device: "auto", "cpu" or "cuda".
         channels_last: run the model in NHWC order, which is faster; the last bits differ from NCHW.
         trust_factory: module or modules whose model factories a model file may name, besides segdist's own and those
@@ -46,6 +47,7 @@ class Predictor:
         blending: Blending = "mean",
         borders: Borders = "corner",
         flips: bool | None = None,
+        calibrated: bool = True,
         batch_size: int = BATCH,
         device: str = "auto",
         precision: Choice = "auto",
@@ -89,6 +91,7 @@ class Predictor:
                 run_in,
                 flips=wishes["flips"] if flips is None else flips,
                 channels_last=channels_last,
+                calibrated=calibrated,
                 trusted=(trust_factory,) if isinstance(trust_factory, str) else trust_factory,
             )
             self.factor = read_card(files[0]).scale

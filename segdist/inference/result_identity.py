@@ -16,7 +16,7 @@ from shards.images.config import MasksConfig
 
 Settings = dict[str, Any]
 
-ROOT, THREADS = "root", "threads"
+ROOT, THREADS, TEMPERATURES = "root", "threads", "temperatures"
 
 
 def result_settings(task: Task, device: torch.device) -> Settings:
@@ -31,6 +31,7 @@ def result_settings(task: Task, device: torch.device) -> Settings:
         "blending": config.blending,
         "borders": config.borders,
         "flips": config.flips,
+        TEMPERATURES: [card.temperature if config.calibrated else 1.0 for card in task.cards],
         "batch_size": config.batch_size,
         "roi": list(config.roi) if config.roi else None,
         "precision": task.precision.name,

@@ -66,6 +66,7 @@ class TileModel:
         precision: autocast of the model; the softmax is always taken in float32.
         flips: average the probabilities over the flips of each tile.
         upside_down: these are all four; else only the one to the side.
+        temperature: logits are divided by it before the softmax.
         channels_last: keep weights and tiles in NHWC order, which convolutions are faster in; changes the order of
             the weights of `model` in place, not their values.
     """
@@ -82,6 +83,7 @@ class TileModel:
         precision: Precision | None = None,
         flips: bool = False,
         upside_down: bool = True,
+        temperature: float = 1.0,
         channels_last: bool = True,
     ) -> None:
         self.device = torch.device(device)
@@ -93,6 +95,7 @@ class TileModel:
         # As in training: a constant channel has no spread to divide by.
         self.scale = 1 / torch.tensor(std, dtype=torch.float32, device=self.device).clamp(min=1e-6).view(-1, 1, 1)
         self.stride_multiple = stride_multiple
+        self.temperature = temperature
         self.precision = precision or Precision("fp32", "the default")
         views: list[list[int]] = [[], [3], [2], [2, 3]]
         self.flips = views[: (4 if upside_down else 2) if flips else 1]
@@ -129,7 +132,8 @@ class TileModel:
     def _probabilities(self, tiles: torch.Tensor) -> torch.Tensor:
         total: torch.Tensor | None = None
         for dims in self.flips:
-            part = torch.softmax(self._logits(tiles.flip(dims) if dims else tiles).float(), dim=1)
+            logits = self._logits(tiles.flip(dims) if dims else tiles).float()
+            part = torch.softmax(logits if self.temperature == 1 else logits / self.temperature, dim=1)
             part = part.flip(dims) if dims else part
             total = part if total is None else total.add_(part)
         assert total is not None

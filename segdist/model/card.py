@@ -19,8 +19,9 @@ from segdist.model.config import ModelConfig
 from shards.manifest import ClassInfo
 from shards.manifest_rules import LARGEST_PATCH, MOST_CLASSES
 
-CARD_VERSION = 2
-"""2: scale, tile, overlap, flips; 1: the U-Net is segdist.model.unet:UNet; 0, without a number: segdist.unet:UNet."""
+CARD_VERSION = 3
+"""3: temperature; 2: scale, tile, overlap, flips; 1: the U-Net is segdist.model.unet:UNet; 0, without a number:
+segdist.unet:UNet."""
 
 
 Flips = Literal["none", "sideways", "all"]
@@ -56,6 +57,8 @@ class ModelCard:
     """Fraction of a tile shared with its neighbor, likewise."""
     flips: Flips = "none"
     """Over which flips of a tile probabilities are averaged, likewise."""
+    temperature: float = 1.0
+    """Logits are divided by it before the softmax; 1: not calibrated."""
 
 
 def card_text(card: ModelCard) -> str:
@@ -93,6 +96,7 @@ def _impossible(card: ModelCard) -> str:
         f"statistics {statistics}": all(math.isfinite(value) for value in statistics) and min(card.std, default=0) >= 0,
         f"dtype {card.dtype!r}": card.dtype in ("uint8", "uint16"),
         f"patches of {card.patch} pixels": 1 <= card.patch <= LARGEST_PATCH,
+        f"a temperature of {card.temperature}": math.isfinite(card.temperature) and card.temperature > 0,
         f"image sides in multiples of {card.stride_multiple}": 1 <= card.stride_multiple <= LARGEST_PATCH,
     }
     return next((what for what, holds in rules.items() if not holds), "")

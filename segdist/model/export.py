@@ -35,11 +35,12 @@ class Raw(nn.Module):
         super().__init__()
         self.model = model
         self.mean = torch.tensor(card.mean).view(1, -1, 1, 1)
+        self.temperature = card.temperature
         self.scale = 1 / torch.tensor(card.std).clamp(min=1e-6).view(1, -1, 1, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Probabilities (B, K, H, W) of stored values as float32 (B, C, H, W)."""
-        return torch.softmax(self.model((images - self.mean) * self.scale), dim=1)
+        return torch.softmax(self.model((images - self.mean) * self.scale) / self.temperature, dim=1)
 
 
 def export(config: ExportConfig) -> tuple[Path, float]:

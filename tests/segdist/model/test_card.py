@@ -72,3 +72,16 @@ def test_cards_are_read_without_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "False"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_an_impossible_temperature_is_refused(tmp_path: Path, temperature: float) -> None:
+    path = write_model_file(tmp_path / "cold.safetensors", temperature=temperature)
+    with pytest.raises(UserError, match=rf"damaged or forged: a temperature of {temperature}"):
+        read_card(path)
+
+
+def test_a_card_without_a_temperature_means_one(tmp_path: Path) -> None:
+    assert (
+        read_card(write_model_file(tmp_path / "old.safetensors", format_version=2, temperature=None)).temperature == 1
+    )
