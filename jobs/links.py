@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.command_line import option_value, parse
+from jobs.command_line import parse
 from segdist.core import paths
 from segdist.core.code_version import current_version
 from segdist.core.errors import UserError
-from segdist.core.parsing import write_settings
+from segdist.core.parsing import option_value, write_settings
 from segdist.inference.config import InferConfig
 from segdist.set_job import MakeShardsJob
 from segdist.training.config import TrainConfig

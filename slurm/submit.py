@@ -139,7 +139,8 @@ def sbatch_script(order: Order) -> str:
     if len(order.tasks) > 1:
         parameters["map_count"] = len(order.tasks)
     command = f"{_python(order)} -u -m submitit.core._submit {shlex.quote(str(order.folder))}"
-    return _make_sbatch_string(command=command, folder=order.folder, **parameters)
+    script: str = _make_sbatch_string(command=command, folder=order.folder, **parameters)
+    return script
 
 
 def read_records(folder: Path) -> list[Record]:

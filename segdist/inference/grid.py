@@ -187,5 +187,5 @@ def blending_window(blending: Blending, tile: int) -> np.ndarray:
     if blending == "mean":
         return np.ones(tile)
     if blending == "hann":
-        return np.sin(math.pi * centers / tile) ** 2
-    return np.exp(-0.5 * ((centers - tile / 2) / (GAUSSIAN_SIGMA * tile)) ** 2)
+        return np.asarray(np.sin(math.pi * centers / tile) ** 2)
+    return np.asarray(np.exp(-0.5 * ((centers - tile / 2) / (GAUSSIAN_SIGMA * tile)) ** 2))

@@ -66,7 +66,7 @@ class Objects:
     @property
     def centroid(self) -> np.ndarray:
         """(N, 2) mean row and column."""
-        return self.sums / self.area[:, None]
+        return np.asarray(self.sums / self.area[:, None])
 
     @property
     def orientation(self) -> np.ndarray:
@@ -82,12 +82,13 @@ class Objects:
         """(N, 2) major and minor axis of the ellipse with the same second moments, as `regionprops` has them."""
         rows, columns, mixed = (self.moments / self.area[:, None]).T
         middle, spread = (rows + columns) / 2, np.hypot((rows - columns) / 2, mixed)
-        return 4 * np.sqrt(np.maximum(np.stack([middle + spread, middle - spread], axis=1), 0))
+        axes = np.stack([middle + spread, middle - spread], axis=1)
+        return np.asarray(4 * np.sqrt(np.maximum(axes, 0)))
 
     @property
     def perimeter(self) -> np.ndarray:
         """(N,) length of the border (Benkrid and Crookes 2000), as `skimage.measure.perimeter` with 4 neighbors."""
-        return self.edges @ np.array([1, math.sqrt(2), (1 + math.sqrt(2)) / 2])
+        return np.asarray(self.edges @ np.array([1, math.sqrt(2), (1 + math.sqrt(2)) / 2]))
 
 
 def measure(mask: Rows, read_image: ReadImage, split: np.ndarray, band_pixels: int = BAND_PIXELS) -> Objects:

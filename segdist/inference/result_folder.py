@@ -196,7 +196,7 @@ def _same_source(there: dict[str, Any], now: dict[str, Any]) -> bool:
     old, new = there.get("mask"), now.get("mask")
     if old is None or new is None or old == new:
         return bool(old == new)
-    moved = not os.path.exists(old) and os.path.basename(old) == os.path.basename(new)
+    moved: bool = not os.path.exists(old) and os.path.basename(old) == os.path.basename(new)
     return moved or os.path.realpath(old) == os.path.realpath(new)
 
 

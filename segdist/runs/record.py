@@ -71,7 +71,8 @@ class RunRecord:
     @property
     def step(self) -> int:
         """The last known step."""
-        return max([row["step"] for row in [*self.train[-1:], *self.val[-1:]]], default=self.summary.get("step", 0))
+        steps = [int(row["step"]) for row in [*self.train[-1:], *self.val[-1:]]]
+        return max(steps, default=int(self.summary.get("step", 0)))
 
     @property
     def epoch(self) -> int:

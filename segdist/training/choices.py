@@ -71,7 +71,7 @@ def choose(facts: Facts) -> list[Choice]:
 
 def times_seen(facts: Facts, width: int, batch: int) -> float:
     """How often each patch is seen in the time, under one flip or another."""
-    cost = STEP_COST * batch * facts.patch**2 / REFERENCE_PIXELS * (width / 16) ** 1.6
+    cost: float = STEP_COST * batch * facts.patch**2 / REFERENCE_PIXELS * (width / 16) ** 1.6
     return facts.reference_steps / cost * batch / max(facts.patches, 1)
 
 

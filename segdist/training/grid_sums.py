@@ -53,7 +53,8 @@ class GridSums:
         *values, tail = self._flat.split([*sizes, counts])
         self._block = BLOCK if device.type == "cpu" else max(sum(sizes), 1)
         self._sums = [value.split(self._block) for value in values]
-        self._touched, self._overflows, self._bad = tail.split([len(like), 1, 1])
+        parts: tuple[torch.Tensor, ...] = tail.split([len(like), 1, 1])
+        self._touched, self._overflows, self._bad = parts
         self._maxima = torch.zeros(len(like), device=device)
 
     def start(self) -> None:
@@ -136,7 +137,8 @@ class GridSums:
         shape, strides = self._shapes[index]
         if tensor.stride() != strides:  # a gradient may have others than its parameter
             tensor = tensor.new_empty_strided(shape, strides).copy_(tensor)
-        return tensor.as_strided((tensor.numel(),), (1,)).split(self._block)
+        blocks: tuple[torch.Tensor, ...] = tensor.as_strided((tensor.numel(),), (1,)).split(self._block)
+        return blocks
 
     def _groups(self, blocks: Sequence[torch.Tensor]) -> Iterator[slice]:
         """Runs of blocks that fit into a core's cache together: each is passed over several times."""

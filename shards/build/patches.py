@@ -112,8 +112,9 @@ def count_rows(image: LabeledImage) -> NDArray[np.int32]:
 def _window(read: Any, image: LabeledImage, y: int, x: int, size: int) -> NDArray[Any]:
     """A size x size window; smaller images are padded by reflection on the right and at the bottom."""
     bottom, right = min(y + size, image.height), min(x + size, image.width)
-    window = read(int(y), int(bottom), int(x), int(right))
+    window: np.ndarray = read(int(y), int(bottom), int(x), int(right))
     missing = [(0, size - window.shape[0]), (0, size - window.shape[1])]
     if missing == [(0, 0), (0, 0)]:
         return window
-    return np.pad(window, missing + [(0, 0)] * (window.ndim - 2), mode="reflect")
+    padded: np.ndarray = np.pad(window, missing + [(0, 0)] * (window.ndim - 2), mode="reflect")
+    return padded

@@ -24,7 +24,7 @@ def reduced_pixels(pixels: NDArray[Any], scale: int) -> NDArray[Any]:
     blocks = _blocks(pixels, scale)
     sums = blocks.sum(axis=(1, 3), dtype=np.uint32)
     count = scale * scale
-    return ((sums + count // 2) // count).astype(pixels.dtype)
+    return np.asarray(((sums + count // 2) // count).astype(pixels.dtype))
 
 
 def reduced_labels(labels: NDArray[np.uint8], scale: int, corner: tuple[int, int] = (0, 0)) -> NDArray[np.uint8]:

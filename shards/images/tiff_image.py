@@ -72,7 +72,7 @@ class TiffImage(ImageFile):
         bits, stored = self._page.bitspersample, self._page.dtype
         if stored is None or not isinstance(bits, int):
             raise UserError(f"{self.path}: samples of {bits} bits; save it with 8 or 16")
-        self._stored = np.dtype(stored)
+        self._stored: np.dtype[Any] = np.dtype(stored)
         self.one_bit, self._scale = bits == 1, 1
         if self._stored.kind == "b" or (self._stored.kind == "u" and bits <= 8):
             self.dtype = np.dtype(np.uint8)
@@ -140,12 +140,12 @@ class TiffImage(ImageFile):
         )
         if self._plane and not self._direct:
             raise UserError(f"{self.path}: damaged: one directory for many planes that aren't plain pixels")
-        self._segment_rows = page.tilelength if page.is_tiled else min(page.rowsperstrip, self._rows)
-        self._segment_columns = page.tilewidth if page.is_tiled else self._columns
+        self._segment_rows: int = page.tilelength if page.is_tiled else min(page.rowsperstrip, self._rows)
+        self._segment_columns: int = page.tilewidth if page.is_tiled else self._columns
         if self._segment_rows < 1 or self._segment_columns < 1:
             raise UserError(f"{self.path}: damaged: strips or tiles without pixels")
-        self._across = -(-self._columns // self._segment_columns)
-        self._down = -(-self._rows // self._segment_rows)
+        self._across: int = -(-self._columns // self._segment_columns)
+        self._down: int = -(-self._rows // self._segment_rows)
         self._planes = self._samples if page.planarconfig == 2 else 1
         self.windowed = self._direct or self._segment_rows < self._rows
         self._kept: dict[int, np.ndarray] = {}
@@ -202,7 +202,7 @@ class TiffImage(ImageFile):
         else:
             stored = self._from_segments(top, bottom, left, right)
         if self._colors is not None:
-            return self._colors[stored[..., 0]][..., : self.channels]
+            return np.asarray(self._colors[stored[..., 0]][..., : self.channels])
         if self._luminance:
             return _rgb_of(stored)
         if self._scale > 1:
@@ -296,4 +296,4 @@ def _rgb_of(luminance: np.ndarray) -> np.ndarray:
     y, cb, cr = (luminance[..., channel].astype(np.float32) for channel in range(3))
     cb, cr = cb - 128, cr - 128
     rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
-    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(rgb), 0, 255).astype(np.uint8))

@@ -144,19 +144,19 @@ def case_ranks(folder: str, mode: str) -> dict[str, Any]:
     The last leaves out the tile row above the seam, which gives a wrong result there: it shows what handing over the
     partial sums could save at most.
     """
-    from segdist.inference import enlarge
+    from segdist.inference import enlarge, tiler
     from segdist.inference.job import infer
     from segdist.ranks.launchers import RankEnvironment
     from segdist.ranks.process_group import Ranks, ranks
 
     if mode == "seamless":
-        finished_rows = enlarge.finished_rows
+        finished_rows = tiler.finished_rows
 
         def without_halo(model: Any, read: Any, grid: Any, *rest: Any) -> Any:
             grid.rows.__dict__["depth"] = 1  # a cached property: only for this grid
             return finished_rows(model, read, grid, *rest)
 
-        enlarge.finished_rows = without_halo  # type: ignore[assignment]
+        vars(enlarge)["finished_rows"] = without_halo
     with ranks("cpu", threads=1) as these:
         alone = Ranks(RankEnvironment("single"), these.device)
         if mode != "halves":

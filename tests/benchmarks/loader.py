@@ -223,7 +223,7 @@ def write_png_folder(folder: Path, images: np.ndarray, masks: np.ndarray) -> Pat
     return folder
 
 
-class PngFolder(torch.utils.data.Dataset):
+class PngFolder(torch.utils.data.Dataset[Any]):
     """The usual data set of two folders."""
 
     def __init__(self, folder: Path) -> None:

@@ -71,7 +71,7 @@ def lightning(machine: Machine, folder: Path, shape: Shape, warm_up: int, steps:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     clock = Clock(machine, warm_up, warm_up + steps)
 
-    class Module(pl.LightningModule):
+    class Module(pl.LightningModule):  # type: ignore[misc]  # lightning isn't installed where types are checked
         def __init__(self) -> None:
             super().__init__()
             self.model = network(shape)
@@ -163,7 +163,7 @@ def monai(machine: Machine, folder: Path, shape: Shape, warm_up: int, steps: int
         optim_set_to_none=True,
     )
 
-    @trainer.on(Events.ITERATION_COMPLETED)
+    @trainer.on(Events.ITERATION_COMPLETED)  # type: ignore[untyped-decorator]  # nor is ignite
     def stepped(engine: Any) -> None:
         clock.stepped(engine.state.iteration)
         if engine.state.iteration == clock.last:
