@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segdist.core.errors import UserError
-from segdist.core.parsing import from_dict, merge, near, read_file
+from segdist.core.parsing import from_dict, merge, near, parse_table, read_file
 from segdist.core.ranges import Count, CountOrZero, Positive, check_ranges
+from segdist.core.shipped import shipped_files
 
-EXAMPLES = Path(__file__).parent / "profiles"
 JOBS = ("make-shards", "train", "infer", "report")
 """Jobs that can have their own table, `[jobs.NAME]`."""
 
@@ -108,19 +108,18 @@ def load_profile(name: str, job: str) -> Profile:
     Raises:
         UserError: no such profile, invalid TOML, an unknown key, or a value of the wrong type.
     """
-    path = _find(name)
-    values = read_file(path)
+    origin, values = _read(name)
     tables = values.pop("jobs", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
-        raise UserError(f"{path}: jobs must contain tables, as in [jobs.train]")
-    from_dict(Profile, values, str(path))
+        raise UserError(f"{origin}: jobs must contain tables, as in [jobs.train]")
+    from_dict(Profile, values, origin)
     for table, changes in tables.items():
         if table not in JOBS:
-            raise UserError(f"{path}: [jobs.{table}]: no such job; {near(table, JOBS)}")
-        from_dict(Profile, changes, f"{path}: [jobs.{table}]")
+            raise UserError(f"{origin}: [jobs.{table}]: no such job; {near(table, JOBS)}")
+        from_dict(Profile, changes, f"{origin}: [jobs.{table}]")
     # Tables inside a profile are merged, so that adding one variable doesn't remove the others.
-    profile = from_dict(Profile, merge(values, tables.get(job, {})), str(path))
-    profile.validate(str(path))
+    profile = from_dict(Profile, merge(values, tables.get(job, {})), origin)
+    profile.validate(origin)
     return profile
 
 
@@ -166,9 +165,16 @@ def submitit_parameters(profile: Profile, name: str, comment: str) -> dict[str, 
     return {key: value for key, value in parameters.items() if value is not None}
 
 
-def _find(name: str) -> Path:
-    for path in (Path(name), EXAMPLES / f"{name}.toml"):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.stem for path in EXAMPLES.glob("*.toml")))
-    raise UserError(f"--profile {name}: neither a file nor one of the examples ({known})")
+def examples() -> dict[str, str]:
+    """The text of each example by its name."""
+    return shipped_files("slurm", "profiles", ".toml")
+
+
+def _read(name: str) -> tuple[str, dict[str, Any]]:
+    """Where a profile comes from, for messages, and its values."""
+    if Path(name).is_file():
+        return name, read_file(Path(name))
+    known = examples()
+    if name not in known:
+        raise UserError(f"--profile {name}: neither a file nor one of the examples ({', '.join(known)})")
+    return f"profile {name}", parse_table(known[name], f"profile {name}")

@@ -10,7 +10,7 @@ import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from segdist.core.errors import UserError
 from segdist.core.files import read_text, write_json
@@ -54,14 +54,17 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file can't be read or isn't valid.
     """
-    text = read_text(path)
-    kind = "JSON" if path.suffix == ".json" else "TOML"
+    return parse_table(read_text(path), str(path), "JSON" if path.suffix == ".json" else "TOML")
+
+
+def parse_table(text: str, origin: str, kind: Literal["JSON", "TOML"] = "TOML") -> dict[str, Any]:
+    """The tables in `text`; `origin` names it in errors, which are those of `read_file`."""
     try:
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except ValueError as error:
-        raise UserError(f"{path}: not valid {kind}: {error}") from None
+        raise UserError(f"{origin}: not valid {kind}: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold a table of settings")
+        raise UserError(f"{origin}: must hold a table of settings")
     return values
 
 

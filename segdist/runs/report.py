@@ -9,12 +9,12 @@ from typing import Any
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
 from segdist.core.paths import COMPARISON, REPORT
+from segdist.core.shipped import shipped_files
 from segdist.core.terminal import clock, say, warn
 from segdist.runs import report_charts as charts
 from segdist.runs import report_data as data
 from segdist.runs.record import Predictions, RunRecord, read_run
 
-TEMPLATES = Path(__file__).parent / "templates"
 MOST_IMAGES = 200
 """Maximum rows in the table of images; the rest are in scores.json."""
 
@@ -33,7 +33,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, figures: int 
         UserError: a folder holds no run, its files are damaged, or a folder was given twice.
     """
     # Imported here, because nothing else in segdist needs it.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import DictLoader, Environment, StrictUndefined
 
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("the same run was given twice; a comparison needs different runs")
@@ -44,8 +44,9 @@ def write_report(folders: Sequence[Path], out: Path | None = None, figures: int 
         raise UserError(
             f"--out {target}: is a folder; name a file in it, such as {target / (COMPARISON if comparing else REPORT)}"
         )
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    html = environment.get_template("report.html.j2").render(
+    templates = DictLoader(shipped_files("segdist.runs", "templates", ".j2"))
+    environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined)
+    html = environment.get_template("report.html").render(
         title=" · ".join(_names(runs)),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         page=None if comparing else _page(runs[0], figures),

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from segdist.core.errors import UserError
-from segdist.core.parsing import option_value, read_file
+from segdist.core.parsing import option_value, parse_table, read_file
+from segdist.core.shipped import shipped_files
 from segdist.training.choices import MINUTES
 
-PRESETS = Path(__file__).resolve().parent / "presets"
 AUTO, PAPER = "auto", "paper"
 
 
@@ -46,11 +46,12 @@ def choose_preset(name: str, given: Collection[str]) -> tuple[str, dict[str, Any
 
 def preset_values(name: str) -> dict[str, Any]:
     """The settings in a preset's file. Raises UserError where there is none of that name."""
-    path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join([AUTO, *sorted(preset.stem for preset in PRESETS.glob("*.toml"))])
-        raise UserError(f"--preset {name}: choose one of {known}, or give a .toml file")
-    return read_file(path)
+    if name.endswith(".toml") and Path(name).is_file():
+        return read_file(Path(name))
+    presets = shipped_files("segdist.training", "presets", ".toml")
+    if name not in presets:
+        raise UserError(f"--preset {name}: choose one of {', '.join([AUTO, *presets])}, or give a .toml file")
+    return parse_table(presets[name], f"preset {name}")
 
 
 def paper_because_of_epochs(arguments: list[str]) -> bool:

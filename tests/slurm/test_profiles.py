@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from segdist.core.errors import UserError
-from slurm.profiles import EXAMPLES, JOBS, load_profile
+from slurm.profiles import JOBS, examples, load_profile
 from slurm.submit import Order, sbatch_script
 from tests.support.cluster import toy
 
@@ -18,7 +18,7 @@ def written(tmp_path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.toml")))
+@pytest.mark.parametrize("name", examples())
 def test_every_example_is_valid_for_every_job(name: str, job: str) -> None:
     assert load_profile(name, job).ranks_per_node >= 1
 

@@ -13,11 +13,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segdist.core.errors import UserError
-from segdist.runs.report import TEMPLATES, write_report
+from segdist.core.shipped import shipped_files
+from segdist.runs.report import write_report
 from segdist.runs.report_charts import HEIGHT, MOST_POINTS, WIDTH, Series, make_chart, nice_ticks, short, thinned
 from tests.support.run_example import write_predictions, write_run
 
-CSS = (TEMPLATES / "report.html.j2").read_text()
+CSS = shipped_files("segdist.runs", "templates", ".j2")["report.html"]
 HOSTILE = "<script>alert('x')</script>&\"'"
 VOID = {"meta", "img", "br", "line", "path", "circle", "link", "input"}
 
