@@ -5,6 +5,7 @@ import importlib
 import sys
 
 from jobs.entry import run_job
+from segdist import __version__
 
 JOBS = {
     "make-shards": ("jobs.make_shards", "draw or read labeled images, cut patches, write a shard set"),
@@ -45,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"segdist {__version__}")
+        return 0
     name, *rest = arguments
     if name not in JOBS:
         near = difflib.get_close_matches(name, JOBS, 1)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from segdist.inference.predictor import Predictor, predict
     from shards.read.reader import ShardSet
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Predictor", "ShardSet", "UserError", "__version__", "infer", "make_shards", "predict", "train"]
 

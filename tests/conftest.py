@@ -13,7 +13,10 @@ os.environ["WANDB_MODE"] = os.environ.get("WANDB_MODE", "offline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is none."""
+    """Skip tests marked `gpu` where there is none; leave slow tests out of the coverage, which would slow them down."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.no_cover)
     import torch
 
     if torch.cuda.is_available():
