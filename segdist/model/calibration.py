@@ -112,4 +112,4 @@ class Reliability:
 
 
 def _of_truth(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return np.take_along_axis(values, labels[None].astype(np.int64), axis=0)[0]
+    return np.asarray(np.take_along_axis(values, labels[None].astype(np.int64), axis=0)[0])
