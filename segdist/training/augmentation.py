@@ -1,11 +1,11 @@
 """Augmentation of whole batches, on the device they are on. B C H W: batch, channels, height, width.
 
-What happens to a sample depends on (seed, epoch, step, slot) alone: every draw is a hash of these, never the next
-number of a generator, so a sample comes out the same in any split of the global batch over ranks. Nothing waits for
-the device: the draws are made on the host, a few numbers a sample, and moved in one piece.
+The augmentation of a sample depends only on (seed, epoch, step, slot): every draw is a hash of these, never the next
+number of a generator, so a sample comes out the same however the global batch is split over ranks. Nothing waits for
+the device: the draws are made on the host, a few numbers per sample, and moved in one piece.
 
-Geometry is done in one resampling: bilinear for images, nearest for masks. What lies outside the patch is the patch
-reflected, image and mask alike, so that no pixel is lost to the loss.
+All geometric changes take one resampling: bilinear for images, nearest for masks. Outside the patch, image and mask are
+reflected, so the loss keeps all pixels.
 """
 
 from typing import Any
@@ -95,7 +95,7 @@ class Augmenter:
 def flip(batch: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
     """Mirror each sample of (B, …, H, W) as its bits say: bit 0 left and right, bit 1 up and down."""
     for bit, axis in ((1, -1), (2, -2)):
-        # Selecting between both costs a copy, but no wait for the device to count the chosen ones.
+        # Selecting between both costs a copy, but doesn't wait for the device to count the selected samples.
         batch = torch.where(_like(batch, flips & bit).bool(), batch.flip(axis), batch)
     return batch
 

@@ -1,4 +1,4 @@
-"""The end of a run whose gradients are NaN or infinite step after step: name the samples and keep them."""
+"""Stop a run with repeated NaN or infinite gradients: name the samples and save them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from shards.read.batches import Batch
 
 @contextmanager
 def bad_labels_named(batch: Batch, num_classes: int) -> Iterator[None]:
-    """Turn what a loss says of labels that are no classes into the names of the samples that have them.
+    """Turn a loss's error about invalid labels into the names of the samples that have them.
 
     Raises:
         UserError: a shard was overwritten, or damaged in memory.
@@ -30,15 +30,15 @@ def bad_labels_named(batch: Batch, num_classes: int) -> Iterator[None]:
         if not names:
             raise
         told = UserError(
-            f"labels that are none of the {num_classes} classes, in {', '.join(names[:4])}: the shard was damaged or "
-            "overwritten; `segdist shards verify` looks at all of the set"
+            f"labels outside the {num_classes} classes, in {', '.join(names[:4])}: the shard was damaged or "
+            "overwritten; `segdist shards verify` checks the whole set"
         )
         told.on_this_rank = True
         raise told from error
 
 
 def stop_for_bad_gradients(folder: Path, batch: Batch, steps: int, ranks: Ranks) -> NoReturn:
-    """Dump this rank's part of the last bad batch beside the run and raise. Collective.
+    """Dump this rank's part of the last bad batch to the run folder and raise. Collective.
 
     Raises:
         UserError: always; names the samples of all ranks.

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, checked when read, written beside training."""
+"""Checkpoints: atomic, verified when read, written in the background."""
 
 import copy
 import lzma
@@ -38,8 +38,8 @@ UNREADABLE = (
 class CheckpointFolder:
     """`checkpoints/step-00000450.pt` and its predecessors; the last `keep_last` stay.
 
-    Only rank 0 writes. A disk that is full, or any other error of the file system, is a warning: the run goes on
-    and the checkpoints that are there stay.
+    Only rank 0 writes. A full disk, or any other file system error, only causes a warning: the run continues and
+    existing checkpoints are kept.
     """
 
     def __init__(self, folder: Path, keep_last: int, background: bool) -> None:
@@ -48,41 +48,41 @@ class CheckpointFolder:
         self.background = background
         self._writer: threading.Thread | None = None
         self.last_saved = 0
-        """Step of the last checkpoint that was written, or read, whole."""
+        """Step of the last checkpoint that was completely written or read."""
 
     def save(self, state: dict[str, Any], step: int) -> None:
-        """Write `state`, which must hold only tensors and plain Python values; waits for the one before it."""
+        """Write `state`, which must contain only tensors and plain Python values; waits for the previous write."""
         self.wait()
         state = stamped(state, CHECKPOINT_VERSION)
         if not self.background:
             self._write(state, step)
             return
-        # Training goes on and changes its tensors while the thread writes: it gets a copy.
+        # The thread gets a copy, because training changes its tensors while the thread writes.
         snapshot = copy_to_cpu(state)
         self._writer = threading.Thread(target=self._write, args=(snapshot, step), name="checkpoint")
         self._writer.start()
 
     def close(self) -> None:
-        """Finish what is being written."""
+        """Finish any write in progress."""
         self.wait()
 
     def wait(self) -> None:
-        """Return when nothing is being written any more."""
+        """Wait for any write in progress."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
 
     def load_latest(self, find_fault: Callable[[dict[str, Any]], str] = lambda state: "") -> dict[str, Any] | None:
-        """The newest state that can be read whole, on the CPU; None when there is none.
+        """The newest intact state, on the CPU; None if there is none.
 
-        One that is damaged, or of another run, is named in a warning, set aside under another name, and the one before
-        it is used: left in its place it would count as the newest, and new ones be deleted for it.
+        A checkpoint that is damaged, or from another run, is named in a warning and renamed, and the previous one is
+        used: left in place, it would count as the newest, and newer ones would be deleted in its favor.
 
         Args:
-            find_fault: what is wrong with a state that could be read; "" for nothing.
+            find_fault: what is wrong with a readable state; "" for nothing.
 
         Raises:
-            UserError: a later program wrote it.
+            UserError: a newer segdist wrote it.
         """
         remove_leftovers(self.folder)
         for path in reversed(self.paths()):
@@ -101,7 +101,7 @@ class CheckpointFolder:
         return sorted(found, key=checkpoint_step)
 
     def try_out(self, state: dict[str, Any]) -> None:
-        """Write `state` and delete it again: finds out now what would else fail after the first epoch."""
+        """Write `state` and delete it again, to detect now what would otherwise fail after the first epoch."""
         path = self.folder / "rehearsal.pt"
         try:
             with whole_file(path) as file:
@@ -120,14 +120,14 @@ class CheckpointFolder:
             for old in [path for path in self.paths() if checkpoint_step(path) <= step][: -self.keep_last]:
                 old.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:  # torch wraps some write errors into a RuntimeError
-            warn(f"checkpoint of step {step} could not be written ({error}); the run goes on with the ones before")
+            warn(f"checkpoint of step {step} could not be written ({error}); the run continues with the previous ones")
 
 
 def checkpoint_step(path: Path) -> int:
-    """The step that the name of a checkpoint says."""
+    """The step in a checkpoint's file name."""
     match = NAME.fullmatch(path.name)
     if match is None:
-        raise ValueError(f"{path} is no checkpoint")
+        raise ValueError(f"{path} is not a checkpoint")
     return int(match.group(1))
 
 
@@ -135,13 +135,13 @@ def read_checkpoint(path: Path) -> dict[str, Any] | str:
     """The state in a checkpoint file, on the CPU, or what is wrong with the file.
 
     Raises:
-        UserError: a later program wrote it.
+        UserError: a newer segdist wrote it.
     """
     problem = find_damage(path)
     if problem is not None:
         return problem
-    # The zip's own tables have no checksum: torch may find fault with what looked whole. And a file that would run
-    # code, which `weights_only` refuses, may bring up any exception.
+    # The zip's own tables have no checksum, so torch may reject a file that looked intact. And a file that would run
+    # code, which `weights_only` refuses, can raise any exception.
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -150,7 +150,7 @@ def read_checkpoint(path: Path) -> dict[str, Any] | str:
 
 
 def _fault_of(state: Any, path: Path) -> str:
-    """What shows that a state was not written under this name; "" for nothing."""
+    """Evidence that a state was not written under this name; "" for none."""
     counters = state.get("counters") if isinstance(state, dict) else None
     if not isinstance(counters, dict):
         return "it holds no state of a run"
@@ -159,7 +159,7 @@ def _fault_of(state: Any, path: Path) -> str:
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename a checkpoint so that it counts nowhere, and is kept for the user."""
+    """Rename a checkpoint so that it is ignored but kept for the user."""
     names = (f"damaged-{path.stem}{number}.pt" for number in ("", *(f"-{n}" for n in range(2, 10**6))))
     aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
     return path.rename(aside)

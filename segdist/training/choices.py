@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from segdist.core.choice import Choice
 
 MINUTES = 20.0
-"""Length of a training where nothing is said."""
+"""Default length of a training."""
 REFERENCE_PIXELS = 16 * 96**2
 """Pixels of the batch of a reference step; its model has a width of 16."""
 STEP_COST = 0.62
@@ -22,15 +22,15 @@ WIDEST = 64
 RATE = 6e-3
 """For a width of 16."""
 RARE = 0.05
-"""Share of the pixels below which a class is rare."""
+"""Fraction of the pixels below which a class is rare."""
 SEEN_OFTEN, SEEN_VERY_OFTEN = 40, 120
-"""Times that a patch is seen, from which on mild and strong augmentation pay."""
+"""How often a patch must be seen for mild and strong augmentation to pay off."""
 LARGEST_TILE = 384
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the choices are made from."""
+    """The facts that choices are based on."""
 
     patches: int
     """To train on."""
@@ -41,7 +41,7 @@ class Facts:
     drawn: bool
     """The method's drawn images."""
     upright: bool
-    """The images have an up: what is above and what below differs."""
+    """The images have a fixed up direction."""
     device: str
     """cpu or cuda."""
     world_size: int
@@ -50,7 +50,7 @@ class Facts:
     bf16: bool
     """The CPU has instructions for bf16."""
     reference_steps: float
-    """That fit into the time, over all ranks."""
+    """Reference steps that fit into the time, over all ranks."""
 
 
 def choose(facts: Facts) -> list[Choice]:
@@ -106,7 +106,7 @@ def _batch(facts: Facts) -> Choice:
         batch, reason = -(-batch // facts.grain) * facts.grain, f"{reason}; grains of {facts.grain}"
     samples = 4 * facts.patches // facts.grain * facts.grain
     if batch > samples >= ranks:
-        batch, reason = samples, "there are no more patches"
+        batch, reason = samples, "that is all the patches there are"
     return Choice("batch_size", batch, reason)
 
 
@@ -138,9 +138,9 @@ def _augmentation(facts: Facts, seen: float) -> list[Choice]:
     if facts.drawn:
         return [Choice("augment.rotate90", False, "drawn images: the four flips, as published")]
     chosen = [
-        Choice("augment.upside_down", False, "the images have an up: classes lie above and below others")
+        Choice("augment.upside_down", False, "the images have a fixed up direction: classes are above and below others")
         if facts.upright
-        else Choice("augment.upside_down", True, "nothing shows that the images have an up")
+        else Choice("augment.upside_down", True, "nothing indicates that the images have a fixed up direction")
     ]
     often = f"each patch is seen about {seen:.0f} times"
     if seen < SEEN_OFTEN:
@@ -167,7 +167,7 @@ def _inference(facts: Facts) -> list[Choice]:
         return []
     tile = max(min(2 * facts.patch, LARGEST_TILE), facts.patch)
     return [
-        Choice("inference.tile", tile, "larger than the patches: fewer pixels lie near a tile's border"),
+        Choice("inference.tile", tile, "larger than the patches: fewer pixels are near a tile's border"),
         Choice("inference.overlap", 0.25, "enough for tiles of that size, at half the work of 0.5"),
         Choice("inference.flips", True, "the mean over flips is better than one view"),
     ]

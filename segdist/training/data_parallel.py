@@ -1,4 +1,4 @@
-"""Gradients of the global batch through DistributedDataParallel: sums over ranks beside the backward pass."""
+"""Gradients of the global batch through DistributedDataParallel: sums over ranks overlap with the backward pass."""
 
 import inspect
 from contextlib import nullcontext
@@ -41,7 +41,8 @@ class DataParallel:
         self._wrapped: nn.Module = torch.compile(wrapped) if compiled else wrapped  # type: ignore[assignment]
         self._parameters = list(model.parameters())
         self.own_time = OwnTime(ranks.device)
-        # Other models may ask the device for numbers; DDP's sums and torch.compile's kernels are no part of a graph.
+        # Other models may read numbers from the device, and DDP's sums and torch.compile's kernels can't be part of a
+        # graph.
         alone_on_gpu = ranks.device.type == "cuda" and ranks.world_size == 1
         self._recorded: Recorded[tuple[torch.Tensor, list[torch.Tensor | None]]] | None = None
         if alone_on_gpu and not compiled and isinstance(model, UNet):
@@ -96,14 +97,14 @@ class DataParallel:
         return total
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing is kept from step to step."""
+        """Empty: no state is kept between steps."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state of `state_dict`."""
 
     def _start_sum(self, counts: torch.Tensor) -> dist.Work | None:
-        """Sum the denominators over the ranks, beside the forward pass."""
+        """Start summing the denominators over the ranks, during the forward pass."""
         return dist.all_reduce(counts, async_op=True) if self.ranks.world_size > 1 else None
 
     def _gradients_stay_here(self, yes: bool) -> Any:

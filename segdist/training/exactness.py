@@ -1,6 +1,6 @@
-"""What the bits of an exact run depend on beside its settings: the chip, the build, the number of threads.
+"""What the bits of an exact run depend on besides its settings: the chip, the build, the number of threads.
 
-All of it is fixed at the first start, kept in the run's config, and looked at by every start on every rank.
+All of it is fixed at the first start, stored in the run's config, and checked on every rank at every start.
 """
 
 import json
@@ -56,7 +56,7 @@ def fix_threads(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     if needed > there and ranks.is_main and ranks.device.type == "cpu":
         warn(
             f"--exact: {needed} threads share {there} cores, because the run was started with {config.threads} threads "
-            "a rank, on which its bits depend; it is slower here"
+            "a rank, on which its bits depend; it will be slower here"
         )
     machines = ranks.gather(machine(ranks.device))
     for rank, other in enumerate(machines):

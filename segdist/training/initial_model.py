@@ -1,4 +1,4 @@
-"""The model that a run starts with, and what its config leaves to the machine."""
+"""The initial model of a run, and the settings that depend on the machine."""
 
 from dataclasses import replace
 
@@ -53,7 +53,7 @@ def _take_over_source(config: TrainConfig, model: torch.nn.Module, data: Trainin
     path = run_dir(config.init_from)
     if not path.exists() and any((config.run_dir / CHECKPOINTS).glob("step-*.pt")):
         if ranks.is_main:
-            warn(f"--init-from {config.init_from}: {path} is gone; the run goes on from its own checkpoint")
+            warn(f"--init-from {config.init_from}: {path} is gone; the run resumes from its own checkpoint")
         return
     take_over(load_weights(resolve_model_path(path)), model, data.classes, speak=ranks.is_main)
 

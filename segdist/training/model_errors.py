@@ -1,4 +1,4 @@
-"""What a model of the user's own may do that a training can't take, told in a sentence that says what to change."""
+"""Explain problems of a user's own model, and say what to change."""
 
 import copy
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ MOST_NAMES = 6
 
 @contextmanager
 def explain_model_errors(batch_size: int, accumulate: int, world_size: int) -> Iterator[None]:
-    """Turn what torch says of such a model into what to do.
+    """Turn torch's error about such a model into advice.
 
     Raises:
         UserError: a batch norm has one value per channel; it meets the rank with the smallest part of the batch.
@@ -29,7 +29,7 @@ def explain_model_errors(batch_size: int, accumulate: int, world_size: int) -> I
         if "Expected more than 1 value per channel" not in str(error):
             raise
         told = UserError(
-            f"a batch norm of the model sees one value per channel, of which it can't take a deviation: {batch_size} "
+            f"a batch norm of the model sees one value per channel, which has no variance: {batch_size} "
             f"patches (--batch-size) over {world_size} ranks and --accumulate {accumulate} leave one patch at a time; "
             "raise --batch-size, lower --accumulate, or use another norm there"
         )
@@ -38,7 +38,7 @@ def explain_model_errors(batch_size: int, accumulate: int, world_size: int) -> I
 
 
 def check_gradients(model: nn.Module, loss: Loss, batch: MicroBatch, ranks: Ranks, *, exact: bool) -> None:
-    """Find parameters that get no gradient: one rank leaves them as they are, several would wait for them for ever.
+    """Find parameters that get no gradient: a single rank leaves them unchanged; several would wait for them forever.
 
     Works on a copy, which has no part in DDP.
 
@@ -74,11 +74,11 @@ def check_state(model: nn.Module) -> None:
     """Refuse state that no model file can hold.
 
     Raises:
-        UserError: names what is no tensor.
+        UserError: names the state that is not a tensor.
     """
     others = [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
     if others:
         raise UserError(
-            f"--model.factory: the model's state holds {', '.join(others[:MOST_NAMES])}, which is no tensor, and model "
-            "files hold tensors only: return a tensor from its get_extra_state, or leave that out"
+            f"--model.factory: the model's state holds {', '.join(others[:MOST_NAMES])}, which is not a tensor; model "
+            "files hold only tensors: return a tensor from its get_extra_state, or remove it"
         )

@@ -1,4 +1,4 @@
-"""How long a training takes: steps timed at its start, and the number of them that fits into the time."""
+"""The length of a training: steps timed at its start, and the number of steps that fits into the time."""
 
 import math
 import time
@@ -28,7 +28,7 @@ class Length:
 
 
 def since_start() -> float:
-    """Seconds since this program was started."""
+    """Seconds since this program started."""
     return time.monotonic() - STARTED
 
 

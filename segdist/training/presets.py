@@ -1,4 +1,4 @@
-"""Named settings to start a training from: the files in `presets/`, or a TOML file of the user's."""
+"""Named settings as a starting point for training: the files in `presets/`, or a user's TOML file."""
 
 from collections.abc import Collection
 from pathlib import Path

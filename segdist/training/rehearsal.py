@@ -1,4 +1,4 @@
-"""Steps that are taken before the first real one, and undone: they find what would fail, and how long a step takes."""
+"""Trial steps before the first real one, undone afterwards, to detect failures early and to time a step."""
 
 import time
 from collections.abc import Callable, Iterator

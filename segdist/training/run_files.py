@@ -131,7 +131,7 @@ def check_same_run(folder: Path, description: dict[str, Any]) -> None:
     """Refuse to go on with other settings than those that the folder's run was started with.
 
     Raises:
-        UserError: names each setting that differs, with both values; or a later program wrote the folder.
+        UserError: names each setting that differs, with both values; or a newer segdist wrote the folder.
     """
     path = folder / CONFIG
     if not path.exists():

@@ -43,7 +43,7 @@ def test_these_work_from_training_to_scores(place: Path, name: str, capsys: pyte
         ("Quarter", "returns maps of 8 x 8 for images of 32 x 32; it must return logits of the images' size"),
         ("OneMore", "returns 4 channels for 3 classes"),
         ("Nothing", "returns a NoneType without a tensor"),
-        ("ExtraState", "the model's state holds _extra_state, which is no tensor"),
+        ("ExtraState", "the model's state holds _extra_state, which is not a tensor"),
         ("pretrained", "it can't read or download what it wants"),
         ("broken", "ZeroDivisionError: division by zero ("),
     ],

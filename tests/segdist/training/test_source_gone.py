@@ -23,7 +23,7 @@ def test_a_run_resumes_without_the_source_of_its_weights(
     shutil.rmtree(tmp_path / "runs" / "source")
     capsys.readouterr()
     assert run_job(train.main, [*warm, "--steps", "4"]) == 0
-    assert "runs/source is gone; the run goes on from its own checkpoint" in capsys.readouterr().err
+    assert "runs/source is gone; the run resumes from its own checkpoint" in capsys.readouterr().err
     for checkpoint in (tmp_path / "runs" / "warm" / "checkpoints").glob("step-*.pt"):
         checkpoint.write_bytes(b"damaged")
     assert run_job(train.main, [*warm, "--steps", "6"]) == 2
