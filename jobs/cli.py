@@ -14,6 +14,7 @@ JOBS = {
     "infer": ("jobs.infer", "segment images with a trained model (torchrun for several ranks)"),
     "status": ("jobs.status", "show the status of runs, from their files; --follow keeps refreshing"),
     "report": ("jobs.report", "write one self-contained HTML page about a run, or a comparison of several"),
+    "calibrate": ("jobs.calibrate", "fit a temperature to predictions with known masks, and keep it in the model"),
     "replay": ("jobs.replay", "recompute steps of an exact run, and compare the weights bit by bit"),
     "export": ("jobs.export", "write a trained model as ONNX, checked against torch"),
     "pipeline": ("jobs.pipeline", "the three jobs above one after another, on this machine"),

@@ -34,6 +34,22 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class CalibrateConfig:
+    """Which predictions a temperature is fitted to, and which models keep it."""
+
+    result: tyro.conf.Positional[Path]
+    """Folder of predictions with probabilities, of images whose masks are known and which the model that made them
+    wasn't trained on."""
+    model: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-m"])]
+    """Models whose cards keep the temperature: run folders, model files, or the folder of a cross-validation."""
+
+    def validate(self) -> None:
+        """Raises UserError if no model is named."""
+        if not self.model:
+            raise UserError("--model: name the run folder or model file that keeps the temperature")
+
+
+@dataclass(frozen=True)
 class StatusConfig:
     """What to show."""
 

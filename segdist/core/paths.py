@@ -26,6 +26,7 @@ SLURM_LOGS, SUBMITTED = "slurm", "submitted.jsonl"
 REPORT, COMPARISON = "report.html", "comparison.html"
 
 SCORES, FAILURES, TIMES = "scores.json", "failures.json", "times.jsonl"
+CALIBRATION = "calibration.json"
 MASKS, PROBABILITIES = "masks", "probabilities"
 CONFIDENCE, ENTROPY, DISAGREEMENT = "confidence", "entropy", "disagreement"
 OBJECTS, CLASS_AREAS = "objects", "classes"

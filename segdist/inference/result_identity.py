@@ -16,7 +16,7 @@ from shards.images.config import MasksConfig
 
 Settings = dict[str, Any]
 
-ROOT, THREADS, TEMPERATURES = "root", "threads", "temperatures"
+ROOT, THREADS, TEMPERATURES, TRUTH = "root", "threads", "temperatures", "truth"
 
 
 def result_settings(task: Task, device: torch.device) -> Settings:
@@ -45,6 +45,7 @@ def result_settings(task: Task, device: torch.device) -> Settings:
         "masks": _without(to_dict(config.masks), "folder"),
         "classes_in_set": [masks["classes"], masks["ignore"]] if masks else None,
         "output": _without(to_dict(config.output), "figures"),
+        TRUTH: _truth(task),
         ROOT: task.root,
     }
 
@@ -78,6 +79,13 @@ def file_checksum(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _truth(task: Task) -> Settings | None:
+    """How the true masks are read, for those who compare them with the results later."""
+    if task.mask_reader is None:
+        return None
+    return {"masks": _without(to_dict(task.mask_reader.config), "folder"), "classes": task.class_names}
 
 
 def _without(section: Settings, key: str) -> Settings:

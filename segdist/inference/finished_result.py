@@ -1,0 +1,176 @@
+"""A finished folder of predictions, read back: stored probabilities and the true masks under them, block by block.
+
+Any folder that `segdist infer` has written will do, if its images have masks and `--output.probabilities` was on.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segdist.core.errors import UserError
+from segdist.core.files import read_text
+from segdist.core.formats import unstamped
+from segdist.core.parsing import from_dict
+from segdist.core.paths import PROBABILITIES, STATE
+from segdist.inference.layers import MASK, dequantized
+from segdist.inference.result_folder import RECORD_VERSION, RECORDS, SETTINGS, SETTINGS_VERSION
+from segdist.inference.result_identity import TEMPERATURES, TRUTH
+from shards.images.config import MasksConfig
+from shards.images.masks import MaskReader, unknown_message
+
+BLOCK_VALUES = 2**21
+"""Probabilities of a block of rows; a row at least."""
+
+
+@dataclass(frozen=True)
+class FinishedImage:
+    """An image with a true mask."""
+
+    name: str
+    path: str
+    mask: str
+    upright: bool
+    probabilities: Path
+    prediction: Path
+    """The predicted mask."""
+    top: int
+    left: int
+    """Corner of the results in the image; not 0 with `--roi`."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of an image: truth uint8 (h, W), probabilities float32 (K, h, W)."""
+
+    top: int
+    truth: np.ndarray
+    probabilities: np.ndarray
+
+
+class FinishedResult:
+    """A folder of predictions with probabilities and true masks.
+
+    Raises:
+        UserError: the folder is none, is unfinished, or lacks masks or probabilities.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        settings_file = folder / STATE / SETTINGS
+        if not settings_file.is_file():
+            raise UserError(f"{folder}: not a folder of predictions (no {STATE}/{SETTINGS}); name one of segdist infer")
+        self.settings = _read(settings_file, SETTINGS_VERSION)
+        truth = self.settings.get(TRUTH)
+        if not truth:
+            raise UserError(
+                f"{folder}: nothing says how true masks are read; run segdist infer again with --data SET or "
+                "--masks.folder DIR, into another --out if an earlier version made this one"
+            )
+        self.class_names: list[str] = truth["classes"]
+        config = from_dict(MasksConfig, truth["masks"], str(settings_file))
+        self.reader = MaskReader(config).in_order_of(self.class_names)
+
+    @property
+    def temperature(self) -> float:
+        """The temperature that the stored probabilities were made with.
+
+        Raises:
+            UserError: they are a mean over several models.
+        """
+        temperatures = self.settings.get(TEMPERATURES, [1.0])
+        if len(temperatures) > 1:
+            raise UserError(
+                f"{self.folder}: probabilities of an ensemble; a temperature belongs to one model, so give predictions "
+                "of one"
+            )
+        return float(temperatures[0])
+
+    @cached_property
+    def images(self) -> list[FinishedImage]:
+        """The images with true masks, by name.
+
+        Raises:
+            UserError: there are none, or their probabilities weren't stored as NumPy arrays.
+        """
+        records = self.folder / STATE / RECORDS
+        found = []
+        for file in sorted(records.rglob("*.json")):
+            record = _read(file, RECORD_VERSION)
+            source, files = record["source"], record["files"]
+            if not source.get("mask"):
+                continue
+            if not files.get(PROBABILITIES, "").endswith(".npy"):
+                raise UserError(
+                    f"{self.folder}: no probabilities in NumPy arrays; run segdist infer with "
+                    "--output.probabilities float16 into another --out"
+                )
+            top, left = (self.settings.get("roi") or (0, 0))[:2]
+            name = str(file.relative_to(records))[: -len(".json")]
+            found.append(
+                FinishedImage(
+                    name,
+                    source["image"],
+                    source["mask"],
+                    source.get("upright", True),
+                    self.folder / files[PROBABILITIES],
+                    self.folder / files[MASK],
+                    top,
+                    left,
+                )
+            )
+        if not found:
+            raise UserError(f"{self.folder}: none of its images has a true mask")
+        return found
+
+    def blocks(self, image: FinishedImage) -> Iterator[Block]:
+        """The image from the top down, in memory for `BLOCK_VALUES` probabilities.
+
+        Raises:
+            UserError: a file is missing or damaged, the mask is too small or has values that are no class.
+        """
+        stored = self._stored(image)
+        classes, height, width = stored.shape
+        step = max(1, BLOCK_VALUES // (classes * width))
+        with self.reader.open(image.mask, upright=image.upright) as mask:
+            if image.top + height > mask.height or image.left + width > mask.width:
+                raise UserError(f"{image.mask}: {mask.height} x {mask.width} pixels, too few for {image.path}")
+            for top in range(0, height, step):
+                bottom = min(top + step, height)
+                truth, unknown = mask.read_counted(image.top + top, image.top + bottom, image.left, image.left + width)
+                if unknown:
+                    raise UserError(unknown_message({image.mask: Counter(unknown)}, self.reader.config))
+                yield Block(top, truth, dequantized(stored[:, top:bottom]))
+
+    def shape(self, image: FinishedImage) -> tuple[int, int]:
+        """Height and width of an image's results."""
+        _, height, width = self._stored(image).shape
+        return height, width
+
+    def smallest(self) -> float:
+        """What a stored 0 may stand for: half the smallest probability that the type can hold."""
+        kind = np.load(self.images[0].probabilities, mmap_mode="r").dtype
+        return float(np.finfo(kind).smallest_subnormal if kind.kind == "f" else 1 / np.iinfo(kind).max) / 2
+
+    def _stored(self, image: FinishedImage) -> np.ndarray:
+        try:
+            stored: np.ndarray = np.load(image.probabilities, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{image.probabilities}: can't be read ({error}); run segdist infer again") from None
+        if stored.ndim != 3 or len(stored) != len(self.class_names):
+            raise UserError(
+                f"{image.probabilities}: an array {stored.shape}, not a map for each of {len(self.class_names)} classes"
+            )
+        return stored
+
+
+def _read(file: Path, version: int) -> dict[str, Any]:
+    try:
+        return unstamped(json.loads(read_text(file)), version, str(file))
+    except ValueError as error:
+        raise UserError(f"{file}: damaged ({error}); run segdist infer again") from None
