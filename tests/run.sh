@@ -12,7 +12,7 @@ if [[ ${1:-} == --quick ]]; then
 else
     install_system_packages
 fi
-setup_venv test,onnx,tensorboard,remote,zarr
+setup_venv test,onnx,tensorboard,remote,zarr,docs
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -45,6 +45,7 @@ NOT_RUN = {
         "python -m tests.benchmarks.": BENCHMARK,
         "python -m tests.support.rooms": "tests/test_rooms.py runs it",
         "python -m tests.fuzz": "a long run by hand; tests/fuzz/test_fuzz.py does a short one",
+        "mkdocs serve": "runs until it is stopped; tests/docs/test_site.py builds the site",
         "python docs/make_pictures.py": "tests/docs/test_examples_and_pictures.py runs it, on a small run",
     },
     "security.md": {"segdist infer --model their.safetensors": "needs a stranger's model; test_trust.py has one"},

@@ -15,7 +15,7 @@ INFERENCE_COMMANDS = re.findall(
 )
 """What docs/inference.md shows; tests/docs/test_inference_docs.py runs it."""
 PROGRAMS = ("segdist", "torchrun", "python", "bash", "wandb", "tensorboard", "pip", "for", "source", "eval", "tail")
-PROGRAMS += ("apt-get", "slurm/mini_cluster.sh", "export")
+PROGRAMS += ("mkdocs", "apt-get", "slurm/mini_cluster.sh", "export")
 """First words by which a line of an indented block is known as a command, and not as output or a file listing."""
 
 
