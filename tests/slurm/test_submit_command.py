@@ -157,9 +157,9 @@ def test_inputs_that_are_not_there_are_warned_of(capsys: pytest.CaptureFixture[s
         ]
     )
     warned = capsys.readouterr().err
-    assert "--images.folder x is not there" in warned
-    assert "--data data/there is not there" in warned
-    assert "--model runs/nowhere is not there" in warned
+    assert "--images.folder x does not exist" in warned
+    assert "--data data/there does not exist" in warned
+    assert "--model runs/nowhere does not exist" in warned
     assert warned.count("is not there") == 3
 
 
