@@ -391,7 +391,10 @@ def run_slurm(campaign: Campaign, trials: int) -> None:
                 event = test.partition("::")[2]
                 trial = Trial("slurm", number, event, "same" if verdict == "PASSED" else verdict, seconds)
                 file.write(json.dumps(asdict(trial)) + "\n")
-        print(f"slurm {number}: {len(lines)} events in {seconds} s", flush=True)
+        wrong = sum(verdict != "PASSED" for verdict, *_ in lines)
+        print(f"slurm {number}: {len(lines)} events in {seconds} s, {wrong} went wrong", flush=True)
+        if wrong:
+            (campaign.notes.parent / f"slurm-{number}.log").write_text(told)
 
 
 def table(trials: list[Trial]) -> str:
