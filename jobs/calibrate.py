@@ -4,7 +4,7 @@
     segdist calibrate predictions/cells -m runs/cells
 
 Inference then divides logits by it before the softmax, so that confidence agrees with accuracy. The predictions must be
-of images that the model which made them wasn't trained on, such as held-out ones or those of a cross-validation.
+of images that the model which made them wasn't trained on, such as held-out ones.
 """
 
 import sys

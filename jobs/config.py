@@ -41,7 +41,7 @@ class CalibrateConfig:
     """Folder of predictions with probabilities, of images whose masks are known and which the model that made them
     wasn't trained on."""
     model: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-m"])]
-    """Models whose cards keep the temperature: run folders, model files, or the folder of a cross-validation."""
+    """Models whose cards keep the temperature: run folders, model files, or a folder of folds."""
 
     def validate(self) -> None:
         """Raises UserError if no model is named."""

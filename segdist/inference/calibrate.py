@@ -40,9 +40,8 @@ def calibrate(result: Path, models: Sequence[Path]) -> Calibration:
     Where the likeliest temperature makes the Brier score worse, the one of the predictions is kept.
 
     Args:
-        result: folder of predictions of one model, or of a cross-validation's folds, on images that the model which
-            made them wasn't trained on.
-        models: model files, run folders or the folder of a cross-validation.
+        result: folder of predictions on images that the model which made them wasn't trained on.
+        models: model files, run folders or a folder of folds.
 
     Raises:
         UserError: the folder has no probabilities or masks, or other classes than the models.

@@ -54,8 +54,7 @@ class InferConfig:
 
     model: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-m"])] = ()
     """Run folder (its best model) or model file (.safetensors); a bare name is also searched for under runs/. Several
-    form an ensemble, as are the folds in a cross-validation's folder: their probabilities are averaged, tile by
-    tile."""
+    form an ensemble, as do the runs fold-1, fold-2 … in a folder: their probabilities are averaged, tile by tile."""
     data: Annotated[str, tyro.conf.arg(aliases=["-f"])] = ""
     """Shard set (name under data/, or folder) whose held-out source images to segment and score."""
     trust_factory: tuple[str, ...] = ()

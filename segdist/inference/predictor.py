@@ -26,8 +26,8 @@ class Predictor:
     """A model that is loaded once and segments any number of images.
 
     Args:
-        model: run folder or model file; several, or a cross-validation's folder, are an ensemble, whose probabilities
-            are averaged; or a model of your own, float32 (B, C, H, W) → logits (B, K, H, W), for which
+        model: run folder or model file; several, or a folder with the runs fold-1, fold-2 …, are an ensemble, whose
+            probabilities are averaged; or a model of your own, float32 (B, C, H, W) → logits (B, K, H, W), for which
             `num_classes`, `mean` and `std` (per channel, in the images' units) and `tile` must be given.
         tile, overlap, flips: tile side, the share of it that neighboring tiles have in common, and whether to average
             over flips; left out, what the model's card says.

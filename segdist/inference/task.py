@@ -146,7 +146,7 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
 
 
 def _home(named: Path, files: list[Path]) -> Path:
-    """The folder that results go into by default: the model's run, or a cross-validation's."""
+    """The folder that results go into by default: the model's run, or the folder of folds."""
     return files[0].parent if len(files) == 1 else named
 
 

@@ -102,18 +102,20 @@ def _impossible(card: ModelCard) -> str:
     return next((what for what, holds in rules.items() if not holds), "")
 
 
-def resolve_model_path(path: Path) -> Path:
-    """The model file that `path` means: itself, or the best (else the last) model of a run folder."""
+def resolve_model_path(path: Path, first: str = BEST_MODEL, second: str = LAST_MODEL) -> Path:
+    """The model file that `path` means: itself, or the `first`, else the `second` model of a run folder."""
     if not path.is_dir():
         return path
-    for name in (BEST_MODEL, LAST_MODEL):
+    for name in (first, second):
         if (path / name).is_file():
             return path / name
     raise UserError(f"{path}: a folder without {BEST_MODEL} or {LAST_MODEL}; has the training run written a model yet?")
 
 
 def resolve_ensemble(names: Sequence[Path]) -> list[Path]:
-    """The model files that `names` mean, in order; a folder of a cross-validation means the models of its folds.
+    """The model files that `names` mean, in order; a folder of folds means the models that their trainings ended with.
+
+    Not the folds' best models: those were chosen by the images that the fold is to be judged on.
 
     Raises:
         UserError: a folder holds no model.
@@ -121,12 +123,12 @@ def resolve_ensemble(names: Sequence[Path]) -> list[Path]:
     files = []
     for name in names:
         folds = [] if any((name / file).is_file() for file in (BEST_MODEL, LAST_MODEL)) else folds_of(name)
-        files += [resolve_model_path(path) for path in folds or [name]]
+        files += [resolve_model_path(fold, LAST_MODEL, BEST_MODEL) for fold in folds] or [resolve_model_path(name)]
     return files
 
 
 def folds_of(folder: Path) -> list[Path]:
-    """The run folders of a cross-validation's folds, `fold-1` to `fold-K`; empty for any other folder."""
+    """The runs `fold-1` to `fold-K` in a folder, trained on parts of one shard set; empty for any other folder."""
     folds = [path for path in folder.glob("fold-*") if path.is_dir() and path.name.removeprefix("fold-").isdecimal()]
     return sorted(folds, key=lambda path: int(path.name.removeprefix("fold-")))
 

@@ -1,5 +1,6 @@
 """Several models as one: their mean probabilities, how far they disagree, and what can't be averaged."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,13 @@ def test_the_same_bytes_on_any_number_of_ranks(models: list[Path], images: Path,
     assert checksums(tmp_path / "1") == checksums(tmp_path / "2") == checksums(tmp_path / "3")
 
 
-def test_a_cross_validation_means_the_models_of_its_folds(images: Path, tmp_path: Path) -> None:
+def test_a_folder_of_folds_means_the_models_that_they_ended_with(images: Path, tmp_path: Path) -> None:
     folds = [write_model(tmp_path / "cv" / f"fold-{number}", seed=number) for number in (10, 2, 1)]
+    best = write_model(tmp_path / "best", seed=11) / "best.safetensors"
+    for number, fold in enumerate(folds):
+        (fold / "best.safetensors").rename(fold / "last.safetensors")
+        shutil.copy(best, fold / "best.safetensors")
+        folds[number] = fold / "last.safetensors"
     assert job([tmp_path / "cv"], images / "odd.png", tmp_path / "out", "--dry-run") == FINISHED
     found, expected = (predict(names, images / "odd.png", device="cpu") for names in (tmp_path / "cv", folds[::-1]))
     assert (found == expected).all()
