@@ -15,6 +15,7 @@ JOBS = {
     "status": ("jobs.status", "show the status of runs, from their files; --follow keeps refreshing"),
     "report": ("jobs.report", "write one self-contained HTML page about a run, or a comparison of several"),
     "calibrate": ("jobs.calibrate", "fit a temperature to predictions with known masks, and keep it in the model"),
+    "suspects": ("jobs.suspects", "list regions where predictions contradict the masks with confidence"),
     "replay": ("jobs.replay", "recompute steps of an exact run, and compare the weights bit by bit"),
     "export": ("jobs.export", "write a trained model as ONNX, checked against torch"),
     "pipeline": ("jobs.pipeline", "the three jobs above one after another, on this machine"),

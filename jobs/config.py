@@ -50,6 +50,17 @@ class CalibrateConfig:
 
 
 @dataclass(frozen=True)
+class SuspectsConfig:
+    """Which predictions are compared with their true masks."""
+
+    result: tyro.conf.Positional[Path]
+    """Folder of predictions with probabilities, of images whose masks are known and which the model that made them
+    wasn't trained on."""
+    most: CountOrZero = 200
+    """Maximum number of regions written, most suspect first; 0: all."""
+
+
+@dataclass(frozen=True)
 class StatusConfig:
     """What to show."""
 

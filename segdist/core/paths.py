@@ -27,6 +27,7 @@ REPORT, COMPARISON = "report.html", "comparison.html"
 
 SCORES, FAILURES, TIMES = "scores.json", "failures.json", "times.jsonl"
 CALIBRATION = "calibration.json"
+SUSPECTS_TABLE, SUSPECTS = "suspects.csv", "suspects"
 MASKS, PROBABILITIES = "masks", "probabilities"
 CONFIDENCE, ENTROPY, DISAGREEMENT = "confidence", "entropy", "disagreement"
 OBJECTS, CLASS_AREAS = "objects", "classes"

@@ -4,8 +4,8 @@ Any folder that `segdist infer` has written will do, if its images have masks an
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from segdist.inference.layers import MASK, dequantized
 from segdist.inference.result_folder import RECORD_VERSION, RECORDS, SETTINGS, SETTINGS_VERSION
 from segdist.inference.result_identity import TEMPERATURES, TRUTH
 from shards.images.config import MasksConfig
-from shards.images.masks import MaskReader, unknown_message
+from shards.images.masks import MaskFile, MaskReader, unknown_message
 
 BLOCK_VALUES = 2**21
 """Probabilities of a block of rows; a row at least."""
@@ -128,29 +128,29 @@ class FinishedResult:
             raise UserError(f"{self.folder}: none of its images has a true mask")
         return found
 
+    @contextmanager
+    def opened(self, image: FinishedImage) -> Iterator["OpenedResult"]:
+        """An image to read by rows.
+
+        Raises:
+            UserError: a file is missing or damaged, or the mask is too small.
+        """
+        stored = self._stored(image)
+        _, height, width = stored.shape
+        with self.reader.open(image.mask, upright=image.upright) as mask:
+            if image.top + height > mask.height or image.left + width > mask.width:
+                raise UserError(f"{image.mask}: {mask.height} x {mask.width} pixels, too few for {image.path}")
+            yield OpenedResult(image, stored, mask)
+
     def blocks(self, image: FinishedImage) -> Iterator[Block]:
         """The image from the top down, in memory for `BLOCK_VALUES` probabilities.
 
         Raises:
-            UserError: a file is missing or damaged, the mask is too small or has values that are no class.
+            UserError: see `opened` and `OpenedResult.read`.
         """
-        stored = self._stored(image)
-        classes, height, width = stored.shape
-        step = max(1, BLOCK_VALUES // (classes * width))
-        with self.reader.open(image.mask, upright=image.upright) as mask:
-            if image.top + height > mask.height or image.left + width > mask.width:
-                raise UserError(f"{image.mask}: {mask.height} x {mask.width} pixels, too few for {image.path}")
-            for top in range(0, height, step):
-                bottom = min(top + step, height)
-                truth, unknown = mask.read_counted(image.top + top, image.top + bottom, image.left, image.left + width)
-                if unknown:
-                    raise UserError(unknown_message({image.mask: Counter(unknown)}, self.reader.config))
-                yield Block(top, truth, dequantized(stored[:, top:bottom]))
-
-    def shape(self, image: FinishedImage) -> tuple[int, int]:
-        """Height and width of an image's results."""
-        _, height, width = self._stored(image).shape
-        return height, width
+        with self.opened(image) as opened:
+            for top, bottom in opened.bands():
+                yield opened.read(top, bottom)
 
     def smallest(self) -> float:
         """What a stored 0 may stand for: half the smallest probability that the type can hold."""
@@ -167,6 +167,36 @@ class FinishedResult:
                 f"{image.probabilities}: an array {stored.shape}, not a map for each of {len(self.class_names)} classes"
             )
         return stored
+
+
+class OpenedResult:
+    """Stored probabilities and true mask of one image."""
+
+    def __init__(self, image: FinishedImage, stored: np.ndarray, mask: MaskFile) -> None:
+        self.image, self._stored, self._mask = image, stored, mask
+        self.num_classes = len(stored)
+        self.shape: tuple[int, int] = stored.shape[1:]
+        self.band_pixels = max(1, BLOCK_VALUES // self.num_classes)
+
+    def bands(self) -> Iterator[tuple[int, int]]:
+        """Rows from and to, of bands of about `band_pixels`."""
+        height, width = self.shape
+        step = max(1, self.band_pixels // width)
+        for top in range(0, height, step):
+            yield top, min(top + step, height)
+
+    def read(self, top: int, bottom: int) -> Block:
+        """Rows `top` to `bottom` of the result.
+
+        Raises:
+            UserError: a damaged mask, or one with values that are no class.
+        """
+        image, width = self.image, self.shape[1]
+        rows = image.top + top, image.top + bottom
+        truth, unknown = self._mask.read_counted(*rows, image.left, image.left + width)
+        if unknown:
+            raise UserError(unknown_message({image.mask: unknown}, self._mask.reader.config))
+        return Block(top, truth, dequantized(self._stored[:, top:bottom]))
 
 
 def _read(file: Path, version: int) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def write_measurements(
         return opened.read(region.top + top, region.top + bottom, region.left, region.right)
 
     found = measure(mask, read, split)
-    _write_table(objects_file, *_object_table(found, classes, region.top, region.left, opened.channels))
+    write_table(objects_file, *_object_table(found, classes, region.top, region.left, opened.channels))
     areas = np.zeros(len(classes), np.int64)
     for block in blocks(mask):
         areas += np.bincount(block.ravel(), minlength=len(classes))
@@ -64,7 +64,7 @@ def write_measurements(
         (info.name, int(area), int(area) / pixels, int(count) if divided else "")
         for info, area, count, divided in zip(classes, areas, counts, split, strict=False)
     ]
-    _write_table(classes_file, ("class", "area", "share", "objects"), rows)
+    write_table(classes_file, ("class", "area", "share", "objects"), rows)
 
 
 def _object_table(
@@ -93,7 +93,8 @@ def _object_table(
     return tuple(names), zip(*columns, strict=True)
 
 
-def _write_table(path: Path, names: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+def write_table(path: Path, names: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+    """Write a CSV file, whole or not at all: UTF-8, a header line, lines that end in a newline."""
     with whole_file(path) as file:
         writer = csv.writer(codecs.getwriter("utf-8")(file), lineterminator="\n")
         writer.writerow(names)
