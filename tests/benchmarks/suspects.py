@@ -67,7 +67,15 @@ def prepared(folder: Path, seed: int) -> tuple[dict[str, np.ndarray], list[Finis
         trained = folder / "runs" / part
         run("train", "-f", folder / "data" / part, "--name", trained, "--steps", STEPS)
         truth = ["--masks.folder", folder / other / "masks", *classes]
-        out = ["--out", folder / "predictions" / other, "--output.probabilities", "float32", "--quiet"]
+        out = [
+            "--out",
+            folder / "predictions" / other,
+            "--output.probabilities",
+            "float32",
+            "--output.figures",
+            0,
+            "--no-flips",
+        ]
         run("infer", "-m", trained, "-i", folder / other / "images", *truth, *out)
         results.append(FinishedResult(folder / "predictions" / other))
     return wrong, results, count
