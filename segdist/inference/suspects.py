@@ -126,14 +126,16 @@ class _Contradictions:
         self._labels[pairs] = np.arange(len(pairs))
 
     def read(self, top: int, bottom: int) -> np.ndarray:
-        return self._labels[_pairs(self.opened, top, bottom)]
+        labels: np.ndarray = self._labels[_pairs(self.opened, top, bottom)]
+        return labels
 
     def probabilities(self, top: int, bottom: int) -> np.ndarray:
         """Of the predicted and the given class, integers (h, W, 2)."""
         block = self.opened.read(top, bottom)
         given = np.where(block.truth == IGNORE, 0, block.truth).astype(np.int64)
         both = block.probabilities.max(axis=0), np.take_along_axis(block.probabilities, given[None], axis=0)[0]
-        return np.rint(np.stack(both, axis=-1) * FULL).astype(np.uint16)
+        scaled: np.ndarray = np.rint(np.stack(both, axis=-1) * FULL).astype(np.uint16)
+        return scaled
 
 
 def _pairs(opened: OpenedResult, top: int, bottom: int) -> np.ndarray:

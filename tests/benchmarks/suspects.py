@@ -91,7 +91,7 @@ def run(job: str, *words: object) -> None:
 def spoiled(mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """A mask (H, W) in which a share `WRONG` of the objects has another class or lies elsewhere, and their number."""
     noisy, count = mask.copy(), 0
-    for thing in regionprops(label(mask, background=0)):
+    for thing in regionprops(label(mask, background=0)):  # type: ignore[no-untyped-call]
         if rng.random() >= WRONG:
             continue
         count += 1
@@ -117,7 +117,7 @@ def of_suspects(result: FinishedResult) -> list[Region]:
         pair = (truth == result.class_names.index(suspect.given)) & (
             probabilities.argmax(axis=0) == result.class_names.index(suspect.predicted)
         )
-        numbered = label(pair)
+        numbered = label(pair)  # type: ignore[no-untyped-call]
         rows, columns = np.nonzero(numbered == numbered[suspect.top, suspect.first_column])
         found.append((suspect.score, suspect.image, rows, columns))
     return found
@@ -132,7 +132,7 @@ def of_cleanlab(result: FinishedResult) -> list[Region]:
     found: list[Region] = []
     for name, labels, maps, flagged in zip(names, truth, probabilities, issues(truth, probabilities), strict=True):
         given = np.take_along_axis(maps, labels[None], axis=0)[0]
-        for thing in regionprops(label(np.where(flagged, labels + 1, 0), background=0)):
+        for thing in regionprops(label(np.where(flagged, labels + 1, 0), background=0)):  # type: ignore[no-untyped-call]
             rows, columns = thing.coords.T
             found.append((1 - float(given[rows, columns].mean()), name, rows, columns))
     return found
