@@ -12,7 +12,7 @@ import torch
 import segdist
 from segdist.core.terminal import as_library, warn
 from segdist.model.config import ModelConfig
-from tests.support.programs import environment
+from tests.support.programs import environment, run, script
 from tests.support.sets import add, labels, noise
 
 DRAWN = {"train": 8, "test": 2, "width": 70, "height": 90}
@@ -186,3 +186,20 @@ def test_a_training_runs_in_a_thread_of_a_program(tiny: segdist.ShardSet) -> Non
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(trained, tiny).result().state == "finished"
+
+
+@pytest.mark.slow
+def test_a_script_under_torchrun_is_one_rank_among_several(tiny: segdist.ShardSet) -> None:
+    Path("ranks.py").write_text(
+        textwrap.dedent(f"""
+        import segdist
+        run = segdist.train(data="tiny", model={TINY}, **{TRAINING})
+        result = segdist.infer(model=run, data="tiny", device="cpu", tracking={{"wandb": "off"}})
+        print(run.state, run.scores["mean_iou"], result.scores["mean_iou_pixels"], result.images)
+        """)
+    )
+    lines = run(script(Path("ranks.py"), [], ranks=2), Path.cwd()).stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert lines[0].startswith("finished ")
+    assert lines[0].endswith(" 2")
