@@ -15,8 +15,8 @@ from segdist.core.parsing import from_dict, to_dict
 from segdist.core.paths import INDEX_SUFFIX, MANIFEST
 from shards.manifest_rules import impossible
 
-FORMAT_VERSION = 2
-"""Version 2 added `scale` and `upright`."""
+FORMAT_VERSION = 3
+"""Version 3 added the groups of sources, version 2 `scale` and `upright`."""
 SPLITS = ("train", "val", "test")
 
 IGNORE = 255
@@ -39,6 +39,8 @@ class SourcePair:
     mask: str | None
     content: str = ""
     """Digest of the pixels and labels that were read; empty for synthetic images."""
+    group: str = ""
+    """Images of one group stay together, in splits and in folds; empty: those of one file."""
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,24 @@ from segdist.model.config import ModelConfig
 from shards.manifest import ClassInfo
 from shards.manifest_rules import LARGEST_PATCH, MOST_CLASSES
 
-CARD_VERSION = 3
-"""3: temperature; 2: scale, tile, overlap, flips; 1: the U-Net is segdist.model.unet:UNet; 0, without a number:
+CARD_VERSION = 4
+"""4: held_out; 3: temperature; 2: scale, tile, overlap, flips; 1: the U-Net is segdist.model.unet:UNet; 0, without a number:
 segdist.unet:UNet."""
 
 
 Flips = Literal["none", "sideways", "all"]
 """No flip; left and right; also upside down, and both."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The images that a run of a cross-validation was not trained on: those of a fold (`segdist.core.fold`)."""
+
+    fold: int
+    folds: int
+    seed: int
+    data: str
+    """Fingerprint of the shard set."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,8 @@ class ModelCard:
     """Over which flips of a tile probabilities are averaged, likewise."""
     temperature: float = 1.0
     """Logits are divided by it before the softmax; 1: not calibrated."""
+    held_out: HeldOut | None = None
+    """For a run of a cross-validation."""
 
 
 def card_text(card: ModelCard) -> str:

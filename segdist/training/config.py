@@ -8,6 +8,7 @@ import tyro
 
 from segdist.core import paths
 from segdist.core.errors import UserError
+from segdist.core.fold import parse_fold
 from segdist.core.ranges import (
     Count,
     CountOrZero,
@@ -143,6 +144,9 @@ class TrainConfig:
     name: Annotated[str, tyro.conf.arg(aliases=["-n"])] = ""
     """Run folder: a name under runs/, or a path. Default: the name of the first shard set. Started again, a stopped
     run resumes."""
+    fold: str = ""
+    """k/n: train on all training and validation images except those of the k-th of n folds, without validation: one run
+    of `segdist cross-validate`. `seed` determines the folds."""
     epochs: Annotated[CountOrZero, tyro.conf.arg(aliases=["-e"])] = 100
     """Passes over all patches under all flips."""
     steps: CountOrZero = 0
@@ -224,6 +228,12 @@ class TrainConfig:
             raise UserError("--data: name at least one shard set")
         if len(self.data) > 1 and not self.epoch_steps:
             raise UserError(f"--data names {len(self.data)} sets: give the length of an epoch with --epoch-steps")
+        if self.fold:
+            parse_fold(self.fold, self.seed)
+            if len(self.data) > 1:
+                raise UserError(
+                    f"--fold {self.fold}: divides the images of one shard set; --data names {len(self.data)}"
+                )
         if self.data_weights and len(self.data_weights) != len(self.data):
             raise UserError(f"--data-weights has {len(self.data_weights)} numbers for {len(self.data)} sets")
         if (self.loss.class_weights == "given") != bool(self.loss.weights):

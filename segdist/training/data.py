@@ -4,11 +4,14 @@ import math
 from collections.abc import Generator, Iterable
 
 from segdist.core.errors import UserError
+from segdist.core.fold import parse_fold
 from segdist.core.paths import set_dir
+from segdist.model.card import HeldOut
 from segdist.training.config import TrainConfig
 from shards.manifest import ClassInfo
 from shards.read.background_check import BackgroundCheck
 from shards.read.batches import Batch, Order, Samplable, TrainBatches, ValidationBatches
+from shards.read.folds import FoldSet
 from shards.read.mixing import MixedOrder, MixedSet
 from shards.read.order import SampleOrder
 from shards.read.reader import ShardSet
@@ -29,7 +32,7 @@ class TrainingData:
     def __init__(self, config: TrainConfig, rank: int = 0, world_size: int = 1, pin: bool = False) -> None:
         share = slice(rank, None, world_size)
         self.sets = sets = [ShardSet(set_dir(name), check=config.data_check, share=share) for name in config.data]
-        source: Samplable = sets[0] if len(sets) == 1 else MixedSet(sets)
+        source: Samplable = without_fold(sets[0], config) if len(sets) == 1 else MixedSet(sets)
         whole = source.manifest
         self.classes: tuple[ClassInfo, ...] = whole.classes
         self.channels, self.dtype, self.patch = whole.channels, whole.dtype, whole.patch
@@ -37,13 +40,18 @@ class TrainingData:
         self.mean, self.std, self.pixels = whole.mean, whole.std, whole.pixels
         self._order: Order
         if len(sets) == 1:
-            self._order = SampleOrder(sets[0].sizes("train"), config.batch_size, config.seed, flips=config.flips)
+            self._order = SampleOrder(source.sizes("train"), config.batch_size, config.seed, flips=config.flips)
         else:
             weights = config.data_weights or [item.manifest.samples("train") for item in sets]
             sizes = [item.sizes("train") for item in sets]
             self._order = MixedOrder(
                 sizes, weights, config.batch_size, config.seed, config.epoch_steps, flips=config.flips
             )
+        self.held_out: HeldOut | None = None
+        """What the model is not trained on, for its card."""
+        if isinstance(source, FoldSet):
+            fold = source.fold
+            self.held_out = HeldOut(fold.number, fold.count, fold.seed, sets[0].manifest.fingerprint)
         self.steps_per_epoch = config.epoch_steps or self._order.steps_per_epoch
         """After so many steps the run validates and calls it an epoch."""
         self.steps = config.steps or config.epochs * self.steps_per_epoch
@@ -83,3 +91,8 @@ class TrainingData:
     def identity(self) -> list[dict[str, str]]:
         """Path and fingerprint of each set, for the run folder."""
         return [{"path": str(item.folder), "fingerprint": item.manifest.fingerprint} for item in self.sets]
+
+
+def without_fold(shard_set: ShardSet, config: TrainConfig) -> Samplable:
+    """The set, without the images that the run's fold holds out if it is one of a cross-validation."""
+    return FoldSet(shard_set, parse_fold(config.fold, config.seed)) if config.fold else shard_set

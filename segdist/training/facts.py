@@ -14,6 +14,7 @@ from segdist.model.unet import UNet
 from segdist.ranks.process_group import Ranks
 from segdist.training.choices import STEP_COST, Facts, choose
 from segdist.training.config import TrainConfig
+from segdist.training.data import without_fold
 from shards.read.reader import ShardSet
 
 WARM_UP, TIMED = 1, 2
@@ -49,7 +50,8 @@ def _chosen_on_main(config: TrainConfig, ranks: Ranks) -> list[Choice] | None:
 
 def facts_of(config: TrainConfig, ranks: Ranks) -> Facts:
     """The facts, from one rank's point of view; times a few steps where the length is given in minutes."""
-    manifests = [ShardSet(set_dir(name), check="none").manifest for name in config.data]
+    sets = [ShardSet(set_dir(name), check="none") for name in config.data]
+    manifests = [without_fold(item, config).manifest for item in sets]
     first = manifests[0]
     if config.minutes:
         reference_steps = 60 * config.minutes / reference_seconds(ranks.device) * ranks.world_size

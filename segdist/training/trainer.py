@@ -144,6 +144,7 @@ class Trainer:
             tile=config.inference.tile,
             overlap=config.inference.overlap,
             flips=("all" if config.augment.upside_down else "sideways") if config.inference.flips else "none",
+            held_out=data.held_out,
         )
         self.checkpoints = CheckpointFolder(
             self.run_dir / CHECKPOINTS, config.checkpoint.keep_last, config.checkpoint.background

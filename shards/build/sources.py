@@ -38,6 +38,8 @@ class FileSource:
     image: Path
     """The file, or the address of a page in it (`shards.images.opening.page_address`); so is `mask`."""
     mask: Path
+    group: str = ""
+    """As in `shards.manifest.SourcePair`."""
 
     @contextmanager
     def open(self, config: MakeShardsConfig, channels: int) -> Iterator[LabeledImage]:
@@ -65,7 +67,7 @@ class FileSource:
 
     def pair(self, folder: Path, content: str) -> SourcePair:
         """The manifest's entry."""
-        return SourcePair(_relative(self.image, folder), _relative(self.mask, folder), content)
+        return SourcePair(_relative(self.image, folder), _relative(self.mask, folder), content, self.group)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ class Entry:
     """Number of the page; None if the file holds one image."""
     split: str = ""
     """Empty until assigned."""
+    group: str = ""
+    """Set with the split, as in `shards.manifest.SourcePair`: empty if the file is its own group."""
 
     @property
     def shown(self) -> str:
@@ -91,7 +93,10 @@ def _grouped(entries: Sequence[Entry], settings: SplitConfig) -> tuple[list[int]
             raise UserError(
                 f"--split.group: the group {group!r} is assigned to two splits:\n  " + "\n  ".join(members[:SHOWN])
             )
-    entries = [replace(entry, split=max(spread[group])) for entry, group in zip(entries, groups, strict=True)]
+    entries = [
+        replace(entry, split=max(spread[group]), group=group if settings.group or group != entry.name else "")
+        for entry, group in zip(entries, groups, strict=True)
+    ]
     return chosen, entries, groups
 
 

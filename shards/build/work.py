@@ -177,7 +177,7 @@ def file_sources(config: MakeShardsConfig, found: Pairs) -> list[FileSource]:
     sources, counts = [], Counter[str]()
     for pair, entry in zip(found.pairs, dealt, strict=True):
         if entry.split:
-            sources.append(FileSource(entry.split, counts[entry.split], pair.image, pair.mask))
+            sources.append(FileSource(entry.split, counts[entry.split], pair.image, pair.mask, entry.group))
             counts[entry.split] += 1
     if not counts["train"]:
         raise UserError(f"no image is left to train on ({dict(counts)}); check --split.*")

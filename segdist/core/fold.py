@@ -1,0 +1,36 @@
+"""A fold of a cross-validation, as runs, model cards and commands name it."""
+
+import re
+from dataclasses import dataclass
+
+from segdist.core.errors import UserError
+
+MOST_FOLDS = 1000
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Fold `number` (from 1) of `count`; the seed determines which images it holds out."""
+
+    number: int
+    count: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+def parse_fold(text: str, seed: int) -> Fold:
+    """The fold that "k/n" names.
+
+    Raises:
+        UserError: it isn't of that form, or not 1 <= k <= n with n from 2 to 1000.
+    """
+    match = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})", text)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= max(count, 1) or not 2 <= count <= MOST_FOLDS:
+        raise UserError(
+            f"--fold {text}: write k/n, the k-th of n folds, with k from 1 to n and n from 2 to {MOST_FOLDS}"
+        )
+    return Fold(number, count, seed)
