@@ -30,7 +30,5 @@ def parse_fold(text: str, seed: int) -> Fold:
     match = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})", text)
     number, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= number <= max(count, 1) or not 2 <= count <= MOST_FOLDS:
-        raise UserError(
-            f"--fold {text}: write k/n, the k-th of n folds, with k from 1 to n and n from 2 to {MOST_FOLDS}"
-        )
+        raise UserError(f"--fold {text}: write k/n, the k-th of n folds; k from 1 to n, n from 2 to {MOST_FOLDS}")
     return Fold(number, count, seed)

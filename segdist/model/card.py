@@ -20,8 +20,8 @@ from shards.manifest import ClassInfo
 from shards.manifest_rules import LARGEST_PATCH, MOST_CLASSES
 
 CARD_VERSION = 4
-"""4: held_out; 3: temperature; 2: scale, tile, overlap, flips; 1: the U-Net is segdist.model.unet:UNet; 0, without a number:
-segdist.unet:UNet."""
+"""4: held_out; 3: temperature; 2: scale, tile, overlap, flips; 1: the U-Net is segdist.model.unet:UNet; 0, without a
+number: segdist.unet:UNet."""
 
 
 Flips = Literal["none", "sideways", "all"]

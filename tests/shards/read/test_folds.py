@@ -121,7 +121,7 @@ def test_a_rare_class_is_spread_over_the_folds_and_its_absence_is_known(tmp_path
 def test_more_folds_than_groups_are_refused(tmp_path: Path) -> None:
     for number in range(6):
         add(tmp_path, f"{number % 2}-{number}.png", noise(number), labels())
-    with pytest.raises(UserError, match="3 folds of 2 labeled images .* lower --folds to at most 2"):
+    with pytest.raises(UserError, match=r"3 folds of 2 labeled images .* lower --folds to at most 2"):
         divide(own_set(tmp_path, group="^(.)-"), 3, seed=0)
 
 
