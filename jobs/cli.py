@@ -12,6 +12,7 @@ JOBS = {
     "shards": ("jobs.shard_sets", "inspect a shard set, or verify every byte of it"),
     "train": ("jobs.train", "train on a shard set (torchrun for several ranks)"),
     "infer": ("jobs.infer", "segment images with a trained model (torchrun for several ranks)"),
+    "cross-validate": ("jobs.cross_validate", "train on all folds but one in turn; scores from all labeled images"),
     "status": ("jobs.status", "show the status of runs, from their files; --follow keeps refreshing"),
     "report": ("jobs.report", "write one self-contained HTML page about a run, or a comparison of several"),
     "calibrate": ("jobs.calibrate", "fit a temperature to predictions with known masks, and keep it in the model"),

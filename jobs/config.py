@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from segdist.core.errors import UserError
+from segdist.core.fold import MOST_FOLDS
 from segdist.core.parsing import merge, to_dict
-from segdist.core.paths import DATA
+from segdist.core.paths import DATA, RUNS, plain_name
 from segdist.core.ranges import CountOrZero, NotNegative, Positive, Range, Seed
 from segdist.model.config import JsonTable
 from shards.build.config import SetConfig
@@ -141,6 +142,79 @@ class PipelineConfig(ChainConfig):
 
 
 @dataclass(frozen=True)
+class FoldsConfig:
+    """Cross-validation: train a model per fold of the labeled images, and segment each image with the one that was not
+    trained on it."""
+
+    data: Annotated[str, tyro.conf.arg(aliases=["-f"])] = "synthetic"
+    """Shard set: a name under data/, or a folder. Its training and validation images form the folds."""
+    name: Annotated[str, tyro.conf.arg(aliases=["-n"])] = ""
+    """Folder of the runs, runs/NAME; default: the set's name and -cv."""
+    folds: Annotated[int, Range(2, MOST_FOLDS)] = 5
+    """Number of folds, and of models. The seed of `train` determines which images are in which."""
+    minutes: NotNegative = 0.0
+    """Wall time of the training of each fold; 0: from `train`, else 20."""
+    train: JsonTable = field(default_factory=dict)
+    """Settings of `segdist train`, and `preset`: a TOML table, or JSON on the command line."""
+    infer: JsonTable = field(default_factory=dict)
+    """Settings of `segdist infer`."""
+    tracking: JsonTable = field(default_factory=dict)
+    """Settings for the trackers of all runs (`{"wandb": "off"}`). In W&B they form one group."""
+
+    def validate(self) -> None:
+        """Raises UserError for a name that is a path, a set behind a URL, or a length given twice."""
+        if self.name:
+            plain_name(self.name)
+        if "://" in self.data:
+            raise UserError(f"--data {self.data}: the images to segment are not in a set behind a URL; copy it here")
+        if self.minutes and (twice := {"steps", "epochs"} & self.train.keys()):
+            raise UserError(f"--minutes and {', '.join(sorted(twice))} of train: give the length of the training once")
+        if own := {"data", "name", "fold"} & self.train.keys():
+            raise UserError(f"train: {', '.join(sorted(own))} can't be set here; each fold has its own")
+        if own := {"model", "data", "images", "out", "split", "out_of_fold", "calibrated"} & self.infer.keys():
+            raise UserError(f"infer: {', '.join(sorted(own))} can't be set here")
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs of the folds are, and the results."""
+        return RUNS / (self.name or f"{Path(self.data).name}-cv")
+
+    @property
+    def seed(self) -> int:
+        """That of the training, which determines the folds."""
+        return int(self.train.get("seed", 0))
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """The settings of each job. The out-of-fold results keep their probabilities."""
+        train = self.train | ({"minutes": self.minutes} if self.minutes else {})
+        infer = merge({"output": {"probabilities": "float16"}}, self.infer)
+        tracking = {"group": self.folder.name} | self.tracking
+        return {job: table | {"tracking": tracking} for job, table in (("train", train), ("infer", infer))}
+
+
+@dataclass(frozen=True)
+class CrossValidateConfig(FoldsConfig):
+    """Cross-validation on this machine, one fold after another."""
+
+    processes: Annotated[int, Range(1, 4096)] = 2
+    """Ranks for training and inference."""
+    fresh: bool = False
+    """Delete the runs and the results and start over."""
+    finish: bool = False
+    """Only score what the folds' jobs have made; `segdist submit cross-validate` does this at the end."""
+
+
+@dataclass(frozen=True)
+class SubmitFoldsConfig(FoldsConfig):
+    """Submit a cross-validation: the folds as tasks of a job array, then the inference, then the scores."""
+
+    profile: str = ""
+    """Cluster profile: a TOML file, or one of the examples in slurm/profiles (docs/cluster.md)."""
+    cluster: Literal["slurm", "local", "debug"] = "slurm"
+    """slurm; local: this machine, one job after another; debug: this very process, one rank."""
+
+
+@dataclass(frozen=True)
 class SubmitConfig:
     """Submit one job."""
 
@@ -173,6 +247,12 @@ class SubmitPipelineConfig(ChainConfig):
 def name_first(arguments: list[str]) -> list[str]:
     """A chain's arguments, with `--name` inserted before a leading name."""
     return ["--name", *arguments] if arguments and not arguments[0].startswith("-") else arguments
+
+
+def without_preset(train: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings of `train` without its preset, and the option that selects the preset."""
+    settings = {key: value for key, value in train.items() if key != "preset"}
+    return settings, ["--preset", train["preset"]] if "preset" in train else []
 
 
 def check_pipeline_name(name: str) -> None:

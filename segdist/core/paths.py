@@ -27,6 +27,8 @@ REPORT, COMPARISON = "report.html", "comparison.html"
 
 SCORES, FAILURES, TIMES = "scores.json", "failures.json", "times.jsonl"
 CALIBRATION = "calibration.json"
+OUT_OF_FOLD = "out-of-fold"
+"""In a folder of folds: the predictions of all labeled images."""
 SUSPECTS_TABLE, SUSPECTS = "suspects.csv", "suspects"
 MASKS, PROBABILITIES = "masks", "probabilities"
 CONFIDENCE, ENTROPY, DISAGREEMENT = "confidence", "entropy", "disagreement"

@@ -62,6 +62,9 @@ class InferConfig:
     requires trust. Not needed for segdist's own models and for factories you have trained with."""
     split: Literal["test", "val", "train"] = "test"
     """Which of the shard set's images."""
+    out_of_fold: bool = False
+    """With the models of a cross-validation and their shard set as --data: segment the training and validation images,
+    each with the model that was not trained on it."""
     images: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-i"])] = ()
     """Image files, folders, globs, or CSV files with a column `image` and optionally `mask`."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
@@ -142,6 +145,8 @@ class InferConfig:
             raise UserError("several --model: name a folder for their common results with --out")
         if bool(self.data) == bool(self.images):
             raise UserError("give either --data SET (its held-out images) or --images FILES, FOLDERS …")
+        if self.out_of_fold and (not self.data or self.split != "test"):
+            raise UserError("--out-of-fold needs --data SET and no --split: it takes all images but the test split")
         if self.masks.folder and self.data:
             raise UserError("--masks.folder goes with --images; a shard set knows its masks")
         if self.masks.name:

@@ -29,6 +29,8 @@ def finish(task: Task, folder: ResultFolder, image: ImageTask, layers: dict[str,
             region = image.region
             confusion = confusion_of_image(truth, rows[MASK], len(task.card.classes), region.top, region.left)
             scores = image_scores(confusion) | {"image": image.path, "mask": image.mask}
+            if image.fold:
+                scores["fold"] = image.fold
         files = write_layers(task, image, rows)
         with open_image(image.path, upright=image.header.upright, channels=task.card.channels) as opened:
             files |= write_tables(task, image, rows[MASK], opened)

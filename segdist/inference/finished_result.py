@@ -20,7 +20,7 @@ from segdist.core.parsing import from_dict
 from segdist.core.paths import PROBABILITIES, STATE
 from segdist.inference.layers import MASK, dequantized
 from segdist.inference.result_folder import RECORD_VERSION, RECORDS, SETTINGS, SETTINGS_VERSION
-from segdist.inference.result_identity import TEMPERATURES, TRUTH
+from segdist.inference.result_identity import BY_FOLD, TEMPERATURES, TRUTH
 from shards.images.config import MasksConfig
 from shards.images.masks import MaskFile, MaskReader, unknown_message
 
@@ -81,10 +81,16 @@ class FinishedResult:
         """The temperature that the stored probabilities were made with.
 
         Raises:
-            UserError: they are a mean over several models.
+            UserError: they are a mean over several models, or of models with different temperatures.
         """
         temperatures = self.settings.get(TEMPERATURES, [1.0])
-        if len(temperatures) > 1:
+        if self.settings.get(BY_FOLD):
+            if len(set(temperatures)) > 1:
+                raise UserError(
+                    f"{self.folder}: probabilities of models with different temperatures; run segdist infer "
+                    "--out-of-fold again with --no-calibrated, into another --out"
+                )
+        elif len(temperatures) > 1:
             raise UserError(
                 f"{self.folder}: probabilities of an ensemble; a temperature belongs to one model, so give predictions "
                 "of one"

@@ -12,7 +12,9 @@ from pathlib import Path
 from segdist.core.errors import UserError
 from segdist.core.paths import set_dir
 from segdist.inference.config import InferConfig
+from segdist.inference.out_of_fold import divide_as_trained
 from segdist.inference.result_names import result_names
+from segdist.model.card import HeldOut
 from shards.build.mask_search import find_masks, mask_files
 from shards.build.pairs import csv_rows
 from shards.images.config import synthetic_masks_config
@@ -20,7 +22,7 @@ from shards.images.folders import existing_address, hidden_below, images_in, nam
 from shards.images.masks import MaskReader, mask_reader_from_recipe
 from shards.images.opening import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image, page_address, page_addresses, split_address
 from shards.images.orientation import Orientation, OrientedPair, oriented_pair
-from shards.manifest import ClassInfo, read_manifest
+from shards.manifest import ClassInfo, SourcePair, read_manifest
 
 HEADER_THREADS = 16
 """Headers are read by so many threads at once: on network file systems each costs a round trip."""
@@ -34,6 +36,8 @@ class InputImage:
     """Unique in the job; output files are called so. May contain folders."""
     path: str
     mask: str | None = None
+    fold: int = 0
+    """The fold that holds it out, whose model segments it; 0: all models do."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,18 @@ class Inputs:
     """What is known of it: a shard set has decided."""
 
 
-def find_inputs(config: InferConfig, classes: tuple[ClassInfo, ...]) -> Inputs:
-    """The images that `config` names; `classes` are the model's, which masks without further settings show.
+def find_inputs(config: InferConfig, classes: tuple[ClassInfo, ...], held_out: Sequence[HeldOut | None] = ()) -> Inputs:
+    """The images that `config` names.
+
+    Args:
+        classes: the model's, which masks without further settings show.
+        held_out: of each model, for `out_of_fold`.
 
     Raises:
         UserError: nothing was found, names clash, a mask is missing, or the masks have other classes than the model.
     """
     if config.data:
-        return _of_shard_set(config, classes)
+        return _of_shard_set(config, classes, held_out)
     images: list[Named] = []
     roots = []
     for pattern in config.images:
@@ -115,12 +123,17 @@ def find_inputs(config: InferConfig, classes: tuple[ClassInfo, ...]) -> Inputs:
     )
 
 
-def _of_shard_set(config: InferConfig, classes: tuple[ClassInfo, ...]) -> Inputs:
+def _of_shard_set(config: InferConfig, classes: tuple[ClassInfo, ...], held_out: Sequence[HeldOut | None]) -> Inputs:
     folder = set_dir(config.data)
     if not isinstance(folder, Path):
         raise UserError(f"--data {folder}: the images of a set behind a URL are not here; name them with --images")
     manifest = read_manifest(folder)
-    sources = manifest.sources.get(config.split, ())
+    sources: Sequence[SourcePair] = manifest.sources.get(config.split, ())
+    folds: list[int] | None = None
+    what: str = config.split
+    if config.out_of_fold:
+        partition = divide_as_trained(folder, held_out)
+        sources, folds, what = partition.pairs, partition.folds.tolist(), "out-of-fold"
     if not sources:
         raise UserError(f"--data {config.data} --split {config.split}: the shard set has no such images")
     paths = [str(folder / pair.image) for pair in sources]
@@ -129,12 +142,16 @@ def _of_shard_set(config: InferConfig, classes: tuple[ClassInfo, ...]) -> Inputs
     masks = None
     if any(masks_of):
         masks = _as_the_model_counts(mask_reader_from_recipe(manifest.recipe), classes, f"--data {config.data}")
-    label = folder.resolve().name + ("" if config.split == "test" else f"-{config.split}")
+    label = folder.resolve().name + ("" if what == "test" else f"-{what}")
     # Sets from before there was the setting followed the tags.
     orientation = config.orientation
     if orientation == "auto":
         orientation = manifest.recipe.get("images", {}).get("orientation", "apply")
-    return _inputs(label, _common_folder(paths), images, masks_of, masks, orientation)
+    inputs = _inputs(label, _common_folder(paths), images, masks_of, masks, orientation)
+    if folds is not None:
+        images_of_folds = zip(inputs.images, folds, strict=True)
+        inputs = replace(inputs, images=[replace(image, fold=fold) for image, fold in images_of_folds])
+    return inputs
 
 
 def _inputs(

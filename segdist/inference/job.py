@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from segdist.inference.result_identity import THREADS, result_settings
 from segdist.inference.segment import megapixels, segment
 from segdist.inference.survey import survey
 from segdist.inference.task import Failure, ImageTask, Task, prepare
-from segdist.inference.tiler import ModelError
+from segdist.inference.tiler import ModelError, TileFunction
 from segdist.ranks.process_group import Ranks
 
 PATIENCE = timedelta(days=30)
@@ -167,17 +168,21 @@ def _segment_share(task: Task, folder: ResultFolder, pieces: list[list[Stretch]]
     others = {stretch.image for rank, piece in enumerate(pieces) if rank != ranks.rank for stretch in piece}
     left = Counter(stretch.image for stretch in mine)
     config = task.config
-    model = load_tile_model(
-        task.model_files,
-        ranks.device,
-        task.precision,
-        flips=config.flips,
-        channels_last=config.channels_last,
-        trusted=config.trust_factory,
-        compiled=config.compile,
-        disagreement=config.output.disagreement,
-        calibrated=config.calibrated,
-    )
+
+    @cache
+    def model_of(fold: int) -> TileFunction:
+        return load_tile_model(
+            task.models_of(fold),
+            ranks.device,
+            task.precision,
+            flips=config.flips,
+            channels_last=config.channels_last,
+            trusted=config.trust_factory,
+            compiled=config.compile,
+            disagreement=config.output.disagreement,
+            calibrated=config.calibrated,
+        )
+
     label = "segmenting" if ranks.world_size == 1 else f"segmenting (rank 0 of {ranks.world_size})"
     total = round(sum(map(megapixels, mine)), 3)
     with Progress(label, total, "Mpx", quiet=config.quiet or not ranks.is_main) as progress:
@@ -185,7 +190,7 @@ def _segment_share(task: Task, folder: ResultFolder, pieces: list[list[Stretch]]
             image, alone = stretch.image, stretch.image not in others
             left[image] -= 1
             with done.failures_noted(image):
-                layers = segment(model, task, folder, stretch, progress.advance, alone=alone)
+                layers = segment(model_of(image.fold), task, folder, stretch, progress.advance, alone=alone)
                 if layers is not None or (alone and not left[image]):
                     done.records[image.number] = finish(task, folder, image, layers)
 

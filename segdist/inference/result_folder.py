@@ -174,6 +174,8 @@ def source_of(image: ImageTask) -> dict[str, Any]:
     """What an image's results are made from: its file and its mask, with size and time of change."""
     header = image.header
     source = {"image": image.path, "bytes": header.size, "changed": header.changed, "upright": header.upright}
+    if image.fold:
+        source["fold"] = image.fold
     if image.mask is not None:
         path = Path(image.mask)
         status = path.stat() if path.exists() else None

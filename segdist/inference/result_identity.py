@@ -4,6 +4,8 @@ Two starts with the same identity may add to one folder; any other is refused, w
 """
 
 import hashlib
+import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import torch
 from segdist.core.parsing import to_dict
 from segdist.inference.config import OutputConfig
 from segdist.inference.task import Task
+from segdist.model.card import ModelCard, read_card
 from shards.images.config import MasksConfig
 
 Settings = dict[str, Any]
 
 ROOT, THREADS, TEMPERATURES, TRUTH = "root", "threads", "temperatures", "truth"
+MODEL, WEIGHTS, BY_FOLD = "model", "weights", "out_of_fold"
 
 
 def result_settings(task: Task, device: torch.device) -> Settings:
@@ -25,7 +29,9 @@ def result_settings(task: Task, device: torch.device) -> Settings:
     checksums = [file_checksum(file) for file in task.model_files]
     masks = to_dict(task.mask_reader.config) if task.mask_reader is not None and config.data else None
     return {
-        "model": checksums[0] if len(checksums) == 1 else checksums,
+        MODEL: checksums[0] if len(checksums) == 1 else checksums,
+        WEIGHTS: [weights_checksum(file) for file in task.model_files],
+        BY_FOLD: config.out_of_fold,
         "tile": task.tile,
         "overlap": config.overlap,
         "blending": config.blending,
@@ -66,6 +72,8 @@ def differences(old: Settings, new: Settings) -> list[str]:
     found = []
     for key, there in old.items():
         now = new.get(key)
+        if key == MODEL and WEIGHTS in old:  # calibration changes the file, but not what it computes without it
+            continue
         if there == now or (key == THREADS and None in (there, now)):
             continue
         if key == ROOT:
@@ -79,6 +87,21 @@ def file_checksum(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_checksum(path: Path) -> str:
+    """SHA-256 of what a model file computes: its tensors, and its card without the temperature and with defaults left
+    out, so that neither a calibration nor a later version of the card changes it."""
+    card, usual = to_dict(read_card(path)), {item.name: item.default for item in fields(ModelCard)}
+    told = {key: value for key, value in card.items() if key != "temperature" and value != usual[key]}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        tensors = {key: value for key, value in json.loads(file.read(size)).items() if key != "__metadata__"}
+        digest.update(json.dumps(tensors, sort_keys=True).encode())
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _truth(task: Task) -> Settings | None:

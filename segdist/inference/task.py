@@ -43,6 +43,8 @@ class ImageTask:
     """Of the image as reduced by `scale`."""
     layers: Layers
     has_figure: bool
+    fold: int = 0
+    """The fold that holds the image out, whose model segments it; 0: all models do."""
 
     @property
     def tile_rows(self) -> range:
@@ -100,6 +102,11 @@ class Task:
         """Of the model, in the order of labels."""
         return [info.name for info in self.card.classes]
 
+    def models_of(self, fold: int) -> list[Path]:
+        """The model files for the images of a fold; see `ImageTask.fold`."""
+        models = zip(self.model_files, self.cards, strict=True)
+        return [file for file, card in models if not fold or (card.held_out and card.held_out.fold == fold)]
+
 
 def prepare(config: InferConfig, ranks: Ranks) -> Task:
     """Find model and images, read all headers (each rank a share). Collective; writes nothing.
@@ -112,9 +119,10 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
     for file, card in zip(files, cards, strict=True):
         require_trust(card.model.factory, file, config.trust_factory)  # not only when the work is planned
     card = cards[0]
-    if config.output.disagreement and len(files) == 1:
-        raise UserError(f"--output.disagreement: {files[0]} is one model; name several with --model")
-    inputs = find_inputs(config, card.classes)
+    if config.output.disagreement and (len(files) == 1 or config.out_of_fold):
+        one = "an image out of its fold has" if config.out_of_fold else f"{files[0]} is"
+        raise UserError(f"--output.disagreement: {one} one model; it needs several for each image")
+    inputs = find_inputs(config, card.classes, [card.held_out for card in cards])
     folder = Path(config.out) if config.out else _home(config.models[0], files) / PREDICTIONS / inputs.label
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: is a file; name a folder for the results")
@@ -166,6 +174,7 @@ def _image_task(
         make_grid(*scale.reduced_shape, tile, config.overlap, config.batch_size, config.borders),
         Layers.wanted(config.output, len(card.classes), figure=figure),
         figure,
+        image.fold,
     )
 
 

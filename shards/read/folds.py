@@ -6,6 +6,7 @@ fold's training data is a list of record ranges, runs of records in one shard wh
 K classes, S labeled images, G groups of them.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 from segdist.core.errors import UserError
 from segdist.core.fold import Fold
 from segdist.core.keyed import Purpose, generator
-from shards.images.opening import split_address
 from shards.manifest import Manifest, SourcePair, combined_statistics
 from shards.read.order import Int64
 from shards.read.reader import ShardSet
@@ -130,7 +130,7 @@ def _numbered(pairs: Sequence[SourcePair]) -> list[int]:
 
 
 def _group(pair: SourcePair) -> str:
-    return f"group {pair.group}" if pair.group else f"file {split_address(pair.image)[0]}"
+    return f"group {pair.group}" if pair.group else f"file {re.sub(r'#page=[0-9]+$', '', pair.image)}"
 
 
 def _refuse_unknown_groups(shard_set: ShardSet) -> None:

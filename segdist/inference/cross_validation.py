@@ -1,0 +1,244 @@
+"""The end of a cross-validation: scores of all labeled images, each segmented by a model that was not trained on it.
+
+K classes, N images, F folds, R draws of the bootstrap; confusion matrices are int64 (K, K), rows are the truth.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdist.core.errors import UserError
+from segdist.core.files import read_text, write_json
+from segdist.core.formats import stamped, unstamped
+from segdist.core.keyed import Purpose, generator
+from segdist.core.owner import owned
+from segdist.core.paths import FAILURES, OUT_OF_FOLD, SCORES
+from segdist.inference.calibrate import Calibration, calibrate
+from segdist.inference.evaluation import summarize
+from segdist.inference.job import SCORES_VERSION
+from segdist.inference.out_of_fold import divide_as_trained
+from segdist.inference.suspects import suspects_text, write_suspects
+from segdist.model.card import folds_of, read_card, resolve_ensemble
+from shards.read.folds import Partition
+from shards.read.reader import ShardSet
+
+FOLD_SCORES_VERSION = 1
+LEVEL, DRAWS = 0.95, 2000
+"""Of the bootstrap intervals."""
+DRAWS_AT_ONCE = 50
+MOST_SUSPECTS = 200
+SCORES_OF_ALL = ("mean_iou_pixels", "mean_iou_over_images", "pixel_accuracy")
+SCORES_PER_CLASS = ("iou", "dice")
+
+
+@dataclass(frozen=True)
+class FoldScores:
+    """What a cross-validation found."""
+
+    file: Path
+    scores: dict[str, Any]
+    """The content of scores.json: see `score`."""
+    calibration: Calibration
+    suspects: str
+    """The most suspect labels, for the terminal."""
+
+
+def score(folder: Path, shard_set: ShardSet) -> FoldScores:
+    """Score the out-of-fold predictions, calibrate the models with them, list suspect labels, and write scores.json.
+
+    It holds what the scores of any predictions do (`segdist.inference.evaluation.summarize`), over all images;
+    `per_fold`, the same of each fold's; `spread`, mean and standard deviation over the folds; `interval`, bounds of a
+    bootstrap over the images (or groups of them); and the number of `images`, `folds` and `suspects`.
+
+    Args:
+        folder: of the runs fold-1, fold-2 …, and of the predictions.
+
+    Raises:
+        UserError: an image could not be segmented; see also `calibrate`.
+    """
+    result = folder / OUT_OF_FOLD
+    with owned(folder, "segdist cross-validate"):
+        if (result / FAILURES).exists():
+            raise UserError(
+                f"{result / FAILURES}: lists images that could not be segmented, and the scores need all of them; "
+                "repair these images, or make a set without them, and run the same command again"
+            )
+        files = resolve_ensemble([folder])
+        partition = divide_as_trained(shard_set.folder, [read_card(file).held_out for file in files])
+        images = _images(result)
+        groups = _groups(images, partition, shard_set.folder)
+        calibration = calibrate(result, [folder])
+        listed, found = write_suspects(result, MOST_SUSPECTS)
+        names = [info.name for info in shard_set.manifest.classes]
+        of_all = summarize(names, images)
+        per_fold = [
+            {"fold": fold + 1, **summarize(names, [image for image in images if image["fold"] == fold + 1])}
+            for fold in range(len(folds_of(folder)))
+        ]
+        scores = {
+            **of_all,
+            "folds": len(per_fold),
+            "per_fold": [{key: one[key] for key in one if key not in ("images", "classes")} for one in per_fold],
+            "spread": spread(per_fold),
+            "interval": interval([image["confusion_matrix"] for image in images], groups),
+            "suspects": found,
+        }
+        write_json(folder / SCORES, stamped(scores, FOLD_SCORES_VERSION))
+    return FoldScores(folder / SCORES, scores, calibration, suspects_text(listed, found, result))
+
+
+def spread(per_fold: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over the folds of each score; a fold without a class is left out for that class."""
+    return {
+        **{key: _mean_and_deviation([one[key] for one in per_fold]) for key in SCORES_OF_ALL},
+        **{
+            key: [_mean_and_deviation(values) for values in zip(*(one[key] for one in per_fold), strict=True)]
+            for key in SCORES_PER_CLASS
+        },
+    }
+
+
+def interval(matrices: Sequence[Sequence[Sequence[int]]], groups: Sequence[int]) -> dict[str, Any]:
+    """Percentile intervals of the scores over images drawn with replacement (Efron and Tibshirani, "An introduction to
+    the bootstrap", 1993, chapter 13). The images of a group are drawn together.
+
+    Args:
+        matrices: the confusion matrix of each image, (N, K, K).
+        groups: the number of each image's group, N of them.
+
+    Returns:
+        `level`, `draws`, and for each score its lower and upper bound; null if it is never defined.
+    """
+    counts = np.array(matrices, np.int64)
+    images, classes, _ = counts.shape
+    single = _scores(counts)["mean_iou_pixels"]
+    numbers = np.unique(np.asarray(groups), return_inverse=True)[1]
+    total = int(numbers.max()) + 1
+    random = generator(0, Purpose.BOOTSTRAP)
+    drawn: dict[str, list[NDArray[np.float64]]] = {key: [] for key in (*SCORES_OF_ALL, *SCORES_PER_CLASS)}
+    for _ in range(0, DRAWS, DRAWS_AT_ONCE):
+        of_group = random.multinomial(total, np.full(total, 1 / total), size=DRAWS_AT_ONCE)
+        weights = of_group[:, numbers]  # (draws, N)
+        sums = (weights @ counts.reshape(images, -1)).reshape(-1, classes, classes)
+        for key, values in _scores(sums).items():
+            drawn[key].append(values)
+        known = weights * np.isfinite(single)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            drawn["mean_iou_over_images"].append(known @ np.nan_to_num(single) / known.sum(axis=1))
+    bounds = {key: _bounds(np.concatenate(values)) for key, values in drawn.items()}
+    return {"level": LEVEL, "draws": DRAWS, "drawn": "groups" if total < images else "images", **bounds}
+
+
+def scores_text(found: FoldScores) -> str:
+    """The scores per class with spread and interval, the calibration, and the most suspect labels."""
+    scores = found.scores
+    names = [*scores["classes"], "mean, all pixels", "mean over images"]
+    iou = [*scores["iou"], scores["mean_iou_pixels"], scores["mean_iou_over_images"]]
+    spreads = [*scores["spread"]["iou"], *(scores["spread"][key] for key in SCORES_OF_ALL[:2])]
+    bounds = [*scores["interval"]["iou"], *(scores["interval"][key] for key in SCORES_OF_ALL[:2])]
+    width = max(map(len, names))
+    level = f"{scores['interval']['level']:.0%} interval"
+    lines = [
+        "",
+        f"out of fold: {len(scores['images'])} images, each segmented by the one of {scores['folds']} models that was "
+        "not trained on it",
+        f"{'IoU':<{width}}     all   {level:<16}  folds: mean ± deviation",
+    ]
+    for name, value, own, bound in zip(names, iou, spreads, bounds, strict=True):
+        between = f"{_shown(bound[0])} – {_shown(bound[1])}" if bound else "–"
+        lines.append(
+            f"{name:<{width}}  {_shown(value)}   {between:<16}  {_shown(own['mean'])} ± {_shown(own['deviation'])}"
+        )
+    before, after = found.calibration.before, found.calibration.after
+    lines += [
+        "",
+        f"temperature {found.calibration.temperature:.3f}, now in the models: expected calibration error "
+        f"{before.calibration_error:.4f} → {after.calibration_error:.4f}, Brier score {before.brier:.4f} → "
+        f"{after.brier:.4f}",
+        "",
+        found.suspects,
+        "",
+        f"scores: {found.file}",
+    ]
+    return "\n".join(lines)
+
+
+def folds_text(shard_set: ShardSet, partition: Partition) -> str:
+    """How many images each fold holds out, and which classes are missing where."""
+    sizes = np.bincount(partition.folds)[1:].tolist()
+    groups = len(set(partition.groups.tolist()))
+    of = f"{sum(sizes)} labeled images" + (f" in {groups} groups" if groups < sum(sizes) else "")
+    lines = [f"{len(sizes)} folds of {of}: {', '.join(map(str, sizes))} held out"]
+    what = "groups" if groups < sum(sizes) else "images"
+    for info, count, missing in zip(
+        shard_set.manifest.classes, partition.class_groups.tolist(), partition.missing, strict=True
+    ):
+        if not count:
+            lines.append(f"  {info.name}: in no image's patches")
+        elif missing:
+            lines.append(
+                f"  {info.name}: in {count} {what} only, so it is missing from the held-out images of "
+                f"fold{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+                + (", and nothing shows it in training when it is held out" if count == 1 else "")
+            )
+    return "\n".join(lines)
+
+
+def _images(result: Path) -> list[dict[str, Any]]:
+    """The scores of each image, from the scores.json of the predictions."""
+    file = result / SCORES
+    if not file.exists():
+        raise UserError(f"{file}: missing; run segdist cross-validate without --finish")
+    try:
+        found: list[dict[str, Any]] = unstamped(json.loads(read_text(file)), SCORES_VERSION, str(file))["images"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{file}: damaged ({error}); run segdist cross-validate again") from None
+    return found
+
+
+def _groups(images: Sequence[dict[str, Any]], partition: Partition, folder: Path) -> list[int]:
+    paths = (str(folder / pair.image) for pair in partition.pairs)
+    group_of = dict(zip(paths, partition.groups.tolist(), strict=True))
+    return [group_of[image["image"]] for image in images]
+
+
+def _scores(matrices: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """The scores of each matrix of (R, K, K); NaN where undefined."""
+    hits = np.einsum("rkk->rk", matrices).astype(np.float64)
+    true, predicted = matrices.sum(axis=2), matrices.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou = hits / (true + predicted - hits)
+        accuracy = hits.sum(axis=1) / true.sum(axis=1)
+        dice = 2 * hits / (true + predicted)
+    defined = np.isfinite(iou)
+    means = np.where(defined.any(axis=1), np.nan_to_num(iou).sum(axis=1) / np.maximum(defined.sum(axis=1), 1), np.nan)
+    return {"mean_iou_pixels": means, "pixel_accuracy": accuracy, "iou": iou, "dice": dice}
+
+
+def _bounds(drawn: NDArray[np.float64]) -> Any:
+    """Lower and upper bound of (R,) draws, of each column of (R, K); null if no draw is finite."""
+    if drawn.ndim == 2:
+        return [_bounds(column) for column in drawn.T]
+    finite = drawn[np.isfinite(drawn)]
+    if not len(finite):
+        return None
+    return [float(value) for value in np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
+
+
+def _mean_and_deviation(values: Sequence[float | None]) -> dict[str, float | None]:
+    known = [value for value in values if value is not None]
+    mean = math.fsum(known) / len(known) if known else None
+    deviation = None
+    if mean is not None and len(known) > 1:
+        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))
+    return {"mean": mean, "deviation": deviation}
+
+
+def _shown(value: float | None) -> str:
+    return "     –" if value is None else f"{value:.4f}"
