@@ -15,6 +15,7 @@ kept.
 import shutil
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 from jobs.command_line import parse, print_config
 from jobs.config import CrossValidateConfig, FoldsConfig, without_preset
@@ -62,13 +63,17 @@ def main(argv: list[str] | None = None) -> int:
     return FINISHED
 
 
+def fold_folders(config: FoldsConfig) -> list[Path]:
+    """The run folder of each fold."""
+    return [config.folder / f"fold-{number}" for number in range(1, config.folds + 1)]
+
+
 def train_arguments(config: FoldsConfig) -> list[list[str]]:
     """The options of each fold's training, besides its settings."""
     _, preset = without_preset(config.tables()["train"])
-    names = {number: str(config.folder / f"fold-{number}") for number in range(1, config.folds + 1)}
     return [
-        ["-f", config.data, "--name", name, "--fold", f"{number}/{config.folds}", *preset]
-        for number, name in names.items()
+        ["-f", config.data, "--name", str(folder), "--fold", f"{number}/{config.folds}", *preset]
+        for number, folder in enumerate(fold_folders(config), start=1)
     ]
 
 
@@ -79,7 +84,7 @@ def infer_arguments(config: FoldsConfig) -> list[str]:
 
 
 def _steps(config: CrossValidateConfig) -> list[Step]:
-    tables, last = config.tables(), config.folder / f"fold-{config.folds}" / LAST_MODEL
+    tables, last = config.tables(), fold_folders(config)[-1] / LAST_MODEL
     train, _ = without_preset(tables["train"])
     return [
         *(Step("train", config.processes, arguments, train) for arguments in train_arguments(config)),

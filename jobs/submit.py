@@ -5,6 +5,7 @@
     segdist submit infer --profile mini -- -m cells --images scans
     segdist submit pipeline cells --profile mini --images.folder photos --masks.folder labels --minutes 20
     segdist submit pipeline --profile mini --config jobs/demo.toml --shard-tasks 4
+    segdist submit cross-validate --profile mini -f cells --folds 5 --minutes 20
 
 The job's own options follow `--`, as in `segdist train …`. `--dry-run` prints the sbatch script and submits nothing.
 `--cluster local` runs the same on this machine without Slurm. `segdist queue` shows the state.
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from jobs.command_line import parse
-from jobs.config import SubmitConfig, SubmitPipelineConfig, name_first
+from jobs.config import SubmitConfig, SubmitFoldsConfig, SubmitPipelineConfig, name_first
 from jobs.entry import run_job
-from jobs.links import Submission, infer_links, missing_inputs, pipeline_links, shard_links, train_links
+from jobs.links import Submission, fold_links, infer_links, missing_inputs, pipeline_links, shard_links, train_links
 from segdist.core.errors import UserError
 from segdist.core.exit_codes import FINISHED
 from segdist.core.paths import PIPELINE, RUNS
@@ -29,21 +30,24 @@ from slurm.pipeline import Link, submit_chain
 from slurm.submit import sbatch_script
 
 SINGLE = {"make-shards": shard_links, "train": train_links, "infer": infer_links}
+SUBMITTED_JOBS = (*SINGLE, "cross-validate", "pipeline")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Submit; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
-        print((__doc__ or "").strip(), f"\n\njobs: {', '.join([*SINGLE, 'pipeline'])}; `segdist submit JOB --help`")
+        print((__doc__ or "").strip(), f"\n\njobs: {', '.join(SUBMITTED_JOBS)}; `segdist submit JOB --help`")
         return FINISHED
     job, *rest = arguments
     own, job_arguments = _split(rest)
     if job == "pipeline":
         return _submit_pipeline(own, job_arguments)
+    if job == "cross-validate":
+        return _submit_folds(own, job_arguments)
     if job in SINGLE:
         return _submit_single(job, own, job_arguments)
-    raise UserError(f"segdist submit {job}: choose from {', '.join([*SINGLE, 'pipeline'])}")
+    raise UserError(f"segdist submit {job}: choose from {', '.join(SUBMITTED_JOBS)}")
 
 
 def _submit_single(job: str, own: list[str], job_arguments: list[str]) -> int:
@@ -69,6 +73,19 @@ def _submit_pipeline(own: list[str], job_arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as draft:
         settings = Path(draft) if command.dry_run else RUNS / config.name / PIPELINE
         links = pipeline_links(submission, config.name, **tables, infer_tasks=config.infer_tasks, settings=settings)
+        return _place(links, config.cluster, command.dry_run)
+
+
+def _submit_folds(own: list[str], job_arguments: list[str]) -> int:
+    if job_arguments:
+        raise UserError("segdist submit cross-validate takes its settings as options, and none after --")
+    command = parse(SubmitFoldsConfig, own, "submit cross-validate", __doc__ or "")
+    config = command.job
+    for missing in missing_inputs("train", ["-f", config.data]):
+        raise UserError(f"{missing} does not exist: make the shard set first, because its images are the folds")
+    with tempfile.TemporaryDirectory() as draft:
+        settings = Path(draft) if command.dry_run else config.folder / PIPELINE
+        links = fold_links(Submission(config.profile, config.cluster), config, settings)
         return _place(links, config.cluster, command.dry_run)
 
 

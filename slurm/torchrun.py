@@ -73,7 +73,7 @@ def run_here(command: Sequence[str], world_size: int) -> int:
     if hasattr(LaunchConfig, "signals_to_handle"):  # older torch has no such setting; a second signal is slower there
         settings["signals_to_handle"] = "SIGQUIT"  # the others are handled here
     for name in ("agent.server.api", "multiprocessing.api"):
-        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     with _signals_handed_on():
         return _run(settings, command, lambda: False)
 

@@ -79,7 +79,7 @@ def differences(old: Settings, new: Settings) -> list[str]:
         if key == ROOT:
             found.append(f"  images: there of {there}, now of {now}")
         else:
-            found.append(f"  {key}: there {there!r}, now {now!r}")
+            found.append(f"  {MODEL if key == WEIGHTS else key}: there {there!r}, now {now!r}")
     return found
 
 

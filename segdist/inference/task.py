@@ -120,8 +120,9 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
         require_trust(card.model.factory, file, config.trust_factory)  # not only when the work is planned
     card = cards[0]
     if config.output.disagreement and (len(files) == 1 or config.out_of_fold):
-        one = "an image out of its fold has" if config.out_of_fold else f"{files[0]} is"
-        raise UserError(f"--output.disagreement: {one} one model; it needs several for each image")
+        if config.out_of_fold:
+            raise UserError("--output.disagreement: with --out-of-fold, each image is segmented by one model only")
+        raise UserError(f"--output.disagreement: {files[0]} is one model; name several with --model")
     inputs = find_inputs(config, card.classes, [card.held_out for card in cards])
     folder = Path(config.out) if config.out else _home(config.models[0], files) / PREDICTIONS / inputs.label
     if folder.exists() and not folder.is_dir():

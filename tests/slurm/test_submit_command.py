@@ -104,7 +104,7 @@ def test_other_settings_make_another_job_and_leave_the_queued_ones_theirs() -> N
         (["infer", "--profile", "mini", "--", "-m", "x", "-f", "x", "--task", "0/2"], "--task is set by --tasks"),
         (["pipeline", "--profile", "mini", "--", "-e", "3"], "those of all jobs from its --config, and none after --"),
         (["pipeline", "--profile", "mini", "--name", "a/b"], "--name a/b"),
-        (["paint", "--profile", "mini"], "choose from make-shards, train, infer, pipeline"),
+        (["paint", "--profile", "mini"], "choose from make-shards, train, infer, cross-validate, pipeline"),
         (
             ["train", "--profile", "mini", "--stage-to", "x", "--", "-f", "a", "b", "--epoch-steps", "5"],
             "--stage-to copies one shard set",
