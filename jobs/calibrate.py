@@ -1,10 +1,11 @@
-"""`segdist calibrate`: fit a temperature to predictions with known masks, and keep it in the model.
+"""`segdist calibrate`: fit a temperature and intervals to predictions with known masks, and keep them in the model.
 
     segdist infer -m runs/cells -f cells --split val --output.probabilities float16 --out predictions/cells
     segdist calibrate predictions/cells -m runs/cells
 
-Inference then divides logits by it before the softmax, so that confidence agrees with accuracy. The predictions must be
-of images that the model which made them wasn't trained on, such as held-out ones.
+Inference then divides logits by the temperature before the softmax, so that confidence agrees with accuracy, and
+`--output.measurements` gives a 90 % interval of each class's share, if there are at least 20 images. The predictions
+must be of images that the model which made them wasn't trained on, such as held-out ones.
 """
 
 import sys

@@ -15,7 +15,7 @@ JOBS = {
     "cross-validate": ("jobs.cross_validate", "train on all folds but one in turn; scores from all labeled images"),
     "status": ("jobs.status", "show the status of runs, from their files; --follow keeps refreshing"),
     "report": ("jobs.report", "write one self-contained HTML page about a run, or a comparison of several"),
-    "calibrate": ("jobs.calibrate", "fit a temperature to predictions with known masks, and keep it in the model"),
+    "calibrate": ("jobs.calibrate", "fit temperature and share intervals to predictions with known masks"),
     "suspects": ("jobs.suspects", "list regions where predictions contradict the masks with confidence"),
     "replay": ("jobs.replay", "recompute steps of an exact run, and compare the weights bit by bit"),
     "export": ("jobs.export", "write a trained model as ONNX, checked against torch"),

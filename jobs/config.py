@@ -36,13 +36,13 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """Which predictions a temperature is fitted to, and which models keep it."""
+    """Which predictions a temperature and intervals of class shares are fitted to, and which models keep them."""
 
     result: tyro.conf.Positional[Path]
     """Folder of predictions with probabilities, of images whose masks are known and which the model that made them
     wasn't trained on."""
     model: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-m"])]
-    """Models whose cards keep the temperature: run folders, model files, or a folder of folds."""
+    """Models whose cards keep temperature and intervals: run folders, model files, or a folder of folds."""
 
     def validate(self) -> None:
         """Raises UserError if no model is named."""

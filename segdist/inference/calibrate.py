@@ -1,4 +1,4 @@
-"""Fit a temperature to predictions whose truth is known, and keep it in the cards of models."""
+"""Fit a temperature and intervals of class shares to predictions with known truth; keep them in the cards of models."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,17 @@ from segdist.core.errors import UserError
 from segdist.core.files import write_json
 from segdist.core.formats import stamped
 from segdist.core.owner import owned
+from segdist.core.parsing import to_dict
 from segdist.core.paths import CALIBRATION
 from segdist.inference.finished_result import FinishedResult
 from segdist.model.calibration import Block, Reliability, fit_temperature, tempered
 from segdist.model.card import read_agreeing_cards, resolve_ensemble
 from segdist.model.model_file import load_weights, save_model
+from segdist.model.share_intervals import FEWEST_IMAGES, ShareIntervals, fit_share_intervals
 from shards.manifest import IGNORE
 
-CALIBRATION_VERSION = 1
+CALIBRATION_VERSION = 2
+"""1 lacks `images`, `mean_shares` and `share_intervals`."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,18 @@ class Calibration:
     """Now in the models' cards."""
     before: Reliability
     after: Reliability
+    intervals: ShareIntervals | None
+    """Likewise; None for fewer than `FEWEST_IMAGES` images."""
+    images: int
+    """With labeled pixels."""
+    mean_shares: dict[str, float]
+    """Of each class in the predicted masks, over the images."""
     file: Path
 
 
 def calibrate(result: Path, models: Sequence[Path]) -> Calibration:
-    """Fit one temperature to the probabilities in `result`, keep it in the card of each model, and write figures.
+    """Fit one temperature to the probabilities in `result`, intervals of class shares to its masks, keep both in the
+    card of each model, and write figures.
 
     Where the likeliest temperature makes the Brier score worse, the one of the predictions is kept.
 
@@ -62,9 +72,13 @@ def calibrate(result: Path, models: Sequence[Path]) -> Calibration:
             raise UserError(f"{result}: the true masks label no pixel")
         if after.brier > before.brier:
             fitted, after = 1.0, before
-        done = Calibration(files, used * fitted, before, after, result / CALIBRATION)
+        predicted, true = class_shares(found)
+        intervals = fit_share_intervals(predicted, true)
+        means = dict(zip(names, predicted.mean(axis=0).tolist(), strict=True))
+        written = result / CALIBRATION
+        done = Calibration(files, used * fitted, before, after, intervals, len(predicted), means, written)
         for file in files:
-            _keep(file, done.temperature)
+            _keep(file, done)
         write_json(done.file, stamped(_figures(done), CALIBRATION_VERSION))
     return done
 
@@ -86,20 +100,47 @@ def reliability(found: FinishedResult, temperature: float) -> Reliability:
     return sums
 
 
+def class_shares(found: FinishedResult) -> tuple[np.ndarray, np.ndarray]:
+    """The share that each class has of an image's labeled pixels, as predicted and in truth.
+
+    Returns:
+        Two arrays float64 (N, K), of the images that have labeled pixels.
+    """
+    confusion = np.array([image.confusion for image in found.images], np.int64)
+    pixels = confusion.sum(axis=(1, 2))
+    confusion, pixels = confusion[pixels > 0], pixels[pixels > 0, None]
+    return confusion.sum(axis=1) / pixels, confusion.sum(axis=2) / pixels
+
+
 def calibration_text(done: Calibration) -> str:
     """The figures, for the terminal."""
     lines = [f"temperature {done.temperature:.3f}, from {done.before.pixels:,} labeled pixels", ""]
     lines.append(f"{'':<28}  before   after")
     for what, key in (("expected calibration error", "calibration_error"), ("Brier score", "brier"), ("NLL", "nll")):
         lines.append(f"{what:<28}  {getattr(done.before, key):.4f}  {getattr(done.after, key):.4f}")
-    return "\n".join([*lines, "", *(f"kept in {file}" for file in done.models), f"figures: {done.file}"])
+    lines += ["", *interval_lines(done), ""]
+    return "\n".join([*lines, *(f"kept in {file}" for file in done.models), f"figures: {done.file}"])
 
 
-def _keep(file: Path, temperature: float) -> None:
+def interval_lines(done: Calibration) -> list[str]:
+    """The interval of each class, around its mean share, or why there is none."""
+    if done.intervals is None:
+        return [f"no intervals of class shares: {done.images} images with labeled pixels, {FEWEST_IMAGES} are needed"]
+    width = max(map(len, done.mean_shares))
+    level = f"{done.intervals.level:.0%} intervals of class shares"
+    lines = [f"{level}, from {done.images} images; here for an image with the mean share of the class:"]
+    for label, (name, share) in enumerate(done.mean_shares.items()):
+        low, high = done.intervals.bounds(label, share)
+        lines.append(f"{name:<{width}}  {share:.4f}: {low:.4f} to {high:.4f}")
+    return lines
+
+
+def _keep(file: Path, done: Calibration) -> None:
     with owned(file.parent, "segdist calibrate"):
         weights, card = load_weights(file)
-        if card.temperature != temperature:
-            save_model(file, weights, dataclasses.replace(card, temperature=temperature))
+        calibrated = dataclasses.replace(card, temperature=done.temperature, share_intervals=done.intervals)
+        if card != calibrated:
+            save_model(file, weights, calibrated)
 
 
 def _figures(done: Calibration) -> dict[str, Any]:
@@ -107,6 +148,9 @@ def _figures(done: Calibration) -> dict[str, Any]:
         "temperature": done.temperature,
         "models": [str(file) for file in done.models],
         "pixels": done.before.pixels,
+        "images": done.images,
+        "mean_shares": done.mean_shares,
+        "share_intervals": to_dict(done.intervals) if done.intervals else None,
         "before": _of(done.before),
         "after": _of(done.after),
     }

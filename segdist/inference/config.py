@@ -85,8 +85,8 @@ class InferConfig:
     """Average over the flips of each tile, at four times the work (twice, if the images have a fixed up direction);
     default: from the model card."""
     calibrated: bool = True
-    """Divide logits by the temperature in the model card, if there is one, before the softmax. Part of the result's
-    identity."""
+    """Use what segdist calibrate has put into the model card, if anything: logits are divided by its temperature before
+    the softmax, and measured shares get its intervals. Part of the result's identity."""
     batch_size: Annotated[Count, tyro.conf.arg(aliases=["-b"])] = 16
     """Tiles per forward pass. Part of the result's identity: a different number can change the last bits."""
     roi: tuple[CountOrZero, CountOrZero, Count, Count] | None = None

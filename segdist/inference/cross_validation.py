@@ -19,7 +19,7 @@ from segdist.core.formats import stamped, unstamped
 from segdist.core.keyed import Purpose, generator
 from segdist.core.owner import owned
 from segdist.core.paths import FAILURES, OUT_OF_FOLD, SCORES
-from segdist.inference.calibrate import Calibration, calibrate
+from segdist.inference.calibrate import Calibration, calibrate, interval_lines
 from segdist.inference.evaluation import summarize
 from segdist.inference.job import SCORES_VERSION
 from segdist.inference.out_of_fold import divide_as_trained
@@ -161,6 +161,7 @@ def scores_text(found: FoldScores) -> str:
         f"temperature {found.calibration.temperature:.3f}, now in the models: expected calibration error "
         f"{before.calibration_error:.4f} → {after.calibration_error:.4f}, Brier score {before.brier:.4f} → "
         f"{after.brier:.4f}",
+        *interval_lines(found.calibration),
         "",
         found.suspects,
         "",

@@ -42,6 +42,8 @@ class FinishedImage:
     top: int
     left: int
     """Corner of the results in the image; not 0 with `--roi`."""
+    confusion: list[list[int]]
+    """Pixels by true and predicted class, (K, K); those without a true class are left out."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class FinishedResult:
                     self.folder / files[MASK],
                     top,
                     left,
+                    record["scores"]["confusion_matrix"],
                 )
             )
         if not found:

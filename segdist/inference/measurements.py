@@ -11,6 +11,7 @@ from segdist.core.files import whole_file
 from segdist.inference.objects import Objects, measure
 from segdist.inference.parts import Rows, blocks
 from segdist.inference.task import ImageTask
+from segdist.model.share_intervals import ShareIntervals
 from shards.images.image_file import ImageFile
 from shards.manifest import ClassInfo
 
@@ -44,8 +45,13 @@ def write_measurements(
     mask: Rows,
     opened: ImageFile,
     classes: Sequence[ClassInfo],
+    intervals: ShareIntervals | None = None,
 ) -> None:
-    """Write both tables of an image; positions are those in the image, of a region too."""
+    """Write both tables of an image; positions are those in the image, of a region too.
+
+    Args:
+        intervals: of the classes' shares; with them, the table of classes has the columns `share_low` and `share_high`.
+    """
     region = image.region
     split = np.zeros(256, bool)
     split[: len(classes)] = [info.name.casefold() != BACKGROUND for info in classes]
@@ -60,11 +66,13 @@ def write_measurements(
         areas += np.bincount(block.ravel(), minlength=len(classes))
     counts = np.bincount(found.label, minlength=len(classes))
     pixels = mask.shape[0] * mask.shape[1]
-    rows = [
-        (info.name, int(area), int(area) / pixels, int(count) if divided else "")
-        for info, area, count, divided in zip(classes, areas, counts, split, strict=False)
-    ]
-    write_table(classes_file, ("class", "area", "share", "objects"), rows)
+    rows = []
+    for label, (info, area) in enumerate(zip(classes, areas.tolist(), strict=True)):
+        share = area / pixels
+        between = intervals.bounds(label, share) if intervals else ()
+        rows.append((info.name, area, share, *between, int(counts[label]) if split[label] else ""))
+    names = ("share_low", "share_high") if intervals else ()
+    write_table(classes_file, ("class", "area", "share", *names, "objects"), rows)
 
 
 def _object_table(

@@ -73,7 +73,7 @@ def write_tables(task: Task, image: ImageTask, mask: Rows, opened: ImageFile) ->
         return {}
     files = {kind: f"{FOLDERS[kind]}/{image.name}.csv" for kind in (OBJECTS, CLASS_AREAS)}
     objects, areas = (task.folder / file for file in files.values())
-    write_measurements(objects, areas, image, mask, opened, task.card.classes)
+    write_measurements(objects, areas, image, mask, opened, task.card.classes, task.share_intervals)
     return files
 
 

@@ -14,12 +14,13 @@ import torch
 from segdist.core.parsing import to_dict
 from segdist.inference.config import OutputConfig
 from segdist.inference.task import Task
-from segdist.model.card import ModelCard, read_card
+from segdist.model.card import CALIBRATED, ModelCard, read_card
 from shards.images.config import MasksConfig
 
 Settings = dict[str, Any]
 
 ROOT, THREADS, TEMPERATURES, TRUTH = "root", "threads", "temperatures", "truth"
+INTERVALS = "share_intervals"
 MODEL, WEIGHTS, BY_FOLD = "model", "weights", "out_of_fold"
 
 
@@ -38,6 +39,7 @@ def result_settings(task: Task, device: torch.device) -> Settings:
         "borders": config.borders,
         "flips": config.flips,
         TEMPERATURES: [card.temperature if config.calibrated else 1.0 for card in task.cards],
+        INTERVALS: to_dict(intervals) if config.output.measurements and (intervals := task.share_intervals) else None,
         "batch_size": config.batch_size,
         "roi": list(config.roi) if config.roi else None,
         "precision": task.precision.name,
@@ -58,7 +60,9 @@ def result_settings(task: Task, device: torch.device) -> Settings:
 
 def completed(old: Settings) -> Settings:
     """Settings as read from a folder; those that its program did not know count as their defaults."""
-    return old | {
+    return {
+        INTERVALS: None,
+        **old,
         "masks": _without(to_dict(MasksConfig()), "folder") | old["masks"],
         "output": _without(to_dict(OutputConfig()), "figures") | old["output"],
     }
@@ -90,10 +94,10 @@ def file_checksum(path: Path) -> str:
 
 
 def weights_checksum(path: Path) -> str:
-    """SHA-256 of what a model file computes: its tensors, and its card without the temperature and with defaults left
-    out, so that neither a calibration nor a later version of the card changes it."""
+    """SHA-256 of what a model file computes: its tensors, and its card without what a calibration puts there and with
+    defaults left out, so that neither a calibration nor a later version of the card changes it."""
     card, usual = to_dict(read_card(path)), {item.name: item.default for item in fields(ModelCard)}
-    told = {key: value for key, value in card.items() if key != "temperature" and value != usual[key]}
+    told = {key: value for key, value in card.items() if key not in CALIBRATED and value != usual[key]}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")

@@ -16,6 +16,7 @@ from segdist.inference.layers import Layers
 from segdist.inference.tiler import Region
 from segdist.model.card import ModelCard, read_agreeing_cards, resolve_ensemble
 from segdist.model.precision import Precision, choose_precision
+from segdist.model.share_intervals import ShareIntervals
 from segdist.model.trust import require_trust
 from segdist.ranks.process_group import Ranks
 from shards.images.masks import MaskReader
@@ -101,6 +102,13 @@ class Task:
     def class_names(self) -> list[str]:
         """Of the model, in the order of labels."""
         return [info.name for info in self.card.classes]
+
+    @property
+    def share_intervals(self) -> ShareIntervals | None:
+        """Those that all models have; None if they differ, or calibration is left out."""
+        of_first = self.card.share_intervals
+        same = all(card.share_intervals == of_first for card in self.cards)
+        return of_first if same and self.config.calibrated else None
 
     def models_of(self, fold: int) -> list[Path]:
         """The model files for the images of a fold; see `ImageTask.fold`."""

@@ -16,12 +16,13 @@ from segdist.core.model_header import CARD_KEY, read_metadata
 from segdist.core.parsing import from_dict, to_dict
 from segdist.core.paths import BEST_MODEL, LAST_MODEL
 from segdist.model.config import ModelConfig
+from segdist.model.share_intervals import ShareIntervals
 from shards.manifest import ClassInfo
 from shards.manifest_rules import LARGEST_PATCH, MOST_CLASSES
 
-CARD_VERSION = 4
-"""4: held_out; 3: temperature; 2: scale, tile, overlap, flips; 1: the U-Net is segdist.model.unet:UNet; 0, without a
-number: segdist.unet:UNet."""
+CARD_VERSION = 5
+"""5: share_intervals; 4: held_out; 3: temperature; 2: scale, tile, overlap, flips; 1: the U-Net is
+segdist.model.unet:UNet; 0, without a number: segdist.unet:UNet."""
 
 
 Flips = Literal["none", "sideways", "all"]
@@ -70,8 +71,14 @@ class ModelCard:
     """Over which flips of a tile probabilities are averaged, likewise."""
     temperature: float = 1.0
     """Logits are divided by it before the softmax; 1: not calibrated."""
+    share_intervals: ShareIntervals | None = None
+    """Of the shares that classes have of an image; None: not known."""
     held_out: HeldOut | None = None
     """For a run of a cross-validation."""
+
+
+CALIBRATED = ("temperature", "share_intervals")
+"""What `segdist calibrate` puts into a card."""
 
 
 def card_text(card: ModelCard) -> str:
@@ -111,6 +118,9 @@ def _impossible(card: ModelCard) -> str:
         f"patches of {card.patch} pixels": 1 <= card.patch <= LARGEST_PATCH,
         f"a temperature of {card.temperature}": math.isfinite(card.temperature) and card.temperature > 0,
         f"image sides in multiples of {card.stride_multiple}": 1 <= card.stride_multiple <= LARGEST_PATCH,
+        f"intervals {card.share_intervals}": (
+            card.share_intervals is None or card.share_intervals.possible(len(card.classes))
+        ),
     }
     return next((what for what, holds in rules.items() if not holds), "")
 

@@ -14,6 +14,7 @@ from segdist.core.parsing import from_dict
 from segdist.model.card import CARD_VERSION, read_card
 from segdist.model.config import UNET, ModelConfig
 from segdist.model.model_file import load_model, save_model
+from segdist.model.share_intervals import ShareIntervals
 from segdist.model.unet import UNet
 from tests.support.model_files import CARD, write_model_file
 
@@ -85,3 +86,18 @@ def test_a_card_without_a_temperature_means_one(tmp_path: Path) -> None:
     assert (
         read_card(write_model_file(tmp_path / "old.safetensors", format_version=2, temperature=None)).temperature == 1
     )
+
+
+def test_a_card_of_version_4_has_no_intervals_of_shares(tmp_path: Path) -> None:
+    old = write_model_file(tmp_path / "old.safetensors", format_version=4, share_intervals=None)
+    assert read_card(old).share_intervals is None
+
+
+@pytest.mark.parametrize("changed", [{"widths": [0.1]}, {"widths": [0.1, -1.0]}, {"images": 3}, {"level": 1.5}])
+def test_impossible_intervals_are_refused(tmp_path: Path, changed: dict[str, object]) -> None:
+    sound: dict[str, object] = {"level": 0.9, "images": 20, "widths": [0.1, 0.2]}
+    path = write_model_file(tmp_path / "sound.safetensors", share_intervals=sound)
+    assert read_card(path).share_intervals == ShareIntervals(0.9, 20, (0.1, 0.2))
+    path = write_model_file(tmp_path / "odd.safetensors", share_intervals=sound | changed)
+    with pytest.raises(UserError, match="damaged or forged: intervals"):
+        read_card(path)
