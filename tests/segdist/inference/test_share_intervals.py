@@ -150,6 +150,7 @@ def test_a_folder_of_an_earlier_version_counts_as_without_intervals(folder: Path
     old = json.loads(settings.read_text())
     del old["share_intervals"]
     settings.write_text(json.dumps(old))
-    assert segment(out, folder / "one", run, more=("--output.measurements",)) == FINISHED
     with_intervals(run, INTERVALS)
     assert segment(out, folder / "one", run, more=("--output.measurements",)) == USAGE
+    with_intervals(run, None)
+    assert segment(out, folder / "one", run, more=("--output.measurements",)) == FINISHED
