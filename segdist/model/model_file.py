@@ -1,6 +1,7 @@
 """A trained model in one file: safetensors weights with the card that says how to use them."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,10 +46,17 @@ def save_model(path: Path, state: dict[str, "torch.Tensor"], card: ModelCard) ->
         tensors[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
         seen.add(tensor.untyped_storage().data_ptr())
     text = card_text(card)
-    checksum = _checksum(text, save_safetensors(tensors))
-    data = save_safetensors(tensors, metadata={CARD_KEY: text, CHECKSUM_KEY: checksum})
+    content = save_safetensors(tensors)
     with whole_file(path) as file:
-        file.write(data)
+        file.write(_with_metadata(content, {CARD_KEY: text, CHECKSUM_KEY: _checksum(text, content)}))
+
+
+def _with_metadata(content: bytes, metadata: dict[str, str]) -> bytes:
+    """A safetensors file with metadata in the given order: safetensors itself writes them in a random one."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps({"__metadata__": metadata, **json.loads(content[8 : 8 + size])}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def load_model(path: Path | str, device: str = "cpu", trusted: Sequence[str] = ()) -> tuple["nn.Module", ModelCard]:

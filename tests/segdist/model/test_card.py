@@ -101,3 +101,15 @@ def test_impossible_intervals_are_refused(tmp_path: Path, changed: dict[str, obj
     path = write_model_file(tmp_path / "odd.safetensors", share_intervals=sound | changed)
     with pytest.raises(UserError, match="damaged or forged: intervals"):
         read_card(path)
+
+
+def test_the_same_model_is_the_same_bytes(tmp_path: Path) -> None:
+    state, path = UNet(1, 2, width=4, depth=2).state_dict(), tmp_path / "model.safetensors"
+    contents = set()
+    for _ in range(8):
+        save_model(path, state, CARD)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    loaded, card = load_model(path)
+    assert card == CARD
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())

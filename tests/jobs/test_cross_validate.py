@@ -1,0 +1,171 @@
+"""`segdist cross-validate` as real processes: equal to separate runs, resumable, refusing what would flatter."""
+
+import csv
+import hashlib
+import json
+import random
+import shutil
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segdist.core.exit_codes import USAGE
+from segdist.core.paths import LAST_MODEL, TIMES
+from segdist.model.card import read_card
+from shards.read.folds import divide
+from shards.read.reader import ShardSet
+from tests.support.programs import TINY_NET, job, kill_all, run, start
+from tests.support.sets import tiny_set
+
+pytestmark = pytest.mark.slow
+
+FOLDS = 3
+TRAIN = {
+    "preset": "paper",
+    "steps": 12,
+    "batch_size": 4,
+    "model": {"width": 4, "depth": 2, "norm": "group"},
+    "checkpoint": {"every_steps": 3},
+}
+
+
+def command(name: str, *more: str, **train: object) -> list[str]:
+    settings = ["--train", json.dumps(TRAIN | train), "--tracking", '{"wandb": "off"}', "--folds", str(FOLDS)]
+    return job("cross_validate", ["-f", "tiny", "--name", name, "--processes", "1", *settings, *more])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a set and a finished cross-validation of it, runs/whole."""
+    folder = tmp_path_factory.mktemp("folds")
+    tiny_set(folder / "data")
+    told = run(command("whole"), folder).stdout
+    (folder / "told.txt").write_text(told)
+    return folder
+
+
+def results(folder: Path) -> dict[str, str]:
+    """Checksum of every file that a cross-validation promises: models, predictions, scores; the name is left out."""
+    kept = [folder / "scores.json", *folder.glob(f"fold-*/{LAST_MODEL}")]
+    kept += [
+        path
+        for path in (folder / "out-of-fold").rglob("*")
+        if path.is_file() and path.suffix != ".html" and not {"state", TIMES} & set(path.parts)
+    ]
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(
+            path.read_bytes().replace(f"runs/{folder.name}".encode(), b"")
+        ).hexdigest()
+        for path in kept
+    }
+
+
+def test_the_scores_are_those_of_separate_runs_to_the_integer(place: Path) -> None:
+    shard_set = ShardSet(place / "data" / "tiny")
+    partition = divide(shard_set, FOLDS, seed=0)
+    total = np.zeros((3, 3), np.int64)
+    for number in range(1, FOLDS + 1):
+        name = f"byhand{number}"
+        options = ["-f", "tiny", "--fold", f"{number}/{FOLDS}", "--name", name, *TINY_NET, "--steps", "12", "-b", "4"]
+        run(job("train", [*options, "--wandb", "off", "--quiet"]), place)
+        with (place / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "mask"])
+            for pair, fold in zip(partition.pairs, partition.folds.tolist(), strict=True):
+                if fold == number:
+                    writer.writerow([shard_set.folder / pair.image, pair.mask and shard_set.folder / pair.mask])
+        run(job("infer", ["-m", f"runs/{name}/{LAST_MODEL}", "-i", f"{name}.csv", "-o", name, "--wandb", "off"]), place)
+        total += np.array(json.loads((place / name / "scores.json").read_text())["confusion_matrix"])
+    scores = json.loads((place / "runs" / "whole" / "scores.json").read_text())
+    assert scores["confusion_matrix"] == total.tolist()
+    assert len(scores["images"]) == len(partition.pairs) == 10
+    assert np.sum([one["confusion_matrix"] for one in scores["per_fold"]], axis=0).tolist() == total.tolist()
+
+
+def test_it_says_what_it_found(place: Path) -> None:
+    told = (place / "told.txt").read_text()
+    for expected in (
+        "3 folds of 10 labeled images: 4, 3, 3 held out",
+        "out of fold: 10 images, each segmented by the one of 3 models that was not trained on it",
+        "95% interval",
+        "expected calibration error",
+        "regions contradict the masks",
+        "report: runs/whole/report.html",
+    ):
+        assert expected in told
+    temperatures = {read_card(path).temperature for path in (place / "runs" / "whole").glob(f"fold-*/{LAST_MODEL}")}
+    assert len(temperatures) == 1
+    assert temperatures != {1.0}
+
+
+def test_the_same_command_again_changes_nothing(place: Path) -> None:
+    before = results(place / "runs" / "whole")
+    told = run(command("whole"), place).stdout
+    assert told.count("finished already") == FOLDS
+    assert "(10 of them were finished before)" in told
+    assert results(place / "runs" / "whole") == before
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(place: Path) -> None:
+    draw = random.Random(5)
+    log = place / "killed.log"
+    for _ in range(4):
+        process = start(command("killed"), place, log)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=draw.uniform(3, 14))
+        kill_all(process, "killed", place)
+        for folder in (place / "runs" / "killed").glob("*"):
+            kill_all(process, f"runs/killed/{folder.name}", place)
+    run(command("killed"), place)
+    assert results(place / "runs" / "killed") == results(place / "runs" / "whole")
+    shutil.rmtree(place / "runs" / "killed")
+
+
+def test_another_seed_divides_and_trains_differently(place: Path) -> None:
+    refused = run(command("whole", seed=1), place, check=False)
+    assert refused.returncode == USAGE
+    assert "seed: there 0, now 1" in refused.stdout + refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("-m", "runs/whole/fold-1", "runs/whole/fold-2", "-o", "x"), "models of the folds 1, 2 of 3; it needs each"),
+        (("-m", "runs/whole/fold-1", "runs/whole/fold-1", "-o", "x"), "models of the folds 1, 1 of 3; it needs each"),
+        (("-m", "runs/plain"), "a model that is none of a cross-validation"),
+        (("-m", "runs/whole", "--split", "val"), "needs --data SET and no --split"),
+        (("-m", "runs/whole", "--output.disagreement"), "each image is segmented by one model only"),
+    ],
+)
+def test_predictions_that_would_not_be_out_of_fold_are_refused(
+    place: Path, arguments: Sequence[str], expected: str
+) -> None:
+    if not (place / "runs" / "plain").exists():
+        run(job("train", ["-f", "tiny", "--name", "plain", *TINY_NET, "--steps", "2", "--wandb", "off"]), place)
+    refused = run(job("infer", ["-f", "tiny", "--out-of-fold", *arguments]), place, check=False)
+    assert refused.returncode == USAGE
+    assert expected in refused.stderr
+
+
+def test_a_set_that_the_models_were_not_trained_on_is_refused(place: Path) -> None:
+    tiny_set(place / "data", "other", seed=9)
+    refused = run(job("infer", ["-m", "runs/whole", "-f", "other", "--out-of-fold"]), place, check=False)
+    assert refused.returncode == USAGE
+    assert "not the set that the models were trained on" in refused.stderr
+
+
+def test_an_image_that_can_not_be_read_any_more_is_no_reason_for_better_scores(place: Path) -> None:
+    folder = place / "data" / "tiny" / "source" / "train" / "images"
+    image, before = folder / "0003.png", (folder / "0003.png").read_bytes()
+    try:
+        image.write_bytes(before[:100])
+        refused = run(command("whole"), place, check=False)
+        assert refused.returncode != 0
+        assert "0003.png" in refused.stdout + refused.stderr
+    finally:
+        image.write_bytes(before)
+    run(command("whole"), place)
