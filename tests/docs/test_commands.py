@@ -67,6 +67,9 @@ NOT_RUN = {
         "torchrun ": "tests/docs/test_inference_docs.py runs it",
         "python -m tests.benchmarks.inference": BENCHMARK,
     },
+    "cross-validation.md": {
+        "segdist submit cross-validate": "tests/slurm/test_folds.py runs it, where there is a Slurm"
+    },
     "monitoring.md": {
         "pip install -e '.[tensorboard]'": "needs the network; tests/run.sh installs this extra",
     },
@@ -164,6 +167,17 @@ def test_training(tmp_path: Path) -> None:
     desk.run("segdist make-shards -f cells --synthetic.train 10 --synthetic.test 2")
     run_page("training.md", desk.run)
     assert read_rows(desk.folder / "runs" / "cells" / "metrics.jsonl")
+
+
+@pytest.mark.slow
+def test_cross_validation(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "desk")
+    desk.run("segdist make-shards -f cells --synthetic.train 6 --synthetic.test 2")
+    run_page("cross-validation.md", desk.run)
+    promised = re.findall(r"^\| `(.*?)` \|", (ROOT / "docs" / "cross-validation.md").read_text(), re.MULTILINE)
+    for file in ", ".join(promised).replace("`", "").split(", "):
+        place = desk.folder / "runs" / "cells-cv"
+        assert (place / file).exists() or (place / "out-of-fold" / file).exists(), file
 
 
 @pytest.mark.slow
@@ -270,7 +284,7 @@ def runs_in_tensorboard(desk: Desk, text: str) -> list[str]:
         process.wait(timeout=30)
 
 
-PAGES_RUN = {"README.md", "data.md", "training.md", "exact.md", "inference.md", "monitoring.md"}
+PAGES_RUN = {"README.md", "data.md", "training.md", "exact.md", "inference.md", "cross-validation.md", "monitoring.md"}
 """The pages with a test above."""
 
 
@@ -290,7 +304,7 @@ def options() -> dict[str, set[str]]:
     for job in cli.JOBS:
         kinds: list[list[str]] = [[]]
         if job == "submit":
-            kinds = [["make-shards"], ["train"], ["infer"], ["pipeline"], ["report"]]
+            kinds = [["make-shards"], ["train"], ["infer"], ["cross-validate"], ["pipeline"], ["report"]]
         if job == "shards":
             kinds = [["inspect"], ["verify"]]
         text = io.StringIO()

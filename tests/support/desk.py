@@ -20,6 +20,8 @@ SMALLER = {
     "pipeline": "--patches.size 32 --patches.per-image 4 --minutes 0.1 --train '"
     + '{"model": {"width": 4, "depth": 2}}'
     + "'",
+    "cross-validate": "--folds 2 --processes 1 --train "
+    + '\'{"steps": 4, "model": {"width": 4, "depth": 2}}\' --minutes 0 --tracking \'{"wandb": "off"}\'',
     "train": '--steps "$(cat "$DESK/steps")" --model.width 4 --model.depth 2',
 }
 """Options that a job gets in addition; each training goes one step further than the one before, so that it has
