@@ -77,6 +77,7 @@ class FinishedResult:
         self.class_names: list[str] = truth["classes"]
         config = from_dict(MasksConfig, truth["masks"], str(settings_file))
         self.reader = MaskReader(config).in_order_of(self.class_names)
+        self.classes = self.reader.classes
 
     @property
     def temperature(self) -> float:

@@ -12,6 +12,7 @@ Memory is that of a band of rows and of the table of regions (`segdist.inference
 """
 
 import dataclasses
+import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +22,18 @@ import numpy as np
 
 from segdist.core.files import write_json
 from segdist.core.owner import owned
-from segdist.core.paths import SUSPECTS, SUSPECTS_TABLE
+from segdist.core.paths import SUSPECT_PICTURES, SUSPECTS, SUSPECTS_TABLE
 from segdist.inference.finished_result import FinishedImage, FinishedResult, OpenedResult
 from segdist.inference.measurements import write_table
 from segdist.inference.objects import measure
 from segdist.inference.outline import outlines
+from segdist.inference.suspect_pictures import draw_suspect
 from shards.manifest import IGNORE
 
 NONE = 255
 """Label of pixels without a contradiction; the others are numbered by their pair of classes."""
 PAIRS_AT_ONCE = 254
+MOST_PICTURES = 20
 FULL = 65535
 """A probability of 1 as an integer, of which sums are exact."""
 
@@ -74,7 +77,8 @@ def find_suspects(found: FinishedResult) -> list[Suspect]:
 
 
 def write_suspects(result: Path, most: int) -> tuple[list[Suspect], int]:
-    """Find suspects and write `suspects.csv` and, for each image that has some, `suspects/NAME.geojson`.
+    """Find suspects and write `suspects.csv`, for each image that has some `suspects/NAME.geojson`, and pictures of the
+    first ones.
 
     Args:
         most: so many are written, the first of the ranking; 0: all.
@@ -100,6 +104,11 @@ def write_suspects(result: Path, most: int) -> tuple[list[Suspect], int]:
                 write_json(file, _collection(found, image, theirs))
             else:
                 file.unlink(missing_ok=True)
+        shutil.rmtree(result / SUSPECT_PICTURES, ignore_errors=True)
+        by_name = {image.name: image for image in found.images}
+        for one in listed[:MOST_PICTURES]:
+            box = one.top, one.left, one.bottom, one.right
+            draw_suspect(result / SUSPECT_PICTURES / f"{one.rank:04}.png", found, by_name[one.image], box)
     return listed, len(ranked)
 
 

@@ -19,6 +19,7 @@ from segdist.core.paths import (
     HEARTBEATS,
     LAST_MODEL,
     METRICS,
+    OUT_OF_FOLD,
     RUNS,
     SCORES,
     SLURM_LOGS,
@@ -52,6 +53,8 @@ class RunRecord:
     events: list[Row] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     predictions: list["Predictions"] = field(default_factory=list)
+    cross_validation: dict[str, Any] | None = None
+    """`scores.json` of a folder of folds (`segdist.inference.cross_validation.score`)."""
     nodes: list[Row] = field(default_factory=list)
     """The latest heartbeat of each node that is training it."""
     problem: str = ""
@@ -178,7 +181,9 @@ def read_run(folder: Path) -> RunRecord:
     predictions = [
         Predictions(path.parent, _read_json(path), _starts(path.parent / TIMES))
         for path in sorted(folder.glob(f"**/{SCORES}"))
+        if not (path.parent / OUT_OF_FOLD).is_dir()  # the scores of a folder of folds are those of its predictions
     ]
+    folds = _read_json(folder / SCORES) if (folder / OUT_OF_FOLD).is_dir() else None
     if not (folder / CONFIG).is_file() and not predictions:
         command = f"segdist queue {shlex.quote(folder.name)}"
         queued = f"; `{command}` shows the state of its jobs" if (folder / SLURM_LOGS).is_dir() else ""
@@ -192,6 +197,7 @@ def read_run(folder: Path) -> RunRecord:
         events=read_rows(folder / EVENTS, EVENT_KEYS),
         summary=_read_run_file(folder / SUMMARY),
         predictions=predictions,
+        cross_validation=folds or None,
         nodes=_heartbeats(folder / HEARTBEATS),
     )
 

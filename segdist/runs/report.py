@@ -81,6 +81,7 @@ def _page(run: RunRecord, most_figures: int) -> dict[str, Any]:
         "skipped": run.skipped_steps,
         "headline": data.headline(run),
         "charts": data.learning_curves(run),
+        "folds": data.fold_table(run),
         "class_table": data.class_table(run),
         "validated": run.best is not None,
         "matrices": data.matrices(run),
@@ -99,6 +100,7 @@ def _page(run: RunRecord, most_figures: int) -> dict[str, Any]:
         "cpu": description.get("cpu_capability", "CPU unknown"),
     }
     page["sections"] = [
+        ("folds", "Cross-validation", page["folds"]),
         ("curves", "Learning curves", page["charts"]),
         ("classes", "Classes", page["class_table"]),
         ("confusion", "Confusion", page["matrices"]),
@@ -119,6 +121,8 @@ def _predictions(run: RunRecord, item: Predictions, most_figures: int) -> dict[s
         "images": images[:MOST_IMAGES],
         "left_out": len(images[MOST_IMAGES:]),
         "figures": data.figures(item, most_figures),
+        "reliability": data.reliability(item),
+        "suspects": data.suspects(item),
     }
 
 

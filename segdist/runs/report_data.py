@@ -4,6 +4,7 @@ K classes; confusion matrices are K x K, rows the truth.
 """
 
 import base64
+import csv
 import io
 import json
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from segdist.core.errors import UserError
-from segdist.core.paths import FIGURES
+from segdist.core.paths import CALIBRATION, FIGURES, SUSPECT_PICTURES, SUSPECTS_TABLE
 from segdist.core.terminal import clock
 from segdist.runs.record import Predictions, Row, RunRecord
 from segdist.runs.report_charts import Chart, Series, make_chart
@@ -23,6 +24,8 @@ from shards.manifest import Manifest, read_manifest
 
 NOT_COMPARED = {"name", "quiet", "tracking", "checkpoint", "threads", "device"}
 """Settings left out of a comparison of runs, because they don't affect the result."""
+
+CALIBRATION_FIGURES = ("expected_calibration_error", "brier", "nll")
 
 MOST_RANKS = 16
 """Maximum number of ranks whose times are listed."""
@@ -34,6 +37,17 @@ class Figure:
 
     name: str
     score: float | None
+    picture: str
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A label that may be wrong: file, box and classes as text, and the picture as a data URI."""
+
+    rank: int
+    file: str
+    box: str
+    doubt: str
     picture: str
 
 
@@ -76,6 +90,61 @@ def headline(run: RunRecord) -> list[tuple[str, str, str]]:
             ("samples/s", f"{rate:,.0f}", f"{_mean([row.get('data_wait') for row in run.train]) or 0:.1%} waiting")
         )
     return tiles
+
+
+def fold_table(run: RunRecord) -> dict[str, Any] | None:
+    """For a folder of folds: per class and over all, the IoU of all images, its interval, mean and deviation over the
+    folds."""
+    found = run.cross_validation
+    if found is None:
+        return None
+    names = [*found["classes"], "mean, all pixels", "mean over images"]
+    overall = ("mean_iou_pixels", "mean_iou_over_images")
+    values = [*found["iou"], *(found[key] for key in overall)]
+    bounds = [*found["interval"]["iou"], *(found["interval"][key] for key in overall)]
+    spreads = [*found["spread"]["iou"], *(found["spread"][key] for key in overall)]
+    rows = [
+        {"name": name, "iou": value, "low": (bound or [None])[0], "high": (bound or [None])[-1], **spread}
+        for name, value, bound, spread in zip(names, values, bounds, spreads, strict=True)
+    ]
+    level = f"{found['interval']['level']:.0%}"
+    return {"rows": rows, "level": level, "folds": found["folds"], "drawn": found["interval"]["drawn"]}
+
+
+def reliability(item: Predictions) -> dict[str, Any] | None:
+    """Calibration error and Brier score of predictions before and after calibration, and the reliability diagram."""
+    path = item.folder / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        bins = {when: content[when]["bins"] for when in ("before", "after")}
+        curves = [Series("perfectly calibrated", [(0.0, 0.0), (1.0, 1.0)])]
+        for when, of in bins.items():
+            filled = zip(of["pixels"], of["confidence"], of["accuracy"], strict=True)
+            curves.append(Series(when, [(sure, right) for pixels, sure, right in filled if pixels]))
+        figures = [(when, *(content[when][key] for key in CALIBRATION_FIGURES)) for when in bins]
+        temperature = float(content["temperature"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); run the command that wrote it again") from None
+    chart = make_chart("accuracy of pixels of that confidence", curves, x_label="confidence")
+    return {"chart": chart, "temperature": temperature, "figures": figures}
+
+
+def suspects(item: Predictions) -> list[Suspect]:
+    """The most suspect labels that have a picture, in the order of their rank."""
+    table = item.folder / SUSPECTS_TABLE
+    if not table.is_file():
+        return []
+    found = []
+    with table.open(newline="") as file:
+        for row in csv.DictReader(file):
+            picture = item.folder / SUSPECT_PICTURES / f"{int(row['rank']):04}.png"
+            if picture.is_file():
+                where = f"rows {row['top']}–{row['bottom']}, columns {row['left']}–{row['right']}"
+                doubt = f"{row['given']}, predicted {row['predicted']} with {float(row['confidence']):.0%}"
+                found.append(Suspect(int(row["rank"]), row["file"], where, doubt, data_uri(picture)))
+    return found
 
 
 def learning_curves(run: RunRecord) -> list[Chart]:

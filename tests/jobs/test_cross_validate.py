@@ -105,6 +105,18 @@ def test_it_says_what_it_found(place: Path) -> None:
     temperatures = {read_card(path).temperature for path in (place / "runs" / "whole").glob(f"fold-*/{LAST_MODEL}")}
     assert len(temperatures) == 1
     assert temperatures != {1.0}
+    report = (place / "runs" / "whole" / "report.html").read_text()
+    scores = json.loads((place / "runs" / "whole" / "scores.json").read_text())
+    low, high = scores["interval"]["mean_iou_pixels"]
+    for expected in (
+        '<h2 id="folds">Cross-validation</h2>',
+        f"<td>{scores['mean_iou_pixels']:.4f}</td><td>{low:.4f} – {high:.4f}</td>",
+        "accuracy of pixels of that confidence",
+        "<h3>Suspect labels</h3>",
+    ):
+        assert expected in report
+    pictures = sorted((place / "runs" / "whole" / "out-of-fold" / "suspect_pictures").glob("*.png"))
+    assert report.count('<figure class="suspect">') == len(pictures) == 20
 
 
 def test_the_same_command_again_changes_nothing(place: Path) -> None:
