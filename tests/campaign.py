@@ -31,9 +31,9 @@ from segdist.runs.record import read_rows
 from tests.support.inference_parts import checksums, write_images, write_model
 from tests.support.programs import ROOT, environment, job, processes
 from tests.support.sets import tiny_set
-from tests.support.states import final_state, metrics, same
+from tests.support.states import final_state, fold_results, metrics, same
 
-LOCAL = ("train", "infer", "shards", "flips")
+LOCAL = ("train", "infer", "shards", "folds", "flips")
 SLURM_TESTS = ("tests/slurm/test_survival.py", "tests/slurm/test_real_jobs.py")
 PATIENCE = 300.0
 """Seconds for one start of a job, on a busy machine."""
@@ -104,6 +104,18 @@ def shards_command(processes_of_it: int) -> Callable[[str], list[str]]:
     return lambda name: job("make_shards", [*settings, "--name", name])
 
 
+def folds_command(name: str) -> list[str]:
+    train = {
+        "preset": "paper",
+        "steps": 12,
+        "batch_size": 4,
+        "model": {"width": 4, "depth": 2, "norm": "group"},
+        "checkpoint": {"every_steps": 3},
+    }
+    settings = ["-f", "tiny", "--folds", "2", "--processes", "1", "--train", json.dumps(train)]
+    return job("cross_validate", [*settings, "--tracking", '{"wandb": "off"}', "--name", name])
+
+
 def compare_runs(one: Path, other: Path) -> str:
     """Weights, optimizer and counters bit by bit; rows without their timings, each once; no leftovers."""
     rows = [(row["kind"], row["step"]) for row in read_rows(other / "metrics.jsonl")]
@@ -126,6 +138,13 @@ def compare_predictions(one: Path, other: Path) -> str:
     differing = [name for name in differing if not name.endswith((".jsonl", ".html"))]
     parts = list((other / "state").rglob("*.raw"))
     return f"other bits: {differing[0]}" if differing else f"leftover {parts[0].name}" if parts else leftovers(other)
+
+
+def compare_folds(one: Path, other: Path) -> str:
+    """The models of the folds, the predictions, and the scores."""
+    here, there = fold_results(one), fold_results(other)
+    differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    return f"other bits: {differing[0]}" if differing else leftovers(other)
 
 
 def compare_sets(one: Path, other: Path) -> str:
@@ -159,6 +178,7 @@ RUN, SET, OUT = (
     (lambda name: Path("predictions") / name),
 )
 VARIANTS = {
+    "folds": (Variant("2 folds", folds_command, "all", compare_folds, RUN),),
     "train": (
         Variant("1 rank", train_command(1, *OFF), "all", compare_runs, RUN),
         Variant("2 ranks", train_command(2, *OFF), "all", compare_runs, RUN),
@@ -355,7 +375,8 @@ def flip_a_bit(files: list[Path], draw: random.Random) -> tuple[Path, str]:
 
 def processes_of(name: str, cwd: Path) -> list[tuple[int, bytes]]:
     """The processes of the job that writes under a name; spawned workers have no such argument, but its folder."""
-    named = [*processes(name, cwd), *processes(f"predictions/{name}", cwd)]
+    places = [name, f"predictions/{name}", f"runs/{name}", f"runs/{name}/fold-1", f"runs/{name}/fold-2"]
+    named = [found for place in places for found in processes(place, cwd)]
     numbers = {number for number, _ in named}
     children = [(child, b"") for child in children_of(numbers) if child not in numbers]
     return named + children
@@ -415,7 +436,7 @@ def table(trials: list[Trial]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do the trials; 0 if all went well."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("kinds", nargs="*", default=LOCAL, metavar="train|infer|shards|flips|slurm")
+    parser.add_argument("kinds", nargs="*", default=LOCAL, metavar="train|infer|shards|folds|flips|slurm")
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/segdist-campaign"))
     given = parser.parse_args(arguments)

@@ -1,7 +1,6 @@
 """`segdist cross-validate` as real processes: equal to separate runs, resumable, refusing what would flatter."""
 
 import csv
-import hashlib
 import json
 import random
 import shutil
@@ -15,12 +14,13 @@ import pytest
 
 import segdist
 from segdist.core.exit_codes import USAGE
-from segdist.core.paths import LAST_MODEL, TIMES
+from segdist.core.paths import LAST_MODEL
 from segdist.model.card import read_card
 from shards.read.folds import divide
 from shards.read.reader import ShardSet
 from tests.support.programs import TINY_NET, job, kill_all, run, start
 from tests.support.sets import tiny_set
+from tests.support.states import fold_results
 
 pytestmark = pytest.mark.slow
 
@@ -49,22 +49,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     told = run(command("whole"), folder).stdout
     (folder / "told.txt").write_text(told)
     return folder
-
-
-def results(folder: Path) -> dict[str, str]:
-    """Checksum of every file that a cross-validation promises: models, predictions, scores; the name is left out."""
-    kept = [folder / "scores.json", *folder.glob(f"fold-*/{LAST_MODEL}")]
-    kept += [
-        path
-        for path in (folder / "out-of-fold").rglob("*")
-        if path.is_file() and path.suffix != ".html" and not {"state", TIMES} & set(path.parts)
-    ]
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(
-            path.read_bytes().replace(f"runs/{folder.name}".encode(), b"")
-        ).hexdigest()
-        for path in kept
-    }
 
 
 def test_the_scores_are_those_of_separate_runs_to_the_integer(place: Path) -> None:
@@ -120,11 +104,11 @@ def test_it_says_what_it_found(place: Path) -> None:
 
 
 def test_the_same_command_again_changes_nothing(place: Path) -> None:
-    before = results(place / "runs" / "whole")
+    before = fold_results(place / "runs" / "whole")
     told = run(command("whole"), place).stdout
     assert told.count("finished already") == FOLDS
     assert "(10 of them were finished before)" in told
-    assert results(place / "runs" / "whole") == before
+    assert fold_results(place / "runs" / "whole") == before
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(place: Path) -> None:
@@ -138,7 +122,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(place: Path) -> No
         for folder in (place / "runs" / "killed").glob("*"):
             kill_all(process, f"runs/killed/{folder.name}", place)
     run(command("killed"), place)
-    assert results(place / "runs" / "killed") == results(place / "runs" / "whole")
+    assert fold_results(place / "runs" / "killed") == fold_results(place / "runs" / "whole")
     shutil.rmtree(place / "runs" / "killed")
 
 

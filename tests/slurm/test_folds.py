@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from slurm.standing import Standing, standings
-from tests.jobs.test_cross_validate import results
 from tests.support.braked import Brake
 from tests.support.cluster import Cluster, ended, wait_for, wait_until
 from tests.support.programs import run
 from tests.support.sets import tiny_set
+from tests.support.states import fold_results
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -67,4 +67,4 @@ def test_a_fold_that_is_interrupted_comes_back_and_the_result_is_that_of_one_mac
     assert [len(ledger.starts) for ledger in now("train").ledgers] == [1, 2]
     assert "resumed" in (folder / "fold-2" / "events.jsonl").read_text()
     run([*segdist, "cross-validate", *settings, "--name", "here", "--processes", "1"], tmp_path)
-    assert results(tmp_path / "runs" / "here") == results(folder)
+    assert fold_results(tmp_path / "runs" / "here") == fold_results(folder)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from segdist.core.paths import LAST_MODEL, TIMES
 from segdist.model.model_file import load_model
 from segdist.runs.record import read_rows
 
@@ -64,3 +65,19 @@ def digest(folder: Path) -> str:
         whole.update(leaf.contiguous().numpy().tobytes() if isinstance(leaf, torch.Tensor) else repr(leaf).encode())
     whole.update(json.dumps(metrics(folder)).encode())
     return whole.hexdigest()
+
+
+def fold_results(folder: Path) -> dict[str, str]:
+    """Checksum of every file that a cross-validation promises: models, predictions, scores; the name is left out."""
+    kept = [folder / "scores.json", *folder.glob(f"fold-*/{LAST_MODEL}")]
+    kept += [
+        path
+        for path in (folder / "out-of-fold").rglob("*")
+        if path.is_file() and path.suffix != ".html" and not {"state", TIMES} & set(path.parts)
+    ]
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(
+            path.read_bytes().replace(f"runs/{folder.name}".encode(), b"")
+        ).hexdigest()
+        for path in kept
+    }
