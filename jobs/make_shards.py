@@ -14,6 +14,7 @@ from jobs.entry import run_job
 from segdist.core.exit_codes import FINISHED
 from segdist.core.terminal import say
 from segdist.set_job import MakeShardsJob, make_tracked_set
+from shards.build.build import is_finished
 from shards.build.mask_check import check_masks
 from shards.build.plan import plan_lines
 from shards.build.work import find_work
@@ -30,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         task, tasks = config.task_share()
         check_masks(work.sources[task::tasks], work.config)
         print("plan:", *plan_lines(work), sep="\n  ")
+        if not config.overwrite and is_finished(work, quiet=True):
+            say(f"{config.folder}: already finished, with this recipe")
         return FINISHED
     manifest = make_tracked_set(command.job)
     if manifest is None:

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     command = parse(PipelineConfig, arguments, "pipeline", __doc__ or "")
     config = command.job
     run, data = RUNS / config.name, DATA / config.name
-    steps = _steps(config)
+    steps = _steps(config, starts_over=command.dry_run and config.fresh)
     check_steps(steps)
     if command.dry_run:
         print_config(config)
@@ -42,12 +42,17 @@ def main(argv: list[str] | None = None) -> int:
     return run_steps(steps, run / PIPELINE, dry_run=command.dry_run)
 
 
-def _steps(config: PipelineConfig) -> list[Step]:
+def _steps(config: PipelineConfig, *, starts_over: bool) -> list[Step]:
+    """The jobs.
+
+    Args:
+        starts_over: plan as if the shard set were gone.
+    """
     tables = config.tables()
     train, preset = without_preset(tables["train"])
     shards, run = DATA / config.name / MANIFEST, RUNS / config.name
     return [
-        Step("make_shards", 1, ["-f", config.name], tables["make_shards"]),
+        Step("make_shards", 1, ["-f", config.name, *(["--overwrite"] if starts_over else [])], tables["make_shards"]),
         Step("train", config.processes, ["-f", config.name, "--name", config.name, *preset], train, shards),
         Step("infer", config.processes, ["-m", config.name, "-f", config.name], tables["infer"], run / LAST_MODEL),
     ]

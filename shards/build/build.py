@@ -60,7 +60,7 @@ def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | 
     """
     work = find_work(config) if quiet else find_work(config, say)
     folder = config.folder
-    if not config.overwrite and _finished(work, quiet=True) and not (folder / BUILDING).exists():
+    if not config.overwrite and is_finished(work, quiet=True) and not (folder / BUILDING).exists():
         return _make(work, quiet)  # writes nothing, so the set can be read-only
     # Builders with the same recipe share the work; one that deletes the set must be alone.
     recipe = "" if config.overwrite else hashlib.sha256(json.dumps(work.recipe, sort_keys=True).encode()).hexdigest()
@@ -75,7 +75,7 @@ def _make(work: Work, quiet: bool) -> Manifest | None:
     remove_leftovers(folder / SOURCE, deep=True)
     for place in (folder, folder / BUILDING):
         remove_leftovers(place)
-    if _finished(work, quiet):
+    if is_finished(work, quiet=quiet):
         shutil.rmtree(folder / BUILDING, ignore_errors=True)  # left by a builder that was killed at the very end
         manifest = read_manifest(folder)
         if not quiet:
@@ -100,7 +100,7 @@ def _make(work: Work, quiet: bool) -> Manifest | None:
         raise
 
 
-def _finished(work: Work, quiet: bool) -> bool:
+def is_finished(work: Work, *, quiet: bool) -> bool:
     """True if a manifest with this recipe exists. Raises UserError if the folder holds a different recipe."""
     folder = work.config.folder
     if (folder / MANIFEST).exists():
@@ -320,7 +320,7 @@ def _finish(work: Work, quiet: bool) -> Manifest:
     config = work.config
     notes = {unit: _read_note(work.note_path(unit))[0] if _is_whole(work, unit) else None for unit in work.units}
     # Another builder may have been faster. It removes the notes after writing the manifest, so check in this order.
-    if _finished(work, quiet):
+    if is_finished(work, quiet=quiet):
         shutil.rmtree(config.folder / BUILDING, ignore_errors=True)
         return read_manifest(config.folder)
     if missing := [unit.name for unit, note in notes.items() if note is None]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs import show_queue, submit
-from jobs.links import Submission, infer_links, pipeline_links, shard_links, train_links
+from jobs.config import SubmitFoldsConfig
+from jobs.links import Submission, fold_links, infer_links, pipeline_links, shard_links, train_links
 from segdist.core.errors import UserError
 from slurm.submit import sbatch_script
 from slurm.submit import submit as submit_order
@@ -61,6 +62,37 @@ def test_staging_names_set_and_run_so_that_the_copy_changes_neither() -> None:
     task = link.order.tasks[0]
     assert task.stage == str(Path("data/cells").absolute())
     assert task.arguments[-4:] == ("--data", task.stage, "--name", "runs/cells")
+
+
+def test_the_folds_are_tasks_of_one_array_with_the_ranks_of_the_profile_and_in_one_wandb_group() -> None:
+    config = SubmitFoldsConfig(data="cells", folds=3, train={"preset": "fast", "seed": 7})
+    links = fold_links(MINI, config, Path("runs/cells-cv/pipeline"))
+    assert [link.order.name for link in links] == ["train", "infer-out-of-fold", "finish-folds"]
+    trainings, (inference,), (finish,) = commands(links)
+    file = trainings[0][2]
+    for number, training in enumerate(trainings, start=1):
+        own = ("--name", f"runs/cells-cv/fold-{number}", "--fold", f"{number}/3", "--preset", "fast")
+        assert training == ("train", "--config", file, "-f", "cells", *own)
+    told = json.loads(Path(file).read_text())
+    assert (told["seed"], told["tracking"]["group"]) == (7, "cells-cv")
+    assert [task.progress for task in links[0].order.tasks] == [
+        (f"runs/cells-cv/fold-{number}/checkpoints/step-*.pt",) for number in (1, 2, 3)
+    ]
+    assert (links[0].order.profile.nodes, links[0].order.profile.ranks_per_node) == (2, 2)
+    assert inference[3:] == (
+        *("-m", "runs/cells-cv", "-f", "cells", "--out-of-fold", "--no-calibrated"),
+        *("--out", "runs/cells-cv/out-of-fold"),
+    )
+    assert finish == (
+        *("cross-validate", "-f", "cells", "--name", "cells-cv", "--folds", "3", "--finish"),
+        *("--train", '{"seed": 7}'),
+    )
+    assert links[2].order.profile.ranks_per_node == links[2].order.profile.nodes == 1
+
+
+def test_off_slurm_the_folds_are_jobs_one_after_another() -> None:
+    links = fold_links(Submission("local", "local"), SubmitFoldsConfig(data="cells", folds=2), Path("settings"))
+    assert [link.order.name for link in links] == ["train-1", "train-2", "infer-out-of-fold", "finish-folds"]
 
 
 def test_the_pipeline_hands_each_job_its_table_through_the_run_folder() -> None:
