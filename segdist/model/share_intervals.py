@@ -17,7 +17,7 @@ LEVEL = 0.9
 FEWEST_IMAGES = 20
 """With fewer there is no interval: one image more or less would change it too much."""
 OFFSET = 0.01
-"""Keeps the scale of errors above 0 where a class is absent, or all there is."""
+"""Keeps the scale of errors from 0 where a class is predicted nowhere, or everywhere: a model may miss a rare class."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class ShareIntervals:
 
 
 def scale(share: float) -> float:
-    """The unit of a predicted share's error: the deviation of a pixel's class, sqrt(p (1 - p)), plus `OFFSET`."""
-    return math.sqrt(share * (1 - share)) + OFFSET
+    """The unit of a predicted share's error: sqrt(p (1 - p) + `OFFSET`), about the deviation of a pixel's class."""
+    return math.sqrt(share * (1 - share) + OFFSET)
 
 
 def fit_share_intervals(predicted: np.ndarray, true: np.ndarray) -> ShareIntervals | None:

@@ -115,8 +115,9 @@ def quantile(errors: np.ndarray) -> np.ndarray:
 METHODS = {
     "segdist": ours,
     "absolute": scaled(np.ones_like),
-    "absolute / (√(p(1 - p)) + 0.001)": scaled(lambda shares: np.sqrt(shares * (1 - shares)) + 0.001),
-    "absolute / (√(p(1 - p)) + 0.1)": scaled(lambda shares: np.sqrt(shares * (1 - shares)) + 0.1),
+    "absolute / √(p(1 - p) + 0.001)": scaled(lambda shares: np.sqrt(shares * (1 - shares) + 0.001)),
+    "absolute / √(p(1 - p) + 0.05)": scaled(lambda shares: np.sqrt(shares * (1 - shares) + 0.05)),
+    "absolute / (√(p(1 - p)) + 0.01)": scaled(lambda shares: np.sqrt(shares * (1 - shares)) + 0.01),
     "absolute, of arcsin √p": transformed(
         lambda s: np.arcsin(np.sqrt(s)), lambda y: np.sin(np.clip(y, 0, math.pi / 2)) ** 2
     ),
