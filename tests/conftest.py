@@ -13,8 +13,13 @@ os.environ["WANDB_MODE"] = os.environ.get("WANDB_MODE", "offline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is none; leave slow tests out of the coverage, which would slow them down."""
+    """Skip tests marked `gpu` where there is none; leave slow tests out of the coverage, which would slow them down.
+
+    With several processes, a file's tests stay in one of them, and all that start a Slurm cluster in the same one.
+    """
     for item in items:
+        starts_slurm = "slurm" in item.path.parts or item.path.name == "test_cluster_page.py"
+        item.add_marker(pytest.mark.xdist_group("slurm" if starts_slurm else str(item.path)))
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.no_cover)
     import torch

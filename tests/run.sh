@@ -16,4 +16,5 @@ setup_venv test,onnx,tensorboard,remote,zarr,docs
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest "${selection[@]}" "$@"
+# Two processes for two cores; `-n 0` runs everything in one, which a debugger needs.
+exec .venv/bin/python -m pytest -n 2 --dist loadgroup "${selection[@]}" "$@"

@@ -130,7 +130,8 @@ def make_chart(
 def nice_ticks(low: float, high: float, wanted: int = 5, *, inside: bool = False) -> list[float]:
     """Round values (1, 2 or 5 times a power of ten apart) that cover [low, high], or with `inside`, are within it."""
     raw = (high - low) / wanted
-    if not raw > sys.float_info.min:  # a single value, or values too close for ticks to separate
+    # A single value, or values too close for ticks to separate.
+    if not raw > max(sys.float_info.min, 1e-13 * max(abs(low), abs(high))):
         return [low] if inside else [low, low + (abs(low) or 1)]
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))

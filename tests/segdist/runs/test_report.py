@@ -199,6 +199,7 @@ VALUES = st.floats(-1e9, 1e9)
 
 @given(VALUES, VALUES)
 @example(0.0, 5e-324)
+@example(-1e9, -999999999.9999999)
 @settings(deadline=None, max_examples=200)
 def test_ticks_cover_the_range_evenly(a: float, b: float) -> None:
     low, high = min(a, b), max(a, b)
