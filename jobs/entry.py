@@ -40,7 +40,7 @@ def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = No
             return _refused(message, rank, USAGE)
         return _unexpected(error, rank)
     except WaitEnded as ended:
-        show_error(f"{ended}; the same command goes on from the last checkpoint", rank)
+        show_error(f"{ended}; the same command resumes from the last checkpoint", rank)
         return STOPPED
     except KeyboardInterrupt:
         show_error("interrupted", rank)

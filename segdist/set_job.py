@@ -1,4 +1,4 @@
-"""A job that makes a shard set and tells trackers of it. The room `shards` itself knows no trackers."""
+"""A job that makes a shard set and logs it to trackers, which the room `shards` doesn't know about."""
 
 from dataclasses import dataclass, field, fields
 

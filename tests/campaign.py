@@ -4,7 +4,7 @@
     python -m tests.campaign train flips --trials 200
     python -m tests.campaign slurm --trials 5           # each event of tests/slurm, on the mini cluster
 
-Trials are kept in the folder (`--folder`, default /tmp/segdist-campaign): the same command goes on where it was, and
+Trials are kept in the folder (`--folder`, default /tmp/segdist-campaign): the same command resumes, and
 ends with a table. A trial that went wrong keeps its files. Trial n of a kind is always the same: its moments and bits
 are drawn from n, as far as a kill can hit the same moment twice.
 """

@@ -1,6 +1,6 @@
 """Keeping a GPU busy: image rows are read ahead in a thread, results travel back while later rows are computed.
 
-On a CPU both are plain calls: there the model uses all cores, and a thread beside it would only take turns with it.
+On a CPU both are plain calls: there the model uses all cores, and another thread would only take turns with it.
 """
 
 from collections import deque

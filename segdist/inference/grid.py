@@ -102,7 +102,7 @@ class TileGrid:
     """All tiles of one image, numbered row by row.
 
     Batch `b` holds the tiles `b * batch` to `(b + 1) * batch`; the last may be short. A model's result for a tile
-    changes in the last bit with the number of tiles beside it, so batches are cut once, here, for every rank.
+    changes in the last bit with the number of tiles in its batch, so batches are cut once, here, for every rank.
     """
 
     rows: Axis

@@ -25,7 +25,7 @@ from shards.images.orientation import Orientation, OrientedPair, oriented_pair
 from shards.manifest import ClassInfo, SourcePair, read_manifest
 
 HEADER_THREADS = 16
-"""Headers are read by so many threads at once: on network file systems each costs a round trip."""
+"""Threads that read headers: on network file systems each costs a round trip."""
 
 
 @dataclass(frozen=True)

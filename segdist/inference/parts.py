@@ -2,7 +2,7 @@
 
 A layer is one plane of pixels (the class mask, the probability of one class, …). While an image is at work, every
 contiguous stretch of tile rows has a part: one raw file per layer and a small JSON file that says how many tile rows of
-it are safe on the disk. The parts are the state from which a killed job goes on. When the parts of an image are
+it are safe on the disk. The parts are the state from which a killed job resumes. When the parts of an image are
 complete, the files that were asked for are written from them, whole or not at all.
 """
 

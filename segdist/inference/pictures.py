@@ -32,7 +32,7 @@ def draw_figure(
 ) -> None:
     """Write a PNG with the original, the predicted mask and a probability map per class.
 
-    With a true mask, that and the errors stand beside the predicted one.
+    With a true mask, that mask and the errors are shown next to the predicted one.
 
     Args:
         image: as stored, uint8 or uint16.
@@ -59,7 +59,7 @@ def draw_figure(
     panel_width = 2.4
     panel_height = min(max(panel_width * height / width, 1.0), 6.0)
     width_in = panel_width * columns + 0.9
-    # Names beside each other as far as they fit; below each other they need room.
+    # Names share a row as far as they fit; more rows need room.
     longest = max(len(info.name) for info in classes)
     legend_columns = max(1, min(len(classes), int(width_in / (0.7 + 0.085 * longest))))
     legend_height = 0.15 + 0.2 * -(-len(classes) // legend_columns)

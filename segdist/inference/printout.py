@@ -33,7 +33,7 @@ def plan_text(task: Task, world_size: int) -> str:
         memory = max((memory_of(task, stretch.image) for stretch in piece), default=0)
         lines.append(
             f"  rank {rank}: {images} images, {sum(stretch.tiles for stretch in piece):,} tiles, "
-            f"{memory / 1e6:.0f} MB beside torch and the model's own"
+            f"{memory / 1e6:.0f} MB besides torch and the model's own"
         )
     if any(stretch.tiles >= SMALLEST_CUT for stretch in stretches) and world_size > 1:
         lines.append("  large images are cut between ranks, with one seam of tile rows computed on both sides")
@@ -42,7 +42,7 @@ def plan_text(task: Task, world_size: int) -> str:
 
 
 def memory_of(task: Task, image: ImageTask) -> int:
-    """Bytes that segmenting an image takes beside the model: row sums, image rows, a batch, decoded files, layers."""
+    """Bytes that segmenting an image takes besides the model: row sums, image rows, a batch, decoded files, layers."""
     grid, header, layers = image.grid, image.header, image.layers
     num_classes, channels, side = len(task.card.classes) + layers.disagreement, task.card.channels, task.tile
     width = min(grid.columns.extent, (image.tiles_across - 1) * grid.columns.stride + side)

@@ -4,7 +4,7 @@ A region is a connected component (8 neighbors) of labeled pixels of one given c
 probable. A model that has learned from a wrong label repeats it, so the predictions should be of images that the
 model which made them wasn't trained on.
 
-Most contradictions are a pixel or two wide, along borders that nobody draws to the pixel. So the margin by which the
+Most contradictions are a pixel or two wide, along borders that are never drawn to the pixel. So the margin by which the
 predicted class is more probable than the given one, averaged over the region, is weighted by thickness t = area /
 perimeter, as t / (t + 1): 0.5 for a line one pixel wide, 0.74 for a square of 10 x 10.
 
@@ -81,7 +81,7 @@ def write_suspects(result: Path, most: int) -> tuple[list[Suspect], int]:
     first ones.
 
     Args:
-        most: so many are written, the first of the ranking; 0: all.
+        most: how many to write, from the top of the ranking; 0: all.
 
     Returns:
         The suspects written, and how many were found.

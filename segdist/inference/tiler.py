@@ -112,7 +112,7 @@ class TileModel:
         # torch wants to own what it wraps; rows that are only a view of a decoded file are copied.
         pixels = torch.from_numpy(np.require(rows, requirements=["C", "W"]))
         if self.device.type == "cuda":
-            # Bytes travel, floats are made on the device; pinned memory lets the copy run beside the model.
+            # Bytes travel, floats are made on the device; pinned memory lets the copy run while the model computes.
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         return pixels.permute(2, 0, 1).float()
 
@@ -222,7 +222,7 @@ def finished_rows(
         for pieces in grid.batches(needed, across):
             for piece in pieces:
                 image.copy_tiles(piece, tiles[piece.slot : piece.slot + piece.tiles])
-            # Always the whole buffer: slots that nobody needs (another rank's, beyond the last) hold older tiles.
+            # Always the whole buffer: slots that aren't needed (another rank's, beyond the last) hold older tiles.
             probabilities = model.probabilities(tiles)
             for piece in pieces:
                 for finished in range(row, piece.row):

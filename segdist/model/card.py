@@ -1,6 +1,6 @@
-"""The card in a model file: what inference needs to know beside the weights. Read without torch.
+"""The card in a model file: what inference needs besides the weights. Read without torch.
 
-It stands in the file's own metadata, so that weights and card can't be mixed up.
+It is stored in the file's own metadata, so that weights and card can't be mixed up.
 """
 
 import json
@@ -42,7 +42,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What inference needs to know beside the weights."""
+    """What inference needs besides the weights."""
 
     model: ModelConfig
     classes: tuple[ClassInfo, ...]
@@ -82,7 +82,7 @@ CALIBRATED = ("temperature", "share_intervals")
 
 
 def card_text(card: ModelCard) -> str:
-    """The card as it stands in the metadata of model files and of ONNX files: JSON."""
+    """The card as JSON, as stored in the metadata of model files and ONNX files."""
     return json.dumps(stamped(to_dict(card), CARD_VERSION))
 
 

@@ -8,7 +8,7 @@ from segdist.core.errors import UserError
 
 @contextmanager
 def explain_compiler_errors(kind: type[UserError] = UserError) -> Iterator[None]:
-    """Turn the errors of torch.compile, which compiles at the model's first call, into one for the person.
+    """Turn errors of torch.compile, which compiles at the model's first call, into one shown to the user.
 
     Raises:
         kind: the context failed in torch.compile.

@@ -46,7 +46,7 @@ class ModelConfig:
     """U-Net: bilinear interpolation or a transposed convolution on the way up."""
 
     def __post_init__(self) -> None:
-        # Whatever file an old name stands in (model, run, TOML), it means the same model as today's.
+        # In any file (model, run, TOML), the old name means the same model as the new one.
         if self.factory == UNET_BEFORE:
             object.__setattr__(self, "factory", UNET)
 

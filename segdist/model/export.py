@@ -2,7 +2,7 @@
 
 The exported graph takes what `segdist` feeds its model: normalized tiles, float32 (B, C, H, W), and returns logits
 (B, K, H, W); or, with `raw`, tiles as they are stored, and class probabilities, so that a program elsewhere needs no
-statistics. What it needs to know besides stands in the file's metadata.
+statistics. Everything else it needs is in the file's metadata.
 """
 
 import importlib
@@ -102,7 +102,7 @@ def _graph(model: nn.Module, example: torch.Tensor, sizes: dict[int, str], confi
                 # check them (the newer one proves such checks at export and refuses).
                 dynamo=False,
             )
-        except Exception as error:  # torch raises a dozen kinds here; all mean the same to the person
+        except Exception as error:  # torch raises a dozen kinds here; all mean the same to the user
             raise UserError(f"this model can't be exported: {error}") from error
     return buffer.getvalue()
 

@@ -68,7 +68,7 @@ def load_model(path: Path | str, device: str = "cpu", trusted: Sequence[str] = (
 
     Raises:
         UserError: there is no such file, it is damaged, its weights don't fit the model that its card names, or that
-            model is made by a factory which nobody trusts.
+            model is made by a factory that isn't trusted.
     """
     file = resolve_model_path(Path(path))
     weights, card = load_weights(file, device)

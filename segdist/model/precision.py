@@ -12,7 +12,7 @@ Choice = Literal["auto", "fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class Precision:
-    """The resolved choice; `reason` is for the person."""
+    """The resolved choice; `reason` is shown to the user."""
 
     name: Literal["fp32", "bf16", "fp16"]
     reason: str

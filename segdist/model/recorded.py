@@ -55,7 +55,7 @@ class Recorded(Generic[Result]):
         self._inputs = [tensor.clone() for tensor in inputs]
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may use the GPU meanwhile: batches are copied beside the steps.
+            # Other threads may use the GPU meanwhile: batches are copied during the steps.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._result = compute(*self._inputs)
         except RuntimeError as error:

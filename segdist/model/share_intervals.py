@@ -26,12 +26,12 @@ class ShareIntervals:
 
     level: float
     images: int
-    """From so many images."""
+    """Number of images they were computed from."""
     widths: tuple[float, ...]
     """Per class."""
 
     def possible(self, classes: int) -> bool:
-        """Whether these can be the intervals of so many classes."""
+        """Whether these can be the intervals of `classes` classes."""
         numbers = (self.level, *self.widths)
         sound = all(math.isfinite(number) and number >= 0 for number in numbers)
         return sound and self.level < 1 and self.images >= FEWEST_IMAGES and len(self.widths) == classes

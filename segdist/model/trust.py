@@ -22,7 +22,7 @@ OWN = (UNET,)
 
 
 def require_trust(factory: str, model_file: Path, trusted: Sequence[str] = ()) -> list[str]:
-    """Refuse a factory that a model file names and nobody has vouched for.
+    """Refuse a factory that a model file names unless it is trusted.
 
     Args:
         trusted: factories `package.module:callable`, or modules `package.module`, that the user trusts now.

@@ -17,7 +17,7 @@ CPU_BATCH_SHARE = 0.5
 """Of the published batch's pixels: as good or better at the same time, with more steps. Not where a class is rare."""
 GPU_BATCH = 16
 WIDTHS = ((1_500, 16), (6_000, 24), (40_000, 32))
-"""(up to so many reference steps, width)."""
+"""Pairs (most reference steps, width)."""
 WIDEST = 64
 RATE = 6e-3
 """For a width of 16."""
@@ -39,7 +39,7 @@ class Facts:
     pixels: tuple[int, ...]
     """Per class, in the training split."""
     drawn: bool
-    """The method's drawn images."""
+    """The method's synthetic images."""
     upright: bool
     """The images have a fixed up direction."""
     device: str
@@ -125,18 +125,18 @@ def _loss(facts: Facts) -> Choice:
     rarest = _rarest(facts)
     if rarest < RARE:
         return Choice("loss.name", "cross_entropy+dice", f"the rarest class has {100 * rarest:.2g} % of the pixels")
-    return Choice("loss.name", "cross_entropy", "no class is rare" if not facts.drawn else "drawn images")
+    return Choice("loss.name", "cross_entropy", "no class is rare" if not facts.drawn else "synthetic images")
 
 
 def _rarest(facts: Facts) -> float:
-    """Share of the pixels that the rarest class has; 1 for drawn images, whose lines are rare by design."""
+    """Share of the pixels that the rarest class has; 1 for synthetic images, whose lines are rare by design."""
     total = max(sum(facts.pixels), 1)
     return 1.0 if facts.drawn else min((count / total for count in facts.pixels if count), default=1.0)
 
 
 def _augmentation(facts: Facts, seen: float) -> list[Choice]:
     if facts.drawn:
-        return [Choice("augment.rotate90", False, "drawn images: the four flips, as published")]
+        return [Choice("augment.rotate90", False, "synthetic images: the four flips, as published")]
     chosen = [
         Choice("augment.upside_down", False, "the images have a fixed up direction: classes are above and below others")
         if facts.upright

@@ -53,7 +53,7 @@ class TrainingData:
             fold = source.fold
             self.held_out = HeldOut(fold.number, fold.count, fold.seed, sets[0].manifest.fingerprint)
         self.steps_per_epoch = config.epoch_steps or self._order.steps_per_epoch
-        """After so many steps the run validates and calls it an epoch."""
+        """Steps between validations; the run calls this an epoch."""
         self.steps = config.steps or config.epochs * self.steps_per_epoch
         """Optimizer steps of the whole run."""
         self.samples = {split: whole.samples(split) for split in ("train", "val")}

@@ -46,9 +46,9 @@ def make_model(config: ModelConfig, data: TrainingData) -> torch.nn.Module:
 
 
 def _take_over_source(config: TrainConfig, model: torch.nn.Module, data: TrainingData, ranks: Ranks) -> None:
-    """The weights of `--init-from`; a run that has checkpoints of its own goes on without them where they are gone.
+    """The weights of `--init-from`; a run with checkpoints of its own resumes without them if they are gone.
 
-    `Trainer` refuses to go on where none of these checkpoints is whole.
+    `Trainer` refuses to resume if all of these checkpoints are damaged.
     """
     path = run_dir(config.init_from)
     if not path.exists() and any((config.run_dir / CHECKPOINTS).glob("step-*.pt")):

@@ -30,7 +30,7 @@ def explain_out_of_memory(
         batch_size, accumulate: the settings of those names.
         patch: side of the patches.
         multiple: what the side must be a multiple of.
-        try_out: computes a step on so many patches of such a side; see `training_attempt`.
+        try_out: runs one step on a given number of patches of a given side; see `training_attempt`.
         grain: of an exact run, whose batch is not split by `accumulate`; 0 otherwise.
 
     Raises:
@@ -74,7 +74,7 @@ def explain_out_of_memory(
 
 
 def training_attempt(model: nn.Module, loss: Loss, precision: Precision, channels: int) -> Callable[[int, int], None]:
-    """A function that computes loss and gradients of so many made-up patches of such a side, on a copy of `model`.
+    """A function that computes loss and gradients of a number of made-up patches of a side, on a copy of `model`.
 
     The copy has no part in DDP: one rank may try alone, and the weights and gradients of the run stay as they are.
     """

@@ -36,7 +36,7 @@ def timed(steps: Callable[[int], None], ranks: Ranks) -> float:
     """Seconds of a step, by the clock of rank 0; the same on all ranks. Collective.
 
     Args:
-        steps: takes so many steps and waits until they are done.
+        steps: runs the given number of steps and waits for them to finish.
     """
     steps(WARM_UP)
 

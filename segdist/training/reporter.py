@@ -28,7 +28,7 @@ from shards.read.batches import Batch
 
 WITHOUT_EMA = ("loss_without_ema", "mean_iou_without_ema")
 NOT_TRACKED = {"kind", "step", "epoch", "time", "skipped", "slowest_rank"}
-"""What a row of training figures has beside them."""
+"""Keys of a row of training figures that are not figures."""
 
 
 @dataclass
@@ -104,7 +104,7 @@ class RunReporter:
         """A start of the run at `step` of `steps`; rows of steps that will be done again are forgotten.
 
         Args:
-            checkpoint: what the run goes on from; None at its very start.
+            checkpoint: what the run resumes from; None for a new run.
         """
         self._steps = steps
         if self._metrics is None:
@@ -121,9 +121,9 @@ class RunReporter:
         what = "started" if checkpoint is None else "resumed"
         append_event(self.folder, what, step, steps=steps, ranks=self.ranks.world_size, device=str(self.ranks.device))
         if checkpoint is not None and step < steps and not self.quiet:
-            say(f"{self.folder}: going on after step {step} of {steps}")
+            say(f"{self.folder}: resuming after step {step} of {steps}")
         self.trackers = self._start_trackers(None if checkpoint is None else checkpoint["trackers"]["run_id"])
-        # What a killed process had not brought to safety, or all of it where nobody tracked the run before.
+        # What a killed process had not yet sent, or everything if the run wasn't tracked before.
         rows = [row for row in read_rows(self.folder / METRICS) if row["kind"] in ("train", "val")]
         self.trackers.catch_up([(row["step"], self._tracked(row)) for row in rows])
 
@@ -194,7 +194,7 @@ class RunReporter:
     def validated(
         self, step: int, epoch: int, result: ValidationResult | None, latest: ValidationResult | None = None
     ) -> None:
-        """A row of scores, pictures for the trackers, a line for the person.
+        """A row of scores, pictures for the trackers, a line of output.
 
         Args:
             result: of the model that is kept; None where there is nothing to validate on.
@@ -212,7 +212,7 @@ class RunReporter:
         self.epoch_ended(step, epoch)
 
     def epoch_ended(self, step: int, epoch: int) -> None:
-        """A line for the person, with the latest scores."""
+        """Print a line with the latest scores."""
         if not self.quiet:
             say(self._epoch_line(step, epoch))
         self._epoch = _Pace()
@@ -259,7 +259,7 @@ class RunReporter:
             say(f"  {what}, {where}" + ("" if score is not None else "; the set has 0 validation patches"))
         say(f"  figures: {self.folder / METRICS}, checkpoints: {self.folder / 'checkpoints'}")
         if state == "stopped":
-            say("  the same command goes on from here")
+            say("  the same command resumes from here")
 
     def _tracked(self, row: dict[str, Any]) -> dict[str, float]:
         """The figures of a row of `metrics.jsonl` under the names that trackers show."""

@@ -1,4 +1,4 @@
-"""A run is a folder: its config, its rows of figures, its state. Started again in it, a job goes on."""
+"""A run is a folder: its config, its rows of figures, its state. A job started again in it resumes."""
 
 import json
 import math
@@ -94,7 +94,7 @@ def describe_run(
     machine: dict[str, str] | None = None,
     choices: Sequence[Choice] = (),
 ) -> dict[str, Any]:
-    """What stands in `config.json`: the config, what the data was, what "auto" became, code and library versions.
+    """The contents of `config.json`: the config, what the data was, what "auto" became, code and library versions.
 
     Args:
         command: what does the same again; empty where no command started the run.
@@ -172,7 +172,7 @@ def write_description(folder: Path, description: dict[str, Any]) -> None:
 
 
 def write_summary(folder: Path, **values: Any) -> None:
-    """Write `summary.json`, which says how the run stands."""
+    """Write `summary.json`, the state of the run."""
     try:
         write_json(folder / SUMMARY, stamped(_without_nan(values), RUN_VERSION))
     except OSError as error:

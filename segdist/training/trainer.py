@@ -54,7 +54,7 @@ from segdist.training.validation import ValidationResult, evaluate
 
 @dataclass
 class Counters:
-    """Where a run stands; kept in the checkpoint."""
+    """Progress of a run; kept in the checkpoint."""
 
     step: int = 0
     """Optimizer steps done, skipped ones included."""
@@ -160,7 +160,7 @@ class Trainer:
         """Train, or go on training, to the end or to a request to stop. Collective.
 
         Returns:
-            "finished", or "stopped" when a signal asked for it; the same config goes on from there.
+            "finished", or "stopped" when a signal asked for it; the same config resumes from there.
 
         Raises:
             UserError: another job writes into the run's folder; too many bad gradients in a row; the batch doesn't fit
@@ -196,7 +196,7 @@ class Trainer:
         return state
 
     def summary(self) -> dict[str, Any]:
-        """How the run stands, for `summary.json`."""
+        """State of the run, for `summary.json`."""
         at = self.counters
         return {
             "step": at.step,
@@ -366,7 +366,7 @@ class Trainer:
         if state == "finished" and self.ranks.is_main and last != self.counters.step:
             raise UserError(
                 f"{self.run_dir}: step {self.counters.step} is done, but the disk took no checkpoint after step "
-                f"{last}; make room, and the same command goes on from there"
+                f"{last}; make room, then run the same command to resume from there"
             )
 
     def _headline(self) -> str:

@@ -354,7 +354,7 @@ def plain_sbatch(workplace: Workplace, cluster: Cluster) -> str:
     wait_until("it trains", lambda: workplace.step("plain") >= 5, gone(training))
     brake.set(HARD)
     subprocess.run(["scancel", "--signal=USR2", training], check=True)
-    wait_until("it goes on", lambda: "going on after step" in log.read_text(), gone(training))
+    wait_until("it resumes", lambda: "resuming after step" in log.read_text(), gone(training))
     brake.release()
     scores = workplace.folder / "runs/plain/predictions/plain/scores.json"
     wait_until("there are scores", scores.exists, gone(inference))
@@ -525,4 +525,4 @@ def test_an_array_over_images_merges_to_the_same_masks_and_scores(
 def test_the_sbatch_templates_work_without_submitit(parts: dict[str, Future[Any]]) -> None:
     log = parts["plain_sbatch"].result()
     assert "with a checkpoint" in log
-    assert "going on after step" in log
+    assert "resuming after step" in log

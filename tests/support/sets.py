@@ -20,7 +20,7 @@ SMALL_PATCHES = PatchesConfig(size=32, per_image=6)
 def tiny_config(
     root: Path, name: str = "tiny", patches: PatchesConfig = SMALL_PATCHES, **changes: Any
 ) -> MakeShardsConfig:
-    """13 drawn images of 90 x 70, 3 of them held out, 6 patches of 32 x 32 each, in this process."""
+    """13 synthetic images of 90 x 70, 3 of them held out, 6 patches of 32 x 32 each, in this process."""
     drawn = SyntheticConfig(train=10, test=3, width=70, height=90)
     return replace(MakeShardsConfig(name=name, root=root, processes=1, synthetic=drawn, patches=patches), **changes)
 

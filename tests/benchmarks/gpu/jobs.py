@@ -38,7 +38,7 @@ def segdist(*arguments: object) -> float:
 
 
 def make_set(name: str, patch: int, images: int, per_image: int, side: int) -> None:
-    """A shard set of drawn images below `data/`, unless it is there already."""
+    """A shard set of synthetic images below `data/`, unless it is there already."""
     sizes = ("--synthetic.width", side, "--synthetic.height", side, "--synthetic.train", images, "--synthetic.test", 1)
     segdist("make-shards", "-f", name, *sizes, "--patches.size", patch, "--patches.per-image", per_image)
 
