@@ -8,6 +8,7 @@ RUN is a name below runs/ or a folder. Nothing else has to be installed or start
 runs on other machines that share the file system.
 """
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -26,12 +27,14 @@ def main(argv: list[str] | None = None) -> int:
 
     from segdist.core.errors import UserError
     from segdist.core.paths import CONFIG, RUNS, SCORES
+    from segdist.model.card import folds_of
     from segdist.runs.record import RunRecord, find_run, read_run, read_run_or_problem
     from segdist.runs.status import overview, status
 
     folders = [find_run(name) for name in config.runs]
     if not folders and RUNS.is_dir():
-        folders = sorted(path.parent for path in RUNS.glob(f"*/{CONFIG}"))
+        runs = [*RUNS.glob(f"*/{CONFIG}"), *RUNS.glob(f"*/fold-*/{CONFIG}")]
+        folders = sorted((path.parent for path in runs), key=_by_number)
     if not folders:
         raise UserError(f"there are no runs below {RUNS}; start one with `segdist train`, or name a folder")
 
@@ -42,9 +45,21 @@ def main(argv: list[str] | None = None) -> int:
         return read_run(folder) if config.runs else read_run_or_problem(folder)
 
     def look() -> tuple[RenderableType, bool]:
-        records = [read(folder) for folder in folders]
-        ended = all(record.problem or record.state() in ("finished", "failed") for record in records)
-        return (Group(*map(status, records)) if config.runs else overview(records)), ended
+        if not config.runs:
+            records = [read(folder) for folder in folders]
+            shown: RenderableType = overview(records)
+        else:
+            parts: list[RenderableType] = []
+            records = []
+            for folder in folders:
+                folds = [read_run_or_problem(fold) for fold in folds_of(folder)]
+                parts += [overview(folds)] if folds else []
+                if not folds or any(folder.glob(f"**/{SCORES}")):
+                    record = read(folder)
+                    parts.append(status(record))
+                records += folds or [record]
+            shown = Group(*parts)
+        return shown, all(record.problem or record.state() in ("finished", "failed") for record in records)
 
     shown, ended = look()
     console = Console(highlight=False)
@@ -60,6 +75,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         pass  # the usual way to stop; the run is unaffected
     return FINISHED
+
+
+def _by_number(folder: Path) -> list[str | int]:
+    """A key that sorts fold-10 after fold-9."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", str(folder))]
 
 
 if __name__ == "__main__":

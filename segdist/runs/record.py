@@ -1,6 +1,7 @@
 """Read a run folder for status and report. Needs neither torch nor the job that writes the run."""
 
 import json
+import re
 import shlex
 import time
 from collections.abc import Set
@@ -62,8 +63,9 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """Display name."""
-        return self.folder.resolve().name
+        """Display name; of a fold with that of its cross-validation."""
+        folder = self.folder.resolve()
+        return f"{folder.parent.name}/{folder.name}" if re.fullmatch(r"fold-[0-9]+", folder.name) else folder.name
 
     @property
     def config(self) -> dict[str, Any]:

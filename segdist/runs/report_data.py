@@ -76,7 +76,8 @@ def headline(run: RunRecord) -> list[tuple[str, str, str]]:
     tiles: list[tuple[str, str, str]] = []
     if run.predictions:
         scores = run.predictions[0].scores
-        remark = f"{len(scores['images'])} test image{'s' * (len(scores['images']) != 1)}"
+        kind = "labeled" if run.cross_validation else "test"
+        remark = f"{len(scores['images'])} {kind} image{'s' * (len(scores['images']) != 1)}"
         tiles.append(("mean IoU over images", number(scores["mean_iou_over_images"]), remark))
         tiles.append(("mean IoU over all pixels", number(scores["mean_iou_pixels"]), "the same images"))
     if best := run.best:

@@ -103,6 +103,15 @@ def test_it_says_what_it_found(place: Path) -> None:
     assert report.count('<figure class="suspect">') == len(pictures) == 20
 
 
+def test_the_status_shows_the_folds_and_then_the_scores(place: Path) -> None:
+    everything = run(job("status", []), place).stdout
+    own = run(job("status", ["whole"]), place).stdout
+    for number in range(1, FOLDS + 1):
+        assert f"whole/fold-{number}  finished  12/12" in everything
+        assert f"whole/fold-{number}  finished  12/12" in own
+    assert "runs/whole/out-of-fold: mean IoU over images" in own
+
+
 def test_the_same_command_again_changes_nothing(place: Path) -> None:
     before = fold_results(place / "runs" / "whole")
     told = run(command("whole"), place).stdout
