@@ -9,6 +9,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -134,7 +135,11 @@ def _temporary_name(name: str) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused, since JSON has neither."""
     with whole_file(path) as file:
-        file.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+        # Bit by bit: the scores of a million images are gigabytes.
+        parts = json.JSONEncoder(indent=2, allow_nan=False).iterencode(value)
+        while text := "".join(islice(parts, 10_000)):
+            file.write(text.encode())
+        file.write(b"\n")
 
 
 def read_text(path: Path) -> str:

@@ -5,6 +5,7 @@ K classes; a confusion matrix is int64 (K, K), rows are the truth.
 
 import math
 from collections import Counter
+from operator import add
 from typing import Any
 
 import torch
@@ -64,9 +65,12 @@ def summarize(class_names: list[str], images: list[dict[str, Any]]) -> dict[str,
     Args:
         images: per image its `name` and what `image_scores` gave.
     """
-    total = torch.zeros(len(class_names), len(class_names), dtype=torch.int64)
+    # Python's integers add faster than small tensors are made.
+    rows = [[0] * len(class_names) for _ in class_names]
     for image in images:
-        total += torch.tensor(image["confusion_matrix"])
+        for row, counts in zip(rows, image["confusion_matrix"], strict=True):
+            row[:] = map(add, row, counts)
+    total = torch.tensor(rows, dtype=torch.int64)
     counted = [image for image in images if image["mean_iou"] is not None]
     over_images = math.fsum(image["mean_iou"] for image in counted) / len(counted) if counted else math.nan
     overall = image_scores(total)

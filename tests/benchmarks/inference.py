@@ -4,6 +4,7 @@
     python -m tests.benchmarks.inference 1 3        # only some
     python -m tests.benchmarks.inference ensemble   # five models beside one
     python -m tests.benchmarks.inference gigapixel  # a 32768 x 32768 image, start to end
+    python -m tests.benchmarks.inference finished   # a restart when a million images are finished; --count N for fewer
 
 Every case runs in a process of its own; the peer gets the same network, tiles, overlap and batch, and its input as a
 normalized float tensor that was made before the clock starts. What makes the network itself fast is given to both: its
@@ -26,6 +27,7 @@ import numpy as np
 
 from tests.benchmarks.bars import Bars
 from tests.benchmarks.cases import benchmark, case_result, start_case
+from tests.benchmarks.finished_images import MILLION, case_finished, generated_images, write_results
 
 TILE, OVERLAP, BATCH, CLASSES = 96, 0.5, 16, 3
 MEAN, STD = (128.0,), (60.0,)
@@ -359,6 +361,17 @@ def bar_ensemble(bars: Bars, models: int = 5, rounds: int = 3) -> None:
     bars.at_most("memory more / weights more", statistics.median(extra) / weights, 1.1)
 
 
+def bar_finished(bars: Bars, count: int) -> None:
+    """Processor time of one core to recognize finished images and write their scores."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_results(Path(folder), generated_images(Path(folder), count))
+        result = case_result(start_case("inference", "finished", folder, count))
+    for name, key in (("recognize", "look"), ("write scores", "write")):
+        print(f"{count} finished images, {name:<12} {result[key]:8.2f} s  {result[key + '_cpu']:8.2f} CPU s")
+    print(f"memory beyond the list of images {result['mb']:.0f} MB")
+    bars.at_most(f"{count} finished images, CPU s", result["look_cpu"] + result["write_cpu"], 60 * count / MILLION)
+
+
 def slower_of_two(folder: str, mode: str) -> float:
     """Seconds of the slower of two ranks."""
     environ = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}
@@ -374,7 +387,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["case"]:
         name, first, *rest = arguments[1:]
         cases = {"ours": case_ours, "monai": case_monai, "file": case_file, "ranks": case_ranks, "one": case_one}
-        cases["ensemble"] = case_ensemble
+        cases |= {"ensemble": case_ensemble, "finished": case_finished}
         values = [int(value) if value.isdecimal() else value for value in rest]
         print(json.dumps(cases[name](first, *values)))  # type: ignore[operator]
         return 0
@@ -390,6 +403,8 @@ def main(arguments: list[str]) -> int:
         bar_ensemble(bars)
     if "gigapixel" in wanted:
         bar_2(bars, ((32768, 32768),))
+    if "finished" in wanted:
+        bar_finished(bars, int(wanted[wanted.index("--count") + 1]) if "--count" in wanted else MILLION)
     return bars.finish()
 
 

@@ -1,5 +1,6 @@
 """Files are whole or absent, whatever interrupts their writing."""
 
+import json
 import os
 import signal
 import subprocess
@@ -65,3 +66,9 @@ def test_the_size_and_time_of_a_folder_are_those_of_all_in_it(tmp_path: Path) ->
     os.utime(tmp_path / "deep" / "a", ns=(later, later))
     assert size_and_time(tmp_path) == (15, later)
     assert size_and_time(tmp_path / "b")[0] == 5
+
+
+def test_json_of_any_length_is_what_json_makes_of_it(tmp_path: Path) -> None:
+    value = {"images": [{"name": "ö", "counts": [number, None, 0.1]} for number in range(5000)]}  # several pieces
+    write_json(tmp_path / "long.json", value)
+    assert (tmp_path / "long.json").read_bytes() == (json.dumps(value, indent=2) + "\n").encode()
