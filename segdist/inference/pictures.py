@@ -111,10 +111,16 @@ def displayable(image: np.ndarray) -> np.ndarray:
     """An image of any number of channels as uint8 RGB (h, w, 3); 16-bit values are stretched to what occurs."""
     picture = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
     if picture.dtype != np.uint8:
-        low, high = np.percentile(picture, (0.5, 99.5))
-        scaled = (picture.astype(np.float32) - low) / max(high - low, 1)
-        picture = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+        picture = stretched(picture)
     return np.broadcast_to(picture, (*picture.shape[:2], 3))
+
+
+def stretched(image: np.ndarray) -> np.ndarray:
+    """The values that occur, but for the lowest and highest 0.5 %, spread over 0 to 255; uint8 of the same shape."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    scaled = (image.astype(np.float32) - low) / max(high - low, 1)
+    result: np.ndarray = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+    return result
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from segdist.core.files import whole_file
 from segdist.inference.finished_result import FinishedImage, FinishedResult
-from segdist.inference.pictures import colored, displayable
+from segdist.inference.pictures import colored, displayable, stretched
 from shards.images.opening import open_image
 
 AROUND = 24
@@ -38,7 +38,8 @@ def draw_suspect(path: Path, found: FinishedResult, image: FinishedImage, box: B
     with open_image(image.path, upright=image.upright) as opened_image:
         pixels = np.array(opened_image.read(top, bottom, left, right))
     labels = block.truth[:, columns], block.probabilities[:, :, columns].argmax(axis=0)
-    panels = [displayable(pixels), *(colored(each, found.classes) for each in labels)]
+    # Stretched, for a reader who has to judge what may be a dark corner of a dark image.
+    panels = [displayable(stretched(pixels)), *(colored(each, found.classes) for each in labels)]
     scale = min(max(SMALLEST / max(panels[0].shape[:2]), 1.0), LARGEST / max(panels[0].shape[:2]))
     size = max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1)
     picture = Image.new("RGB", (3 * size[0] + 2 * GAP, size[1]), "white")

@@ -13,7 +13,9 @@ from jobs import infer, suspects
 from jobs.entry import run_job
 from segdist.core.exit_codes import FINISHED, USAGE
 from segdist.inference import finished_result
+from segdist.inference.finished_result import FinishedResult
 from segdist.inference.outline import outlines
+from segdist.inference.suspect_pictures import AROUND, FRAME, GAP
 from tests.support.inference_parts import CLASSES, write_images, write_model
 
 SHAPES = {"one": (60, 80), "two": (50, 40)}
@@ -159,3 +161,28 @@ def test_a_result_without_masks_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert run_job(infer.main, ["-m", str(run), "-i", str(images), "-o", str(tmp_path / "out"), *quiet]) == FINISHED
     assert run_job(suspects.main, [str(tmp_path / "out")]) == USAGE
     assert "--masks.folder" in capsys.readouterr().err
+
+
+def test_the_picture_shows_image_mask_and_prediction_around_the_framed_region(result: Path) -> None:
+    draw(result, "two", (10, 20, 18, 32), 1)
+    rows(result)
+    (file,) = (result / "suspect_pictures").iterdir()
+    assert file.name == "0001.png"
+    with Image.open(file) as picture:
+        pixels = np.asarray(picture)
+    side = (pixels.shape[1] - 2 * GAP) // 3
+    height, width = SHAPES["two"]
+    scale = side / (min(32 + AROUND, width) - max(20 - AROUND, 0))
+    assert pixels.shape[0] == pytest.approx(scale * (min(18 + AROUND, height) - max(10 - AROUND, 0)), abs=1)
+    centers = [(round(14 * scale), round(26 * scale) + number * (side + GAP)) for number in range(3)]
+    colors = FinishedResult(result).classes
+    assert tuple(pixels[centers[1]]) == colors[1].color
+    assert tuple(pixels[centers[2]]) == colors[0].color
+    image, mask, prediction = (pixels[:, number * (side + GAP) : number * (side + GAP) + side] for number in range(3))
+    assert len(np.unique(image)) > 50  # the noise of the image, stretched
+    for panel in (image, mask, prediction):
+        top = round(10 * scale)
+        assert FRAME in map(tuple, panel[top - 1 : top + 2, round(26 * scale)].tolist())
+    draw(result, "two", (10, 20, 18, 32), 0)
+    rows(result)
+    assert not list((result / "suspect_pictures").glob("*"))
