@@ -173,6 +173,9 @@ class FoldsConfig:
             raise UserError(f"train: {', '.join(sorted(own))} can't be set here; each fold has its own")
         if own := {"model", "data", "images", "out", "split", "out_of_fold", "calibrated"} & self.infer.keys():
             raise UserError(f"infer: {', '.join(sorted(own))} can't be set here")
+        output = self.tables()["infer"]["output"]
+        if output["probabilities"] == "none" or output.get("probability_format", "npy") != "npy":
+            raise UserError("infer: the scores need output.probabilities, with output.probability_format npy")
 
     @property
     def folder(self) -> Path:

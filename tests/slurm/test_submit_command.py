@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,6 +89,23 @@ def test_the_folds_are_tasks_of_one_array_with_the_ranks_of_the_profile_and_in_o
         *("--train", '{"seed": 7}'),
     )
     assert links[2].order.profile.ranks_per_node == links[2].order.profile.nodes == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "a/b"}, "not a name"),
+        ({"data": "https://there/set"}, "behind a URL"),
+        ({"minutes": 5, "train": {"steps": 9}}, "give the length of the training once"),
+        ({"train": {"fold": "1/2"}}, "train: fold can't be set here"),
+        ({"infer": {"calibrated": True, "out": "x"}}, "infer: calibrated, out can't be set here"),
+        ({"infer": {"output": {"probabilities": "none"}}}, "the scores need output.probabilities"),
+        ({"infer": {"output": {"probability_format": "tiff"}}}, "the scores need output.probabilities"),
+    ],
+)
+def test_what_no_cross_validation_can_do_is_refused_before_it_begins(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SubmitFoldsConfig(**settings).validate()
 
 
 def test_off_slurm_the_folds_are_jobs_one_after_another() -> None:
