@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from typing import Any
 
 import pytest
 
@@ -13,13 +14,8 @@ os.environ["WANDB_MODE"] = os.environ.get("WANDB_MODE", "offline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is none; leave slow tests out of the coverage, which would slow them down.
-
-    With several processes, a file's tests stay in one of them, and all that start a Slurm cluster in the same one.
-    """
+    """Skip tests marked `gpu` where there is none; leave slow tests out of the coverage, which would slow them down."""
     for item in items:
-        starts_slurm = "slurm" in item.path.parts or item.path.name == "test_cluster_page.py"
-        item.add_marker(pytest.mark.xdist_group("slurm" if starts_slurm else str(item.path)))
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.no_cover)
     import torch
@@ -29,6 +25,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="NO GPU HERE: this test needs CUDA and was not run"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several processes, each takes whole files, and one of them all that start a Slurm cluster."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            starts_slurm = nodeid.startswith(("tests/slurm/", "tests/docs/test_cluster_page.py"))
+            return "slurm" if starts_slurm else super()._split_scope(nodeid)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -17,4 +17,4 @@ setup_venv test,onnx,tensorboard,remote,zarr,docs
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 # Two processes for two cores; `-n 0` runs everything in one, which a debugger needs.
-exec .venv/bin/python -m pytest -n 2 --dist loadgroup "${selection[@]}" "$@"
+exec .venv/bin/python -m pytest -n 2 "${selection[@]}" "$@"
