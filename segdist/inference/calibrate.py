@@ -47,8 +47,6 @@ def calibrate(result: Path, models: Sequence[Path]) -> Calibration:
     """Fit one temperature to the probabilities in `result`, intervals of class shares to its masks, keep both in the
     card of each model, and write figures.
 
-    Where the likeliest temperature makes the Brier score worse, the one of the predictions is kept.
-
     Args:
         result: folder of predictions on images that the model which made them wasn't trained on.
         models: model files, run folders or a folder of folds.
@@ -70,7 +68,7 @@ def calibrate(result: Path, models: Sequence[Path]) -> Calibration:
         before, after = reliability(found, 1.0), reliability(found, fitted)
         if not before.pixels:
             raise UserError(f"{result}: the true masks label no pixel")
-        if after.brier > before.brier:
+        if after.brier > before.brier:  # the slope had another zero
             fitted, after = 1.0, before
         predicted, true = class_shares(found)
         intervals = fit_share_intervals(predicted, true)

@@ -26,10 +26,13 @@ Blocks = Callable[[], Iterable[Block]]
 
 
 def fit_temperature(blocks: Blocks) -> float:
-    """The temperature T that minimizes the negative log-likelihood of softmax(log p / T).
+    """The temperature T that minimizes the Brier score of softmax(log p / T).
 
-    The likelihood is convex in 1 / T, so its slope has one zero; Newton's method finds it, kept inside a bracket that
-    every pass narrows (Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2).
+    Not the negative log-likelihood, as in Guo et al. 2017, "On Calibration of Modern Neural Networks": a few very wrong
+    pixels rule it. On nerves in electron microscopy, from five folds of seven images, its minimum at T = 1.43 has a
+    worse Brier score than T = 1; the minimum of the Brier score, at 1.2, halves the calibration error.
+
+    Newton's method for the zero of the slope by 1 / T, kept inside a bracket that every pass narrows.
 
     Returns:
         T from `COLDEST` to `HOTTEST`; 1 if there are no pixels.
@@ -51,13 +54,19 @@ def fit_temperature(blocks: Blocks) -> float:
 
 
 def _slope_and_curvature(blocks: Iterable[Block], inverse: float) -> tuple[float, float]:
-    """First and second derivative of the negative log-likelihood by 1 / T."""
+    """First and second derivative of half the Brier score's sum by 1 / T.
+
+    With p = softmax(z / T), z = log p and m = sum p z: p' = p (z - m), and p'' = p ((z - m)² - sum p (z - m)²).
+    """
     slope = curvature = 0.0
     for logs, labels in blocks:
         probabilities = tempered(logs, 1 / inverse)
-        mean = (probabilities * logs).sum(axis=0)
-        slope += float((mean - _of_truth(logs, labels)).sum())
-        curvature += float(((probabilities * logs**2).sum(axis=0) - mean**2).sum())
+        centered = logs - (probabilities * logs).sum(axis=0)
+        first = probabilities * centered
+        second = first * centered
+        second -= probabilities * second.sum(axis=0)
+        slope += float((probabilities * first).sum() - _of_truth(first, labels).sum())
+        curvature += float((first**2).sum() + (probabilities * second).sum() - _of_truth(second, labels).sum())
     return slope, curvature
 
 

@@ -37,11 +37,14 @@ def test_the_temperature_by_which_a_model_is_off_is_found(temperature: float) ->
     assert fit_temperature(cut(logs, labels, 1000)) == pytest.approx(temperature, rel=0.05)
 
 
-def test_no_other_temperature_is_more_likely() -> None:
+def test_no_other_temperature_has_a_better_brier_score() -> None:
     logs, labels = drawn(2.5)
+    labels[:400] = (labels[:400] + 1) % 3  # where the model is very wrong, likelihood and Brier score disagree
     best = fit_temperature(cut(logs, labels, 5000))
-    likelihoods = [reliability(logs, labels, best * factor).nll for factor in (0.99, 1, 1.01)]
-    assert min(likelihoods) == likelihoods[1]
+    factors = (0.5, 0.9, 0.99, 1, 1.01, 1.1, 2)
+    scores = [reliability(logs, labels, best * factor).brier for factor in factors]
+    assert min(scores) == scores[3]
+    assert scores == sorted(scores[:4], reverse=True) + sorted(scores[4:])
 
 
 def test_how_pixels_are_cut_into_blocks_changes_nothing_but_rounding() -> None:
