@@ -84,6 +84,7 @@ def _page(run: RunRecord, most_figures: int) -> dict[str, Any]:
         "folds": data.fold_table(run),
         "class_table": data.class_table(run),
         "validated": run.best is not None,
+        "scored": data.scored_images(run),
         "matrices": data.matrices(run),
         "predictions": [_predictions(run, item, most_figures) for item in run.predictions],
         "data_sets": data.data_sets(run),

@@ -71,13 +71,17 @@ class DataSet:
     """Name, CSS color, fraction of the training pixels."""
 
 
+def scored_images(run: RunRecord) -> str:
+    """Which images the predictions are of, as an adjective."""
+    return "labeled" if run.cross_validation else "test"
+
+
 def headline(run: RunRecord) -> list[tuple[str, str, str]]:
     """The figures at the top: label, value, remark."""
     tiles: list[tuple[str, str, str]] = []
     if run.predictions:
         scores = run.predictions[0].scores
-        kind = "labeled" if run.cross_validation else "test"
-        remark = f"{len(scores['images'])} {kind} image{'s' * (len(scores['images']) != 1)}"
+        remark = f"{len(scores['images'])} {scored_images(run)} image{'s' * (len(scores['images']) != 1)}"
         tiles.append(("mean IoU over images", number(scores["mean_iou_over_images"]), remark))
         tiles.append(("mean IoU over all pixels", number(scores["mean_iou_pixels"]), "the same images"))
     if best := run.best:
@@ -205,7 +209,9 @@ def class_table(run: RunRecord) -> list[dict[str, Any]]:
 def matrices(run: RunRecord) -> list[Matrix]:
     """Confusion matrices of all test images and of the best validation."""
     found = [
-        _matrix(f"test images ({item.folder.name})", item.scores["classes"], item.scores["confusion_matrix"])
+        _matrix(
+            f"{scored_images(run)} images ({item.folder.name})", item.scores["classes"], item.scores["confusion_matrix"]
+        )
         for item in run.predictions
     ]
     best = run.best
