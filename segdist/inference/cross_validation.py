@@ -24,7 +24,7 @@ from segdist.inference.evaluation import summarize
 from segdist.inference.job import SCORES_VERSION
 from segdist.inference.out_of_fold import divide_as_trained
 from segdist.inference.suspects import suspects_text, write_suspects
-from segdist.model.card import folds_of, read_card, resolve_ensemble
+from segdist.model.card import read_card, resolve_ensemble
 from shards.read.folds import Partition
 from shards.read.reader import ShardSet
 
@@ -53,8 +53,9 @@ def score(folder: Path, shard_set: ShardSet) -> FoldScores:
     """Score the out-of-fold predictions, calibrate the models with them, list suspect labels, and write scores.json.
 
     It holds what the scores of any predictions do (`segdist.inference.evaluation.summarize`), over all images;
-    `per_fold`, the same of each fold's; `spread`, mean and standard deviation over the folds; `interval`, bounds of a
-    bootstrap over the images (or groups of them); and the number of `images`, `folds` and `suspects`.
+    `per_fold`, the same of the images that each fold held out, and their number; `spread`, mean and standard deviation
+    over the folds; `interval`, bounds of a bootstrap over the images (or groups of them); and the number of `folds` and
+    `suspects`.
 
     Args:
         folder: of the runs fold-1, fold-2 …, and of the predictions.
@@ -72,21 +73,25 @@ def score(folder: Path, shard_set: ShardSet) -> FoldScores:
         files = resolve_ensemble([folder])
         partition = divide_as_trained(shard_set.folder, [read_card(file).held_out for file in files])
         images = _images(result)
-        groups = _groups(images, partition, shard_set.folder)
+        if len(images) != len(partition.pairs):
+            raise UserError(
+                f"{result / SCORES}: scores of {len(images)} of {len(partition.pairs)} labeled images; run segdist "
+                "cross-validate without --finish"
+            )
         calibration = calibrate(result, [folder])
         listed, found = write_suspects(result, MOST_SUSPECTS)
         names = [info.name for info in shard_set.manifest.classes]
         of_all = summarize(names, images)
-        per_fold = [
-            {"fold": fold + 1, **summarize(names, [image for image in images if image["fold"] == fold + 1])}
-            for fold in range(len(folds_of(folder)))
-        ]
+        per_fold = []
+        for fold in range(1, len(files) + 1):
+            held_out = [image for image in images if image["fold"] == fold]
+            per_fold.append({"fold": fold, "held_out": len(held_out), **summarize(names, held_out)})
         scores = {
             **of_all,
             "folds": len(per_fold),
             "per_fold": [{key: one[key] for key in one if key not in ("images", "classes")} for one in per_fold],
             "spread": spread(per_fold),
-            "interval": interval([image["confusion_matrix"] for image in images], groups),
+            "interval": interval([image["confusion_matrix"] for image in images], partition.groups.tolist()),
             "suspects": found,
         }
         write_json(folder / SCORES, stamped(scores, FOLD_SCORES_VERSION))
@@ -201,12 +206,6 @@ def _images(result: Path) -> list[dict[str, Any]]:
     except (ValueError, KeyError) as error:
         raise UserError(f"{file}: damaged ({error}); run segdist cross-validate again") from None
     return found
-
-
-def _groups(images: Sequence[dict[str, Any]], partition: Partition, folder: Path) -> list[int]:
-    paths = (str(folder / pair.image) for pair in partition.pairs)
-    group_of = dict(zip(paths, partition.groups.tolist(), strict=True))
-    return [group_of[image["image"]] for image in images]
 
 
 def _scores(matrices: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:

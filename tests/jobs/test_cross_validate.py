@@ -72,6 +72,7 @@ def test_the_scores_are_those_of_separate_runs_to_the_integer(place: Path) -> No
     scores = json.loads((place / "runs" / "whole" / "scores.json").read_text())
     assert scores["confusion_matrix"] == total.tolist()
     assert len(scores["images"]) == len(partition.pairs) == 10
+    assert [one["held_out"] for one in scores["per_fold"]] == np.bincount(partition.folds)[1:].tolist()
     assert np.sum([one["confusion_matrix"] for one in scores["per_fold"]], axis=0).tolist() == total.tolist()
 
 
