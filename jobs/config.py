@@ -122,8 +122,7 @@ class ChainConfig(SetConfig):
     def validate(self) -> None:
         """Raises UserError for a name that is a path, or a training length given twice."""
         check_pipeline_name(self.name)
-        if self.minutes and (twice := {"steps", "epochs"} & self.train.keys()):
-            raise UserError(f"--minutes and {', '.join(sorted(twice))} of train: give the length of the training once")
+        _check_length(self.minutes, self.train)
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """The settings of each job."""
@@ -167,8 +166,7 @@ class FoldsConfig:
             plain_name(self.name)
         if "://" in self.data:
             raise UserError(f"--data {self.data}: the images to segment are not in a set behind a URL; copy it here")
-        if self.minutes and (twice := {"steps", "epochs"} & self.train.keys()):
-            raise UserError(f"--minutes and {', '.join(sorted(twice))} of train: give the length of the training once")
+        _check_length(self.minutes, self.train)
         if own := {"data", "name", "fold"} & self.train.keys():
             raise UserError(f"train: {', '.join(sorted(own))} can't be set here; each fold has its own")
         if own := {"model", "data", "images", "out", "split", "out_of_fold", "calibrated"} & self.infer.keys():
@@ -191,8 +189,7 @@ class FoldsConfig:
         """The settings of each job. The out-of-fold results keep their probabilities."""
         train = self.train | ({"minutes": self.minutes} if self.minutes else {})
         infer = merge({"output": {"probabilities": "float16"}}, self.infer)
-        tracking = {"group": self.folder.name} | self.tracking
-        return {job: table | {"tracking": tracking} for job, table in (("train", train), ("infer", infer))}
+        return tracked({"group": self.folder.name} | self.tracking, {"train": train, "infer": infer})
 
 
 @dataclass(frozen=True)
@@ -208,8 +205,8 @@ class CrossValidateConfig(FoldsConfig):
 
 
 @dataclass(frozen=True)
-class SubmitFoldsConfig(FoldsConfig):
-    """Submit a cross-validation: the folds as tasks of a job array, then the inference, then the scores."""
+class OnCluster:
+    """Where a submission goes."""
 
     profile: str = ""
     """Cluster profile: a TOML file, or one of the examples in slurm/profiles (docs/cluster.md)."""
@@ -218,13 +215,14 @@ class SubmitFoldsConfig(FoldsConfig):
 
 
 @dataclass(frozen=True)
-class SubmitConfig:
+class SubmitFoldsConfig(FoldsConfig, OnCluster):
+    """Submit a cross-validation: the folds as tasks of a job array, then the inference, then the scores."""
+
+
+@dataclass(frozen=True)
+class SubmitConfig(OnCluster):
     """Submit one job."""
 
-    profile: str = ""
-    """Cluster profile: a TOML file, or one of the examples in slurm/profiles (docs/cluster.md)."""
-    cluster: Literal["slurm", "local", "debug"] = "slurm"
-    """slurm; local: this machine, one job after another; debug: this very process, one rank."""
     tasks: Tasks = 1
     """make-shards and infer: split the work into this many tasks of a job array, plus a final job that merges."""
     stage_to: str = ""
@@ -232,13 +230,9 @@ class SubmitConfig:
 
 
 @dataclass(frozen=True)
-class SubmitPipelineConfig(ChainConfig):
+class SubmitPipelineConfig(ChainConfig, OnCluster):
     """Submit the chain make-shards → train → infer → report. Each job waits for the previous one."""
 
-    profile: str = ""
-    """Cluster profile: a TOML file, or one of the examples in slurm/profiles (docs/cluster.md)."""
-    cluster: Literal["slurm", "local", "debug"] = "slurm"
-    """slurm; local: this machine, one job after another; debug: this very process, one rank."""
     shard_tasks: Tasks = 1
     """Make the shards in this many tasks of a job array."""
     infer_tasks: Tasks = 1
@@ -272,6 +266,12 @@ def tracked(tracking: dict[str, Any], tables: dict[str, dict[str, Any]]) -> dict
         merged = ({"wandb": "auto"} if job == "make_shards" else {}) | tracking | table.get("tracking", {})
         filled[job] = table | ({"tracking": merged} if merged else {})
     return filled
+
+
+def _check_length(minutes: float, train: dict[str, Any]) -> None:
+    """Raises UserError if the table `train` gives a length as well."""
+    if minutes and (twice := {"steps", "epochs"} & train.keys()):
+        raise UserError(f"--minutes and {', '.join(sorted(twice))} of train: give the length of the training once")
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

@@ -15,17 +15,16 @@ kept.
 import shutil
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 from jobs.command_line import parse, print_config
 from jobs.config import CrossValidateConfig, FoldsConfig, without_preset
 from jobs.entry import run_job
 from jobs.steps import Step, check_steps, run_steps
 from segdist.core.exit_codes import FINISHED
+from segdist.core.fold import fold_folder, folds_of
 from segdist.core.owner import owned
 from segdist.core.paths import LAST_MODEL, OUT_OF_FOLD, PIPELINE, set_dir
 from segdist.core.terminal import say
-from segdist.model.card import folds_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
                 shutil.rmtree(config.folder, ignore_errors=True)
         if code := run_steps(steps, config.folder / PIPELINE):
             return code
-    if command.dry_run:
+    elif command.dry_run:
         return FINISHED
     print(scores_text(score(config.folder, shard_set)))
     from segdist.runs.report import refresh_report
@@ -63,17 +62,15 @@ def main(argv: list[str] | None = None) -> int:
     return FINISHED
 
 
-def fold_folders(config: FoldsConfig) -> list[Path]:
-    """The run folder of each fold."""
-    return [config.folder / f"fold-{number}" for number in range(1, config.folds + 1)]
-
-
 def train_arguments(config: FoldsConfig) -> list[list[str]]:
     """The options of each fold's training, besides its settings."""
     _, preset = without_preset(config.tables()["train"])
     return [
-        ["-f", config.data, "--name", str(folder), "--fold", f"{number}/{config.folds}", *preset]
-        for number, folder in enumerate(fold_folders(config), start=1)
+        [
+            *("-f", config.data, "--name", str(fold_folder(config.folder, number))),
+            *("--fold", f"{number}/{config.folds}", *preset),
+        ]
+        for number in range(1, config.folds + 1)
     ]
 
 
@@ -84,7 +81,7 @@ def infer_arguments(config: FoldsConfig) -> list[str]:
 
 
 def _steps(config: CrossValidateConfig) -> list[Step]:
-    tables, last = config.tables(), fold_folders(config)[-1] / LAST_MODEL
+    tables, last = config.tables(), fold_folder(config.folder, config.folds) / LAST_MODEL
     train, _ = without_preset(tables["train"])
     return [
         *(Step("train", config.processes, arguments, train) for arguments in train_arguments(config)),

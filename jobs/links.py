@@ -8,10 +8,11 @@ from typing import Any
 
 from jobs.command_line import parse
 from jobs.config import FoldsConfig, without_preset
-from jobs.cross_validate import fold_folders, infer_arguments, train_arguments
+from jobs.cross_validate import infer_arguments, train_arguments
 from segdist.core import paths
 from segdist.core.code_version import current_version
 from segdist.core.errors import UserError
+from segdist.core.fold import fold_folder
 from segdist.core.parsing import option_value, write_settings
 from segdist.inference.config import InferConfig
 from segdist.set_job import MakeShardsJob
@@ -39,23 +40,16 @@ class Submission:
         commands: list[list[str]],
         folder: Path,
         product: Path,
-        progress: tuple[str, ...] | list[tuple[str, ...]],
+        progress: tuple[str, ...],
         stage: str = "",
-        *,
-        parallel: bool = False,
     ) -> Link:
-        """One link; several commands make an array.
-
-        Args:
-            progress: patterns of the files that show progress, of all commands or a tuple for each.
-            parallel: each command is a job of the profile's nodes and ranks, though it is one task of an array.
-        """
+        """One link; several commands make an array."""
         if not self.profile and self.cluster == "slurm":
             raise UserError(
                 "--profile: name your cluster's profile, a TOML file (docs/cluster.md shows how to write one)"
             )
         profile = load_profile(self.profile or "local", job)
-        if (len(commands) > 1 and not parallel) or name in ("finish-shards", "finish-folds") or name.endswith("-merge"):
+        if len(commands) > 1 or name in ("finish-shards", "finish-folds") or name.endswith("-merge"):
             # Array tasks don't communicate: each is a single rank, and so is the job that merges their work.
             profile = replace(profile, nodes=1, tasks_per_node=1)
         if self.cluster == "debug":
@@ -67,18 +61,17 @@ class Submission:
                 "their logs; choose another --name"
             )
         code = current_version()
-        progresses = progress if isinstance(progress, list) else [progress] * len(commands)
         tasks = tuple(
             Task(
                 arguments=(job, *command),
                 folder=str(logs),
                 code=code,
-                progress=own,
+                progress=progress,
                 stage=stage if self.stage_to else "",
                 stage_to=self.stage_to if stage else "",
                 torchrun=profile.ranks_per_node if profile.launcher == "torchrun" else 0,
             )
-            for command, own in zip(commands, progresses, strict=True)
+            for command in commands
         )
         return Link(Order(name, tasks, profile, logs, settings=_fingerprint(commands)), str(product))
 
@@ -184,8 +177,7 @@ def pipeline_links(
         settings: folder for files through which the jobs get them.
     """
     run = paths.RUNS / name
-    train = dict(train)
-    preset = ["--preset", train.pop("preset")] if "preset" in train else []
+    train, preset = without_preset(train)
     scores = run / paths.PREDICTIONS / name / paths.SCORES
     return [
         *shard_links(submission, [*_settings(settings, "make_shards", make_shards), "-f", name], run),
@@ -203,16 +195,15 @@ def fold_links(submission: Submission, config: FoldsConfig, settings: Path) -> l
     """The trainings of all folds at the same time, as tasks of an array → infer → the scores."""
     tables, run, scores = config.tables(), config.folder, config.folder / paths.SCORES
     train, _ = without_preset(tables["train"])
-    trainings = [[*_settings(settings, "train", train), *arguments] for arguments in train_arguments(config)]
-    progress: list[tuple[str, ...]] = [(f"{fold}/{paths.CHECKPOINTS}/step-*.pt",) for fold in fold_folders(config)]
-    products = [fold / paths.LAST_MODEL for fold in fold_folders(config)]
+    options = _settings(settings, "train", train)
+    folds = []
+    for number, arguments in enumerate(train_arguments(config), start=1):
+        fold = fold_folder(run, number)
+        progress = (f"{fold}/{paths.CHECKPOINTS}/step-*.pt",)
+        command = [*options, *arguments]
+        folds.append(submission.link(f"train-{number}", "train", [command], run, fold / paths.LAST_MODEL, progress))
     if submission.cluster == "slurm":
-        folds = [submission.link("train", "train", trainings, run, products[-1], progress, parallel=True)]
-    else:
-        folds = [
-            submission.link(f"train-{number}", "train", [training], run, product, own)
-            for number, (training, product, own) in enumerate(zip(trainings, products, progress, strict=True), start=1)
-        ]
+        folds = [_as_array("train", folds)]
     infer = [*_settings(settings, "infer", tables["infer"]), *infer_arguments(config)]
     finish = ["-f", config.data, "--name", run.name, "--folds", str(config.folds), "--finish"]
     seed = ["--train", json.dumps({"seed": config.seed})] if config.seed else []
@@ -221,6 +212,12 @@ def fold_links(submission: Submission, config: FoldsConfig, settings: Path) -> l
         *infer_links(submission, infer, run / paths.OUT_OF_FOLD / paths.SCORES),
         submission.link("finish-folds", "cross-validate", [[*finish, *seed]], run, scores, (str(scores),)),
     ]
+
+
+def _as_array(name: str, links: list[Link]) -> Link:
+    """One link with the tasks of all as those of an array, each on the nodes and ranks that it had."""
+    tasks = tuple(task for link in links for task in link.order.tasks)
+    return Link(replace(links[0].order, name=name, tasks=tasks), links[-1].product)
 
 
 def _settings(folder: Path, job: str, settings: dict[str, Any]) -> list[str]:

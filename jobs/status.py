@@ -8,7 +8,6 @@ RUN is a name below runs/ or a folder. Nothing else has to be installed or start
 runs on other machines that share the file system.
 """
 
-import re
 import sys
 import time
 from pathlib import Path
@@ -26,15 +25,15 @@ def main(argv: list[str] | None = None) -> int:
     from rich.live import Live
 
     from segdist.core.errors import UserError
+    from segdist.core.fold import folds_of
     from segdist.core.paths import CONFIG, RUNS, SCORES
-    from segdist.model.card import folds_of
     from segdist.runs.record import RunRecord, find_run, read_run, read_run_or_problem
     from segdist.runs.status import overview, status
 
     folders = [find_run(name) for name in config.runs]
     if not folders and RUNS.is_dir():
-        runs = [*RUNS.glob(f"*/{CONFIG}"), *RUNS.glob(f"*/fold-*/{CONFIG}")]
-        folders = sorted((path.parent for path in runs), key=_by_number)
+        runs = [run for folder in sorted(RUNS.iterdir()) for run in (folder, *folds_of(folder))]
+        folders = [run for run in runs if (run / CONFIG).is_file()]
     if not folders:
         raise UserError(f"there are no runs below {RUNS}; start one with `segdist train`, or name a folder")
 
@@ -75,11 +74,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         pass  # the usual way to stop; the run is unaffected
     return FINISHED
-
-
-def _by_number(folder: Path) -> list[str | int]:
-    """A key that sorts fold-10 after fold-9."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", str(folder))]
 
 
 if __name__ == "__main__":

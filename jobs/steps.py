@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command_line import parse
-from segdist.core.exit_codes import STOPPED
+from segdist.core.exit_codes import FINISHED, STOPPED
 from segdist.core.parsing import write_settings
 from segdist.core.terminal import say
 from segdist.inference.config import InferConfig
@@ -74,4 +74,4 @@ def run_steps(steps: Sequence[Step], record: Path, *, dry_run: bool = False) -> 
                 say("stopped; the same command resumes from there")
             if code:
                 return code
-    return 0
+    return FINISHED

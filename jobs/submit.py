@@ -81,8 +81,8 @@ def _submit_folds(own: list[str], job_arguments: list[str]) -> int:
         raise UserError("segdist submit cross-validate takes its settings as options, and none after --")
     command = parse(SubmitFoldsConfig, own, "submit cross-validate", __doc__ or "")
     config = command.job
-    for missing in missing_inputs("train", ["-f", config.data]):
-        raise UserError(f"{missing} does not exist: make the shard set first, because its images are the folds")
+    if missing := missing_inputs("train", ["-f", config.data]):
+        raise UserError(f"{missing[0]} does not exist: make the shard set first, because its images are the folds")
     with tempfile.TemporaryDirectory() as draft:
         settings = Path(draft) if command.dry_run else config.folder / PIPELINE
         links = fold_links(Submission(config.profile, config.cluster), config, settings)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from segdist.core.errors import UserError
 
@@ -32,3 +33,19 @@ def parse_fold(text: str, seed: int) -> Fold:
     if not 1 <= number <= max(count, 1) or not 2 <= count <= MOST_FOLDS:
         raise UserError(f"--fold {text}: write k/n, the k-th of n folds; k from 1 to n, n from 2 to {MOST_FOLDS}")
     return Fold(number, count, seed)
+
+
+def fold_folder(folder: Path, number: int) -> Path:
+    """The run folder of a fold, in that of its cross-validation."""
+    return folder / f"fold-{number}"
+
+
+def is_fold(folder: Path) -> bool:
+    """True if the folder is called as `fold_folder` calls it."""
+    return re.fullmatch(r"fold-[0-9]+", folder.name) is not None
+
+
+def folds_of(folder: Path) -> list[Path]:
+    """The runs `fold-1` to `fold-K` in a folder, trained on parts of one shard set; empty for any other folder."""
+    folds = [path for path in folder.glob("fold-*") if path.is_dir() and is_fold(path)]
+    return sorted(folds, key=lambda path: int(path.name.removeprefix("fold-")))

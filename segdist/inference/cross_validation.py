@@ -3,7 +3,6 @@
 K classes, N images, F folds, R draws of the bootstrap; confusion matrices are int64 (K, K), rows are the truth.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from segdist.core.errors import UserError
-from segdist.core.files import read_text, write_json
+from segdist.core.files import write_json
 from segdist.core.formats import stamped, unstamped
 from segdist.core.keyed import Purpose, generator
 from segdist.core.owner import owned
+from segdist.core.parsing import read_file
 from segdist.core.paths import FAILURES, OUT_OF_FOLD, SCORES
 from segdist.inference.calibrate import Calibration, calibrate, interval_lines
-from segdist.inference.evaluation import summarize
+from segdist.inference.evaluation import shown, summarize
 from segdist.inference.job import SCORES_VERSION
 from segdist.inference.out_of_fold import divide_as_trained
 from segdist.inference.suspects import suspects_text, write_suspects
 from segdist.model.card import read_card, resolve_ensemble
+from segdist.model.metrics import dice_per_class, iou_per_class
+from segdist.runs.fold_table import fold_rows
 from shards.read.folds import Partition
 from shards.read.reader import ShardSet
 
@@ -71,7 +74,7 @@ def score(folder: Path, shard_set: ShardSet) -> FoldScores:
                 "repair these images, or make a set without them, and run the same command again"
             )
         files = resolve_ensemble([folder])
-        partition = divide_as_trained(shard_set.folder, [read_card(file).held_out for file in files])
+        partition = divide_as_trained(shard_set, [read_card(file).held_out for file in files])
         images = _images(result)
         if len(images) != len(partition.pairs):
             raise UserError(
@@ -143,11 +146,8 @@ def interval(matrices: Sequence[Sequence[Sequence[int]]], groups: Sequence[int])
 def scores_text(found: FoldScores) -> str:
     """The scores per class with spread and interval, the calibration, and the most suspect labels."""
     scores = found.scores
-    names = [*scores["classes"], "mean, all pixels", "mean over images"]
-    iou = [*scores["iou"], scores["mean_iou_pixels"], scores["mean_iou_over_images"]]
-    spreads = [*scores["spread"]["iou"], *(scores["spread"][key] for key in SCORES_OF_ALL[:2])]
-    bounds = [*scores["interval"]["iou"], *(scores["interval"][key] for key in SCORES_OF_ALL[:2])]
-    width = max(map(len, names))
+    rows = fold_rows(scores)
+    width = max(len(row.name) for row in rows)
     level = f"{scores['interval']['level']:.0%} interval"
     lines = [
         "",
@@ -155,10 +155,10 @@ def scores_text(found: FoldScores) -> str:
         "not trained on it",
         f"{'IoU':<{width}}     all   {level:<16}  folds: mean ± deviation",
     ]
-    for name, value, own, bound in zip(names, iou, spreads, bounds, strict=True):
-        between = f"{_shown(bound[0])} – {_shown(bound[1])}" if bound else "–"
+    for row in rows:
+        between = "–" if row.low is None else f"{shown(row.low)} – {shown(row.high)}"
         lines.append(
-            f"{name:<{width}}  {_shown(value)}   {between:<16}  {_shown(own['mean'])} ± {_shown(own['deviation'])}"
+            f"{row.name:<{width}}  {shown(row.iou)}   {between:<16}  {shown(row.mean)} ± {shown(row.deviation)}"
         )
     before, after = found.calibration.before, found.calibration.after
     lines += [
@@ -201,24 +201,23 @@ def _images(result: Path) -> list[dict[str, Any]]:
     file = result / SCORES
     if not file.exists():
         raise UserError(f"{file}: missing; run segdist cross-validate without --finish")
-    try:
-        found: list[dict[str, Any]] = unstamped(json.loads(read_text(file)), SCORES_VERSION, str(file))["images"]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{file}: damaged ({error}); run segdist cross-validate again") from None
+    found: list[dict[str, Any]] | None = unstamped(read_file(file), SCORES_VERSION, str(file)).get("images")
+    if found is None:
+        raise UserError(f"{file}: damaged (no images); run segdist cross-validate again")
     return found
 
 
 def _scores(matrices: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """The scores of each matrix of (R, K, K); NaN where undefined."""
-    hits = np.einsum("rkk->rk", matrices).astype(np.float64)
-    true, predicted = matrices.sum(axis=2), matrices.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        iou = hits / (true + predicted - hits)
-        accuracy = hits.sum(axis=1) / true.sum(axis=1)
-        dice = 2 * hits / (true + predicted)
-    defined = np.isfinite(iou)
-    means = np.where(defined.any(axis=1), np.nan_to_num(iou).sum(axis=1) / np.maximum(defined.sum(axis=1), 1), np.nan)
-    return {"mean_iou_pixels": means, "pixel_accuracy": accuracy, "iou": iou, "dice": dice}
+    counts = torch.from_numpy(matrices)
+    iou = iou_per_class(counts)
+    scores = {
+        "mean_iou_pixels": iou.nanmean(dim=-1),
+        "pixel_accuracy": counts.diagonal(dim1=-2, dim2=-1).sum(-1) / counts.sum((-2, -1)).double(),
+        "iou": iou,
+        "dice": dice_per_class(counts),
+    }
+    return {key: values.numpy() for key, values in scores.items()}
 
 
 def _bounds(drawn: NDArray[np.float64]) -> Any:
@@ -238,7 +237,3 @@ def _mean_and_deviation(values: Sequence[float | None]) -> dict[str, float | Non
     if mean is not None and len(known) > 1:
         deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))
     return {"mean": mean, "deviation": deviation}
-
-
-def _shown(value: float | None) -> str:
-    return "     –" if value is None else f"{value:.4f}"

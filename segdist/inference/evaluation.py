@@ -90,11 +90,11 @@ def score_table(scores: dict[str, Any]) -> str:
     lines = [f"{'class':<{width}}     IoU    Dice      pixels"]
     for label, name in enumerate(scores["classes"]):
         pixels = sum(scores["confusion_matrix"][label])
-        lines.append(f"{name:<{width}}  {_shown(scores['iou'][label])}  {_shown(scores['dice'][label])}  {pixels:>10,}")
+        lines.append(f"{name:<{width}}  {shown(scores['iou'][label])}  {shown(scores['dice'][label])}  {pixels:>10,}")
     dice = [value for value in scores["dice"] if value is not None]
     mean_dice = sum(dice) / len(dice) if dice else None
     pixels = sum(map(sum, scores["confusion_matrix"]))
-    lines.append(f"{'all pixels':<{width}}  {_shown(scores['mean_iou_pixels'])}  {_shown(mean_dice)}  {pixels:>10,}")
+    lines.append(f"{'all pixels':<{width}}  {shown(scores['mean_iou_pixels'])}  {shown(mean_dice)}  {pixels:>10,}")
     if len(scores["images"]) > 1:
         by_name = {image["name"]: image["mean_iou"] for image in scores["images"]}
         worst = ", ".join(f"{name} {by_name[name]:.4f}" for name in scores["worst"][:3])
@@ -115,5 +115,6 @@ def _numbers(values: torch.Tensor) -> list[float | None]:
     return [_number(value) for value in values.tolist()]
 
 
-def _shown(value: float | None) -> str:
+def shown(value: float | None) -> str:
+    """A score with four digits; a dash of the same width if there is none."""
     return "     –" if value is None else f"{value:.4f}"

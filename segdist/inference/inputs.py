@@ -23,6 +23,7 @@ from shards.images.masks import MaskReader, mask_reader_from_recipe
 from shards.images.opening import IMAGE_SUFFIXES, ZARR_SUFFIX, open_image, page_address, page_addresses, split_address
 from shards.images.orientation import Orientation, OrientedPair, oriented_pair
 from shards.manifest import ClassInfo, SourcePair, read_manifest
+from shards.read.reader import ShardSet
 
 HEADER_THREADS = 16
 """Threads that read headers: on network file systems each costs a round trip."""
@@ -132,7 +133,7 @@ def _of_shard_set(config: InferConfig, classes: tuple[ClassInfo, ...], held_out:
     folds: list[int] | None = None
     what: str = config.split
     if config.out_of_fold:
-        partition = divide_as_trained(folder, held_out)
+        partition = divide_as_trained(ShardSet(folder), held_out)
         sources, folds, what = partition.pairs, partition.folds.tolist(), "out-of-fold"
     if not sources:
         raise UserError(f"--data {config.data} --split {config.split}: the shard set has no such images")

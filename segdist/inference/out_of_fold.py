@@ -1,7 +1,6 @@
 """Which model of a cross-validation may segment which labeled image: the one that was not trained on it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from segdist.core.errors import UserError
 from segdist.model.card import HeldOut
@@ -9,8 +8,8 @@ from shards.read.folds import Partition, divide
 from shards.read.reader import ShardSet
 
 
-def divide_as_trained(folder: Path, held_out: Sequence[HeldOut | None]) -> Partition:
-    """The labeled images of the set in `folder`, divided as for the training of the models.
+def divide_as_trained(shard_set: ShardSet, held_out: Sequence[HeldOut | None]) -> Partition:
+    """The labeled images of the set, divided as for the training of the models.
 
     Args:
         held_out: of each model, from its card.
@@ -28,10 +27,9 @@ def divide_as_trained(folder: Path, held_out: Sequence[HeldOut | None]) -> Parti
         raise UserError(
             f"--out-of-fold: models of the folds {', '.join(map(str, folds))} of {first.folds}; it needs each fold once"
         )
-    shard_set = ShardSet(folder)
     if shard_set.manifest.fingerprint != first.data:
         raise UserError(
-            f"--data {folder}: not the set that the models were trained on, so an image may be one of their training "
-            "images; name that set"
+            f"--data {shard_set.folder}: not the set that the models were trained on, so an image may be one of their "
+            "training images; name that set"
         )
     return divide(shard_set, first.folds, first.seed)

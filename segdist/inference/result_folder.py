@@ -92,7 +92,7 @@ class ResultFolder:
 
     def finished_record(self, image: ImageTask) -> Record | None:
         """The record of an image that is finished, was made from the same files, and whose outputs are all there."""
-        file = os.path.join(self._records, f"{image.name}.json")  # for a million images, Path costs as much as reading
+        file = self._record_name(image)  # for a million images, Path costs as much as reading
         try:
             record = unstamped(_json(file), RECORD_VERSION, file)
         except FileNotFoundError:
@@ -143,7 +143,10 @@ class ResultFolder:
         return folder
 
     def _record_file(self, image: ImageTask) -> Path:
-        return self.folder / STATE / RECORDS / f"{image.name}.json"
+        return Path(self._record_name(image))
+
+    def _record_name(self, image: ImageTask) -> str:
+        return os.path.join(self._records, f"{image.name}.json")
 
     def _settings(self) -> Settings | None:
         """What `settings.json` says, without its version."""

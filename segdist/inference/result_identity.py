@@ -14,7 +14,7 @@ import torch
 from segdist.core.parsing import to_dict
 from segdist.inference.config import OutputConfig
 from segdist.inference.task import Task
-from segdist.model.card import CALIBRATED, ModelCard, read_card
+from segdist.model.card import CALIBRATED, ModelCard
 from shards.images.config import MasksConfig
 
 Settings = dict[str, Any]
@@ -27,11 +27,12 @@ MODEL, WEIGHTS, BY_FOLD = "model", "weights", "out_of_fold"
 def result_settings(task: Task, device: torch.device) -> Settings:
     """Everything that the results depend on but the list of images."""
     config = task.config
-    checksums = [file_checksum(file) for file in task.model_files]
+    models = zip(task.model_files, task.cards, strict=True)
+    files, weights = zip(*(model_checksums(file, card) for file, card in models), strict=True)
     masks = to_dict(task.mask_reader.config) if task.mask_reader is not None and config.data else None
     return {
-        MODEL: checksums[0] if len(checksums) == 1 else checksums,
-        WEIGHTS: [weights_checksum(file) for file in task.model_files],
+        MODEL: files[0] if len(files) == 1 else list(files),
+        WEIGHTS: list(weights),
         BY_FOLD: config.out_of_fold,
         "tile": task.tile,
         "overlap": config.overlap,
@@ -87,25 +88,22 @@ def differences(old: Settings, new: Settings) -> list[str]:
     return found
 
 
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file's content."""
+def model_checksums(path: Path, card: ModelCard) -> tuple[str, str]:
+    """SHA-256 of a model file, and of what it computes: its tensors, and its card without what a calibration puts there
+    and with defaults left out, so that neither a calibration nor a later version of the card changes it."""
+    usual = {item.name: item.default for item in fields(ModelCard)}
+    told = {key: value for key, value in to_dict(card).items() if key not in CALIBRATED and value != usual[key]}
+    whole, weights = hashlib.sha256(), hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def weights_checksum(path: Path) -> str:
-    """SHA-256 of what a model file computes: its tensors, and its card without what a calibration puts there and with
-    defaults left out, so that neither a calibration nor a later version of the card changes it."""
-    card, usual = to_dict(read_card(path)), {item.name: item.default for item in fields(ModelCard)}
-    told = {key: value for key, value in card.items() if key not in CALIBRATED and value != usual[key]}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        tensors = {key: value for key, value in json.loads(file.read(size)).items() if key != "__metadata__"}
-        digest.update(json.dumps(tensors, sort_keys=True).encode())
+        size = file.read(8)
+        header = file.read(int.from_bytes(size, "little"))
+        whole.update(size + header)
+        tensors = {key: value for key, value in json.loads(header).items() if key != "__metadata__"}
+        weights.update(json.dumps(tensors, sort_keys=True).encode())
         while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+            whole.update(block)
+            weights.update(block)
+    return whole.hexdigest(), weights.hexdigest()
 
 
 def _truth(task: Task) -> Settings | None:

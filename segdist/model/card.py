@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segdist.core.errors import UserError
+from segdist.core.fold import folds_of
 from segdist.core.formats import stamped, unstamped
 from segdist.core.model_header import CARD_KEY, read_metadata
 from segdist.core.parsing import from_dict, to_dict
@@ -148,12 +149,6 @@ def resolve_ensemble(names: Sequence[Path]) -> list[Path]:
         folds = [] if any((name / file).is_file() for file in (BEST_MODEL, LAST_MODEL)) else folds_of(name)
         files += [resolve_model_path(fold, LAST_MODEL, BEST_MODEL) for fold in folds] or [resolve_model_path(name)]
     return files
-
-
-def folds_of(folder: Path) -> list[Path]:
-    """The runs `fold-1` to `fold-K` in a folder, trained on parts of one shard set; empty for any other folder."""
-    folds = [path for path in folder.glob("fold-*") if path.is_dir() and path.name.removeprefix("fold-").isdecimal()]
-    return sorted(folds, key=lambda path: int(path.name.removeprefix("fold-")))
 
 
 def read_agreeing_cards(files: Sequence[Path]) -> list[ModelCard]:

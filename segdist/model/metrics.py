@@ -40,16 +40,23 @@ def confusion_matrix(
 
 
 def iou_per_class(matrix: torch.Tensor) -> torch.Tensor:
-    """Intersection over union (Jaccard index), float64 (K,); NaN for a class in neither truth nor prediction."""
+    """Intersection over union (Jaccard index); NaN for a class in neither truth nor prediction.
+
+    Args:
+        matrix: int64 (K, K), or several, (…, K, K).
+
+    Returns:
+        float64 (K,), or (…, K).
+    """
     matrix = matrix.double()
-    intersection = matrix.diagonal()
-    return intersection / (matrix.sum(0) + matrix.sum(1) - intersection)
+    intersection = matrix.diagonal(dim1=-2, dim2=-1)
+    return intersection / (matrix.sum(-2) + matrix.sum(-1) - intersection)
 
 
 def dice_per_class(matrix: torch.Tensor) -> torch.Tensor:
-    """Dice coefficient (F1), float64 (K,); NaN for a class in neither truth nor prediction."""
+    """Dice coefficient (F1), shapes and NaN as for `iou_per_class`."""
     matrix = matrix.double()
-    return 2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1))
+    return 2 * matrix.diagonal(dim1=-2, dim2=-1) / (matrix.sum(-2) + matrix.sum(-1))
 
 
 def mean_iou(matrix: torch.Tensor) -> float:

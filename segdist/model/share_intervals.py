@@ -47,6 +47,11 @@ def scale(share: float) -> float:
     return math.sqrt(share * (1 - share) + OFFSET)
 
 
+def bounding_rank(images: int) -> int:
+    """Which of the sorted errors of so many images, from 1, bounds that of a new one with a chance of `LEVEL`."""
+    return math.ceil(LEVEL * (images + 1) - 1e-9)
+
+
 def fit_share_intervals(predicted: np.ndarray, true: np.ndarray) -> ShareIntervals | None:
     """The intervals that a new image's true shares are in with a chance of at least `LEVEL`, for each class by itself.
 
@@ -57,10 +62,9 @@ def fit_share_intervals(predicted: np.ndarray, true: np.ndarray) -> ShareInterva
     Returns:
         None for fewer than `FEWEST_IMAGES` images.
     """
-    images, classes = predicted.shape
+    images = len(predicted)
     if images < FEWEST_IMAGES:
         return None
-    rank = math.ceil(LEVEL * (images + 1) - 1e-9)
     scales = np.array([[scale(share) for share in row] for row in predicted.tolist()])
     errors = np.sort(np.abs(true - predicted) / scales, axis=0)
-    return ShareIntervals(LEVEL, images, tuple(errors[rank - 1, :classes].tolist()))
+    return ShareIntervals(LEVEL, images, tuple(errors[bounding_rank(images) - 1].tolist()))

@@ -1,7 +1,6 @@
 """Read a run folder for status and report. Needs neither torch nor the job that writes the run."""
 
 import json
-import re
 import shlex
 import time
 from collections.abc import Set
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segdist.core.errors import UserError
+from segdist.core.fold import is_fold
 from segdist.core.formats import RUN_VERSION, stamped, unstamped
 from segdist.core.model_header import CARD_KEY, read_metadata
 from segdist.core.paths import (
@@ -65,7 +65,7 @@ class RunRecord:
     def name(self) -> str:
         """Display name; of a fold with that of its cross-validation."""
         folder = self.folder.resolve()
-        return f"{folder.parent.name}/{folder.name}" if re.fullmatch(r"fold-[0-9]+", folder.name) else folder.name
+        return f"{folder.parent.name}/{folder.name}" if is_fold(folder) else folder.name
 
     @property
     def config(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from PIL import Image
 from segdist.core.errors import UserError
 from segdist.core.paths import CALIBRATION, FIGURES, SUSPECT_PICTURES, SUSPECTS_TABLE
 from segdist.core.terminal import clock
+from segdist.runs.fold_table import fold_rows
 from segdist.runs.record import Predictions, Row, RunRecord
 from segdist.runs.report_charts import Chart, Series, make_chart
 from shards.manifest import Manifest, read_manifest
@@ -98,22 +99,12 @@ def headline(run: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def fold_table(run: RunRecord) -> dict[str, Any] | None:
-    """For a folder of folds: per class and over all, the IoU of all images, its interval, mean and deviation over the
-    folds."""
+    """For a folder of folds: the rows of its scores, level and subject of the interval, the number of folds."""
     found = run.cross_validation
     if found is None:
         return None
-    names = [*found["classes"], "mean, all pixels", "mean over images"]
-    overall = ("mean_iou_pixels", "mean_iou_over_images")
-    values = [*found["iou"], *(found[key] for key in overall)]
-    bounds = [*found["interval"]["iou"], *(found["interval"][key] for key in overall)]
-    spreads = [*found["spread"]["iou"], *(found["spread"][key] for key in overall)]
-    rows = [
-        {"name": name, "iou": value, "low": (bound or [None])[0], "high": (bound or [None])[-1], **spread}
-        for name, value, bound, spread in zip(names, values, bounds, spreads, strict=True)
-    ]
     level = f"{found['interval']['level']:.0%}"
-    return {"rows": rows, "level": level, "folds": found["folds"], "drawn": found["interval"]["drawn"]}
+    return {"rows": fold_rows(found), "level": level, "folds": found["folds"], "drawn": found["interval"]["drawn"]}
 
 
 def reliability(item: Predictions) -> dict[str, Any] | None:

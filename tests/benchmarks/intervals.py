@@ -19,7 +19,7 @@ import numpy as np
 
 from segdist.inference.calibrate import class_shares
 from segdist.inference.finished_result import FinishedResult
-from segdist.model.share_intervals import FEWEST_IMAGES, LEVEL, fit_share_intervals
+from segdist.model.share_intervals import FEWEST_IMAGES, LEVEL, bounding_rank, fit_share_intervals
 from tests.benchmarks.bars import Bars
 from tests.benchmarks.cases import benchmark
 
@@ -109,7 +109,7 @@ def transformed(there: Callable[[np.ndarray], np.ndarray], back: Callable[[np.nd
 
 def quantile(errors: np.ndarray) -> np.ndarray:
     """The error (N, K) of the rank that bounds a new one, per class."""
-    return np.asarray(np.sort(errors, axis=0)[math.ceil(LEVEL * (len(errors) + 1) - 1e-9) - 1])
+    return np.asarray(np.sort(errors, axis=0)[bounding_rank(len(errors)) - 1])
 
 
 METHODS = {

@@ -108,6 +108,13 @@ def test_what_no_cross_validation_can_do_is_refused_before_it_begins(settings: d
         SubmitFoldsConfig(**settings).validate()
 
 
+def test_a_jobs_own_tracking_settings_count_over_those_of_all_folds() -> None:
+    own = {"tracking": {"wandb": "offline"}}
+    tables = SubmitFoldsConfig(data="cells", train=own, tracking={"wandb": "off"}).tables()
+    assert tables["train"]["tracking"] == {"group": "cells-cv", "wandb": "offline"}
+    assert tables["infer"]["tracking"] == {"group": "cells-cv", "wandb": "off"}
+
+
 def test_off_slurm_the_folds_are_jobs_one_after_another() -> None:
     links = fold_links(Submission("local", "local"), SubmitFoldsConfig(data="cells", folds=2), Path("settings"))
     assert [link.order.name for link in links] == ["train-1", "train-2", "infer-out-of-fold", "finish-folds"]

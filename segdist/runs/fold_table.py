@@ -1,0 +1,41 @@
+"""The scores of a cross-validation as rows, for the terminal and the report."""
+
+from dataclasses import dataclass
+from typing import Any
+
+OVERALL = {"mean_iou_pixels": "mean, all pixels", "mean_iou_over_images": "mean over images"}
+"""Scores over all classes, and what they are called."""
+
+
+@dataclass(frozen=True)
+class FoldRow:
+    """IoU of a class, or a mean over the classes; None where it is undefined."""
+
+    name: str
+    iou: float | None
+    """Of all images."""
+    low: float | None
+    """Bounds of the interval."""
+    high: float | None
+    mean: float | None
+    """Over the folds, as is `deviation`."""
+    deviation: float | None
+
+
+def fold_rows(scores: dict[str, Any]) -> list[FoldRow]:
+    """A row for each class, then those of `OVERALL`.
+
+    Args:
+        scores: the content of a cross-validation's scores.json (`segdist.inference.cross_validation.score`).
+    """
+
+    def column(values: dict[str, Any]) -> list[Any]:
+        return [*values["iou"], *(values[key] for key in OVERALL)]
+
+    names = [*scores["classes"], *OVERALL.values()]
+    columns = column(scores), column(scores["interval"]), column(scores["spread"])
+    rows = []
+    for name, iou, bounds, own in zip(names, *columns, strict=True):
+        low, high = bounds or (None, None)
+        rows.append(FoldRow(name, iou, low, high, own["mean"], own["deviation"]))
+    return rows
