@@ -4,9 +4,9 @@
     python -m tests.campaign train flips --trials 200
     python -m tests.campaign slurm --trials 5           # each event of tests/slurm, on the mini cluster
 
-Trials are kept in the folder (`--folder`, default /tmp/segdist-campaign): the same command resumes, and
-ends with a table. A trial that went wrong keeps its files. Trial n of a kind is always the same: its moments and bits
-are drawn from n, as far as a kill can hit the same moment twice.
+Trials are kept in the folder (`--folder`, default /tmp/segdist-campaign): the same command resumes, and ends
+with a table. A trial that went wrong keeps its files. Trial n of a kind is always the same: its moments and bits are
+drawn from n, as far as a kill can hit the same moment twice.
 """
 
 import argparse
@@ -27,9 +27,10 @@ from pathlib import Path
 
 from segdist.core.code_version import current_version
 from segdist.core.exit_codes import LOST_PEERS, STOPPED
+from segdist.core.fold import fold_folder
 from segdist.runs.record import read_rows
 from tests.support.inference_parts import checksums, write_images, write_model
-from tests.support.programs import ROOT, environment, job, processes
+from tests.support.programs import FOLDS, ROOT, cross_validation, environment, job, processes
 from tests.support.sets import tiny_set
 from tests.support.states import final_state, fold_results, metrics, same
 
@@ -104,18 +105,6 @@ def shards_command(processes_of_it: int) -> Callable[[str], list[str]]:
     return lambda name: job("make_shards", [*settings, "--name", name])
 
 
-def folds_command(name: str) -> list[str]:
-    train = {
-        "preset": "paper",
-        "steps": 12,
-        "batch_size": 4,
-        "model": {"width": 4, "depth": 2, "norm": "group"},
-        "checkpoint": {"every_steps": 3},
-    }
-    settings = ["-f", "tiny", "--folds", "2", "--processes", "1", "--train", json.dumps(train)]
-    return job("cross_validate", [*settings, "--tracking", '{"wandb": "off"}', "--name", name])
-
-
 def compare_runs(one: Path, other: Path) -> str:
     """Weights, optimizer and counters bit by bit; rows without their timings, each once; no leftovers."""
     rows = [(row["kind"], row["step"]) for row in read_rows(other / "metrics.jsonl")]
@@ -133,36 +122,37 @@ def compare_runs(one: Path, other: Path) -> str:
 
 def compare_predictions(one: Path, other: Path) -> str:
     """Checksums of every result; nothing left of the work."""
-    here, there = checksums(one), checksums(other)
-    differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-    differing = [name for name in differing if not name.endswith((".jsonl", ".html"))]
+    differing = [
+        name for name in differences(checksums(one), checksums(other)) if not name.endswith((".jsonl", ".html"))
+    ]
     parts = list((other / "state").rglob("*.raw"))
     return f"other bits: {differing[0]}" if differing else f"leftover {parts[0].name}" if parts else leftovers(other)
 
 
 def compare_folds(one: Path, other: Path) -> str:
     """The models of the folds, the predictions, and the scores."""
-    here, there = fold_results(one), fold_results(other)
-    differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    differing = differences(fold_results(one), fold_results(other))
     return f"other bits: {differing[0]}" if differing else leftovers(other)
 
 
 def compare_sets(one: Path, other: Path) -> str:
     """Checksums of every file of the set but the manifest's own name of it."""
-    content = [
-        {
-            str(path.relative_to(folder)): hashlib.sha256(
-                path.read_bytes().replace(folder.name.encode(), b"")
-            ).hexdigest()
-            for path in folder.rglob("*")
-            if path.is_file()
-        }
-        for folder in (one, other)
-    ]
-    differing = sorted(
-        name for name in content[0].keys() | content[1].keys() if content[0].get(name) != content[1].get(name)
-    )
+    differing = differences(set_checksums(one), set_checksums(other))
     return f"other bits: {differing[0]}" if differing else leftovers(other)
+
+
+def set_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file, without the folder's name in it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes().replace(folder.name.encode(), b"")).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    """The names whose checksums differ, or which only one of the two has."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 def leftovers(folder: Path) -> str:
@@ -178,7 +168,7 @@ RUN, SET, OUT = (
     (lambda name: Path("predictions") / name),
 )
 VARIANTS = {
-    "folds": (Variant("2 folds", folds_command, "all", compare_folds, RUN),),
+    "folds": (Variant("2 folds", cross_validation, "all", compare_folds, RUN),),
     "train": (
         Variant("1 rank", train_command(1, *OFF), "all", compare_runs, RUN),
         Variant("2 ranks", train_command(2, *OFF), "all", compare_runs, RUN),
@@ -375,7 +365,8 @@ def flip_a_bit(files: list[Path], draw: random.Random) -> tuple[Path, str]:
 
 def processes_of(name: str, cwd: Path) -> list[tuple[int, bytes]]:
     """The processes of the job that writes under a name; spawned workers have no such argument, but its folder."""
-    places = [name, f"predictions/{name}", f"runs/{name}", f"runs/{name}/fold-1", f"runs/{name}/fold-2"]
+    run = Path("runs") / name
+    places = [name, f"predictions/{name}", str(run), *(str(fold_folder(run, fold)) for fold in range(1, FOLDS + 1))]
     named = [found for place in places for found in processes(place, cwd)]
     numbers = {number for number, _ in named}
     children = [(child, b"") for child in children_of(numbers) if child not in numbers]

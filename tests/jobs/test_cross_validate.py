@@ -18,7 +18,7 @@ from segdist.core.paths import LAST_MODEL
 from segdist.model.card import read_card
 from shards.read.folds import divide
 from shards.read.reader import ShardSet
-from tests.support.programs import TINY_NET, job, kill_all, run, start
+from tests.support.programs import FOLD_TRAINING, FOLDS, TINY_NET, cross_validation, job, kill_all, run, start
 from tests.support.sets import tiny_set
 from tests.support.states import fold_results
 
@@ -26,27 +26,13 @@ pytestmark = pytest.mark.slow
 
 OFF = {"wandb": "off"}
 
-FOLDS = 2
-TRAIN = {
-    "preset": "paper",
-    "steps": 12,
-    "batch_size": 4,
-    "model": {"width": 4, "depth": 2, "norm": "group"},
-    "checkpoint": {"every_steps": 3},
-}
-
-
-def command(name: str, *more: str, **train: object) -> list[str]:
-    settings = ["--train", json.dumps(TRAIN | train), "--tracking", '{"wandb": "off"}', "--folds", str(FOLDS)]
-    return job("cross_validate", ["-f", "tiny", "--name", name, "--processes", "1", *settings, *more])
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a set and a finished cross-validation of it, runs/whole."""
     folder = tmp_path_factory.mktemp("folds")
     tiny_set(folder / "data")
-    told = run(command("whole"), folder).stdout
+    told = run(cross_validation("whole"), folder).stdout
     (folder / "told.txt").write_text(told)
     return folder
 
@@ -57,7 +43,11 @@ def test_the_scores_are_those_of_separate_runs_to_the_integer(place: Path) -> No
     total = np.zeros((3, 3), np.int64)
     for number in range(1, FOLDS + 1):
         name = f"byhand{number}"
-        settings = TRAIN | {"data": place / "data" / "tiny", "fold": f"{number}/{FOLDS}", "name": str(place / name)}
+        settings = FOLD_TRAINING | {
+            "data": place / "data" / "tiny",
+            "fold": f"{number}/{FOLDS}",
+            "name": str(place / name),
+        }
         trained = segdist.train(**settings, threads=1, tracking=OFF)
         with (place / f"{name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
@@ -115,7 +105,7 @@ def test_the_status_shows_the_folds_and_then_the_scores(place: Path) -> None:
 
 def test_the_same_command_again_changes_nothing(place: Path) -> None:
     before = fold_results(place / "runs" / "whole")
-    told = run(command("whole"), place).stdout
+    told = run(cross_validation("whole"), place).stdout
     assert told.count("finished already") == FOLDS
     assert "(10 of them were finished before)" in told
     assert fold_results(place / "runs" / "whole") == before
@@ -125,19 +115,19 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(place: Path) -> No
     draw = random.Random(5)
     log = place / "killed.log"
     for _ in range(2):
-        process = start(command("killed"), place, log)
+        process = start(cross_validation("killed"), place, log)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=draw.uniform(3, 14))
         kill_all(process, "killed", place)
         for folder in (place / "runs" / "killed").glob("*"):
             kill_all(process, f"runs/killed/{folder.name}", place)
-    run(command("killed"), place)
+    run(cross_validation("killed"), place)
     assert fold_results(place / "runs" / "killed") == fold_results(place / "runs" / "whole")
     shutil.rmtree(place / "runs" / "killed")
 
 
 def test_another_seed_divides_and_trains_differently(place: Path) -> None:
-    refused = run(command("whole", seed=1), place, check=False)
+    refused = run(cross_validation("whole", seed=1), place, check=False)
     assert refused.returncode == USAGE
     assert "seed: there 0, now 1" in refused.stdout + refused.stderr
 
@@ -174,7 +164,7 @@ def test_an_image_that_can_not_be_read_any_more_is_no_reason_for_better_scores(p
     image, before = folder / "0003.png", (folder / "0003.png").read_bytes()
     try:
         image.write_bytes(before[:100])
-        refused = run(command("whole"), place, check=False)
+        refused = run(cross_validation("whole"), place, check=False)
         assert refused.returncode != 0
         assert "0003.png" in refused.stdout + refused.stderr
     finally:

@@ -1,6 +1,7 @@
 """Small runs for tests: seconds, not minutes, but the real program."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -14,11 +15,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 TINY_NET = ["--preset", "paper", "--model.width", "4", "--model.depth", "2", "--model.norm", "group"]
 QUIET = ["--wandb", "off", "--quiet"]
+FOLDS = 2
+FOLD_TRAINING = {
+    "preset": "paper",
+    "steps": 12,
+    "batch_size": 4,
+    "model": {"width": 4, "depth": 2, "norm": "group"},
+    "checkpoint": {"every_steps": 3},
+}
 
 
 def job(name: str, arguments: Sequence[str], ranks: int = 1, torchrun: Sequence[str] = ()) -> list[str]:
     """The command of a job: a plain process, or torchrun for several ranks."""
     return script(ROOT / "jobs" / f"{name}.py", arguments, ranks, torchrun)
+
+
+def cross_validation(name: str, **train: object) -> list[str]:
+    """The command of a cross-validation of the set `tiny` in a few steps."""
+    tables = ["--train", json.dumps(FOLD_TRAINING | train), "--tracking", '{"wandb": "off"}']
+    return job("cross_validate", ["-f", "tiny", "--name", name, "--folds", str(FOLDS), "--processes", "1", *tables])
 
 
 def script(path: Path, arguments: Sequence[str], ranks: int = 1, torchrun: Sequence[str] = ()) -> list[str]:
