@@ -42,7 +42,7 @@ def plan_text(task: Task, world_size: int) -> str:
 
 
 def memory_of(task: Task, image: ImageTask) -> int:
-    """Bytes that segmenting an image takes besides the model: row sums, image rows, a batch, decoded files, layers."""
+    """Bytes needed to segment an image, without the model: row sums, image rows, a batch, decoded files, layers."""
     grid, header, layers = image.grid, image.header, image.layers
     num_classes, channels, side = len(task.card.classes) + layers.disagreement, task.card.channels, task.tile
     width = min(grid.columns.extent, (image.tiles_across - 1) * grid.columns.stride + side)

@@ -1,4 +1,4 @@
-"""The card in a model file: what inference needs besides the weights. Read without torch.
+"""The card in a model file: everything but the weights that inference needs. Read without torch.
 
 It is stored in the file's own metadata, so that weights and card can't be mixed up.
 """
@@ -43,7 +43,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What inference needs besides the weights."""
+    """Everything but the weights that inference needs."""
 
     model: ModelConfig
     classes: tuple[ClassInfo, ...]
