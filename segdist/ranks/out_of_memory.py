@@ -20,6 +20,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def release_frames(error: BaseException) -> None:
+    """Free what the frames of the error hold, tensors above all, and the frames of the errors that led to it."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+
+
 def largest_that_fits(try_out: Callable[[int], None], below: int) -> int:
     """The largest of `below`/2, `below`/4 … 1 (rounded up) for which `try_out` succeeds; 0 if none."""
     count = below
@@ -33,7 +41,7 @@ def largest_that_fits(try_out: Callable[[int], None], below: int) -> int:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            traceback.clear_frames(error.__traceback__)
+            release_frames(error)
         else:
             return count
     return 0

@@ -9,6 +9,7 @@ import numpy as np
 
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
+from segdist.ranks.out_of_memory import is_out_of_memory
 from segdist.ranks.process_group import Ranks
 from shards.manifest import IGNORE
 from shards.read.batches import Batch
@@ -24,6 +25,8 @@ def bad_labels_named(batch: Batch, num_classes: int) -> Iterator[None]:
     try:
         yield
     except (IndexError, RuntimeError) as error:
+        if is_out_of_memory(error):  # says nothing of the labels, and there is no memory to look at them
+            raise
         masks = batch.masks.numpy()
         wrong = ((masks >= num_classes) & (masks != IGNORE)).any(axis=(1, 2))
         names = [name for name, bad in zip(batch.names(), wrong, strict=True) if bad]

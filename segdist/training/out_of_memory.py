@@ -1,7 +1,6 @@
 """From "out of memory" to the settings that fit."""
 
 import copy
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,7 +9,7 @@ from torch import nn
 
 from segdist.core.errors import UserError
 from segdist.model.precision import Precision
-from segdist.ranks.out_of_memory import is_out_of_memory, largest_that_fits
+from segdist.ranks.out_of_memory import is_out_of_memory, largest_that_fits, release_frames
 from segdist.training.losses import Loss
 
 
@@ -43,8 +42,7 @@ def explain_out_of_memory(
         if not is_out_of_memory(error):
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        # The frames on the way hold the step's tensors, and room is needed to find out what fits.
-        traceback.clear_frames(error.__traceback__)
+        release_frames(error)  # finding out what fits needs the memory of the step's tensors
     local = grain or -(-batch_size // world_size)
     micro = -(-local // accumulate)
     # With a quarter more than is named: another start may find its memory cut up otherwise.

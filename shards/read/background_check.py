@@ -41,13 +41,14 @@ class BackgroundCheck:
         if sys.platform.startswith("linux"):  # where each thread has its own priority
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        piece = memoryview(bytearray(PIECE))  # one for all: this must not fail when a step takes all the memory
         for path, expected in self._mine:
             digest = hashlib.sha256()
             try:
                 with path.open("rb", buffering=0) as file:
                     began = time.perf_counter()
-                    while piece := file.read(PIECE):
-                        digest.update(piece)
+                    while length := file.readinto(piece):
+                        digest.update(piece[:length])
                         time.sleep(REST * (time.perf_counter() - began))
                         began = time.perf_counter()
             except OSError as error:
