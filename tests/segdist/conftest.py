@@ -1,4 +1,4 @@
-"""What the tests of jobs in processes share."""
+"""Shared fixtures."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.support.sets import tiny_set
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with the shard set data/tiny, one for each module."""
+    """A working folder with the shard set data/tiny, one per module."""
     folder = tmp_path_factory.mktemp("work")
     tiny_set(folder / "data")
     return folder

@@ -1,4 +1,4 @@
-"""The public Python API: the three jobs as functions, on a tiny set, in other people's programs."""
+"""The public Python API: jobs as functions, called from users' programs."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ TINY = {"width": 4, "depth": 2, "norm": "group"}
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> segdist.ShardSet:
-    """A set in data/tiny of the current folder, which is a fresh one."""
+    """A set in data/tiny of a fresh current folder."""
     monkeypatch.chdir(tmp_path)
     return segdist.make_shards(name="tiny", synthetic=DRAWN, patches=PATCHES, processes=1)
 
@@ -32,7 +32,7 @@ def trained(shards: segdist.ShardSet, **settings: object) -> "segdist.api.Traine
     return segdist.train(**{**TRAINING, "data": shards, "model": TINY, **settings})
 
 
-def test_what_is_public_is_exported_by_name() -> None:
+def test_public_names_are_exported() -> None:
     names = {"make_shards", "train", "infer", "predict", "Predictor", "ShardSet", "UserError", "__version__"}
     assert set(segdist.__all__) == names
     assert names <= set(dir(segdist))
@@ -47,7 +47,7 @@ def test_importing_segdist_loads_neither_torch_nor_numpy() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_from_shards_to_scores_without_a_word(
+def test_the_whole_pipeline_runs_without_output(
     tiny: segdist.ShardSet, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     run = trained(tiny, name="first")
@@ -66,9 +66,7 @@ def test_from_shards_to_scores_without_a_word(
     assert len(list((result.folder / "masks").iterdir())) == 2
 
 
-def test_what_the_command_prints_is_printed_where_asked_to(
-    tiny: segdist.ShardSet, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_calls_print_like_the_command_if_not_quiet(tiny: segdist.ShardSet, capfd: pytest.CaptureFixture[str]) -> None:
     run = trained(tiny, quiet=False)
     said = capfd.readouterr().out
     assert "runs/tiny: finished after step 2 of 2" in said
@@ -76,7 +74,7 @@ def test_what_the_command_prints_is_printed_where_asked_to(
     assert "2 of 2 images segmented" in capfd.readouterr().out
 
 
-def test_a_call_made_again_reuses_what_is_finished(tiny: segdist.ShardSet) -> None:
+def test_repeating_a_call_reuses_finished_work(tiny: segdist.ShardSet) -> None:
     first = trained(tiny)
     before = first.model.stat().st_mtime_ns
     again = trained(tiny)
@@ -89,20 +87,20 @@ def test_a_call_made_again_reuses_what_is_finished(tiny: segdist.ShardSet) -> No
     assert same.manifest == tiny.manifest
 
 
-def test_the_preset_auto_chooses_as_for_the_command(tiny: segdist.ShardSet) -> None:
+def test_the_auto_preset_chooses_like_the_command(tiny: segdist.ShardSet) -> None:
     run = trained(tiny, preset="", name="chosen", batch_size=8)
     text = (run.folder / "config.json").read_text()
     assert '"choices"' in text
     assert "segdist.train(preset='auto', steps=2, batch_size=8" in text
 
 
-def test_settings_may_be_paths_tables_dataclasses_numpy_numbers_and_single_values(tiny: segdist.ShardSet) -> None:
+def test_settings_may_be_paths_dicts_dataclasses_numpy_numbers_and_scalars(tiny: segdist.ShardSet) -> None:
     model = ModelConfig(width=4, depth=2, norm="group")
     run = trained(tiny, data=tiny.folder, model=model, steps=np.int64(1), name=Path("runs/mixed"))
     assert run.folder == Path("runs/mixed")
 
 
-def test_own_images_are_cut_and_segmented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_images_are_cut_and_segmented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for number in range(6):
         add(tmp_path, f"{number}.png", noise(number), labels())
@@ -148,7 +146,7 @@ def test_bad_settings_are_refused_with_a_user_error(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_caller_keeps_threads_random_numbers_and_algorithms(tiny: segdist.ShardSet) -> None:
+def test_calls_leave_threads_random_numbers_and_algorithms_unchanged(tiny: segdist.ShardSet) -> None:
     threads = torch.get_num_threads()
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -159,12 +157,12 @@ def test_the_caller_keeps_threads_random_numbers_and_algorithms(tiny: segdist.Sh
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_warnings_are_pythons_own_inside_a_call() -> None:
+def test_warnings_inside_a_call_are_python_warnings() -> None:
     with as_library(), pytest.warns(UserWarning, match="half of it is missing"):
         warn("half of it is missing")
 
 
-def test_a_script_without_a_main_guard_may_cut_patches_in_several_processes(tmp_path: Path) -> None:
+def test_a_script_without_a_main_guard_can_cut_patches_in_several_processes(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -181,7 +179,7 @@ def test_a_script_without_a_main_guard_may_cut_patches_in_several_processes(tmp_
     assert done.stdout.count("begin") == 1
 
 
-def test_a_training_runs_in_a_thread_of_a_program(tiny: segdist.ShardSet) -> None:
+def test_training_runs_in_a_thread_of_a_program(tiny: segdist.ShardSet) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as pool:
@@ -189,7 +187,7 @@ def test_a_training_runs_in_a_thread_of_a_program(tiny: segdist.ShardSet) -> Non
 
 
 @pytest.mark.slow
-def test_a_script_under_torchrun_is_one_rank_among_several(tiny: segdist.ShardSet) -> None:
+def test_a_script_under_torchrun_runs_as_one_rank_of_several(tiny: segdist.ShardSet) -> None:
     Path("ranks.py").write_text(
         textwrap.dedent(f"""
         import segdist

@@ -1,4 +1,4 @@
-"""What is taken for a lost peer."""
+"""Which errors count as a lost peer."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from segdist.core.exit_codes import is_communication_error
 
 
 class DistNetworkError(RuntimeError):
-    """Named as torch's."""
+    """Same name as torch's class."""
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ class DistNetworkError(RuntimeError):
         DistNetworkError("failed to recv, got 0 bytes"),
     ],
 )
-def test_errors_of_the_communication_between_ranks_are_known(error: Exception) -> None:
+def test_communication_errors_between_ranks_count_as_a_lost_peer(error: Exception) -> None:
     assert is_communication_error(error)
     wrapped = ValueError("while validating")
     wrapped.__cause__ = error
@@ -30,5 +30,5 @@ def test_errors_of_the_communication_between_ranks_are_known(error: Exception) -
     "error",
     [ValueError("gloo"), RuntimeError("shape mismatch"), ConnectionRefusedError("the W&B server"), MemoryError(), None],
 )
-def test_other_errors_are_not(error: Exception | None) -> None:
+def test_other_errors_do_not(error: Exception | None) -> None:
     assert not is_communication_error(error)

@@ -1,4 +1,4 @@
-"""Files are whole or absent, whatever interrupts their writing."""
+"""A file is either complete or absent, whatever interrupts the write."""
 
 import json
 import os
@@ -24,7 +24,7 @@ with whole_file(Path(sys.argv[1])) as file:
 
 
 @pytest.mark.parametrize("before", [None, b"old"])
-def test_killed_in_the_middle_of_a_write_the_old_file_stays(tmp_path: Path, before: bytes | None) -> None:
+def test_the_old_file_survives_a_kill_during_a_write(tmp_path: Path, before: bytes | None) -> None:
     path = tmp_path / "a.tar"
     if before is not None:
         path.write_bytes(before)
@@ -34,7 +34,7 @@ def test_killed_in_the_middle_of_a_write_the_old_file_stays(tmp_path: Path, befo
     assert (path.read_bytes() if path.exists() else None) == before
 
 
-def test_an_error_in_the_middle_of_a_write_leaves_everything_as_it_was(tmp_path: Path) -> None:
+def test_an_error_during_a_write_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
     before = path.read_bytes()
@@ -50,7 +50,7 @@ def test_an_error_in_the_middle_of_a_write_leaves_everything_as_it_was(tmp_path:
     assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == {"a.json": before}
 
 
-def test_two_writers_of_one_file_don_t_mix(tmp_path: Path) -> None:
+def test_concurrent_writers_do_not_mix_their_data(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with whole_file(path) as first, whole_file(path) as second:
         first.write(b"1" * 10)
@@ -58,7 +58,7 @@ def test_two_writers_of_one_file_don_t_mix(tmp_path: Path) -> None:
     assert path.read_bytes() == b"1" * 10
 
 
-def test_the_size_and_time_of_a_folder_are_those_of_all_in_it(tmp_path: Path) -> None:
+def test_a_folders_size_and_time_cover_all_its_files(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a").write_bytes(bytes(10))
     (tmp_path / "b").write_bytes(bytes(5))
@@ -68,7 +68,7 @@ def test_the_size_and_time_of_a_folder_are_those_of_all_in_it(tmp_path: Path) ->
     assert size_and_time(tmp_path / "b")[0] == 5
 
 
-def test_json_of_any_length_is_what_json_makes_of_it(tmp_path: Path) -> None:
+def test_json_of_any_length_matches_the_json_module(tmp_path: Path) -> None:
     value = {"images": [{"name": "ö", "counts": [number, None, 0.1]} for number in range(5000)]}  # several pieces
     write_json(tmp_path / "long.json", value)
     assert (tmp_path / "long.json").read_bytes() == (json.dumps(value, indent=2) + "\n").encode()

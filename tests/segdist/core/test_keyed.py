@@ -16,18 +16,18 @@ def test_a_keyed_permutation_is_a_permutation(size: int, key: int) -> None:
     assert np.array_equal(np.sort(permute(np.arange(size), size, key)), np.arange(size))
 
 
-def test_one_position_is_permuted_as_it_is_among_all() -> None:
+def test_permuting_one_position_agrees_with_permuting_all() -> None:
     every = permute(np.arange(1000), 1000, 5)
     assert [int(permute(i, 1000, 5)) for i in (0, 17, 999)] == every[[0, 17, 999]].tolist()
 
 
-def test_sizes_and_keys_may_differ_from_element_to_element() -> None:
+def test_sizes_and_keys_may_differ_per_element() -> None:
     sizes, keys = np.array([10, 1, 7]), np.array([3, 4, 5])
     together = permute(np.array([9, 0, 2]), sizes, keys)
     assert together.tolist() == [int(permute(9, 10, 3)), 0, int(permute(2, 7, 5))]
 
 
-def test_every_position_is_as_likely_to_go_anywhere() -> None:
+def test_every_position_is_equally_likely_to_map_anywhere() -> None:
     size, keys = 6, 30_000
     counts = np.zeros((size, size))
     for position in range(size):
@@ -51,17 +51,17 @@ def test_uniform_numbers_fill_the_unit_interval() -> None:
     assert np.abs(np.histogram(values, 10, (0, 1))[0] - 5000).max() < 300
 
 
-def test_the_order_of_the_parts_matters() -> None:
+def test_the_order_of_key_parts_matters() -> None:
     assert hash64(1, 2) != hash64(2, 1)
 
 
-def test_every_kind_of_draw_has_a_key_of_its_own() -> None:
-    assert len(Purpose.__members__) == len(set(Purpose))  # an alias would be a member without a value of its own
+def test_every_kind_of_draw_has_its_own_key() -> None:
+    assert len(Purpose.__members__) == len(set(Purpose))  # an alias would not count as a separate member
     assert len({int(hash64(7, purpose, 3)) for purpose in Purpose}) == len(Purpose)
 
 
-def test_no_draw_is_keyed_by_a_bare_number() -> None:
-    """Every key is (seed, purpose, …): a number of one's own would sooner or later be another's too."""
+def test_every_draw_is_keyed_by_a_purpose() -> None:
+    """Every key is (seed, purpose, …), because two callers could pick the same bare number."""
     calls = [
         (path, node.args)
         for room in ("segdist", "shards")
@@ -77,5 +77,5 @@ def test_no_draw_is_keyed_by_a_bare_number() -> None:
 
 def _names_a_purpose(args: list[ast.expr]) -> bool:
     if any(isinstance(arg, ast.Starred) for arg in args[:1]):
-        return True  # the key was put together elsewhere
+        return True  # the key was built elsewhere
     return len(args) > 1 and ("purpose" in ast.unparse(args[1]).lower())

@@ -1,4 +1,4 @@
-"""How much memory is left, by what the system says."""
+"""How much memory the system reports as available."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ def group(folder: Path, limit: str, used: int, cached: int = 0) -> None:
     (folder / "memory.stat").write_text(f"anon {used - cached}\nfile {cached}\nshmem 0\n")
 
 
-def test_all_groups_around_the_process_count_and_cached_files_are_free(tmp_path: Path) -> None:
+def test_all_enclosing_cgroups_count_and_cached_files_are_free(tmp_path: Path) -> None:
     group(tmp_path / "job/step", "max", 100)
     group(tmp_path / "job", "1000", 900, cached=300)
     (tmp_path / "own").write_text("0::/job/step\n")
@@ -22,7 +22,7 @@ def test_all_groups_around_the_process_count_and_cached_files_are_free(tmp_path:
     assert list(_limits_of_groups(tmp_path, tmp_path / "none")) == []
 
 
-def test_a_limit_of_address_space_counts() -> None:
+def test_an_address_space_limit_counts() -> None:
     code = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30));"
     code += "from segdist.core.memory import available_memory; print(available_memory())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

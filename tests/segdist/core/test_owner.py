@@ -1,4 +1,4 @@
-"""Who may write into a folder: real processes that come together, die, and come again."""
+"""Folder ownership, tested with real processes that compete, die and restart."""
 
 import json
 import os
@@ -30,7 +30,7 @@ HOLD = (
 
 
 def holder(folder: Path, job: str = "segdist train", group: str = "") -> "subprocess.Popen[str]":
-    """A process that owns `folder` until its input ends."""
+    """A process that owns `folder` until its standard input closes."""
     words = [sys.executable, "-c", HOLD, str(folder), job, group]
     pipe = subprocess.PIPE
     return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
@@ -40,7 +40,7 @@ def holder(folder: Path, job: str = "segdist train", group: str = "") -> "subpro
 def held(
     folder: Path, job: str = "segdist train", group: str = "", **environ: str
 ) -> Iterator["subprocess.Popen[str]"]:
-    """While another process owns `folder`."""
+    """Another process owns `folder` inside the `with` block."""
     with holder(folder, job, group, **environ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "in\n"
@@ -53,13 +53,13 @@ def test_a_second_job_is_refused_and_the_first_is_named(tmp_path: Path) -> None:
         pass
     assert f"{tmp_path}: in use by segdist train (process {process.pid} on {socket.gethostname()}" in str(error.value)
     assert f"{owner.STALE_AFTER:.0f} s after its last sign of life" in str(error.value)
-    # It has ended, and nothing is left.
+    # The owner has exited and left nothing behind.
     assert list(tmp_path.iterdir()) == []
     with owned(tmp_path, "other"), pytest.raises(UserError, match="in use by other"), owned(tmp_path, "third"):
         pass
 
 
-def test_owners_of_one_group_write_together_and_keep_others_out(tmp_path: Path) -> None:
+def test_owners_in_one_group_share_a_folder_and_keep_others_out(tmp_path: Path) -> None:
     with held(tmp_path, group="recipe"), held(tmp_path, group="recipe"), owned(tmp_path, "builder", group="recipe"):
         for group in ("", "another recipe"):
             with pytest.raises(UserError, match="in use by"), owned(tmp_path, "other", group=group):
@@ -76,7 +76,7 @@ def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
             assert len(list((tmp_path / OWNERS).iterdir())) == 1
 
 
-def test_what_a_killed_owner_of_the_group_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_group_member_are_removed(tmp_path: Path) -> None:
     with held(tmp_path, group="recipe") as process:
         process.kill()
         process.wait()
@@ -85,7 +85,7 @@ def test_what_a_killed_owner_of_the_group_left_is_removed(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_children_that_an_owner_has_forked_do_not_keep_its_lock(tmp_path: Path) -> None:
+def test_forked_children_do_not_keep_the_lock(tmp_path: Path) -> None:
     code = (
         "import os, sys, time; from pathlib import Path; from segdist.core.owner import owned\n"
         "with owned(Path(sys.argv[1]), 'parent'):\n"
@@ -101,30 +101,30 @@ def test_children_that_an_owner_has_forked_do_not_keep_its_lock(tmp_path: Path) 
         process.wait()
         try:
             with owned(tmp_path, "again"):
-                os.kill(child, 0)  # the child lives
+                os.kill(child, 0)  # the child is still alive
         finally:
             os.kill(child, signal.SIGKILL)
 
 
-def test_of_many_that_come_at_once_exactly_one_gets_in(tmp_path: Path) -> None:
+def test_of_many_simultaneous_processes_exactly_one_wins(tmp_path: Path) -> None:
     for attempt in range(3):
         folder = tmp_path / str(attempt)
         processes = [holder(folder) for _ in range(6)]
-        # Who gets in stays until all have tried.
+        # The winner holds the folder until all have tried.
         inside = [process for process in processes if process.stdout and process.stdout.readline() == "in\n"]
         said = [process.communicate("")[1] for process in processes]
         assert len(inside) == 1
         assert sum("in use by segdist train" in text for text in said) == 5
-        assert not list(folder.glob("*"))  # the folder itself goes when the one that made it leaves last
+        assert not list(folder.glob("*"))  # the folder is removed only if its creator leaves last
 
 
-def test_two_that_ask_at_the_same_moment_do_not_both_get_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_simultaneous_requests_do_not_both_succeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     look, both_ask, both_know = owner._conflict, threading.Barrier(2), threading.Barrier(2)
 
     def look_when_both_ask(*arguments: Any) -> Any:
         both_ask.wait(60)
         seen = look(*arguments)
-        time.sleep(0.3)  # neither owns yet when the other looks
+        time.sleep(0.3)  # neither owns it yet when the other checks
         return seen
 
     monkeypatch.setattr(owner, "_conflict", look_when_both_ask)
@@ -144,7 +144,7 @@ def test_two_that_ask_at_the_same_moment_do_not_both_get_in(tmp_path: Path, monk
     assert ends[1] == "in"
 
 
-def test_a_job_can_wait_for_the_end_of_another(tmp_path: Path) -> None:
+def test_a_job_can_wait_for_another_to_end(tmp_path: Path) -> None:
     with held(tmp_path) as process:
         assert process.stdin is not None
         process.stdin.close()
@@ -154,7 +154,7 @@ def test_a_job_can_wait_for_the_end_of_another(tmp_path: Path) -> None:
 
 
 def elsewhere(folder: Path, **changes: object) -> Path:
-    """The record of an owner on another machine, which gives no sign of life any more."""
+    """The record of an owner on another machine that no longer shows signs of life."""
     values = {
         "format_version": 1, "job": "segdist train", "group": "", "host": "gpu7", "machine": "another", "process": 17,
         "slurm_job": "", "slurm_restart": 0, "since": 0.0,
@@ -165,14 +165,14 @@ def elsewhere(folder: Path, **changes: object) -> Path:
     return path
 
 
-def test_an_owner_on_another_machine_counts_as_dead_when_it_gave_no_sign_of_life(tmp_path: Path) -> None:
+def test_a_remote_owner_without_a_heartbeat_counts_as_dead(tmp_path: Path) -> None:
     path = elsewhere(tmp_path)
     os.utime(path, (1.0, 1.0))
     with owned(tmp_path, "again"):
         assert not path.exists()
 
 
-def test_a_fresh_heartbeat_is_watched_until_it_beats_or_is_stale(
+def test_a_fresh_heartbeat_is_watched_until_it_beats_or_goes_stale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = elsewhere(tmp_path)
@@ -192,7 +192,7 @@ def test_a_fresh_heartbeat_is_watched_until_it_beats_or_is_stale(
         assert not path.exists()
 
 
-def test_an_owner_shows_a_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_owner_updates_its_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, "BEAT", 0.01)
     with owned(tmp_path, "busy"):
         (path,) = (tmp_path / OWNERS).iterdir()
@@ -201,7 +201,7 @@ def test_an_owner_shows_a_sign_of_life(tmp_path: Path, monkeypatch: pytest.Monke
             pass
 
 
-def test_an_owner_that_was_taken_for_dead_ends_when_it_wakes_up(tmp_path: Path) -> None:
+def test_an_owner_presumed_dead_exits_when_it_wakes_up(tmp_path: Path) -> None:
     code = HOLD.replace("import sys;", "import sys; from segdist.core import owner; owner.BEAT = 0.05;")
     words = [sys.executable, "-c", code, str(tmp_path), "sleeper", ""]
     pipe = subprocess.PIPE
@@ -209,13 +209,13 @@ def test_an_owner_that_was_taken_for_dead_ends_when_it_wakes_up(tmp_path: Path) 
         assert process.stdout is not None
         process.stdout.readline()
         (path,) = (tmp_path / OWNERS).iterdir()
-        path.rename(path.with_name("00000000000000000002-other.json"))  # at one stroke: gone, and another is there
+        path.rename(path.with_name("00000000000000000002-other.json"))  # replaced atomically
         assert process.wait(60) == 1
         assert process.stderr is not None
         assert "another job has taken over" in process.stderr.read()
 
 
-def test_a_requeued_slurm_job_replaces_its_earlier_start_at_once(
+def test_a_requeued_slurm_job_takes_over_from_its_earlier_start_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = elsewhere(tmp_path, slurm_job="big/99", slurm_restart=1)
@@ -227,14 +227,14 @@ def test_a_requeued_slurm_job_replaces_its_earlier_start_at_once(
         assert not path.exists()
 
 
-def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     words = r"file: can't be written \(.*, in \.owners/, .*\); make room .*, or choose another folder"
     with pytest.raises(UserError, match=words), owned(tmp_path / "file", "segdist train"):
         pass
 
 
-def test_a_record_of_a_later_program_is_not_overlooked(tmp_path: Path) -> None:
+def test_a_record_from_a_newer_program_is_not_ignored(tmp_path: Path) -> None:
     elsewhere(tmp_path, format_version=2)
     with pytest.raises(UserError, match="format version 2, written by a newer segdist"), owned(tmp_path, "old"):
         pass

@@ -1,4 +1,4 @@
-"""Dictionaries to frozen dataclasses: strict, and with errors that name the key."""
+"""Parsing dictionaries into frozen dataclasses, strictly and with errors that name the key."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +27,13 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
 
 
-def test_there_and_back() -> None:
+def test_a_config_survives_a_round_trip() -> None:
     config = Outer(epochs=3, folder=Path("a/b"), numbers=(1.0, 2.5), inner=Inner(norm="group"))
     assert from_dict(Outer, to_dict(config), "here") == config
     assert from_dict(Outer, {}, "here") == Outer()
 
 
-def test_an_integer_is_a_float_too() -> None:
+def test_an_integer_is_accepted_as_a_float() -> None:
     assert from_dict(Outer, {"rate": 1}, "here").rate == 1.0
 
 
@@ -45,7 +45,7 @@ def test_an_integer_is_a_float_too() -> None:
         ({"zzz": 3}, "known: epochs, folder"),
     ],
 )
-def test_an_unknown_key_is_named_with_the_likely_one(values: dict[str, Any], message: str) -> None:
+def test_an_unknown_key_is_named_with_a_suggestion(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         from_dict(Outer, values, "run.toml")
     assert str(error.value).startswith("run.toml: ")
@@ -72,12 +72,12 @@ def test_a_wrong_type_is_refused_with_the_key(values: dict[str, Any], key: str) 
     assert f"  {key}: " in str(error.value)
 
 
-def test_merging_goes_into_sections() -> None:
+def test_merging_descends_into_sections() -> None:
     merged = merge({"a": 1, "s": {"x": 1, "y": 2}}, {"s": {"y": 3}, "b": 4})
     assert merged == {"a": 1, "b": 4, "s": {"x": 1, "y": 3}}
 
 
-def test_files_are_named_when_they_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("epochs = = 3")
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(UserError, match=r"bad\.toml: not valid TOML"):

@@ -1,4 +1,4 @@
-"""Every number of every config says which values it may have, and what is outside is refused by flag and range."""
+"""Every number in every config declares its valid range; values outside it are refused with the flag and the range."""
 
 import math
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ CONFIGS = [TrainConfig, InferConfig, MakeShardsJob, ExportConfig, Profile] + [
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_number_of_every_config_has_a_range(config: type) -> None:
+def test_every_number_in_every_config_has_a_range(config: type) -> None:
     assert without_range(config) == []
 
 
@@ -45,7 +45,7 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
 
 
-def test_a_number_without_a_range_is_found() -> None:
+def test_a_number_without_a_range_is_detected() -> None:
     assert without_range(Outer) == ["inner.clip_norm"]
 
 
@@ -60,13 +60,13 @@ def test_a_number_without_a_range_is_found() -> None:
         (Outer(inner=Inner(betas=(0.9, 2.0))), "--inner.betas 2.0: must be at least 0 and below 1"),
     ],
 )
-def test_what_is_outside_is_named_with_its_range(config: Outer, words: str) -> None:
+def test_a_value_out_of_range_is_named_with_the_range(config: Outer, words: str) -> None:
     with pytest.raises(UserError) as error:
         check_ranges(config)
     assert str(error.value) == words
 
 
-def test_keys_of_a_file_are_named_as_such() -> None:
+def test_keys_from_a_file_are_named_as_file_keys() -> None:
     with pytest.raises(UserError, match=r"^mine\.toml: inner\.rate = -1: must be above 0$"):
         check_ranges(Outer(inner=Inner(rate=-1)), origin="mine.toml")
 
@@ -107,7 +107,7 @@ def test_a_range_is_an_interval(value: float, low: float, width: float, above: b
         "--tracking.finish-timeout 0",
     ],
 )
-def test_a_training_is_refused_before_anything_is_read(words: str) -> None:
+def test_training_is_refused_before_anything_is_read(words: str) -> None:
     from jobs.train import main
 
     with pytest.raises(UserError) as error:
@@ -121,7 +121,7 @@ def test_a_training_is_refused_before_anything_is_read(words: str) -> None:
     ["--overlap nan", "--overlap 1", "--tile -1", "--batch-size 0", "--roi 0 0 0 5", "--threads -1",
      "--output.figures -1", "--output.preview-side 1"],
 )  # fmt: skip
-def test_an_inference_is_refused_before_anything_is_read(words: str) -> None:
+def test_inference_is_refused_before_anything_is_read(words: str) -> None:
     from jobs.infer import main
 
     with pytest.raises(UserError) as error:

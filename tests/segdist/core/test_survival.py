@@ -1,4 +1,4 @@
-"""What happens to the terminal, the log or the disk under it costs no work."""
+"""Losing the terminal, the log or disk space costs no work."""
 
 import errno
 import os
@@ -21,14 +21,14 @@ CHATTY = ["--wandb", "off"]
 
 
 def to_a_full_disk(command: list[str], cwd: Path) -> int:
-    """Run with both outputs on a disk that is always full."""
+    """Run with both outputs on a full disk; return the exit code."""
     with open("/dev/full", "w") as full:
         return subprocess.run(command, cwd=cwd, env=environment(), stdout=full, stderr=full, check=False).returncode
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_under_the_log_ends_no_job(tmp_path: Path) -> None:
-    """Not at the first line, not in the middle, and not at the end, when Python empties its buffers."""
+def test_a_full_disk_under_the_log_stops_no_job(tmp_path: Path) -> None:
+    """Neither the first line, nor a later one, nor the flush when Python exits."""
     made = to_a_full_disk(job("make_shards", ["-f", "log", "--patches.size", "32", "--synthetic.train", "4"]), tmp_path)
     trained = to_a_full_disk(job("train", ["-f", "log", "--steps", "4", *TINY_NET, *CHATTY]), tmp_path)
     write_images(tmp_path / "images", {"one": (40, 40)})
@@ -38,8 +38,8 @@ def test_a_full_disk_under_the_log_ends_no_job(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "masks" / "one.png").is_file()
 
 
-def test_a_log_that_finds_room_again_goes_on(tmp_path: Path) -> None:
-    """A file-size limit stands for the full disk; the line that didn't fit is lost, or comes with the next one."""
+def test_logging_resumes_once_there_is_space_again(tmp_path: Path) -> None:
+    """A file-size limit simulates the full disk. The line that didn't fit is lost or written with the next one."""
     code = (
         "import resource, signal; from segdist.core.terminal import outlive_the_terminal, say;"
         "outlive_the_terminal(); signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -51,8 +51,8 @@ def test_a_log_that_finds_room_again_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().splitlines() in (["first", "third"], ["first", "second", "third"])
 
 
-def test_losing_the_terminal_ends_no_training(tmp_path: Path) -> None:
-    """The terminal's other end closes in the middle of a training with a progress bar; SIGHUP comes, too."""
+def test_losing_the_terminal_does_not_stop_training(tmp_path: Path) -> None:
+    """The terminal closes while training shows a progress bar, and SIGHUP arrives as well."""
     tiny_set(tmp_path / "data")
     master, slave = pty.openpty()
     command = job("train", ["-f", "tiny", "--steps", "60", "--checkpoint.every-steps", "10", *TINY_NET, *CHATTY])
@@ -70,14 +70,14 @@ def test_losing_the_terminal_ends_no_training(tmp_path: Path) -> None:
     assert read_rows(folder / "events.jsonl")[-1]["what"] == "finished"
 
 
-def test_inference_on_a_full_disk_says_one_sentence_and_resumes(tmp_path: Path) -> None:
+def test_inference_on_a_full_disk_ends_with_one_sentence_and_can_resume(tmp_path: Path) -> None:
     write_model(tmp_path / "runs" / "small")
     write_images(tmp_path / "images")
     arguments = ["-m", "small", "-i", "images", "--output.probabilities", "float32", "--quiet", "--wandb", "off"]
     run(job("infer", [*arguments, "-o", "whole"]), tmp_path)
     limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
     limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY));"
-    # The kernel says "File too large" there, which stands for "No space left".
+    # A file-size limit gives "File too large", which simulates "No space left".
     limited += "import errno, segdist.core.files as files; files.NO_ROOM += (errno.EFBIG,);"
     limited += "from jobs.entry import run_job; from jobs.infer import main; sys.exit(run_job(main, sys.argv[1:]))"
     full = run([sys.executable, "-c", limited, *arguments, "-o", "full"], tmp_path, check=False)
@@ -89,14 +89,14 @@ def test_inference_on_a_full_disk_says_one_sentence_and_resumes(tmp_path: Path) 
     assert not list((tmp_path / "full").rglob("*.tmp"))
 
 
-def test_only_a_full_disk_is_called_one(tmp_path: Path) -> None:
+def test_only_a_full_disk_is_reported_as_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No space left on device; make room there"), full_disk_named(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(OSError, match="Input/output"), full_disk_named(tmp_path):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_a_leftover_is_what_no_living_process_holds(tmp_path: Path) -> None:
+def test_files_of_living_processes_are_not_leftovers(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from segdist.core.files import whole_file\n"
         "with whole_file(Path('shard.tar')): Path('ready').touch(); time.sleep(600)"
@@ -106,17 +106,17 @@ def test_a_leftover_is_what_no_living_process_holds(tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
     with whole_file(tmp_path / "inside" / "other"):
         remove_leftovers(tmp_path, deep=True)
-        assert len(list(tmp_path.rglob("*.tmp"))) == 2  # both writers live
+        assert len(list(tmp_path.rglob("*.tmp"))) == 2  # both writers are alive
     process.kill()
     process.wait()
     remove_leftovers(tmp_path)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_writer_whose_file_was_taken_for_a_leftover_takes_another(
+def test_a_writer_whose_file_was_removed_as_a_leftover_creates_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between making the file and locking it somebody may have removed it."""
+    """Another process may remove the file between its creation and the lock."""
     import fcntl
 
     real, calls = fcntl.flock, []

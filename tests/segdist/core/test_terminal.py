@@ -1,4 +1,4 @@
-"""The look of the jobs, in a log file and in a terminal."""
+"""How jobs print to a log file and to a terminal."""
 
 import os
 import pty
@@ -24,7 +24,7 @@ with Progress("cutting", total=3, unit="images") as progress:
 
 
 def run_in_terminal(script: str, stdout_too: bool = True, width: int = 120) -> tuple[str, str]:
-    """What a terminal gets to see, and what a redirected standard output holds."""
+    """What a terminal shows, and what redirected standard output contains."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -65,34 +65,34 @@ def test_log_file_gets_plain_lines_at_growing_intervals(
     ]
 
 
-def test_rate_and_remaining_time_don_t_count_what_was_done_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_and_remaining_time_ignore_work_done_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)
     progress = Progress("training", total=1000, unit="steps", done=900)
     progress.advance(20)
     assert progress.line(10.0) == "training: 920/1000 steps (92 %), 2 steps/s, 0:40 left"
 
 
-def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_progress_prints_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "FIRST_LINE", 0.0)
     with Progress("training", total=3, unit="steps", quiet=True) as progress:
         progress.advance(3)
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_same_warning_comes_once_and_stays_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repeated_warning_is_printed_once_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     message = "something [not] quite right; " * 12 + "mend it"
     for _ in range(3):
         warn(message)
     assert capsys.readouterr().err == f"warning: {message}\n"
 
 
-def test_errors_of_other_ranks_say_their_rank(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_from_other_ranks_name_the_rank(capsys: pytest.CaptureFixture[str]) -> None:
     show_error("no such file")
     show_error("out of memory", rank=3)
     assert capsys.readouterr().err == "error: no such file\nrank 3: error: out of memory\n"
 
 
-def test_every_line_of_another_rank_s_traceback_has_its_rank(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_traceback_line_from_another_rank_names_the_rank(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         raise ValueError("first\nsecond")
     except ValueError as error:
@@ -113,7 +113,7 @@ def test_terminal_shows_a_bar_with_rate_and_lines_above_it() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 110])
-def test_the_bar_is_one_line_in_any_terminal(width: int) -> None:
+def test_the_bar_fits_on_one_line_in_any_terminal(width: int) -> None:
     script = """
 from segdist.core.terminal import Progress
 with Progress("training", total=600, unit="steps") as progress:
@@ -126,18 +126,18 @@ with Progress("training", total=600, unit="steps") as progress:
     assert last.endswith("…")
 
 
-def test_redirected_standard_output_holds_the_said_lines_and_nothing_else() -> None:
+def test_redirected_standard_output_holds_only_the_printed_lines() -> None:
     seen, said = run_in_terminal(SCRIPT, stdout_too=False)
     assert said == "a line\n" * 3
     assert "3/3" in seen
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
-def test_clock(seconds: float, text: str) -> None:
+def test_durations_are_formatted_as_a_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 
-def test_a_job_whose_output_nobody_reads_any_more_goes_on(tmp_path: Path) -> None:
+def test_a_job_survives_a_closed_output_pipe(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from segdist.core.terminal import say\n"
         "for number in range(10_000):\n    say('line')\n"

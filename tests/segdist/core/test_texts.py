@@ -1,4 +1,4 @@
-"""Texts of the user's are read in the encodings that programs save in."""
+"""User text files are read in the encodings that common programs save."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_any_encoding(tmp_path: Path, encoding: str) -> None:
+def test_common_encodings_are_read(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "list.txt").write_bytes(TEXT.encode(encoding))
     assert read_text(tmp_path / "list.txt") == TEXT
     (tmp_path / "a.toml").write_bytes('name = "Größe"\n'.encode(encoding))
@@ -22,7 +22,7 @@ def test_any_encoding(tmp_path: Path, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\r", b"\xff\xfe\x00", b"text\0", b"a\x81b"])
-def test_what_is_no_text_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_text_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"list\.txt: not a text file"):
         read_text(tmp_path / "list.txt")
@@ -32,7 +32,7 @@ def test_what_is_no_text_is_named(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_tables_of_spreadsheets_with_short_and_long_rows(tmp_path: Path, encoding: str, delimiter: str) -> None:
+def test_tables_may_have_short_and_long_rows(tmp_path: Path, encoding: str, delimiter: str) -> None:
     lines = ["image,mask,split", '"ä, b.png",m.png,train', "b.png,m.png", "c.png", "d.png,e,f,g,h", ""]
     text = "\r\n".join(line.replace("ä, b", "ä- b").replace(",", delimiter) for line in lines)
     (tmp_path / "pairs.csv").write_bytes(text.encode(encoding))

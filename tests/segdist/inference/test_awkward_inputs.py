@@ -1,4 +1,4 @@
-"""Inputs that people have: stacks, linked folders, turned photos, long names, files that can't be read."""
+"""Awkward inputs: stacks, linked folders, rotated photos, long names, unreadable files."""
 
 import json
 import struct
@@ -62,7 +62,7 @@ def test_all_pages_of_a_stack_are_segmented(model: Path, tmp_path: Path, one_dir
         assert np.array_equal(found[name], predict(model, pages[page], device="cpu").argmax(axis=0))
 
 
-def test_pages_have_the_masks_of_their_place(tmp_path: Path) -> None:
+def test_pages_are_matched_to_mask_pages_by_position(tmp_path: Path) -> None:
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
         with tifffile.TiffWriter(tmp_path / kind / "a.tif") as file:
@@ -83,7 +83,7 @@ def test_pages_have_the_masks_of_their_place(tmp_path: Path) -> None:
     assert [Path(str(image.mask)).name for image in rows] == ["a.tif", "a.tif#page=1", "a.tif#page=2"]
 
 
-def test_linked_folders_are_searched_and_circles_end(tmp_path: Path) -> None:
+def test_linked_folders_are_searched_and_cycles_end(tmp_path: Path) -> None:
     save(tmp_path / "elsewhere/x.png", noise(8, 8))
     save(tmp_path / "in/y.png", noise(8, 8))
     (tmp_path / "in/linked").symlink_to("../elsewhere")
@@ -99,7 +99,7 @@ def test_short_rows_of_a_list_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("drawn_on", ["upright", "stored"])
-def test_masks_of_turned_photos_decide_how_these_are_read(model: Path, tmp_path: Path, drawn_on: str) -> None:
+def test_masks_decide_how_rotated_photos_are_read(model: Path, tmp_path: Path, drawn_on: str) -> None:
     pixels = noise(20, 30)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -115,7 +115,7 @@ def test_masks_of_turned_photos_decide_how_these_are_read(model: Path, tmp_path:
     )
 
 
-def test_a_shard_set_knows_how_its_turned_photos_are_read(model: Path, tmp_path: Path) -> None:
+def test_a_shard_set_records_how_its_rotated_photos_are_read(model: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     for number in range(4):
@@ -135,7 +135,7 @@ def test_a_shard_set_knows_how_its_turned_photos_are_read(model: Path, tmp_path:
     assert {labels(path).shape for path in (out / "masks").iterdir()} == {(20, 30)}
 
 
-def test_names_as_long_as_they_may_be(model: Path, tmp_path: Path) -> None:
+def test_names_of_maximum_length_work(model: Path, tmp_path: Path) -> None:
     long = "ä" * 122 + "x"  # 245 bytes, 249 with its suffix
     (tmp_path / "in").mkdir()
     tifffile.imwrite(tmp_path / "in" / f"{long}.tif", noise(2, 20, 30), photometric="minisblack")
@@ -154,7 +154,7 @@ def claiming_png(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def test_no_file_ends_the_job_for_the_others(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_bad_file_does_not_end_the_job(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "in"
     save(folder / "good.png", noise(20, 30))
     (folder / "huge.png").write_bytes(claiming_png(60_000))

@@ -1,4 +1,4 @@
-"""`segdist calibrate`: predictions with known masks in, a temperature in the model's card and its figures out."""
+"""`segdist calibrate` fits a temperature to predictions with known masks and stores it in the model card."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def overconfident(tmp_path: Path, images: Path) -> Path:
-    """A run whose model says p where the classes of pixels occur as softmax(log p / TRUE_TEMPERATURE); with masks."""
+    """A run whose model predicts p while pixel classes follow softmax(log p / TRUE_TEMPERATURE), with masks."""
     run = write_model(tmp_path / "run")
     rng = np.random.default_rng(1)
     (tmp_path / "masks").mkdir()
@@ -56,7 +56,7 @@ def job(result: Path, *models: Path) -> int:
     return run_job(calibrate.main, [str(result), "-m", *map(str, models)])
 
 
-def test_the_card_keeps_the_temperature_and_the_weights_stay(
+def test_the_card_gets_the_temperature_and_the_weights_are_unchanged(
     overconfident: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights, card = load_weights(overconfident / "best.safetensors")
@@ -74,7 +74,7 @@ def test_the_card_keeps_the_temperature_and_the_weights_stay(
     assert f"{after['brier']:.4f}" in capsys.readouterr().out
 
 
-def test_new_predictions_have_the_error_that_was_told(overconfident: Path, images: Path, tmp_path: Path) -> None:
+def test_new_predictions_have_the_reported_error(overconfident: Path, images: Path, tmp_path: Path) -> None:
     segment(overconfident, images, tmp_path / "out")
     assert job(tmp_path / "out", overconfident) == FINISHED
     after = json.loads((tmp_path / "out/calibration.json").read_text())["after"]
@@ -87,7 +87,7 @@ def test_new_predictions_have_the_error_that_was_told(overconfident: Path, image
     assert sums.calibration_error == pytest.approx(after["expected_calibration_error"], abs=1e-2)
 
 
-def test_calibrating_again_changes_little_and_from_calibrated_predictions_either(
+def test_calibrating_again_changes_little_even_from_calibrated_predictions(
     overconfident: Path, images: Path, tmp_path: Path
 ) -> None:
     segment(overconfident, images, tmp_path / "out")
@@ -101,7 +101,7 @@ def test_calibrating_again_changes_little_and_from_calibrated_predictions_either
     assert read_card(overconfident / "best.safetensors").temperature == pytest.approx(once, rel=0.01)
 
 
-def test_ignored_pixels_count_for_nothing_and_blocks_dont_matter(
+def test_ignored_pixels_do_not_count_and_blocks_do_not_matter(
     overconfident: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mask = np.asarray(Image.open(tmp_path / "masks/odd.png")).copy()
@@ -124,7 +124,7 @@ def test_ignored_pixels_count_for_nothing_and_blocks_dont_matter(
 
 
 @pytest.mark.parametrize("lacking", ["masks", "probabilities", "result"])
-def test_what_is_missing_is_said(
+def test_missing_inputs_are_named(
     overconfident: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lacking: str
 ) -> None:
     out, told = tmp_path / "out", ""
@@ -142,7 +142,7 @@ def test_what_is_missing_is_said(
     assert read_card(overconfident / "best.safetensors").temperature == 1
 
 
-def test_a_model_of_other_classes_is_left_alone(
+def test_a_model_with_other_classes_is_left_alone(
     overconfident: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = write_model(tmp_path / "other", classes=(*CLASSES[:2], ClassInfo("dot", (1, 2, 3))))

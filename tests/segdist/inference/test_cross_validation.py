@@ -1,4 +1,4 @@
-"""Spread and intervals of the scores of a cross-validation."""
+"""Spread and confidence intervals of cross-validation scores."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from segdist.inference.evaluation import image_scores
 
 
 def matrices(count: int, seed: int, classes: int = 3) -> np.ndarray:
-    """Confusion matrices of images that vary, int64 (count, classes, classes)."""
+    """Confusion matrices of varied images, int64 (count, classes, classes)."""
     random = np.random.default_rng(seed)
     hits = random.beta(8, 2, (count, 1, 1))
     wrong = (1 - hits) / (classes - 1) * np.ones((classes, classes))
@@ -17,7 +17,7 @@ def matrices(count: int, seed: int, classes: int = 3) -> np.ndarray:
     return np.asarray(np.rint(1000 * shares), np.int64)
 
 
-def test_the_scores_of_many_matrices_are_those_of_each() -> None:
+def test_scoring_many_matrices_at_once_matches_scoring_each() -> None:
     several = np.concatenate([matrices(4, 0), np.zeros((1, 3, 3), np.int64), np.diag([5, 0, 0])[None]])
     found = _scores(several)
     for number, matrix in enumerate(several):
@@ -30,7 +30,7 @@ def test_the_scores_of_many_matrices_are_those_of_each() -> None:
             assert found[key][number] == pytest.approx(expected, nan_ok=True)
 
 
-def test_images_that_are_all_alike_leave_no_doubt() -> None:
+def test_identical_images_give_an_interval_of_zero_width() -> None:
     one = matrices(1, 3)
     found = interval(np.repeat(one, 10, axis=0).tolist(), range(10))
     expected = image_scores(torch.from_numpy(one[0]))
@@ -39,7 +39,7 @@ def test_images_that_are_all_alike_leave_no_doubt() -> None:
     assert np.array(found["iou"]) == pytest.approx(np.array([[value] * 2 for value in expected["iou"]]))
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_truth_about_as_often_as_claimed() -> None:
     everything = _scores(matrices(200_000, 0).sum(axis=0, keepdims=True))
     truth = {key: float(everything[key][0]) for key in ("mean_iou_pixels", "pixel_accuracy")}
     inside = dict.fromkeys(truth, 0)
@@ -50,7 +50,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert all(88 <= count <= 99 for count in inside.values()), inside
 
 
-def test_images_of_one_group_count_as_one_observation() -> None:
+def test_images_in_one_group_count_as_one_observation() -> None:
     some = matrices(12, 4)
     alone = interval(some.tolist(), range(12))
     together = interval(np.repeat(some, 5, axis=0).tolist(), np.repeat(range(12), 5).tolist())
@@ -63,7 +63,7 @@ def test_images_of_one_group_count_as_one_observation() -> None:
     assert width(as_if_independent) < 0.6 * width(alone)  # type: ignore[arg-type]
 
 
-def test_a_class_that_no_image_has_gets_no_interval() -> None:
+def test_a_class_absent_from_all_images_gets_no_interval() -> None:
     some = matrices(5, 0)
     some[:, 2, :] = some[:, :, 2] = 0
     found = interval(some.tolist(), range(5))
@@ -71,7 +71,7 @@ def test_a_class_that_no_image_has_gets_no_interval() -> None:
     assert found["iou"][1] is not None
 
 
-def test_the_spread_leaves_out_folds_without_the_class() -> None:
+def test_the_spread_skips_folds_without_the_class() -> None:
     per_fold = [
         {**dict.fromkeys(SCORES_OF_ALL, value), "iou": [value, None], "dice": [value, None]} for value in (0.5, 0.7)
     ]

@@ -1,4 +1,4 @@
-"""Probabilities of a reduced image put back to full size: the right values, and the same bits from any start."""
+"""Probabilities of a downscaled image, enlarged to full size: correct values, and the same bits from any start."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -18,7 +18,7 @@ Read = Callable[[int, int, int, int], np.ndarray]
 
 
 class PerPixel(nn.Module):
-    """Logits that depend on the pixel alone: tiles and their overlap change nothing."""
+    """Logits that depend only on the pixel, so tiles and overlap change nothing."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return torch.cat([images, -images, images * images], dim=1)
@@ -50,7 +50,7 @@ def segmented(
     region: Region | None = None,
     overlap: float = 0.5,
 ) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
-    """Probabilities (K, H, W), NaN where no rows came, and (tile row, top, bottom) of what came."""
+    """Probabilities (K, H, W), NaN for missing rows, and (tile row, top, bottom) of each piece delivered."""
     scale = Scale(factor, *image.shape[:2])
     grid = grid_of(scale, overlap)
     window, tiles = blending_window("hann", 16), model(module)
@@ -71,7 +71,7 @@ def grid_of(scale: Scale, overlap: float = 0.5) -> TileGrid:
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
 @pytest.mark.parametrize("shape", [(101, 83), (64, 128), (5, 7), (1, 1)])
-def test_probabilities_are_interpolated_between_the_centers_of_reduced_pixels(
+def test_probabilities_are_interpolated_between_centers_of_downscaled_pixels(
     shape: tuple[int, int], factor: int
 ) -> None:
     image = picture(*shape)
@@ -84,7 +84,7 @@ def test_probabilities_are_interpolated_between_the_centers_of_reduced_pixels(
 
 @pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize("overlap", [0.5, 0.25, 0.75])
-def test_stretches_of_tile_rows_give_the_bits_of_the_whole(factor: int, overlap: float) -> None:
+def test_ranges_of_tile_rows_give_the_bits_of_the_whole(factor: int, overlap: float) -> None:
     image = picture(331, 147)
     whole, came = segmented(image, factor, module=convolution(), overlap=overlap)
     assert came[0][1] == 0
@@ -115,7 +115,7 @@ def test_a_region_has_the_bits_of_the_whole(factor: int) -> None:
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
-def test_tile_rows_share_out_the_rows_of_the_full_image(factor: int) -> None:
+def test_tile_rows_partition_the_rows_of_the_full_image(factor: int) -> None:
     for height in (1, 3, 17, 64, 331):
         scale = Scale(factor, height, 50)
         axis = grid_of(scale).rows

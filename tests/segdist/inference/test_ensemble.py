@@ -1,4 +1,4 @@
-"""Several models as one: their mean probabilities, how far they disagree, and what can't be averaged."""
+"""Ensembles: mean probabilities, disagreement, and models that can't be averaged."""
 
 import shutil
 from pathlib import Path
@@ -15,12 +15,12 @@ from segdist.core.exit_codes import FINISHED, USAGE
 from tests.support.inference_parts import CLASSES, checksums, labels, run, write_images, write_model
 
 NO_OVERLAP = ["--overlap", "0"]
-"""Every pixel lies in one tile: probabilities of a pixel are those that the models gave."""
+"""Every pixel lies in one tile, so its probabilities are exactly what the models gave."""
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three that differ in width, in patch side and in how they normalize."""
+    """Three models that differ in width, patch side and normalization."""
     runs = tmp_path_factory.mktemp("runs")
     return [
         write_model(runs / "one", seed=1),
@@ -57,12 +57,12 @@ def test_probabilities_are_the_mean_of_the_models(models: list[Path], images: Pa
     assert np.abs(found - singles[0]).max() > 0.01
 
 
-def test_a_model_twice_has_the_bits_of_it_once(models: list[Path], images: Path) -> None:
+def test_a_model_listed_twice_gives_the_bits_of_one(models: list[Path], images: Path) -> None:
     once, twice = (Predictor(names, device="cpu") for names in (models[1], [models[1], models[1]]))
     assert (once.probabilities(images / "odd.png") == twice.probabilities(images / "odd.png")).all()
 
 
-def test_infer_writes_what_predict_says(models: list[Path], images: Path, tmp_path: Path) -> None:
+def test_infer_writes_what_predict_returns(models: list[Path], images: Path, tmp_path: Path) -> None:
     assert job(models, images, tmp_path / "out") == FINISHED
     expected = predict(models, images / "odd.png", device="cpu").argmax(axis=0)
     assert (labels(tmp_path / "out/masks/odd.png") == expected).all()
@@ -93,7 +93,7 @@ def test_the_same_bytes_on_any_number_of_ranks(models: list[Path], images: Path,
     assert checksums(tmp_path / "1") == checksums(tmp_path / "2") == checksums(tmp_path / "3")
 
 
-def test_a_folder_of_folds_means_the_models_that_they_ended_with(images: Path, tmp_path: Path) -> None:
+def test_a_cross_validation_folder_means_the_final_models_of_its_folds(images: Path, tmp_path: Path) -> None:
     folds = [write_model(tmp_path / "cv" / f"fold-{number}", seed=number) for number in (10, 2, 1)]
     best = write_model(tmp_path / "best", seed=11) / "best.safetensors"
     for number, fold in enumerate(folds):
@@ -105,7 +105,7 @@ def test_a_folder_of_folds_means_the_models_that_they_ended_with(images: Path, t
     assert (found == expected).all()
 
 
-def test_other_classes_are_refused_by_the_names_of_both(
+def test_models_with_different_classes_are_refused_by_name(
     models: list[Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = write_model(tmp_path / "other", classes=CLASSES[:2])
@@ -118,7 +118,7 @@ def test_other_classes_are_refused_by_the_names_of_both(
         Predictor([models[0], write_model(tmp_path / "color", channels=3)])
 
 
-def test_results_of_another_ensemble_are_not_added_to(
+def test_results_of_another_ensemble_are_not_extended(
     models: list[Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert job(models[:2], images / "odd.png", tmp_path / "out") == FINISHED
@@ -127,7 +127,7 @@ def test_results_of_another_ensemble_are_not_added_to(
     assert job(models[:2], images / "odd.png", tmp_path / "out") == FINISHED
 
 
-def test_what_only_one_model_or_only_several_can_do_is_said(
+def test_options_for_one_or_several_models_only_are_refused_otherwise(
     models: list[Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert job(models[:1], images, tmp_path / "out", "--output.disagreement") == USAGE

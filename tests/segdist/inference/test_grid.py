@@ -1,4 +1,4 @@
-"""Where tiles lie: laws that hold for every size, tile, overlap and border rule."""
+"""Tile placement: properties that hold for every image size, tile, overlap and border rule."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def axes(draw: st.DrawFn) -> Axis:
 
 @given(axes())
 @settings(deadline=None)
-def test_every_pixel_is_covered_and_no_tile_lies_outside(axis: Axis) -> None:
+def test_every_pixel_is_covered_and_every_tile_touches_the_image(axis: Axis) -> None:
     assert axis.weights(np.ones(axis.tile)).min() >= 1
     for index in range(axis.count):
         assert axis.start(index) < axis.size
@@ -29,7 +29,7 @@ def test_every_pixel_is_covered_and_no_tile_lies_outside(axis: Axis) -> None:
 
 @given(axes())
 @settings(deadline=None)
-def test_corner_grid_starts_at_the_corner_and_has_no_tile_too_many(axis: Axis) -> None:
+def test_corner_grid_starts_at_the_corner_and_has_no_spare_tile(axis: Axis) -> None:
     corner = Axis(axis.size, axis.tile, axis.stride)
     assert corner.start(0) == 0
     if corner.count > 1:
@@ -38,14 +38,14 @@ def test_corner_grid_starts_at_the_corner_and_has_no_tile_too_many(axis: Axis) -
 
 @given(sizes, st.integers(1, 10), st.integers(1, 4))
 @settings(deadline=None)
-def test_full_borders_give_each_pixel_the_same_share(size: int, stride: int, times: int) -> None:
+def test_full_borders_give_each_pixel_equal_weight(size: int, stride: int, times: int) -> None:
     weights = Axis(size, stride * times, stride, "full").weights(np.ones(stride * times))
     assert (weights == times).all()
 
 
 @given(axes())
 @settings(deadline=None)
-def test_each_pixel_is_finished_by_exactly_one_tile_and_that_is_the_last_to_touch_it(axis: Axis) -> None:
+def test_each_pixel_is_finished_by_the_last_tile_that_covers_it(axis: Axis) -> None:
     finished_by = np.full(axis.size, -1)
     for index in range(axis.count):
         first, end = axis.finished(index)
@@ -58,7 +58,7 @@ def test_each_pixel_is_finished_by_exactly_one_tile_and_that_is_the_last_to_touc
 
 @given(axes(), st.data())
 @settings(deadline=None)
-def test_touching_names_the_tiles_that_cover_a_pixel(axis: Axis, data: st.DataObject) -> None:
+def test_touching_lists_the_tiles_that_cover_a_pixel(axis: Axis, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, axis.size - 1))
     end = data.draw(st.integers(first + 1, axis.size))
     touching = [
@@ -69,7 +69,7 @@ def test_touching_names_the_tiles_that_cover_a_pixel(axis: Axis, data: st.DataOb
 
 @given(st.integers(1, 30), st.integers(0, 100))
 @settings(deadline=None)
-def test_reflection_is_numpys(size: int, outside: int) -> None:
+def test_reflection_matches_numpy(size: int, outside: int) -> None:
     axis = Axis(size, 8, 4)
     expected = np.pad(np.arange(size), outside, mode="reflect" if size > 1 else "edge")
     assert (axis.reflected(-outside, size + outside) == expected).all()
@@ -77,7 +77,7 @@ def test_reflection_is_numpys(size: int, outside: int) -> None:
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 9), st.data())
 @settings(deadline=None)
-def test_batches_of_a_part_are_slices_of_the_whole_list(
+def test_batches_of_a_part_are_slices_of_the_full_list(
     height: int, width: int, batch: int, data: st.DataObject
 ) -> None:
     grid = make_grid(height, width, 8, data.draw(st.sampled_from([0.0, 0.5, 0.75])), batch)
@@ -90,7 +90,7 @@ def test_batches_of_a_part_are_slices_of_the_whole_list(
         for piece in pieces:
             for offset in range(piece.tiles):
                 number = piece.row * grid.columns.count + piece.left + offset
-                assert number % batch == piece.slot + offset  # the place that it has in the whole image's batches
+                assert number % batch == piece.slot + offset  # its position in the whole image's batches
                 seen.append((piece.row, piece.left + offset))
     assert seen == [(row, column) for row in rows for column in columns]
 
@@ -109,7 +109,7 @@ def test_windows_are_positive_and_symmetric() -> None:
             assert np.allclose(window, window[::-1])
 
 
-def test_overlaps_that_leave_no_step_are_refused() -> None:
+def test_overlaps_without_a_positive_stride_are_refused() -> None:
     assert stride_of(96, 0.5) == 48
     assert stride_of(96, 0.75) == 24
     with pytest.raises(UserError, match="--overlap 1"):

@@ -1,4 +1,4 @@
-"""Which masks belong to the images of an inference job: the same rule as in make-shards."""
+"""Matching masks to the images of an inference job, by the same rule as make-shards."""
 
 from pathlib import Path
 
@@ -34,14 +34,14 @@ def masks_of(*images: Path, masks: Path, name: str = "{stem}") -> list[str | Non
     return [image.mask for image in find_inputs(config, CLASSES).images]
 
 
-def test_masks_stand_at_the_same_place_below_their_folder(tmp_path: Path) -> None:
+def test_masks_have_the_same_relative_path_below_their_folder(tmp_path: Path) -> None:
     save(tmp_path / "images/a 1.v2.png", tmp_path / "images/sub/a 1.v2.png")
     save(tmp_path / "masks/a 1.v2.tif", tmp_path / "masks/sub/a 1.v2.png", tmp_path / "masks/a 1.png")
     found = masks_of(tmp_path / "images", masks=tmp_path / "masks")
     assert found == [str(tmp_path / "masks/a 1.v2.tif"), str(tmp_path / "masks/sub/a 1.v2.png")]
 
 
-def test_a_file_s_mask_has_its_name(tmp_path: Path) -> None:
+def test_a_single_files_mask_has_its_name(tmp_path: Path) -> None:
     save(tmp_path / "images/sub/a.png", tmp_path / "masks/a_gt.png")
     found = masks_of(tmp_path / "images/sub/a.png", masks=tmp_path / "masks", name="{stem}_gt")
     assert found == [str(tmp_path / "masks/a_gt.png")]
@@ -53,7 +53,7 @@ def test_two_masks_for_an_image_are_refused(tmp_path: Path) -> None:
         masks_of(tmp_path / "images", masks=tmp_path / "masks")
 
 
-def test_missing_masks_are_refused_together_with_a_guess(tmp_path: Path) -> None:
+def test_missing_masks_are_refused_with_a_suggestion(tmp_path: Path) -> None:
     save(tmp_path / "images/a.png", tmp_path / "images/b.png", tmp_path / "masks/a_gt.png")
     with pytest.raises(UserError, match=r"2 images without a mask by --masks\.name") as error:
         masks_of(tmp_path / "images", masks=tmp_path / "masks")
@@ -62,7 +62,7 @@ def test_missing_masks_are_refused_together_with_a_guess(tmp_path: Path) -> None
         masks_of(tmp_path / "images", masks=tmp_path / "labels")
 
 
-def test_a_page_of_an_image_has_the_same_page_of_the_mask(tmp_path: Path) -> None:
+def test_a_page_of_an_image_uses_the_same_page_of_the_mask(tmp_path: Path) -> None:
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
         tifffile.imwrite(tmp_path / folder / "s.tif", np.zeros((3, 8, 8), np.uint8), photometric="minisblack")
@@ -80,7 +80,7 @@ def test_a_page_of_an_image_has_the_same_page_of_the_mask(tmp_path: Path) -> Non
         (["s.tif#page=1", "s-page1.tif", "s.tif-page1.png"], ["s.tif-page1", "s-page1.tif", "s.tif-page1.png"]),
     ],
 )
-def test_images_whose_results_would_have_one_name_keep_their_suffix(places: list[str], names: list[str]) -> None:
+def test_images_whose_results_would_share_a_name_keep_their_suffix(places: list[str], names: list[str]) -> None:
     assert result_names(places) == names
 
 
@@ -89,17 +89,17 @@ places = st.builds("{}{}".format, stems, st.sampled_from([".tif", ".png", ".zarr
 
 
 @given(st.sets(places, min_size=1))
-def test_no_two_results_have_one_name(places: set[str]) -> None:
+def test_result_names_are_unique(places: set[str]) -> None:
     names = result_names(sorted(places))
     assert len(set(names)) == len(places)
 
 
-def test_a_folder_called_as_a_result_is_refused() -> None:
+def test_a_folder_named_like_a_result_is_refused() -> None:
     with pytest.raises(UserError, match=r"a\.tif: its result would be called a\.png"):
         result_names(["a.tif", "a.png/b.png"])
 
 
-def test_pages_that_are_named_again_are_the_same_images(tmp_path: Path) -> None:
+def test_pages_named_again_are_the_same_images(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "s.tif", np.zeros((3, 8, 8), np.uint8), photometric="minisblack")
     config = InferConfig(
         model=("m",), images=(f"{tmp_path}/s.tif", f"{tmp_path}/s.tif#page=0", f"{tmp_path}/s.tif#page=1")
@@ -107,7 +107,7 @@ def test_pages_that_are_named_again_are_the_same_images(tmp_path: Path) -> None:
     assert [image.name for image in find_inputs(config, CLASSES).images] == ["s", "s-page1", "s-page2"]
 
 
-def test_names_start_at_the_root_that_was_named_so_that_images_can_be_added(tmp_path: Path) -> None:
+def test_names_are_relative_to_the_given_root_so_images_can_be_added(tmp_path: Path) -> None:
     save(tmp_path / "images/sub/a.png")
     for named in ("images", "images/sub", "images/*/*.png", "images/sub/a.png"):
         found = find_inputs(InferConfig(model=("m",), images=(str(tmp_path / named),)), CLASSES)
@@ -118,7 +118,7 @@ def test_names_start_at_the_root_that_was_named_so_that_images_can_be_added(tmp_
         ]
 
 
-def test_masks_are_read_as_the_model_counts_its_classes(tmp_path: Path) -> None:
+def test_masks_are_read_with_the_models_class_numbers(tmp_path: Path) -> None:
     save(tmp_path / "images/a.png")
     (tmp_path / "masks").mkdir()
     Image.fromarray(np.array([[0, 255, 7]], np.uint8)).save(tmp_path / "masks/a.png")

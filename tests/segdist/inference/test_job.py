@@ -1,4 +1,4 @@
-"""`segdist infer` in one process: what it writes, reuses, refuses and reports."""
+"""`segdist infer` in one process: outputs, reuse, refusals and reports."""
 
 import fcntl
 import json
@@ -43,7 +43,7 @@ def job(model: Path, images: Path, out: Path, *more: str) -> int:
     return run_job(infer.main, arguments(model, images, out, *more))
 
 
-def test_masks_are_what_predict_says(model: Path, images: Path, tmp_path: Path) -> None:
+def test_masks_match_predict(model: Path, images: Path, tmp_path: Path) -> None:
     assert job(model, images, tmp_path / "out") == FINISHED
     for name in FEW:
         expected = predict(model, images / f"{name}.png", device="cpu").argmax(axis=0)
@@ -74,7 +74,7 @@ def test_pages_of_a_tiff_are_images(model: Path, tmp_path: Path) -> None:
         ("float32", "zarr"),
     ],
 )
-def test_probabilities_in_every_type_and_format(
+def test_probabilities_are_written_in_every_type_and_format(
     model: Path, images: Path, tmp_path: Path, kind: str, suffix: str
 ) -> None:
     options = ["--output.probabilities", kind, "--output.probability-format", suffix]
@@ -99,7 +99,7 @@ def test_probabilities_in_every_type_and_format(
 
 
 @pytest.mark.parametrize("kind", ["tiff", "zarr"])
-def test_masks_as_tiff_and_zarr(model: Path, images: Path, tmp_path: Path, kind: str) -> None:
+def test_masks_can_be_tiff_and_zarr(model: Path, images: Path, tmp_path: Path, kind: str) -> None:
     job(model, images / "odd.png", tmp_path / "png")
     assert job(model, images / "odd.png", tmp_path / "out", "--output.mask-format", kind) == FINISHED
     if kind == "tiff":
@@ -109,7 +109,7 @@ def test_masks_as_tiff_and_zarr(model: Path, images: Path, tmp_path: Path, kind:
     assert (stored == labels(tmp_path / "png/masks/odd.png")).all()
 
 
-def test_confidence_and_entropy_maps(model: Path, images: Path, tmp_path: Path) -> None:
+def test_confidence_and_entropy_maps_are_written(model: Path, images: Path, tmp_path: Path) -> None:
     assert job(model, images / "odd.png", tmp_path / "out", "--output.confidence", "--output.entropy") == FINISHED
     exact = predict(model, images / "odd.png", device="cpu").astype(np.float64)
     entropy = -(exact * np.log(np.maximum(exact, 1e-300))).sum(axis=0) / np.log(len(CLASSES))
@@ -128,7 +128,7 @@ def test_a_region_has_exactly_the_pixels_of_the_full_run(model: Path, images: Pa
     assert (np.load(tmp_path / "part/probabilities/odd.npy") == full[:, window[0], window[1]]).all()
 
 
-def test_scores_are_those_of_the_masks_and_both_means_are_named(model: Path, images: Path, tmp_path: Path) -> None:
+def test_scores_match_the_masks_and_name_both_means(model: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "truth").mkdir()
     truths = {"odd": (61, 83), "small": (13, 9)}
     truth = write_truth(tmp_path / "truth", truths)
@@ -152,7 +152,7 @@ def test_scores_are_those_of_the_masks_and_both_means_are_named(model: Path, ima
     assert scores["classes"] == ["ground", "line", "spot"]
 
 
-def test_the_end_tells_scores_and_paths(
+def test_the_last_lines_give_scores_and_paths(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_truth(tmp_path / "truth", {"odd": (61, 83)})
@@ -169,11 +169,11 @@ def test_figures_show_all_classes(model: Path, images: Path, tmp_path: Path) -> 
     assert run_job(infer.main, options) == FINISHED
     drawn = list((tmp_path / "out/figures").rglob("*.png"))
     assert [path.name for path in drawn] == ["odd.png"]
-    assert Image.open(drawn[0]).size[0] > 1000  # five panels side by side
-    assert not (tmp_path / "out/probabilities").exists()  # computed for the figure, not asked for
+    assert Image.open(drawn[0]).size[0] > 1000  # five panels in a row
+    assert not (tmp_path / "out/probabilities").exists()  # computed for the figure, not requested
 
 
-def test_running_again_reuses_what_is_finished(
+def test_running_again_reuses_finished_work(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job(model, images, tmp_path / "out")
@@ -184,7 +184,7 @@ def test_running_again_reuses_what_is_finished(
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_changed_image_or_a_lost_output_is_done_again(model: Path, images: Path, tmp_path: Path) -> None:
+def test_a_changed_image_or_a_lost_output_is_recomputed(model: Path, images: Path, tmp_path: Path) -> None:
     job(model, images, tmp_path / "out")
     first = checksums(tmp_path / "out")
     write_images(images, {"odd": (50, 50)})
@@ -195,13 +195,13 @@ def test_a_changed_image_or_a_lost_output_is_done_again(model: Path, images: Pat
     assert labels(tmp_path / "out/masks/odd.png").shape == (50, 50)
 
 
-def test_what_a_killed_job_left_of_a_file_is_removed(model: Path, images: Path, tmp_path: Path) -> None:
+def test_unfinished_files_of_a_killed_job_are_removed(model: Path, images: Path, tmp_path: Path) -> None:
     left = [tmp_path / "out/masks" / name for name in (".odd.png.0123abcd.tmp", ".other.png.0123abcd.tmp")]
     left[0].parent.mkdir(parents=True)
     for file in left:
         file.write_bytes(b"half")
     with left[1].open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # as a job does that is at work
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a running job does
         assert job(model, images, tmp_path / "out") == FINISHED
     assert [file.exists() for file in left] == [False, True]
 
@@ -217,7 +217,7 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(
     assert job(model, images, tmp_path / "out", "--overlap", "0.25", "--overwrite") == FINISHED
 
 
-def test_images_of_another_root_are_refused_and_more_of_the_same_added(
+def test_images_from_another_root_are_refused_and_new_ones_from_the_same_root_added(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = write_images(tmp_path / "other" / "images", {"odd": (40, 40)})
@@ -230,14 +230,14 @@ def test_images_of_another_root_are_refused_and_more_of_the_same_added(
     assert "another --out" in message
     assert checksums(tmp_path / "out") == before
     write_images(images, {"new": (30, 30)})
-    assert job(model, images / "new.png", tmp_path / "out") == FINISHED  # a part of the list, in the same root
+    assert job(model, images / "new.png", tmp_path / "out") == FINISHED  # a subset of the list, in the same root
     assert job(model, Path(os.path.relpath(images)), tmp_path / "out") == FINISHED
     assert "3 of 3 images segmented (3 of them were finished before)" in capsys.readouterr().out
     assert job(model, other, tmp_path / "out", "--overwrite") == FINISHED
     assert [path.name for path in (tmp_path / "out/masks").rglob("*.png")] == ["odd.png"]
 
 
-def test_results_are_reused_wherever_they_and_their_images_are_moved(
+def test_results_are_reused_after_they_or_their_images_are_moved(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_truth(tmp_path / "truth" / "sub", {"small": (13, 9)})
@@ -248,7 +248,7 @@ def test_results_are_reused_wherever_they_and_their_images_are_moved(
     truth = ["--masks.folder", str(tmp_path / "here/truth")]
     assert job(model, tmp_path / "here/images", tmp_path / "here/out", *truth) == FINISHED
     (tmp_path / "here").rename(tmp_path / "there")
-    (tmp_path / "there/out").rename(tmp_path / "out")  # it need not even come along
+    (tmp_path / "there/out").rename(tmp_path / "out")  # the mask folder need not be moved
     truth = ["--masks.folder", str(tmp_path / "there/truth")]
     assert job(model, tmp_path / "there/images", tmp_path / "out", *truth) == FINISHED
     assert "2 of them were finished before" in capsys.readouterr().out
@@ -258,7 +258,7 @@ def test_results_are_reused_wherever_they_and_their_images_are_moved(
     assert f"now of {other}" in capsys.readouterr().err
 
 
-def test_an_image_that_needs_its_suffix_later_leaves_nothing_under_its_short_name(model: Path, tmp_path: Path) -> None:
+def test_an_image_that_later_needs_its_suffix_leaves_no_file_under_its_short_name(model: Path, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", {"a": (9, 9)})
     assert job(model, images, tmp_path / "out") == FINISHED
     Image.open(images / "a.png").save(images / "a.tif")
@@ -266,7 +266,7 @@ def test_an_image_that_needs_its_suffix_later_leaves_nothing_under_its_short_nam
     assert sorted(path.name for path in (tmp_path / "out/masks").iterdir()) == ["a.png.png", "a.tif.png"]
 
 
-def test_results_of_the_time_before_format_versions_are_reused(
+def test_results_from_before_format_versions_are_reused(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert job(model, images, tmp_path / "out") == FINISHED
@@ -282,7 +282,7 @@ def test_results_of_the_time_before_format_versions_are_reused(
     assert job(model, images, tmp_path / "out") == FINISHED
     assert {path: path.stat().st_mtime_ns for path in before} == before
     settings = json.loads((tmp_path / "out/state/settings.json").read_text())
-    assert settings["root"] == str(images)  # from now on it is known
+    assert settings["root"] == str(images)  # recorded from now on
     settings["format_version"] = 99
     (tmp_path / "out/state/settings.json").write_text(json.dumps(settings))
     capsys.readouterr()
@@ -323,7 +323,7 @@ def test_an_output_folder_that_is_a_file_is_refused(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_damaged_images_are_listed_and_the_others_done(model: Path, images: Path, tmp_path: Path) -> None:
+def test_damaged_images_are_listed_and_the_others_segmented(model: Path, images: Path, tmp_path: Path) -> None:
     content = (images / "odd.png").read_bytes()
     (images / "broken.png").write_bytes(content[:2000])
     (images / "text.png").write_text("no image")
@@ -350,7 +350,7 @@ def test_strict_stops_at_a_damaged_image(
     assert "odd.png" in capsys.readouterr().err
 
 
-def test_a_model_that_cant_run_stops_the_job_instead_of_failing_every_image(
+def test_a_model_that_cannot_run_stops_the_job_instead_of_failing_every_image(
     model: Path,
     images: Path,
     tmp_path: Path,
@@ -370,14 +370,14 @@ def test_a_model_that_cant_run_stops_the_job_instead_of_failing_every_image(
     assert not (tmp_path / "out/failures.json").exists()
 
 
-def test_a_mask_of_another_size_is_a_failure_of_its_image(model: Path, images: Path, tmp_path: Path) -> None:
+def test_a_mask_of_another_size_fails_its_image_only(model: Path, images: Path, tmp_path: Path) -> None:
     write_truth(tmp_path / "truth", {"odd": (60, 83)})
     options = ["--masks.folder", str(tmp_path / "truth")]
     assert job(model, images / "odd.png", tmp_path / "out", *options) == INCOMPLETE
     assert "60 x 83" in json.loads((tmp_path / "out/failures.json").read_text())["failures"][0]["error"]
 
 
-def test_tasks_of_an_array_are_merged_by_a_last_run(model: Path, tmp_path: Path) -> None:
+def test_array_tasks_are_merged_by_a_final_run(model: Path, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", {f"{i}": (20 + i, 33) for i in range(5)})
     truth = write_truth(tmp_path / "truth", {f"{i}": (20 + i, 33) for i in range(5)})
     options = ["--masks.folder", str(truth)]
@@ -399,7 +399,7 @@ def test_dry_run_writes_nothing(model: Path, images: Path, tmp_path: Path, capsy
     assert "rank 0: 2 images, 71 tiles" in printed
 
 
-def test_names_from_globs_csv_and_equal_stems(model: Path, tmp_path: Path) -> None:
+def test_images_can_come_from_globs_csv_files_and_share_a_stem(model: Path, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", {"a": (9, 9), "b.5um": (8, 8)})
     Image.open(images / "a.png").save(images / "a.tif")
     job(model, Path(f"{images}/*.*"), tmp_path / "glob")
@@ -419,21 +419,19 @@ def test_names_from_globs_csv_and_equal_stems(model: Path, tmp_path: Path) -> No
         (["--data", "synthetic"], "--data"),
     ],
 )
-def test_settings_that_cant_work_are_refused_by_name(
+def test_impossible_settings_are_refused_by_name(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], named: str
 ) -> None:
     assert job(model, images / "odd.png", tmp_path / "out", "--strict", *options) == USAGE
     assert named in capsys.readouterr().err
 
 
-def test_output_among_the_inputs_is_refused(model: Path, images: Path) -> None:
+def test_an_output_folder_among_the_inputs_is_refused(model: Path, images: Path) -> None:
     with pytest.raises(UserError, match="--out"):
         infer.main(arguments(model, images, images / "out"))
 
 
-def test_parts_go_on_after_an_exception_in_the_middle(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_resume_after_an_exception(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from segdist.inference import parts, segment
 
     images = write_images(tmp_path / "images", {"tall": (117, 41)})
@@ -454,14 +452,12 @@ def test_parts_go_on_after_an_exception_in_the_middle(
     codes = [job(model, images, tmp_path / "parts", *options) for _ in range(5)]
     assert codes[0] == 130
     assert codes[-1] == FINISHED
-    assert len(computed) == len(set(computed)) == 14  # no tile row was finished twice
+    assert len(computed) == len(set(computed)) == 14  # no tile row was computed twice
     assert checksums(tmp_path / "parts") == checksums(tmp_path / "whole")
     assert not list((tmp_path / "parts/state/parts").rglob("*.raw"))
 
 
-def test_rows_of_an_image_that_has_changed_since_are_computed_again(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_of_a_changed_image_are_recomputed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from segdist.inference import parts, segment
 
     images = write_images(tmp_path / "images", {"tall": (117, 41)})
@@ -493,14 +489,14 @@ def test_a_job_on_a_gpu_reads_ahead_and_writes_every_row(model: Path, tmp_path: 
     assert np.abs(found[0] - found[1]).max() < 1e-3
 
 
-def test_reading_ahead_gives_the_rows_that_are_asked_for() -> None:
+def test_read_ahead_returns_the_requested_rows() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 1), dtype=np.uint8)
     with ReadAhead(lambda top, bottom, left, right: pixels[top:bottom, left:right], 50) as read:
         for top, bottom in ((0, 16), (16, 24), (24, 32), (10, 20), (20, 30), (40, 50)):
             assert (read(top, bottom, 2, 7) == pixels[top:bottom, 2:7]).all()
 
 
-def test_reading_ahead_passes_errors_on() -> None:
+def test_read_ahead_raises_reading_errors() -> None:
     def damaged(top: int, bottom: int, left: int, right: int) -> np.ndarray:
         if top:
             raise UserError("damaged")

@@ -1,4 +1,4 @@
-"""The tables of `segdist infer --output.measurements`."""
+"""Tables written by `segdist infer --output.measurements`."""
 
 import csv
 from pathlib import Path
@@ -34,7 +34,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_classes_have_the_area_and_share_of_the_mask(folder: Path, tmp_path: Path) -> None:
+def test_class_areas_and_shares_match_the_mask(folder: Path, tmp_path: Path) -> None:
     assert job(folder, tmp_path) == FINISHED
     mask = labels(tmp_path / "masks/odd.png")
     rows = table(tmp_path / "classes/odd.csv")
@@ -44,7 +44,7 @@ def test_classes_have_the_area_and_share_of_the_mask(folder: Path, tmp_path: Pat
         assert float(row["share"]) == (mask == label).mean()
 
 
-def test_objects_are_those_of_the_mask_over_the_image(folder: Path, tmp_path: Path) -> None:
+def test_objects_match_the_mask_and_image(folder: Path, tmp_path: Path) -> None:
     job(folder, tmp_path)
     mask, image = labels(tmp_path / "masks/odd.png"), np.asarray(Image.open(folder / "images/odd.png"))
     image = image.reshape(*mask.shape, -1)
@@ -58,7 +58,7 @@ def test_objects_are_those_of_the_mask_over_the_image(folder: Path, tmp_path: Pa
     assert counts == [(expected.label == label).sum() for label in range(len(CLASSES))]
 
 
-def test_boxes_of_a_region_are_places_in_the_image(folder: Path, tmp_path: Path) -> None:
+def test_boxes_of_a_region_are_in_image_coordinates(folder: Path, tmp_path: Path) -> None:
     job(folder, tmp_path, "--roi", "17", "29", "31", "40")
     rows = table(tmp_path / "objects/odd.csv")
     assert min(int(row["top"]) for row in rows) == 17
@@ -66,7 +66,7 @@ def test_boxes_of_a_region_are_places_in_the_image(folder: Path, tmp_path: Path)
     assert all(17 <= float(row["centroid_row"]) < 48 for row in rows)
 
 
-def test_a_class_called_background_has_an_area_and_no_objects(tmp_path: Path) -> None:
+def test_a_class_named_background_has_an_area_but_no_objects(tmp_path: Path) -> None:
     names = (*CLASSES[:2], ClassInfo("Background", (86, 180, 233)))
     write_model(tmp_path / "run", classes=names)
     write_images(tmp_path / "images")

@@ -1,4 +1,4 @@
-"""Objects measured in one pass are those of scikit-image."""
+"""Objects measured in one pass match scikit-image."""
 
 import numpy as np
 import pytest
@@ -14,14 +14,14 @@ def measured(mask: np.ndarray, image: np.ndarray, band_pixels: int) -> Objects:
 
 
 def blobs(seed: int, height: int, width: int, grain: int) -> np.ndarray:
-    """Three classes in patches; with grain 1 noise."""
+    """Three classes in blobs of `grain` pixels; with grain 1, noise."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 3, (height // grain + 1, width // grain + 1), np.uint8)
     return np.kron(coarse, np.ones((grain, grain), np.uint8))[:height, :width]
 
 
 def spiral() -> np.ndarray:
-    """One object whose arms meet only at the end, across many bands."""
+    """One object whose arms span many bands and meet only at the end."""
     mask = np.zeros((41, 41), np.uint8)
     for ring in range(0, 20, 2):
         mask[ring, ring : 41 - ring] = mask[40 - ring, ring : 41 - ring] = 1
@@ -45,7 +45,7 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("rows", [1, 2, 7, 1000])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_equals_regionprops_whatever_the_band(mask: np.ndarray, rows: int, channels: int) -> None:
+def test_measurements_match_regionprops_for_any_band_height(mask: np.ndarray, rows: int, channels: int) -> None:
     image = np.random.default_rng(4).integers(0, 65536, (*mask.shape, channels), np.uint16)
     found = measured(mask, image, rows * mask.shape[1])
     labeled = skimage_measure.label(mask, background=0)
@@ -59,7 +59,7 @@ def test_equals_regionprops_whatever_the_band(mask: np.ndarray, rows: int, chann
         assert found.centroid[number] == pytest.approx(region.centroid)
         central = region.moments_central
         assert found.moments[number] == pytest.approx([central[2, 0], central[0, 2], central[1, 1]], abs=1e-6)
-        # The root of a difference: its error is that of the moments' root.
+        # This is the root of a difference, so its error is the root of the moments' error.
         assert found.axes[number] == pytest.approx([region.axis_major_length, region.axis_minor_length], abs=1e-5)
         if abs(central[2, 0] - central[0, 2]) > 1e-6:
             apart = abs(found.orientation[number] - region.orientation)

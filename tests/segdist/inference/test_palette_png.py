@@ -1,4 +1,4 @@
-"""Masks as palette PNG: what was written is what any reader finds, and no band is too large."""
+"""Palette PNG masks: readers find what was written, and bands bound the memory."""
 
 import io
 from pathlib import Path
@@ -19,7 +19,7 @@ COLORS = [(0, 0, 0), (230, 159, 0), (86, 180, 233)]
 
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 80))
 @settings(deadline=None, max_examples=40)
-def test_pillow_reads_what_was_written_in_any_bands(height: int, width: int, band: int) -> None:
+def test_pillow_reads_what_was_written_in_bands_of_any_height(height: int, width: int, band: int) -> None:
     mask = np.random.default_rng(height).integers(0, 3, (height, width), dtype=np.uint8)
     file = io.BytesIO()
     bands = (mask[top : top + band] for top in range(0, height, band))
@@ -31,7 +31,7 @@ def test_pillow_reads_what_was_written_in_any_bands(height: int, width: int, ban
         assert picture.getpalette() == [part for color in COLORS for part in color]
 
 
-def test_every_part_has_its_checksum() -> None:
+def test_every_chunk_has_its_checksum() -> None:
     file = io.BytesIO()
     write_palette_png(file, (9, 9), [np.arange(81, dtype=np.uint8).reshape(9, 9) % 3], COLORS)
     with Image.open(io.BytesIO(file.getvalue())) as picture:

@@ -1,4 +1,4 @@
-"""The same bytes for any number of ranks and threads, and after SIGKILL at any moment; real processes."""
+"""The same bytes for any number of ranks and threads, and after SIGKILL at any moment, tested with real processes."""
 
 import random
 import signal
@@ -18,13 +18,13 @@ from tests.support.inference_parts import checksums, image_task, run, start, wri
     st.integers(1, 9),
 )
 @settings(deadline=None)
-def test_every_tile_row_has_one_owner_and_the_work_is_even(images: list[tuple[int, int]], world_size: int) -> None:
+def test_every_tile_row_has_one_owner_and_work_is_balanced(images: list[tuple[int, int]], world_size: int) -> None:
     stretches = [Stretch(image_task(index, rows, across), range(rows)) for index, (rows, across) in enumerate(images)]
     pieces = assign(stretches, world_size)
     owned = sorted((part.image.number, row) for piece in pieces for part in piece for row in part.rows)
     assert owned == [(index, row) for index, (rows, _) in enumerate(images) for row in range(rows)]
     share = sum(stretch.tiles for stretch in stretches) / world_size
-    # A piece may end half an uncut image, or half a tile row, off its share on each side.
+    # Each end of a piece may be off by half an uncut image or half a tile row.
     uncut = [stretch.tiles for stretch in stretches if stretch.tiles < SMALLEST_CUT]
     slack = max(uncut + [stretch.image.tiles_across for stretch in stretches])
     assert all(abs(sum(part.tiles for part in piece) - share) <= slack + 1 for piece in pieces)
@@ -32,7 +32,7 @@ def test_every_tile_row_has_one_owner_and_the_work_is_even(images: list[tuple[in
 
 @given(st.integers(0, 40), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10)), max_size=4))
 @settings(deadline=None)
-def test_what_remains_is_the_difference(rows: int, done: list[tuple[int, int]]) -> None:
+def test_remaining_rows_are_all_minus_finished(rows: int, done: list[tuple[int, int]]) -> None:
     ranges = [range(first, min(first + count, rows)) for first, count in done if first < rows]
     left = remaining(range(rows), ranges)
     assert [row for part in left for row in part] == sorted(set(range(rows)) - {row for part in ranges for row in part})
@@ -67,9 +67,9 @@ def arguments(folder: Path, out: str, *more: str) -> list[str]:
 
 
 def results(folder: Path, out: str) -> dict[str, str]:
-    """Checksums of what stands under its name; temporary files of killed jobs have a dot in front.
+    """Checksums of finished files; temporary files of killed jobs start with a dot.
 
-    Without the report and what it knows of times.
+    The report is left out because it contains times.
     """
     found = checksums(folder / out).items()
     return {
@@ -98,9 +98,8 @@ def test_the_same_bytes_with_weighted_blending_full_borders_and_flips(folder: Pa
 
 
 @pytest.mark.slow
-def test_the_same_bytes_after_kills_at_random_moments_and_with_changing_ranks(folder: Path) -> None:
-    # Rows are made safe after every tile row, everything goes through parts, and the model is slowed down, so that
-    # the kills hit all phases.
+def test_the_same_bytes_after_random_kills_and_with_changing_ranks(folder: Path) -> None:
+    # Saving after every tile row, parts for every image and a slowed model make the kills hit all phases.
     prelude = (
         "import time, segdist.inference.parts as o, segdist.inference.segment as j, segdist.inference.tiler as i; "
         "o.SAFE_INTERVAL = 0; j.MEMORY_LIMIT = 0; f = i.TileModel.probabilities; "
@@ -115,14 +114,14 @@ def test_the_same_bytes_after_kills_at_random_moments_and_with_changing_ranks(fo
             process.send_signal(signal.SIGKILL)
         for process in processes:
             process.wait()
-        assert results(folder, "killed").items() <= reference.items()  # what stands under its name is whole
+        assert results(folder, "killed").items() <= reference.items()  # finished files are complete
     assert run(arguments(folder, "killed"), 2) == 0
     assert results(folder, "killed") == reference
     assert not list((folder / "killed/masks").glob(".*"))
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_leaves_no_other_hanging(folder: Path) -> None:
+def test_a_rank_that_dies_leaves_no_other_rank_hanging(folder: Path) -> None:
     prelude = (
         "import os, segdist.inference.tiler as i; f = i.TileModel.probabilities; "
         "i.TileModel.probabilities = lambda s, t: os._exit(9) if os.environ['RANK'] == '1' else f(s, t)"
@@ -136,7 +135,7 @@ def test_a_rank_that_dies_leaves_no_other_hanging(folder: Path) -> None:
 
 
 def held_by(file: Path) -> str:
-    """A prelude: the model computes nothing while there is this file."""
+    """A prelude that blocks the model while this file exists."""
     return (
         "import os, time, segdist.inference.tiler as i; f = i.TileModel.probabilities; "
         f"i.TileModel.probabilities = lambda *a: [time.sleep(0.1) for _ in iter(lambda: os.path.exists({str(file)!r}), "
@@ -145,14 +144,14 @@ def held_by(file: Path) -> str:
 
 
 def at_work(folder: Path, out: str) -> None:
-    """Wait until a job has begun to write into its output folder."""
+    """Wait until a job has started writing to its output folder."""
     deadline = time.monotonic() + 60
     while not (folder / out / "state/settings.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def test_a_second_job_in_the_same_folder_is_refused_by_name_and_after_a_kill_resumes_at_once(
+def test_a_second_job_in_the_folder_is_refused_and_resumes_at_once_after_a_kill(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "hold").touch()
@@ -169,9 +168,7 @@ def test_a_second_job_in_the_same_folder_is_refused_by_name_and_after_a_kill_res
     assert not (folder / "owned/.owners").exists()
 
 
-def test_tasks_of_an_array_write_into_one_folder_each_task_once(
-    folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_each_task_of_an_array_writes_into_one_folder_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "hold").touch()
     first = start(arguments(folder, "array", "--task", "1/2"), prelude=held_by(folder / "hold"))[0]
     at_work(folder, "array")
@@ -179,7 +176,7 @@ def test_tasks_of_an_array_write_into_one_folder_each_task_once(
     assert run(arguments(folder, "array", "--task", "1/3")) == 2
     assert capfd.readouterr().err.count(f"in use by segdist infer (process {first.pid} on") == 2
     assert run(arguments(folder, "array", "--task", "0/2")) == 0
-    assert first.poll() is None  # they were at work at the same time
+    assert first.poll() is None  # they ran at the same time
     (folder / "hold").unlink()
     assert first.wait(timeout=120) == 0
     assert run(arguments(folder, "array")) == 0
@@ -188,14 +185,14 @@ def test_tasks_of_an_array_write_into_one_folder_each_task_once(
 
 
 @pytest.mark.slow
-def test_a_folder_keeps_its_bits_when_the_number_of_ranks_and_so_of_threads_changes(tmp_path: Path) -> None:
-    # The default model and tile: with 4 tiles in a batch its last layer adds up by the number of threads.
+def test_results_keep_their_bits_when_ranks_and_threads_change(tmp_path: Path) -> None:
+    # With 4 tiles of the default model in a batch, sums in the last layer depend on the number of threads.
     write_model(tmp_path / "run", width=16, depth=4, patch=96)
     write_images(tmp_path / "images", {"a": (200, 150)})
     options = ["-m", tmp_path / "run", "-i", tmp_path / "images", "--device", "cpu", "--wandb", "off", "--quiet"]
     options += ["--output.probabilities", "float32", "--output.figures", "0", "-b", 4, "-o"]
     assert run([*map(str, options), str(tmp_path / "changing"), "--threads", "2"]) == 0
     write_images(tmp_path / "images", {"a2": (1, 1), "b": (201, 149)})
-    assert run([*map(str, options), str(tmp_path / "changing")], ranks=2) == 0  # by default a core and a thread each
+    assert run([*map(str, options), str(tmp_path / "changing")], ranks=2) == 0  # default: a core and a thread per rank
     assert run([*map(str, options), str(tmp_path / "whole"), "--threads", "2"]) == 0
     assert results(tmp_path, "changing") == results(tmp_path, "whole")

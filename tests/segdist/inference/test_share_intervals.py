@@ -1,4 +1,4 @@
-"""Intervals of class shares: `segdist calibrate` puts them into the card, `--output.measurements` into the tables."""
+"""Share intervals: `segdist calibrate` stores them in the card, `--output.measurements` writes them to the tables."""
 
 import csv
 import dataclasses
@@ -39,7 +39,7 @@ def table(out: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images with masks in which labels are missing, and a model of one."""
+    """Images with partly unlabeled masks, and a model."""
     folder = tmp_path_factory.mktemp("intervals")
     write_images(folder / "images", {f"image-{number:02}": (SIDE, SIDE) for number in range(FEWEST_IMAGES + 1)})
     write_images(folder / "one", {"odd": (61, 83)})
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def calibrated(folder: Path, tmp_path: Path, images: int) -> tuple[Path, Path]:
-    """A run calibrated on the first of the images, and the folder of predictions."""
+    """A run calibrated on the first images, and the folder of predictions."""
     run, out = write_model(tmp_path / "run"), tmp_path / "out"
     chosen = tmp_path / "chosen.csv"
     names = [f"image-{number:02}.png" for number in range(images)]
@@ -67,7 +67,7 @@ def calibrated(folder: Path, tmp_path: Path, images: int) -> tuple[Path, Path]:
     return run, out
 
 
-def test_the_card_keeps_the_intervals_of_labeled_pixels(
+def test_the_card_stores_the_intervals_of_labeled_pixels(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = calibrated(folder, tmp_path, FEWEST_IMAGES + 1)
@@ -86,7 +86,7 @@ def test_the_card_keeps_the_intervals_of_labeled_pixels(
     assert f"90% intervals of class shares, from {FEWEST_IMAGES} images" in capsys.readouterr().out
 
 
-def test_too_few_images_give_none_and_that_is_said(
+def test_too_few_images_give_no_intervals_and_a_message(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = calibrated(folder, tmp_path, FEWEST_IMAGES)
@@ -96,7 +96,7 @@ def test_too_few_images_give_none_and_that_is_said(
     assert told in capsys.readouterr().out
 
 
-def test_measured_shares_have_the_intervals_of_the_card(folder: Path, tmp_path: Path) -> None:
+def test_measured_shares_use_the_intervals_of_the_card(folder: Path, tmp_path: Path) -> None:
     run = with_intervals(write_model(tmp_path / "run"), INTERVALS)
     assert segment(tmp_path / "out", folder / "one", run, more=("--output.measurements",)) == FINISHED
     rows = table(tmp_path / "out")
@@ -109,7 +109,7 @@ def test_measured_shares_have_the_intervals_of_the_card(folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(("second", "given"), [(INTERVALS, True), (None, False), ("other", False)])
-def test_an_ensemble_has_the_intervals_that_all_its_models_have(
+def test_an_ensemble_uses_intervals_common_to_all_its_models(
     folder: Path, tmp_path: Path, second: ShareIntervals | str | None, given: bool
 ) -> None:
     other = dataclasses.replace(INTERVALS, images=31) if second == "other" else second
@@ -121,7 +121,7 @@ def test_an_ensemble_has_the_intervals_that_all_its_models_have(
     assert ("share_low" in table(tmp_path / "out")[0]) is given
 
 
-def test_a_model_without_them_or_the_option_gives_none(folder: Path, tmp_path: Path) -> None:
+def test_no_intervals_without_the_option_or_a_calibrated_model(folder: Path, tmp_path: Path) -> None:
     run = write_model(tmp_path / "run")
     assert segment(tmp_path / "without", folder / "one", run, more=("--output.measurements",)) == FINISHED
     with_intervals(run, INTERVALS)
@@ -131,7 +131,7 @@ def test_a_model_without_them_or_the_option_gives_none(folder: Path, tmp_path: P
         assert list(table(out)[0]) == ["class", "area", "share", "objects"]
 
 
-def test_tables_with_other_intervals_dont_mix_and_results_without_tables_go_on(
+def test_tables_with_different_intervals_never_mix_and_other_results_can_be_resumed(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_model(tmp_path / "run")
@@ -143,7 +143,7 @@ def test_tables_with_other_intervals_dont_mix_and_results_without_tables_go_on(
     assert "share_intervals: there None" in capsys.readouterr().err
 
 
-def test_a_folder_of_an_earlier_version_counts_as_without_intervals(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_from_an_earlier_version_has_no_intervals(folder: Path, tmp_path: Path) -> None:
     run, out = write_model(tmp_path / "run"), tmp_path / "out"
     assert segment(out, folder / "one", run, more=("--output.measurements",)) == FINISHED
     settings = out / "state/settings.json"

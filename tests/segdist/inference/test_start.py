@@ -1,4 +1,4 @@
-"""What `segdist.predict` loads, and what inference needs of the system."""
+"""What `segdist.predict` imports, and what inference needs from the system."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ UNWANTED = (
 )
 
 
-def test_predict_loads_neither_the_trainer_nor_a_tracker() -> None:
+def test_predict_imports_neither_the_trainer_nor_a_tracker() -> None:
     code = "import sys; from segdist import predict; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
@@ -31,13 +31,13 @@ def test_predict_loads_neither_the_trainer_nor_a_tracker() -> None:
     assert set(loaded) & set(UNWANTED) == set()
 
 
-def test_a_job_in_one_process_needs_nothing_that_only_linux_has(tmp_path: Path) -> None:
+def test_a_single_process_job_needs_nothing_specific_to_linux(tmp_path: Path) -> None:
     model, images = write_model(tmp_path / "run"), write_images(tmp_path / "images", {"odd": (61, 83)})
     arguments = ["-m", str(model), "-i", str(images), "--quiet", "--device", "cpu", "--wandb", "off"]
     assert run([*arguments, "-o", str(tmp_path / "here")]) == 0
     only_linux = ["sched_getaffinity", "fdatasync", "posix_fadvise", "posix_fallocate", "pidfd_open", "memfd_create"]
     elsewhere = f"import os; [delattr(os, name) for name in {only_linux} if hasattr(os, name)]; "
-    # Path.read_text and open() of /proc fail as they do where there is none.
+    # Reading /proc fails as on a system without it.
     elsewhere += "import builtins, io; opened = io.open; io.open = builtins.open = lambda file, *a, **k: "
     elsewhere += "opened('/nowhere' + str(file) if str(file).startswith('/proc') else file, *a, **k)"
     assert run([*arguments, "-o", str(tmp_path / "elsewhere")], prelude=elsewhere) == 0

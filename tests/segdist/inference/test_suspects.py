@@ -1,4 +1,4 @@
-"""`segdist suspects`: where predictions contradict the masks with confidence, ranked, as CSV and GeoJSON."""
+"""`segdist suspects`: ranks regions where confident predictions contradict the masks, as CSV and GeoJSON."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ NAMES = [info.name for info in CLASSES]
 
 @pytest.fixture
 def result(tmp_path: Path) -> Path:
-    """Predictions of a model, then replaced: 90 % for ground everywhere, as are the masks but for what a test draws."""
+    """Predictions replaced by 90 % ground everywhere. The masks are ground, too, except for what a test draws."""
     run, images = write_model(tmp_path / "run"), write_images(tmp_path / "images", SHAPES)
     (tmp_path / "masks").mkdir()
     for name, shape in SHAPES.items():
@@ -60,7 +60,7 @@ def rows(result: Path, *more: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_region_is_listed_with_image_box_classes_confidence_and_area(result: Path) -> None:
+def test_a_region_is_listed_with_its_image_box_classes_confidence_and_area(result: Path) -> None:
     draw(result, "two", (10, 20, 18, 32), 1)
     (found,) = rows(result)
     assert found["image"] == "two"
@@ -72,11 +72,11 @@ def test_a_region_is_listed_with_image_box_classes_confidence_and_area(result: P
     assert float(found["given_probability"]) == pytest.approx(0.05, abs=1e-4)
 
 
-def test_confident_and_thick_regions_come_first_over_all_images(result: Path) -> None:
+def test_confident_and_thick_regions_come_first_across_all_images(result: Path) -> None:
     predict(result, "one", np.zeros(SHAPES["one"], int), 0.8)
     draw(result, "one", (5, 5, 15, 15), 2)  # thick, not so confident
     draw(result, "two", (5, 5, 15, 15), 2)  # thick, confident
-    draw(result, "two", (30, 2, 31, 38), 2)  # a line, confident
+    draw(result, "two", (30, 2, 31, 38), 2)  # confident, but a thin line
     found = rows(result)
     assert [(row["rank"], row["image"], row["top"]) for row in found] == [
         ("1", "two", "5"),
@@ -85,7 +85,7 @@ def test_confident_and_thick_regions_come_first_over_all_images(result: Path) ->
     ]
 
 
-def test_classes_that_touch_are_regions_of_their_own_and_ignored_pixels_none(result: Path) -> None:
+def test_touching_classes_are_separate_regions_and_ignored_pixels_none(result: Path) -> None:
     draw(result, "one", (5, 5, 15, 15), 1)
     draw(result, "one", (5, 15, 15, 20), 2)
     draw(result, "one", (30, 30, 40, 40), 9)
@@ -101,9 +101,7 @@ def test_bands_of_any_height_give_the_same_table(result: Path, monkeypatch: pyte
     assert rows(result, "--most", "0") == whole
 
 
-def test_most_limits_what_is_written_and_says_how_many_there_were(
-    result: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_most_limits_the_output_and_reports_the_total(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw(result, "one", (5, 5, 15, 15), 1)
     draw(result, "two", (5, 5, 9, 9), 1)
     assert len(rows(result)) == 2
@@ -124,7 +122,7 @@ def painted(geometry: dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(canvas)[scale // 2 :: scale, scale // 2 :: scale]
 
 
-def test_the_outlines_in_the_geojson_are_the_regions(result: Path) -> None:
+def test_geojson_outlines_match_the_regions(result: Path) -> None:
     draw(result, "one", (5, 5, 15, 15), 1)
     draw(result, "one", (15, 15, 20, 18), 1)  # touches at a corner
     draw(result, "one", (40, 50, 41, 51), 2)
@@ -179,7 +177,7 @@ def test_the_picture_shows_image_mask_and_prediction_around_the_framed_region(re
     assert tuple(pixels[centers[1]]) == colors[1].color
     assert tuple(pixels[centers[2]]) == colors[0].color
     image, mask, prediction = (pixels[:, number * (side + GAP) : number * (side + GAP) + side] for number in range(3))
-    assert len(np.unique(image)) > 50  # the noise of the image, stretched
+    assert len(np.unique(image)) > 50  # the image's noise, with stretched contrast
     for panel in (image, mask, prediction):
         top = round(10 * scale)
         assert FRAME in map(tuple, panel[top - 1 : top + 2, round(26 * scale)].tolist())

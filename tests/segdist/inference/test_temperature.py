@@ -1,4 +1,4 @@
-"""The temperature of a model's card: inference divides logits by it, and says so in the result's identity."""
+"""Inference divides logits by the temperature in the model card and records it in the settings of the result."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from segdist.model.model_file import load_model, load_weights, save_model
 from tests.support.inference_parts import labels, write_images, write_model
 
 NO_OVERLAP = ["--overlap", "0"]
-"""Every pixel lies in one tile: its probabilities are those of one softmax."""
+"""Every pixel lies in one tile, so its probabilities come from one softmax."""
 
 
 def with_temperature(run: Path, temperature: float) -> Path:
@@ -58,25 +58,27 @@ def test_the_option_gives_the_bits_of_a_model_without_a_temperature(plain: Path,
     assert (as_trained == predict(plain, image, device="cpu")).all()
 
 
-def test_masks_stay_the_same_where_tiles_dont_overlap(plain: Path, softened: Path, image: Path, tmp_path: Path) -> None:
+def test_masks_do_not_change_where_tiles_do_not_overlap(
+    plain: Path, softened: Path, image: Path, tmp_path: Path
+) -> None:
     assert job(plain, image, tmp_path / "plain", *NO_OVERLAP) == FINISHED
     assert job(softened, image, tmp_path / "softened", *NO_OVERLAP) == FINISHED
     assert (labels(tmp_path / "plain/masks/odd.png") == labels(tmp_path / "softened/masks/odd.png")).all()
 
 
-def test_infer_writes_what_predict_says(softened: Path, image: Path, tmp_path: Path) -> None:
+def test_infer_writes_what_predict_returns(softened: Path, image: Path, tmp_path: Path) -> None:
     for option, calibrated in (("--calibrated", True), ("--no-calibrated", False)):
         assert job(softened, image, tmp_path / option, option, "--output.probabilities", "float32") == FINISHED
         stored = np.load(tmp_path / option / "probabilities/odd.npy")
         np.testing.assert_array_equal(stored, predict(softened, image, calibrated=calibrated, device="cpu"))
 
 
-def test_an_ensemble_divides_each_models_logits_by_its_own(plain: Path, softened: Path, image: Path) -> None:
+def test_an_ensemble_applies_each_models_own_temperature(plain: Path, softened: Path, image: Path) -> None:
     singles = [predict(model, image, device="cpu") for model in (plain, softened)]
     np.testing.assert_allclose(predict([plain, softened], image, device="cpu"), np.mean(singles, axis=0), atol=1e-6)
 
 
-def test_results_with_and_without_are_never_mixed(
+def test_results_with_and_without_a_temperature_are_never_mixed(
     softened: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert job(softened, image, tmp_path / "out") == FINISHED
@@ -85,7 +87,7 @@ def test_results_with_and_without_are_never_mixed(
     assert "temperatures: there [2.0], now [1.0]" in capsys.readouterr().err
 
 
-def test_a_raw_export_uses_it(softened: Path) -> None:
+def test_an_export_applies_the_temperature(softened: Path) -> None:
     model, card = load_model(softened)
     tiles = torch.rand(1, 1, 16, 16) * 255
     with torch.inference_mode():

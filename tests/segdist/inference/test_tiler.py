@@ -1,4 +1,4 @@
-"""Stitching: what goes in as tiles comes out as the image, with the same bits whoever computes it."""
+"""Stitching tiles: correct values, and the same bits for any division of the work."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -22,12 +22,12 @@ overlaps = st.sampled_from([0.0, 0.25, 0.5, 0.6, 0.75])
 blendings = st.sampled_from(["mean", "hann", "gaussian"])
 borders = st.sampled_from(["corner", "full"])
 sides = st.integers(1, 3 * TILE + 5)
-# 16 is where this model's last bits differ from those of smaller batches.
+# At 16, this model's results differ from those of smaller batches in the last bits.
 batches = st.sampled_from([16, 3, 7])
 
 
 class Identity(nn.Module):
-    """Probability of class 0 is the pixel's value, between 0 and 1."""
+    """The probability of class 0 is the pixel's value, between 0 and 1."""
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         return torch.cat([tiles.log(), (1 - tiles).log()], dim=1)
@@ -40,7 +40,7 @@ class Constant(nn.Module):
 
 
 class Position(nn.Module):
-    """Probability of class 0 tells the row and the column inside the tile."""
+    """The probability of class 0 encodes the row and column inside the tile."""
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         side = tiles.shape[-1]
@@ -64,7 +64,7 @@ def stitched(
     tile_rows: range | None = None,
     region: Region | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities and labels of the rows that come, put together."""
+    """Probabilities and labels, concatenated from the rows delivered."""
     window = blending_window(blending, grid.rows.tile)
     weights = Weights(grid, window, model.device)
     read = lambda top, bottom, left, right: image[top:bottom, left:right]  # noqa: E731
@@ -100,7 +100,7 @@ def test_constant_model_returns_the_constant_exactly(height: int, width: int, bo
 
 @given(sides, sides, overlaps, blendings, borders)
 @settings(deadline=None, max_examples=60)
-def test_each_pixel_is_the_documented_weighted_mean(
+def test_each_pixel_is_the_weighted_mean_as_documented(
     height: int, width: int, overlap: float, blending: Any, border: Any
 ) -> None:
     grid = make_grid(height, width, TILE, overlap, 5, border)
@@ -120,14 +120,14 @@ def test_each_pixel_is_the_documented_weighted_mean(
 
 @given(st.integers(20, 60), st.integers(20, 60))
 @settings(deadline=None, max_examples=15)
-def test_moving_the_image_by_one_stride_moves_the_result(height: int, width: int) -> None:
+def test_shifting_the_image_by_one_stride_shifts_the_result(height: int, width: int) -> None:
     torch.manual_seed(0)
     model = tile_model(nn.Conv2d(1, 3, 3, padding=1), 3)
     stride = TILE // 2
     image = image_of(height + stride, width + stride)
     whole, _ = stitched(model, image, make_grid(height + stride, width + stride, TILE, 0.5, 1))
     moved, _ = stitched(model, image[stride:, stride:], make_grid(height, width, TILE, 0.5, 1))
-    # Away from the corner, where the moved image has fewer tiles.
+    # Ignore the corner, where the shifted image has fewer tiles.
     assert torch.equal(whole[:, 2 * stride :, 2 * stride :], moved[:, stride:, stride:])
 
 
@@ -161,7 +161,7 @@ def test_a_range_of_tile_rows_of_the_default_model_gives_the_bits_of_the_whole(
     default_unet: TileModel, cut: int
 ) -> None:
     image = image_of(301, 207)
-    grid = make_grid(301, 207, 96, 0.5, 16)  # 6 x 4 tiles: the second batch is filled up
+    grid = make_grid(301, 207, 96, 0.5, 16)  # 6 x 4 tiles: the second batch is padded
     means, _ = stitched(default_unet, image, grid)
     upper, lower = (stitched(default_unet, image, grid, "mean", rows)[0] for rows in (range(cut), range(cut, 6)))
     assert torch.equal(torch.cat([upper, lower], dim=1), means)
@@ -183,14 +183,14 @@ def test_a_region_has_the_bits_of_the_whole(unet: TileModel, data: st.DataObject
 
 @pytest.fixture(scope="module")
 def default_unet() -> TileModel:
-    """The model and the tile side that training chooses: the kernels depend on their shapes."""
+    """The default model and tile side, since torch's kernels depend on the shapes."""
     torch.manual_seed(1)
     return TileModel(UNet(1, 3).eval(), 3, (120.0,), (40.0,), stride_multiple=16)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
-def test_whoever_computes_a_row_gets_its_bits_with_any_batch_and_number_of_threads(
+def test_a_row_has_the_same_bits_for_any_range_batch_and_number_of_threads(
     default_unet: TileModel, threads: int
 ) -> None:
     image = image_of(150, 100)
@@ -207,7 +207,7 @@ def test_whoever_computes_a_row_gets_its_bits_with_any_batch_and_number_of_threa
 
 
 @pytest.mark.parametrize(("name", "tile"), [("unet", 32), ("default_unet", 96)])
-def test_threads_dont_change_the_bits(name: str, tile: int, request: pytest.FixtureRequest) -> None:
+def test_threads_do_not_change_the_bits(name: str, tile: int, request: pytest.FixtureRequest) -> None:
     model: TileModel = request.getfixturevalue(name)
     image = image_of(131, 203)
     grid = make_grid(131, 203, tile, 0.5, 16)
@@ -223,7 +223,7 @@ def test_threads_dont_change_the_bits(name: str, tile: int, request: pytest.Fixt
     assert torch.equal(results[0], results[2])
 
 
-def test_the_image_is_read_once_and_in_order_but_for_the_reflected_end(unet: TileModel) -> None:
+def test_the_image_is_read_once_and_in_order_except_for_the_reflected_end(unet: TileModel) -> None:
     image = image_of(100, 40)
     reads: list[tuple[int, int]] = []
 
@@ -236,7 +236,7 @@ def test_the_image_is_read_once_and_in_order_but_for_the_reflected_end(unet: Til
     assert all(following[0] == before[1] for before, following in pairwise(reads[:-1]))
 
 
-def test_flips_average_the_four_views() -> None:
+def test_flips_average_four_views() -> None:
     torch.manual_seed(2)
     conv = nn.Conv2d(1, 2, 3, padding=1)
     tiles = torch.rand(3, 1, TILE, TILE)
@@ -247,13 +247,13 @@ def test_flips_average_the_four_views() -> None:
 
 
 @pytest.mark.parametrize("tile", [1, 3, 17, 30])
-def test_tiles_that_the_model_cant_take_are_padded(unet: TileModel, tile: int) -> None:
+def test_tiles_of_unsupported_size_are_padded(unet: TileModel, tile: int) -> None:
     means, _ = stitched(unet, image_of(50, 41), make_grid(50, 41, tile, 0.0 if tile == 1 else 0.5, 4))
     assert means.shape == (3, 50, 41)
     assert torch.allclose(means.sum(0), torch.ones(50, 41), atol=1e-5)
 
 
-def test_nan_is_marked() -> None:
+def test_nan_pixels_are_marked() -> None:
     sums = torch.rand(3, 2, 2)
     sums[1, 0, 1] = float("nan")
     labels = labels_of(sums)
@@ -263,7 +263,7 @@ def test_nan_is_marked() -> None:
 
 @given(st.integers(1, 6), st.integers(0, 99))
 @settings(deadline=None, max_examples=20)
-def test_labels_are_those_of_argmax(classes: int, seed: int) -> None:
+def test_labels_match_argmax(classes: int, seed: int) -> None:
     sums = torch.randint(0, 4, (classes, 9, 11), generator=torch.Generator().manual_seed(seed)).float()
     assert torch.equal(labels_of(sums).long(), torch.from_numpy(sums.numpy().argmax(axis=0)))
 
@@ -274,7 +274,7 @@ def test_a_model_with_the_wrong_number_of_classes_is_named() -> None:
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("input has more than INT_MAX elements")])
-def test_too_many_tiles_at_a_time_are_named_with_the_way_out(error: Exception) -> None:
+def test_out_of_memory_names_the_batch_size_and_the_fix(error: Exception) -> None:
     class TooLarge(torch.nn.Module):
         def forward(self, tiles: torch.Tensor) -> torch.Tensor:
             raise error
@@ -283,7 +283,7 @@ def test_too_many_tiles_at_a_time_are_named_with_the_way_out(error: Exception) -
         stitched(tile_model(TooLarge(), 2), image_of(20, 20), make_grid(20, 20, TILE, 0.5, 2))
 
 
-def test_predict_takes_arrays_and_a_model_of_ones_own() -> None:
+def test_predict_accepts_arrays_and_custom_models() -> None:
     image = image_of(33, 21)
     options: dict[str, Any] = {"num_classes": 2, "tile": TILE, "mean": (0.0,), "std": (255.0,), "device": "cpu"}
     result = predict(Identity(), image[..., 0], **options)
@@ -292,7 +292,7 @@ def test_predict_takes_arrays_and_a_model_of_ones_own() -> None:
     assert (Predictor(Identity(), **options).labels(image) == (image[..., 0] < 127.5)).all()
 
 
-def test_labels_go_where_they_are_wanted(tmp_path: Path) -> None:
+def test_labels_are_written_into_the_given_array(tmp_path: Path) -> None:
     image = image_of(33, 21)
     predictor = Predictor(
         Identity(), num_classes=2, tile=TILE, mean=(0.0,), std=(255.0,), device="cpu", precision="fp32", overlap=0.5
@@ -305,7 +305,7 @@ def test_labels_go_where_they_are_wanted(tmp_path: Path) -> None:
             predictor.labels(image, out=wrong)
 
 
-def test_predict_refuses_what_it_cant_use() -> None:
+def test_predict_refuses_unusable_input() -> None:
     with pytest.raises(UserError, match="num_classes, tile"):
         predict(Identity(), image_of(4, 4))
     with pytest.raises(UserError, match="float64"):
@@ -313,7 +313,7 @@ def test_predict_refuses_what_it_cant_use() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_agrees_with_the_cpu_to_rounding() -> None:
+def test_a_gpu_agrees_with_the_cpu_up_to_rounding() -> None:
     torch.manual_seed(4)
     image = image_of(301, 207)
     options: dict[str, Any] = {"num_classes": 3, "tile": 64, "mean": (120.0,), "std": (40.0,), "precision": "fp32"}

@@ -1,4 +1,4 @@
-"""One temperature fitted to class probabilities, and the figures that say how far confidence is from accuracy."""
+"""Fitting a temperature to class probabilities, and measuring the gap between confidence and accuracy."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from segdist.model.calibration import HOTTEST, Block, Blocks, Reliability, fit_t
 
 
 def drawn(temperature: float, pixels: int = 20_000, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Log probabilities of a model that is overconfident by `temperature`, and labels drawn from the true ones."""
+    """Log probabilities of a model overconfident by `temperature`, and labels drawn from the true probabilities."""
     rng = np.random.default_rng(4)
     true_logits = rng.normal(0, 2, (classes, pixels))
     chance = tempered(true_logits, 1)
@@ -32,14 +32,14 @@ def reliability(logs: np.ndarray, labels: np.ndarray, temperature: float) -> Rel
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_the_temperature_by_which_a_model_is_off_is_found(temperature: float) -> None:
+def test_the_true_temperature_is_recovered(temperature: float) -> None:
     logs, labels = drawn(temperature)
     assert fit_temperature(cut(logs, labels, 1000)) == pytest.approx(temperature, rel=0.05)
 
 
 def test_no_other_temperature_has_a_better_brier_score() -> None:
     logs, labels = drawn(2.5)
-    labels[:400] = (labels[:400] + 1) % 3  # where the model is very wrong, likelihood and Brier score disagree
+    labels[:400] = (labels[:400] + 1) % 3  # likelihood and Brier score disagree where the model is very wrong
     best = fit_temperature(cut(logs, labels, 5000))
     factors = (0.5, 0.9, 0.99, 1, 1.01, 1.1, 2)
     scores = [reliability(logs, labels, best * factor).brier for factor in factors]
@@ -47,12 +47,12 @@ def test_no_other_temperature_has_a_better_brier_score() -> None:
     assert scores == sorted(scores[:4], reverse=True) + sorted(scores[4:])
 
 
-def test_how_pixels_are_cut_into_blocks_changes_nothing_but_rounding() -> None:
+def test_cutting_pixels_into_blocks_changes_only_rounding() -> None:
     logs, labels = drawn(2.0, 5000)
     assert fit_temperature(cut(logs, labels, 7)) == pytest.approx(fit_temperature(cut(logs, labels, 5000)), rel=1e-9)
 
 
-def test_a_model_that_knows_nothing_gets_the_hottest_temperature_and_no_pixels_get_one() -> None:
+def test_an_uninformative_model_gets_the_hottest_temperature_and_no_pixels_give_1() -> None:
     logs = np.log(np.array([[0.9] * 10, [0.1] * 10]))
     assert fit_temperature(cut(logs, np.array([0, 1] * 5), 10)) == pytest.approx(HOTTEST, rel=0.01)
     assert fit_temperature(list) == 1
@@ -67,7 +67,7 @@ def test_calibration_halves_the_error_and_never_worsens_the_brier_score() -> Non
     assert after.brier < before.brier
 
 
-def test_the_figures_are_those_of_their_definitions() -> None:
+def test_the_figures_match_their_definitions() -> None:
     probabilities = np.array([[0.8, 0.7, 0.4], [0.2, 0.3, 0.6]])
     found = Reliability()
     found.add(probabilities, np.array([0, 1, 1]))

@@ -1,4 +1,4 @@
-"""The card of a model file: read without torch, from files of earlier versions too, never from later ones."""
+"""Model cards: read without torch, from files of this and earlier versions."""
 
 import json
 import subprocess
@@ -19,14 +19,14 @@ from segdist.model.unet import UNet
 from tests.support.model_files import CARD, write_model_file
 
 
-def test_a_card_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_card_survives_a_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_model(path, UNet(1, 2, width=4, depth=2).state_dict(), CARD)
     assert read_card(path) == CARD
     assert json.loads(read_metadata(path)[CARD_KEY])["format_version"] == CARD_VERSION
 
 
-def test_a_card_without_a_version_and_with_the_old_name_of_the_unet_is_read(tmp_path: Path) -> None:
+def test_a_card_without_a_version_and_with_the_old_unet_name_is_read(tmp_path: Path) -> None:
     old = {"factory": "segdist.unet:UNet", "kwargs": {}, "stride_multiple": 0, "width": 4, "depth": 2}
     path = write_model_file(tmp_path / "old.safetensors", format_version=None, model=old)
     assert read_card(path) == CARD
@@ -34,13 +34,13 @@ def test_a_card_without_a_version_and_with_the_old_name_of_the_unet_is_read(tmp_
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 2, 8, 8)
 
 
-def test_the_old_name_of_the_unet_means_the_same_model_in_any_file() -> None:
+def test_the_old_unet_name_means_the_same_model_in_any_file() -> None:
     old = from_dict(ModelConfig, {"factory": "segdist.unet:UNet", "width": 8}, "old.toml")
     assert old == ModelConfig(width=8)
     assert old.factory == UNET
 
 
-def test_a_card_of_a_later_program_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_a_card_from_a_newer_program_is_refused_with_one_sentence(tmp_path: Path) -> None:
     path = write_model_file(tmp_path / "new.safetensors", format_version=CARD_VERSION + 1, attention=True)
     with pytest.raises(
         UserError, match=rf"new\.safetensors: format version {CARD_VERSION + 1}, written by a newer segdist"
@@ -49,7 +49,7 @@ def test_a_card_of_a_later_program_is_refused_in_a_sentence(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\xff" * 100])
-def test_what_is_no_model_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_model_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "torn.safetensors"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"torn\.safetensors: damaged"):
@@ -58,7 +58,7 @@ def test_what_is_no_model_file_is_refused_by_name(tmp_path: Path, content: bytes
         read_card(tmp_path / "nowhere.safetensors")
 
 
-def test_a_model_file_cut_short_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_model_file_is_refused(tmp_path: Path) -> None:
     path = write_model_file(tmp_path / "cut.safetensors")
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="damaged"):
@@ -88,7 +88,7 @@ def test_a_card_without_a_temperature_means_one(tmp_path: Path) -> None:
     )
 
 
-def test_a_card_of_version_4_has_no_intervals_of_shares(tmp_path: Path) -> None:
+def test_a_version_4_card_has_no_share_intervals(tmp_path: Path) -> None:
     old = write_model_file(tmp_path / "old.safetensors", format_version=4, share_intervals=None)
     assert read_card(old).share_intervals is None
 
@@ -103,7 +103,7 @@ def test_impossible_intervals_are_refused(tmp_path: Path, changed: dict[str, obj
         read_card(path)
 
 
-def test_the_same_model_is_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_model_is_saved_as_the_same_bytes(tmp_path: Path) -> None:
     state, path = UNet(1, 2, width=4, depth=2).state_dict(), tmp_path / "model.safetensors"
     contents = set()
     for _ in range(8):

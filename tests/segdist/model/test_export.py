@@ -1,4 +1,4 @@
-"""`segdist export`: onnxruntime gives what torch gives."""
+"""`segdist export`: onnxruntime and torch agree."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ runtime = pytest.importorskip("onnxruntime")
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_the_file_gives_what_the_network_gives(tmp_path: Path, raw: bool) -> None:
+def test_the_exported_file_agrees_with_the_network(tmp_path: Path, raw: bool) -> None:
     model = write_model(tmp_path / "run")
     out = tmp_path / "net.onnx"
     assert run_job(export.main, ["-m", str(model), "-o", str(out), *(["--raw"] if raw else [])]) == FINISHED
@@ -32,7 +32,7 @@ def test_the_file_gives_what_the_network_gives(tmp_path: Path, raw: bool) -> Non
     assert np.allclose(session.run(None, {"images": tiles})[0], expected, atol=1e-3 * np.abs(expected).max())
 
 
-def test_a_result_that_differs_is_refused_and_nothing_written(
+def test_an_export_that_disagrees_is_refused_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write_model(tmp_path / "run")

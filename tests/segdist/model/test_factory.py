@@ -1,4 +1,4 @@
-"""Factories as users write them: beside their data, with pretrained weights, with downloads."""
+"""Factories as users write them: next to their data, with pretrained weights, with downloads."""
 
 import subprocess
 import sys
@@ -65,7 +65,7 @@ def test_a_factory_in_the_current_folder_is_found(
         build_model(ModelConfig(factory="nets_nowhere:fetching"), 1, 3)
 
 
-def test_a_file_in_the_current_folder_takes_no_installed_package_s_place(
+def test_a_file_in_the_current_folder_does_not_shadow_an_installed_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_config: None
 ) -> None:
     (tmp_path / "rich.py").write_text("raise SystemExit('wrong')")
@@ -74,7 +74,7 @@ def test_a_file_in_the_current_folder_takes_no_installed_package_s_place(
         build_model(ModelConfig(factory="rich:make"), 1, 3)
 
 
-def test_a_model_finds_its_factory_where_it_was_trained_and_nowhere_else(
+def test_a_model_finds_its_factory_only_where_it_was_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_config: None
 ) -> None:
     write_module(tmp_path / "mine", "nets_mine")
@@ -93,7 +93,7 @@ def test_a_model_finds_its_factory_where_it_was_trained_and_nowhere_else(
         assert (done.returncode == 0) == worked, done.stderr
 
 
-def test_a_model_with_its_weights_fetches_no_pretrained_ones(
+def test_a_model_with_weights_downloads_no_pretrained_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_config: None
 ) -> None:
     write_module(tmp_path, "nets_pretrained")
@@ -111,10 +111,10 @@ def test_a_model_with_its_weights_fetches_no_pretrained_ones(
         save(tmp_path / "model.safetensors", config)
         model, card = load_model(tmp_path / "model.safetensors", trusted=["nets_pretrained"])
         assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 3, 8, 8)
-        assert card.model == config  # what the file says stays
+        assert card.model == config  # the file's settings win
 
 
-def test_a_factory_that_builds_another_model_without_pretrained_weights_is_asked_for_them(
+def test_a_factory_whose_model_depends_on_pretrained_weights_is_called_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_config: None
 ) -> None:
     write_module(tmp_path, "nets_auxiliary")
@@ -127,7 +127,7 @@ def test_a_factory_that_builds_another_model_without_pretrained_weights_is_asked
     assert model.state_dict().keys() == state.keys()
 
 
-def test_weights_that_dont_fit_are_told_in_one_line(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_reported_in_one_line(tmp_path: Path) -> None:
     card = ModelCard(ModelConfig(width=4), CLASSES, 1, "uint8", 16, (0.0,), (1.0,), 16)
     state = build_model(ModelConfig(width=8), 1, len(CLASSES)).state_dict()
     save_model(tmp_path / "model.safetensors", state, card)

@@ -1,4 +1,4 @@
-"""Scores from a confusion matrix, against hand-made figures and two independent libraries."""
+"""Scores from a confusion matrix, checked against hand-computed values and two independent libraries."""
 
 import math
 
@@ -25,7 +25,7 @@ def labels(seed: int, classes: int, size: int, ignored: bool) -> tuple[torch.Ten
 
 @settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 999), classes=st.integers(1, 12), size=st.integers(1, 500), ignored=st.booleans())
-def test_the_confusion_matrix_is_scikit_learns(seed: int, classes: int, size: int, ignored: bool) -> None:
+def test_the_confusion_matrix_matches_scikit_learn(seed: int, classes: int, size: int, ignored: bool) -> None:
     truth, prediction = labels(seed, classes, size, ignored)
     counted = truth != IGNORE
     expected = np.zeros((classes, classes), int)
@@ -36,7 +36,7 @@ def test_the_confusion_matrix_is_scikit_learns(seed: int, classes: int, size: in
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 999), classes=st.integers(2, 8))
-def test_iou_is_torchmetrics_jaccard_index(seed: int, classes: int) -> None:
+def test_iou_matches_torchmetrics_jaccard_index(seed: int, classes: int) -> None:
     truth, prediction = labels(seed, classes, 2000, ignored=True)
     jaccard = MulticlassJaccardIndex(classes, average=None, ignore_index=IGNORE)
     expected = jaccard(prediction, truth.long())
@@ -44,29 +44,29 @@ def test_iou_is_torchmetrics_jaccard_index(seed: int, classes: int) -> None:
     torch.testing.assert_close(iou_per_class(matrix).float(), expected)
 
 
-def test_mean_iou_is_over_classes_that_occur_in_truth_or_prediction() -> None:
+def test_mean_iou_is_over_classes_in_truth_or_prediction() -> None:
     # Keras' documented example: truth [0, 0, 1, 1], prediction [0, 1, 0, 1] has mean IoU 1/3.
     matrix = confusion_matrix(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), num_classes=2)
     assert mean_iou(matrix) == pytest.approx(1 / 3)
-    # A third class that nobody has or predicts changes nothing; one that is predicted only, counts as 0.
+    # A third class that is absent and never predicted changes nothing; one that is only predicted counts as 0.
     assert mean_iou(confusion_matrix(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), 3)) == pytest.approx(1 / 3)
     matrix = confusion_matrix(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2]), num_classes=3)
     assert mean_iou(matrix) == pytest.approx((1 + 0.5 + 0) / 3)
 
 
-def test_dice_and_accuracy() -> None:
+def test_dice_and_accuracy_match_hand_computed_values() -> None:
     matrix = torch.tensor([[6, 2], [1, 1]])
     assert dice_per_class(matrix).tolist() == pytest.approx([12 / 15, 2 / 5])
     assert pixel_accuracy(matrix) == 0.7
 
 
-def test_ignored_pixels_count_nowhere() -> None:
+def test_ignored_pixels_do_not_count() -> None:
     truth = torch.tensor([IGNORE, IGNORE, 1], dtype=torch.uint8)
     matrix = confusion_matrix(truth, torch.tensor([0, 1, 1]), num_classes=2)
     assert matrix.tolist() == [[0, 0], [0, 1]]
 
 
-def test_nothing_counted_has_no_score() -> None:
+def test_an_empty_matrix_has_no_score() -> None:
     assert math.isnan(mean_iou(torch.zeros(3, 3, dtype=torch.int64)))
 
 
@@ -77,7 +77,7 @@ def test_a_label_outside_the_classes_is_refused() -> None:
         confusion_matrix(torch.tensor([1, 1]), torch.tensor([0, 2]), num_classes=2)
 
 
-def test_sums_of_parts_are_the_whole_whatever_the_split() -> None:
+def test_parts_of_any_split_add_up_to_the_whole() -> None:
     truth, prediction = labels(3, 5, 1001, ignored=True)
     whole = confusion_matrix(truth, prediction, 5)
     for parts in (2, 3, 4, 7):

@@ -1,4 +1,4 @@
-"""Work recorded as a CUDA graph gives the bits of the work itself."""
+"""A CUDA graph gives the same bits as the calls it recorded."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def learner(loss: str, recorded: bool) -> Learner:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal", "cross_entropy+dice"])
-def test_a_recorded_step_has_the_bits_of_one_that_is_not(loss: str) -> None:
+def test_a_recorded_step_has_the_bits_of_an_unrecorded_one(loss: str) -> None:
     one, other = learner(loss, recorded=True), learner(loss, recorded=False)
     generator = torch.Generator("cuda").manual_seed(1)
     for number in range(STEPS):
@@ -66,7 +66,7 @@ def test_bad_gradients_of_a_recorded_step_leave_no_trace() -> None:
 
 
 @pytest.mark.gpu
-def test_recorded_tiles_have_the_bits_of_the_model_itself() -> None:
+def test_recorded_tiles_have_the_bits_of_the_model() -> None:
     torch.manual_seed(0)
     model = TileModel(UNet(1, 3, width=8).cuda().eval(), 3, (0.0,), (1.0,), "cuda", precision=Precision("bf16", "test"))
     with torch.inference_mode():
@@ -76,7 +76,7 @@ def test_recorded_tiles_have_the_bits_of_the_model_itself() -> None:
 
 
 @pytest.mark.gpu
-def test_what_cant_be_recorded_is_computed_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_work_that_cannot_be_recorded_is_still_computed(capsys: pytest.CaptureFixture[str]) -> None:
     recorded: Recorded[torch.Tensor] = Recorded("a step that asks the device")
 
     def asking(values: torch.Tensor) -> torch.Tensor:

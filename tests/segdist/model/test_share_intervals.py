@@ -1,4 +1,4 @@
-"""Intervals of class shares: the rank of the error that bounds them, how often they hold the truth, from how many."""
+"""Share intervals: which error bounds them, how often they contain the truth, how many images they need."""
 
 import math
 
@@ -9,7 +9,7 @@ from segdist.model.share_intervals import FEWEST_IMAGES, ShareIntervals, fit_sha
 
 
 def drawn(images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true shares of a large and a rare class, (N, 2); errors lean to one side."""
+    """Predicted and true shares of a large and a rare class, (N, 2), with skewed errors."""
     rng = np.random.default_rng(seed)
     true = rng.beta([4, 1], [4, 60], (images, 2))
     true[::4, 1] = 0
@@ -18,7 +18,7 @@ def drawn(images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("images", "rank"), [(20, 19), (29, 27), (100, 91)])
-def test_the_bound_is_the_error_of_the_rank_that_theory_names(images: int, rank: int) -> None:
+def test_the_bound_is_the_error_of_the_rank_given_by_theory(images: int, rank: int) -> None:
     errors = np.arange(1, images + 1) / 1000
     signs = np.where(np.arange(images) % 2, 1, -1)
     true = np.random.default_rng(1).permutation(0.5 + signs * errors)
@@ -29,7 +29,7 @@ def test_the_bound_is_the_error_of_the_rank_that_theory_names(images: int, rank:
 
 
 @pytest.mark.parametrize("images", [FEWEST_IMAGES, 53])
-def test_new_images_are_inside_nine_times_of_ten(images: int) -> None:
+def test_new_images_are_inside_nine_times_out_of_ten(images: int) -> None:
     predicted, true = drawn(2 * images)
     rng = np.random.default_rng(2)
     inside = np.zeros(2)
@@ -42,7 +42,7 @@ def test_new_images_are_inside_nine_times_of_ten(images: int) -> None:
             bounds = np.array([fitted.bounds(label, share) for share in predicted[new, label]])
             inside[label] += ((bounds[:, 0] <= true[new, label]) & (true[new, label] <= bounds[:, 1])).mean()
     share = inside / 1000
-    # The chance is ceil(0.9 (N + 1)) / (N + 1), exactly.
+    # The exact probability is ceil(0.9 (N + 1)) / (N + 1).
     assert share == pytest.approx(math.ceil(0.9 * (images + 1)) / (images + 1), abs=0.01)
 
 
@@ -52,7 +52,7 @@ def test_too_few_images_give_none() -> None:
     assert fit_share_intervals(predicted[1:], true[1:]) is None
 
 
-def test_bounds_are_shares_and_narrower_for_a_rare_class() -> None:
+def test_bounds_stay_between_0_and_1_and_are_narrower_for_a_rare_class() -> None:
     intervals = ShareIntervals(0.9, 20, (0.5,))
     assert intervals.bounds(0, 0.0) == (0.0, pytest.approx(0.5 * scale(0)))
     assert intervals.bounds(0, 1.0) == (pytest.approx(1 - 0.5 * scale(1)), 1.0)

@@ -1,4 +1,4 @@
-"""A model file names code; only what is known or vouched for is imported."""
+"""A model file can name code; only known or trusted code is imported."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def make(in_channels, classes):
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a package `stranger` and a model file that names it; the user has a config folder of their own."""
+    """A folder with a package `stranger` and a model file that names it, and an empty config folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
@@ -43,7 +43,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_factory_that_nobody_vouched_for_is_not_even_imported(place: Path) -> None:
+def test_an_untrusted_factory_is_not_even_imported(place: Path) -> None:
     with pytest.raises(UserError, match=r"--trust-factory stranger\.module"):
         load_model(place / "model.safetensors")
     with pytest.raises(UserError, match="can name any code"):
@@ -51,14 +51,14 @@ def test_a_factory_that_nobody_vouched_for_is_not_even_imported(place: Path) -> 
     assert not (place / "imported").exists()
 
 
-def test_it_loads_for_those_who_trust_it(place: Path) -> None:
+def test_a_trusted_factory_loads(place: Path) -> None:
     Predictor(place / "model.safetensors", trust_factory="stranger.module")
     load_model(place / "model.safetensors", trusted=[OTHER])
     with pytest.raises(UserError, match="trust"):
         load_model(place / "model.safetensors", trusted=["stranger"])
 
 
-def test_a_factory_that_the_user_has_trained_with_is_trusted_from_then_on(place: Path) -> None:
+def test_a_factory_used_in_training_is_trusted_from_then_on(place: Path) -> None:
     trust.note_trained_with(OTHER)
     trust.note_trained_with(OTHER)
     trust.note_trained_with(UNET)
@@ -68,7 +68,7 @@ def test_a_factory_that_the_user_has_trained_with_is_trusted_from_then_on(place:
     load_model(place / "model.safetensors")
 
 
-def test_damaged_notes_trust_nothing(place: Path) -> None:
+def test_damaged_notes_make_nothing_trusted(place: Path) -> None:
     notes = place / "config" / "segdist" / "factories.jsonl"
     notes.parent.mkdir(parents=True)
     notes.write_bytes(f'\xff{OTHER}\n"{OTHER}"\n{{"factory": "{OTHER}"}}\n[1]\n'.encode("latin-1"))
@@ -76,7 +76,7 @@ def test_damaged_notes_trust_nothing(place: Path) -> None:
         load_model(place / "model.safetensors")
 
 
-def test_without_a_config_folder_one_is_told(
+def test_a_missing_config_folder_is_reported(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "file").touch()
@@ -85,8 +85,8 @@ def test_without_a_config_folder_one_is_told(
     assert "will ask for --trust-factory stranger.module" in capsys.readouterr().err
 
 
-def test_the_jobs_ask_and_training_notes_what_was_typed(place: Path) -> None:
-    """The whole way: infer refuses, training with the factory makes it known, infer and export then load it."""
+def test_infer_asks_for_trust_until_training_has_used_the_factory(place: Path) -> None:
+    """Inference refuses the factory until training has used it."""
     tiny_set(place / "data")
     write_images(place / "images", {"one": (40, 40)})
     environ = {"XDG_CONFIG_HOME": str(place / "config"), "PYTHONPATH": f"{ROOT}:{place}"}
@@ -102,7 +102,7 @@ def test_the_jobs_ask_and_training_notes_what_was_typed(place: Path) -> None:
     run(infer, place, **environ)
 
 
-def test_a_warm_start_reads_the_tensors_and_runs_nothing(place: Path) -> None:
+def test_a_warm_start_reads_tensors_and_runs_no_code(place: Path) -> None:
     weights, card = load_weights(place / "model.safetensors")
     assert card.model.factory == OTHER
     assert weights["head.weight"].shape == (2, 4, 1, 1)
@@ -125,14 +125,14 @@ def test_a_warm_start_reads_the_tensors_and_runs_nothing(place: Path) -> None:
         {"classes": []},
     ],
 )
-def test_a_card_that_claims_the_impossible_is_refused_and_takes_no_memory(
+def test_a_card_with_impossible_values_is_refused_without_taking_memory(
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
     with pytest.raises(UserError, match=r"model\.safetensors"):
         load_model(write_model_file(tmp_path / "model.safetensors", **changes))
 
 
-def test_a_model_without_memory_gets_the_bits_of_its_file(tmp_path: Path) -> None:
+def test_a_model_built_without_memory_gets_the_bits_of_its_file(tmp_path: Path) -> None:
     torch.manual_seed(1)
     state = UNet(1, 2, width=4, depth=2).state_dict()
     save_file(state, tmp_path / "m.safetensors", metadata={CARD_KEY: card_text(CARD)})

@@ -1,4 +1,4 @@
-"""The U-Net: shapes, settings, what it refuses."""
+"""The U-Net: shapes, settings and refusals."""
 
 import pytest
 import torch
@@ -18,13 +18,13 @@ def test_logits_have_the_size_of_the_images(norm: str, upsampling: str) -> None:
 
 
 @pytest.mark.parametrize(("channels", "classes", "depth"), [(1, 2, 1), (3, 3, 2), (7, 21, 4)])
-def test_any_number_of_channels_classes_and_levels(channels: int, classes: int, depth: int) -> None:
+def test_any_number_of_channels_classes_and_levels_works(channels: int, classes: int, depth: int) -> None:
     model = UNet(channels, classes, width=3, depth=depth)
     side = model.stride_multiple * 2
     assert model(torch.rand(2, channels, side, side)).shape == (2, classes, side, side)
 
 
-def test_the_original_width_has_the_originals_levels() -> None:
+def test_width_64_has_the_channels_of_the_original_u_net() -> None:
     model = build_model(ModelConfig(width=64), channels=1, num_classes=3)
     widths = [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
     assert widths[:10] == [64, 64, 128, 128, 256, 256, 512, 512, 1024, 1024]
@@ -36,7 +36,7 @@ def test_it_returns_logits_not_probabilities() -> None:
     assert logits.min() < 0 or logits.max() > 1
 
 
-def test_a_size_that_the_depth_does_not_divide_is_refused() -> None:
+def test_sizes_not_divisible_by_the_depth_factor_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 16"):
         UNet(1, 3, width=2)(torch.rand(1, 1, 96, 100))
 
@@ -52,7 +52,7 @@ def small_model(in_channels: int, num_classes: int, hidden: int = 4) -> nn.Modul
     return nn.Sequential(nn.Conv2d(in_channels, hidden, 3, padding=1), nn.Conv2d(hidden, num_classes, 1))
 
 
-def test_a_factory_of_the_users_own() -> None:
+def test_a_user_factory_builds_the_model() -> None:
     config = ModelConfig(factory="tests.segdist.model.test_unet:small_model", kwargs={"hidden": 6})
     model = build_model(config, channels=3, num_classes=2)
     assert model(torch.rand(1, 3, 8, 8)).shape == (1, 2, 8, 8)
@@ -67,7 +67,7 @@ def test_a_factory_of_the_users_own() -> None:
         ("os.path:join", "must have in_channels"),
     ],
 )
-def test_a_factory_that_does_not_work_is_named(factory: str, message: str) -> None:
+def test_a_broken_factory_is_named(factory: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_model(ModelConfig(factory=factory), channels=1, num_classes=2)
 

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, unless the environment asked malloc for something else."""
+"""Freed memory stays with the process unless the environment configures malloc differently."""
 
 import platform
 import subprocess
@@ -24,20 +24,20 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(call: str, **environ: str) -> tuple[str, int]:
-    """What the call returned, and pages touched for the first time by four blocks after three like them."""
+    """The result of `call`, and the page faults of four blocks after three blocks of the same size."""
     command = [sys.executable, "-c", REPEATED.format(call=call)]
     done = subprocess.run(command, cwd=ROOT, env=environment(**environ), capture_output=True, text=True, check=True)
     kept, count = done.stdout.split()
     return kept, int(count)
 
 
-def test_blocks_come_back_without_new_pages() -> None:
+def test_freed_blocks_are_reused_without_page_faults() -> None:
     kept, with_it = faults("keep_freed_memory()")
     _, without = faults("None")
     assert kept == str(GLIBC)
     assert with_it < without / 10 or not GLIBC
 
 
-def test_settings_of_the_environment_are_left_alone() -> None:
+def test_malloc_settings_in_the_environment_win() -> None:
     assert faults("keep_freed_memory()", MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"
     assert faults("keep_freed_memory()", GLIBC_TUNABLES="glibc.malloc.trim_threshold=131072")[0] == "False"

@@ -1,4 +1,4 @@
-"""A rank whose torchrun has died while it started."""
+"""A rank whose torchrun died during start-up."""
 
 import socket
 from datetime import timedelta
@@ -9,8 +9,8 @@ from segdist.core.errors import UserError
 from segdist.ranks import process_group
 
 
-def test_a_dead_launcher_is_not_waited_for_as_long_as_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as nobody:  # bound, but nobody listens
+def test_a_dead_launcher_is_given_up_sooner_than_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:  # bound but not listening
         nobody.bind(("127.0.0.1", 0))
         port = str(nobody.getsockname()[1])
         values = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}

@@ -1,4 +1,4 @@
-"""Ranks that Slurm started find each other through a file in the job's folder; on this machine, without Slurm."""
+"""Ranks started by Slurm find each other through a file in the job's folder; tested without Slurm."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ with ranks("cpu", threads=1, meeting_place=Path(sys.argv[1])) as these:
 
 
 def start(folder: Path, job: str, rank: int, said: str = "", **changes: str) -> "subprocess.Popen[str]":
-    """A rank of two, with the variables that srun sets."""
+    """Start one of two ranks with the variables that srun sets."""
     step = {"SLURM_JOB_ID": job, "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
     own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_STEP_NODELIST": "127.0.0.1"}
     environ = environment(**step, **own, **changes)
@@ -31,25 +31,25 @@ def start(folder: Path, job: str, rank: int, said: str = "", **changes: str) -> 
     return subprocess.Popen(words, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
 
 
-def test_two_jobs_whose_numbers_gave_one_port_do_not_meet(tmp_path: Path) -> None:
-    jobs = ("7", "12007")  # 12,000 apart: a port that came from the number would be the same
+def test_two_jobs_whose_ids_map_to_one_port_do_not_meet(tmp_path: Path) -> None:
+    jobs = ("7", "12007")  # 12,000 apart: a port computed from the number would be the same
     started = [start(tmp_path, job, rank) for job in jobs for rank in (1, 0)]
     said = [process.communicate(timeout=120)[0].strip() for process in started]
     assert said == [str([(job, 0), (job, 1)]) for job in jobs for _ in range(2)]
     assert not (tmp_path / ".meeting").exists()
 
 
-def test_a_restart_does_not_take_up_the_address_of_the_start_before(tmp_path: Path) -> None:
+def test_a_restart_ignores_the_address_of_the_previous_start(tmp_path: Path) -> None:
     left = tmp_path / ".meeting" / "7.0.0.json"
     left.parent.mkdir()
     left.write_text(json.dumps({"format_version": 1, "host": "127.0.0.1", "port": 1}))
     started = [start(tmp_path, "7", rank, "again", SLURM_RESTART_COUNT="1") for rank in (1, 0)]
     said = [process.communicate(timeout=120)[0].strip() for process in started]
     assert said == [str([("again", 0), ("again", 1)])] * 2
-    assert not left.exists()  # what a killed start has left goes
+    assert not left.exists()  # leftovers of a killed start are removed
 
 
-def test_a_rank_whose_rank_0_never_comes_says_where_it_looked(tmp_path: Path) -> None:
+def test_a_rank_that_never_finds_rank_0_says_where_it_looked(tmp_path: Path) -> None:
     alone = RankEnvironment("slurm", 1, 1, 2, 2, "127.0.0.1", 0, "7.0.0")
     with pytest.raises(UserError, match=r"7\.0\.0\.json: rank 0 wrote no address there that responds") as told:
         meet(tmp_path, alone, timedelta(seconds=1))

@@ -1,4 +1,4 @@
-"""The limit of open files, before ranks connect."""
+"""The open-file limit, checked before ranks connect."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from segdist.ranks.open_files import allow_connections
 
 
 class Limits:
-    """The system's limits, for a test."""
+    """Fake system limits."""
 
     RLIMIT_NOFILE, RLIM_INFINITY = 7, -1
 
@@ -33,7 +33,7 @@ class Limits:
         (8000, -1, -1, (-1, -1)),
     ],
 )
-def test_the_limit_is_raised_as_far_as_it_has_to_be(
+def test_the_limit_is_raised_as_far_as_needed(
     world_size: int, soft: int, hard: int, after: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = Limits(soft, hard)
@@ -42,7 +42,7 @@ def test_the_limit_is_raised_as_far_as_it_has_to_be(
     assert limits.limit == after
 
 
-def test_more_ranks_than_the_system_allows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_ranks_than_the_limit_allows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_files, "limits", Limits(1024, 4096))
     with pytest.raises(UserError, match=r"8000 ranks need up to 24256 open files.*limit here is 4096: raise it"):
         allow_connections(8000)

@@ -1,4 +1,4 @@
-"""What a rank asks of the file system that all ranks share: thousands of ranks start at the same moment."""
+"""File system operations per rank, kept low because thousands of ranks may start at once."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,12 +12,12 @@ from tests.support.sets import tiny_set
 pytestmark = pytest.mark.slow
 
 MOST = 20
-"""Operations of a rank in the folders of set and run, beyond those on its own shards."""
+"""Limit on a rank's operations in the folders of the set and the run, beyond those on its own shards."""
 WORLD_SIZE = 3
 
 
 def operations(folder: Path, steps: int) -> list[list[tuple[str, Path]]]:
-    """Train up to `steps`; each rank's operations in the folders of set and run: what, and on which file."""
+    """Train up to `steps`; return each rank's (operation, file) pairs in the folders of the set and the run."""
     notes = folder / f"notes of {steps}"
     notes.mkdir()
     settings = ["-f", "tiny", "-n", "run", "-b", "8", "--steps", str(steps), "--log-every", "5", *TINY_NET, *QUIET]
@@ -26,12 +26,12 @@ def operations(folder: Path, steps: int) -> list[list[tuple[str, Path]]]:
     for rank in range(WORLD_SIZE):
         lines = [line.partition(" ") for line in (notes / str(rank)).read_text().splitlines()]
         places = [(what, Path(name)) for what, _, name in lines]
-        of_all = (folder / "data", folder / "runs")  # not where Python looks for modules
+        of_all = (folder / "data", folder / "runs")  # skip Python's module search
         found.append([item for item in places if any(item[1].is_relative_to(shared) for shared in of_all)])
     return found
 
 
-def test_a_rank_asks_for_little_beyond_its_own_shards_at_start_and_resume(tmp_path: Path) -> None:
+def test_a_rank_needs_few_operations_beyond_its_own_shards_at_start_and_resume(tmp_path: Path) -> None:
     folder = tiny_set(tmp_path / "data")
     shards = [item for info in read_manifest(folder).shards for item in (info.file, info.index_file)]
     for steps in (20, 30):

@@ -1,4 +1,4 @@
-"""How long each rank works on a step before it needs the others; what all ranks hear of one rank's problem."""
+"""Each rank's own time per step, before it waits for others; and how one rank's problem reaches all."""
 
 import os
 import time
@@ -18,11 +18,11 @@ from tests.support.sets import tiny_set
 from tests.support.thread_ranks import on_ranks
 
 SLEEP = 0.25
-"""Seconds that each forward pass of rank 1 takes longer."""
+"""Extra seconds in each forward pass of rank 1."""
 
 
 class SlowOnRank1(UNet):
-    """A U-Net on a machine that is slower than the others."""
+    """A U-Net that is slower on rank 1."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, num_classes, width=4, depth=2, norm="group")
@@ -34,21 +34,21 @@ class SlowOnRank1(UNet):
         return super().forward(images)
 
 
-def test_the_mean_is_over_the_steps_since_the_last_question() -> None:
+def test_the_mean_covers_the_steps_since_the_last_query() -> None:
     clock = OwnTime(torch.device("cpu"))
     assert clock.mean() == 0
     for _ in range(2):
         clock.begin()
         time.sleep(0.02)
         clock.end()
-    time.sleep(0.2)  # what comes between two steps doesn't count
+    time.sleep(0.2)  # time between steps doesn't count
     assert clock.mean() >= 0.02
     assert clock.mean() == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("exact", [[], ["--exact", "--grain", "2"]])
-def test_the_slow_rank_is_told_from_the_one_that_waits_for_it(tmp_path: Path, exact: list[str]) -> None:
+def test_the_slow_rank_is_distinguished_from_the_one_that_waits(tmp_path: Path, exact: list[str]) -> None:
     tiny_set(tmp_path / "data")
     model = ["--preset", "paper", "--model.factory", f"{__name__}:SlowOnRank1"]
     steps = ["-f", "tiny", "-n", "slow", "-b", "8", "--steps", "6", "--log-every", "2", "--no-check"]
@@ -73,7 +73,7 @@ def test_a_single_rank_has_no_spread(tmp_path: Path) -> None:
     assert rank_times(found) == []
 
 
-def test_all_ranks_hear_what_is_wrong_on_one() -> None:
+def test_a_problem_on_one_rank_is_raised_on_all() -> None:
     def work(ranks: Ranks) -> str:
         def look() -> int:
             if ranks.rank >= 1:

@@ -1,4 +1,4 @@
-"""Who am I: ranks from torchrun's, Slurm's and no environment."""
+"""Resolving rank and world size under torchrun, under Slurm and without a launcher."""
 
 import os
 
@@ -31,20 +31,20 @@ SRUN = {
 }
 
 
-def test_no_launcher_is_a_single_process() -> None:
+def test_without_a_launcher_the_job_is_a_single_process() -> None:
     assert resolve_environment({}) == RankEnvironment("single")
 
 
-def test_torchrun() -> None:
+def test_torchrun_variables_are_read() -> None:
     assert resolve_environment(TORCHRUN) == RankEnvironment("torchrun", 5, 1, 8, 4, "node3", 29500)
 
 
-def test_srun() -> None:
+def test_srun_variables_are_read() -> None:
     environment = resolve_environment(SRUN)
     assert environment == RankEnvironment("slurm", 3, 1, 4, 2, "gpu003", 0, "41234.0.0")
 
 
-def test_srun_with_the_address_exported_by_the_submitter() -> None:
+def test_an_address_exported_by_the_submitter_is_used() -> None:
     environment = resolve_environment(SRUN | {"MASTER_ADDR": "gpu009", "MASTER_PORT": "21000"})
     assert (environment.master_addr, environment.master_port) == ("gpu009", 21000)
 
@@ -90,7 +90,7 @@ def test_impossible_ranks_are_refused(name: str, value: str) -> None:
         ("127.0.0.[11-12]", "127.0.0.11"),
     ],
 )
-def test_first_host_of_a_node_list(nodes: str, first: str) -> None:
+def test_the_first_host_of_a_node_list_is_found(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
 
 
@@ -102,23 +102,23 @@ def test_threads_are_shared_between_the_ranks_of_a_node(monkeypatch: pytest.Monk
     assert default_threads(RankEnvironment("torchrun", local_world_size=100)) == 1
 
 
-def test_openmps_variable_is_honored_unless_torchrun_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_omp_num_threads_is_honored_unless_set_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert default_threads(RankEnvironment("single")) == 1
     assert default_threads(RankEnvironment("torchrun", local_world_size=2)) == 4
-    # Any other number is the user's own.
+    # torchrun sets 1; any other number was set by the user.
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert default_threads(RankEnvironment("torchrun", local_world_size=2)) == 3
 
 
-def test_a_step_of_fewer_tasks_than_the_job_counts_its_own() -> None:
+def test_a_step_with_fewer_tasks_than_the_job_counts_its_own() -> None:
     smaller = {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
     environment = resolve_environment(SRUN | smaller | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"})
     assert (environment.rank, environment.world_size, environment.local_world_size) == (1, 2, 1)
 
 
-def test_a_rank_keeps_to_the_cores_that_its_slurm_job_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_uses_only_the_cores_requested_from_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
@@ -134,13 +134,13 @@ def test_a_rank_keeps_to_the_cores_that_its_slurm_job_asked_for(monkeypatch: pyt
         ("single", 0, 1, 0, "cpu"),
         ("single", 0, 1, 4, "cuda:0"),
         ("torchrun", 3, 8, 8, "cuda:3"),
-        ("torchrun", 1, 2, 1, "cpu"),  # both on one GPU is what NCCL refuses
+        ("torchrun", 1, 2, 1, "cpu"),  # NCCL refuses two ranks on one GPU
         ("torchrun", 0, 3, 2, "cpu"),
-        ("slurm", 1, 2, 1, "cuda:0"),  # each task sees one GPU, its own
+        ("slurm", 1, 2, 1, "cuda:0"),  # each task sees only its own GPU
         ("slurm", 1, 2, 2, "cuda:1"),
     ],
 )
-def test_every_rank_gets_a_gpu_of_its_own_or_none(
+def test_every_rank_gets_its_own_gpu_or_none(
     monkeypatch: pytest.MonkeyPatch, launcher: Launcher, local_rank: int, ranks: int, gpus: int, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
@@ -153,7 +153,7 @@ def test_every_rank_gets_a_gpu_of_its_own_or_none(
             choose_device("cuda", environment)
 
 
-def test_that_gpus_are_left_idle_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_idle_gpus_are_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     choose_device("auto", RankEnvironment("torchrun", 0, 0, 2, 2))

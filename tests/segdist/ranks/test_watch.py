@@ -1,4 +1,4 @@
-"""A rank that is late is named by the others; each node keeps a file that says where its ranks are."""
+"""Late ranks are named by the others, and each node keeps a file with the progress of its ranks."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.support.programs import QUIET, ROOT, TINY_NET, start, wait_until
 from tests.support.sets import tiny_set
 
 TIMEOUT = 20.0
-"""Seconds that the ranks of these tests wait for each other."""
+"""Seconds that the ranks in these tests wait for each other."""
 
 
 def place(rank: int, step: int, beat: int = 1) -> Place:
@@ -29,7 +29,7 @@ def place(rank: int, step: int, beat: int = 1) -> Place:
 
 
 class Others:
-    """A store in which other ranks have left their places."""
+    """A store that holds the places of other ranks."""
 
     def __init__(self, *places: Place) -> None:
         self.store = dist.HashStore()
@@ -45,25 +45,25 @@ def late(world_size: int, places: dict[int, Place], beating: set[int]) -> list[s
         watch.close()
 
 
-def test_a_rank_without_a_sign_of_life_is_named() -> None:
+def test_a_rank_without_a_heartbeat_is_named() -> None:
     places = {0: place(0, 7), 1: place(1, 6), 2: place(2, 7)}
     assert late(3, places, {0, 2}) == ["rank 1 (process 101 on here), step 6, forward pass, without a sign of life"]
 
 
-def test_a_rank_that_never_came_is_named() -> None:
+def test_a_rank_that_never_started_is_named() -> None:
     assert late(3, {0: place(0, 0), 2: place(2, 0)}, {0, 2}) == ["rank 1, which was never heard from"]
 
 
-def test_of_ranks_that_live_the_one_behind_is_named() -> None:
+def test_among_live_ranks_the_one_behind_is_named() -> None:
     places = {0: place(0, 7), 1: place(1, 6), 2: place(2, 7)}
     assert late(3, places, {0, 1, 2}) == ["rank 1 (process 101 on here), step 6, forward pass"]
 
 
-def test_one_long_piece_of_work_of_all_is_nobodys_fault() -> None:
+def test_no_rank_is_blamed_when_all_do_the_same_long_work() -> None:
     assert late(2, {0: place(0, 7), 1: place(1, 7)}, {0, 1}) == []
 
 
-def test_a_store_that_does_not_answer_is_that_of_rank_0(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rank_0_is_blamed_for_an_unresponsive_store(capsys: pytest.CaptureFixture[str]) -> None:
     class Silent:
         def set(self, *_: str) -> None:
             raise RuntimeError("no answer")
@@ -79,7 +79,7 @@ def test_a_store_that_does_not_answer_is_that_of_rank_0(capsys: pytest.CaptureFi
     assert "for rank 0, which hosts the ranks' store and doesn't respond. Waiting: rank 1" in capsys.readouterr().err
 
 
-def test_a_rank_that_gets_on_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rank_that_makes_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     others = Others(place(1, 3))
     watch = Watch(RankEnvironment("torchrun", 0, 0, 2, 2), others.store, timedelta(seconds=1))
     for step in range(15):
@@ -89,7 +89,7 @@ def test_a_rank_that_gets_on_says_nothing(capsys: pytest.CaptureFixture[str]) ->
     assert "waited" not in capsys.readouterr().err
 
 
-def test_a_node_keeps_a_file_for_as_long_as_the_job_runs(tmp_path: Path) -> None:
+def test_a_node_keeps_its_file_while_the_job_runs(tmp_path: Path) -> None:
     others = Others(Place(1, os.uname().nodename, 101, 1, 3, "sum of gradients"))
     watch = Watch(RankEnvironment("torchrun", 0, 0, 2, 2), others.store, timedelta(seconds=1))
     watch.at("forward pass", 5)
@@ -108,7 +108,7 @@ def test_a_node_keeps_a_file_for_as_long_as_the_job_runs(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_nccls_collectives_are_recorded_unless_told_otherwise(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nccl_collectives_are_recorded_by_default(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -120,7 +120,7 @@ def test_nccls_collectives_are_recorded_unless_told_otherwise(device: str, monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [1, 0])
-def test_a_rank_that_is_stopped_in_training_is_named(tmp_path: Path, frozen: int) -> None:
+def test_a_rank_frozen_during_training_is_named(tmp_path: Path, frozen: int) -> None:
     tiny_set(tmp_path / "data")
     program = [str(ROOT / "tests" / "support" / "impatient.py"), str(TIMEOUT), "train"]
     settings = ["-f", "tiny", "-n", "late", "-b", "8", "--steps", "100000", "--log-every", "5", *TINY_NET, *QUIET]
