@@ -1,4 +1,4 @@
-"""The report: what stands in it, and that a browser can show it anywhere."""
+"""The report: its contents, and that it is self-contained."""
 
 import json
 import math
@@ -24,7 +24,7 @@ VOID = {"meta", "img", "br", "line", "path", "circle", "link", "input"}
 
 
 class Page(HTMLParser):
-    """The page's elements, checked to be nested as they should, and its text."""
+    """The page's elements, checked for correct nesting, and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_everything_that_was_promised_is_there(run: Path) -> None:
+def test_the_report_has_everything_promised(run: Path) -> None:
     page = report_of(run)
     ids = {attributes.get("id") for _, attributes in page.tags}
     assert {"curves", "classes", "confusion", "images1", "data", "time", "again"} <= ids
@@ -79,7 +79,7 @@ def test_everything_that_was_promised_is_there(run: Path) -> None:
     assert sum(attributes.get("class") == "chart" for _, attributes in page.tags) == 6
 
 
-def test_averaged_and_latest_weights_are_two_curves(tmp_path: Path) -> None:
+def test_averaged_and_latest_weights_have_separate_curves(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     changed = [row | ({"mean_iou_without_ema": 0.5} if row["kind"] == "val" else {}) for row in rows]
@@ -92,7 +92,7 @@ def test_worst_images_come_first(run: Path) -> None:
     assert titles == ["third", "second", "first"]
 
 
-def test_page_needs_nothing_from_anywhere(run: Path) -> None:
+def test_the_page_loads_nothing_external(run: Path) -> None:
     page = report_of(run)
     assert not any(tag in ("script", "link", "iframe") for tag, _ in page.tags)
     for _, attributes in page.tags:
@@ -104,7 +104,7 @@ def test_page_needs_nothing_from_anywhere(run: Path) -> None:
     assert "default-src 'none'" in html
 
 
-def test_user_text_is_escaped_wherever_it_comes_from(tmp_path: Path) -> None:
+def test_user_text_from_any_source_is_escaped(tmp_path: Path) -> None:
     names = [HOSTILE, "b"]
     folder = write_run(
         tmp_path / "a<u>", classes=names, config={HOSTILE: HOSTILE}, command=["segdist", "train", "--name", HOSTILE]
@@ -119,26 +119,26 @@ def test_user_text_is_escaped_wherever_it_comes_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 2, 30])
-def test_any_number_of_classes(tmp_path: Path, classes: int) -> None:
+def test_any_number_of_classes_can_be_reported(tmp_path: Path, classes: int) -> None:
     names = [f"class {index}" for index in range(classes)]
     folder = write_run(tmp_path / "run", classes=names)
     write_predictions(folder / "predictions" / "x", ["a"], classes=names)
     assert f"class {classes - 1}" in report_of(folder).text
 
 
-def test_run_that_has_only_begun(tmp_path: Path) -> None:
+def test_a_run_that_just_started_can_be_reported(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps_done=10, state=None)
     assert "Reproduce this run" in report_of(folder).text
 
 
-def test_folder_of_predictions_alone(tmp_path: Path) -> None:
+def test_predictions_outside_a_run_can_be_reported(tmp_path: Path) -> None:
     folder = write_predictions(tmp_path / "out", ["a", "b"], figures=False)
     page = report_of(folder)
     assert "2 images, the worst first." in page.text
     assert "Learning curves" not in page.text
 
 
-def test_scores_that_do_not_exist_are_dashes(tmp_path: Path) -> None:
+def test_missing_scores_are_dashes(tmp_path: Path) -> None:
     folder = write_predictions(tmp_path / "out", ["a"])
     scores = json.loads((folder / "scores.json").read_text())
     scores["images"][0] |= {"mean_iou": None, "iou": [None, None, None]}
@@ -147,12 +147,12 @@ def test_scores_that_do_not_exist_are_dashes(tmp_path: Path) -> None:
     assert "–" in report_of(folder).text
 
 
-def test_number_of_figures_can_be_limited(run: Path) -> None:
+def test_the_number_of_figures_can_be_limited(run: Path) -> None:
     assert write_report([run], figures=1).read_text().count("<img") == 1
     assert write_report([run], figures=0).read_text().count("<img") == 0
 
 
-def test_comparison_shows_curves_scores_and_differences(tmp_path: Path, run: Path) -> None:
+def test_a_comparison_shows_curves_scores_and_differences(tmp_path: Path, run: Path) -> None:
     other = write_run(tmp_path / "beta", level=0.7, config={"optim": {"lr": 0.1}})
     target = write_report([run, other])
     assert target == tmp_path / "comparison.html"
@@ -163,29 +163,29 @@ def test_comparison_shows_curves_scores_and_differences(tmp_path: Path, run: Pat
     assert best[0] == "0.8331"
 
 
-def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_runs_with_the_same_name_are_distinguished_by_their_folders(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / where / "run") for where in ("here", "there")]
     text = Page(write_report(folders).read_text()).text
     assert str(folders[0]) in text
     assert str(folders[1]) in text
 
 
-def test_the_same_run_twice_is_refused(run: Path) -> None:
+def test_comparing_a_run_with_itself_is_refused(run: Path) -> None:
     with pytest.raises(UserError, match="given twice"):
         write_report([run, run / ".." / "alpha"])
 
 
-def test_a_folder_is_no_file_to_write_to(tmp_path: Path, run: Path) -> None:
+def test_a_folder_is_refused_as_the_output_file(tmp_path: Path, run: Path) -> None:
     with pytest.raises(UserError, match=r"is a folder; name a file in it, such as .*report\.html"):
         write_report([run], out=tmp_path)
 
 
-def test_scores_that_nobody_took_have_no_column(tmp_path: Path) -> None:
+def test_scores_absent_from_all_runs_have_no_column(tmp_path: Path) -> None:
     assert "test IoU" not in report_of(write_run(tmp_path / "untested")).text
     assert "validation IoU" not in report_of(write_predictions(tmp_path / "out", ["a"])).text
 
 
-def test_a_run_that_was_started_from_python_has_no_command(tmp_path: Path) -> None:
+def test_a_run_started_from_python_shows_no_command(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     description = json.loads((folder / "config.json").read_text()) | {"command": []}
     (folder / "config.json").write_text(json.dumps(description))
@@ -224,19 +224,19 @@ def test_lines_stay_inside_the_chart(values: list[float | None], log: bool) -> N
     assert all(0 <= y <= HEIGHT for y in numbers[1::2])
 
 
-def test_no_two_of_many_lines_look_the_same() -> None:
+def test_all_lines_of_a_chart_look_different() -> None:
     chart = make_chart("x", [Series(str(number), [(0, number), (1, number)]) for number in range(30)])
     assert chart is not None
     assert len({(line.color, line.dash) for line in chart.lines}) == 30
 
 
-def test_line_has_a_gap_where_there_is_no_number() -> None:
+def test_missing_values_leave_a_gap_in_the_line() -> None:
     chart = make_chart("x", [Series("a", [(0, 1.0), (1, 2.0), (2, None), (3, 3.0), (4, 1.0)])])
     assert chart is not None
     assert chart.lines[0].path.count("M") == 2
 
 
-def test_loss_over_many_decades_gets_a_logarithmic_axis() -> None:
+def test_a_loss_over_many_decades_gets_a_logarithmic_axis() -> None:
     chart = make_chart("loss", [Series("a", [(0, 100.0), (1, 1.0), (2, 0.01)])], log=True)
     assert chart is not None
     assert [tick.text for tick in chart.y_ticks] == ["0.01", "0.1", "1", "10", "100"]
@@ -264,7 +264,7 @@ def test_long_series_are_thinned_without_losing_their_mean() -> None:
         (1e-12, "1e-12"),
     ],
 )
-def test_numbers_on_axes_are_short(value: float, text: str) -> None:
+def test_axis_numbers_are_short(value: float, text: str) -> None:
     assert short(value) == text
 
 
@@ -279,7 +279,7 @@ TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 
 
 
 def lab(color: str, sight: str) -> np.ndarray:
-    """CIE L*a*b* of `#rrggbb` as somebody with this sight sees it."""
+    """CIE L*a*b* of `#rrggbb` as perceived with this color vision."""
     rgb = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     x, y, z = TO_XYZ @ (SIGHT[sight] @ linear).clip(0, 1) / (0.9505, 1.0, 1.089)
@@ -288,8 +288,8 @@ def lab(color: str, sight: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sight", SIGHT)
-def test_lines_have_colors_that_everybody_can_tell_apart(sight: str) -> None:
-    """Their dashes differ as well, for print and for the closest pairs."""
+def test_line_colors_are_distinguishable_with_any_color_vision(sight: str) -> None:
+    """Dash patterns differ as well, for print and for the closest pairs of colors."""
     themes = re.findall(r"--s0: (#\w{6}); --s1: (#\w{6}); --s2: (#\w{6}); --s3: (#\w{6}); --s4: (#\w{6});", CSS)
     assert len(themes) == 3
     for colors in themes:

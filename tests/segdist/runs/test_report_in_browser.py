@@ -1,6 +1,6 @@
 """The report in headless Chromium: narrow and wide, light and dark, on paper.
 
-What people looked at once stays so: nothing sticks out, pictures load, colors have enough contrast.
+Checks what was once reviewed by eye: nothing overflows, pictures load, colors have enough contrast.
 """
 
 import html
@@ -26,7 +26,7 @@ pytestmark = [
     ),
 ]
 
-# The report itself allows no scripts, so a page around it looks inside.
+# The report itself allows no scripts, so an enclosing page inspects it.
 HARNESS = """<!doctype html><meta charset="utf-8"><body style="margin:0">
 <iframe src="report.html" style="border:0;width:WIDTHpx;height:900px"></iframe><pre id="found"></pre><script>
 const frame = document.querySelector("iframe");
@@ -70,7 +70,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chromium(tmp_path: Path, *arguments: str) -> str:
-    """Run the browser once; what it printed."""
+    """Run the browser once and return its output."""
     assert CHROMIUM is not None
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, check=True)
@@ -78,7 +78,7 @@ def chromium(tmp_path: Path, *arguments: str) -> str:
 
 
 def look(report: Path, tmp_path: Path, width: int, *, dark: bool) -> dict[str, Any]:
-    """What the page around the report found out."""
+    """The findings of the page around the report."""
     harness = report.parent / f"harness-{width}.html"
     harness.write_text(HARNESS.replace("WIDTH", str(width)))
     dom = chromium(
@@ -99,7 +99,7 @@ def look(report: Path, tmp_path: Path, width: int, *, dark: bool) -> dict[str, A
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_page_fits_and_can_be_read(report: Path, tmp_path: Path, width: int, dark: bool) -> None:
+def test_the_page_fits_and_is_readable(report: Path, tmp_path: Path, width: int, dark: bool) -> None:
     found = look(report, tmp_path, width, dark=dark)
     assert found["sticking_out"] == []
     assert found["overflow"] == 0
@@ -111,13 +111,13 @@ def test_page_fits_and_can_be_read(report: Path, tmp_path: Path, width: int, dar
     assert found["regions"]
 
 
-def test_headings_descend_without_a_gap(report: Path, tmp_path: Path) -> None:
+def test_heading_levels_have_no_gaps(report: Path, tmp_path: Path) -> None:
     levels = look(report, tmp_path, 1280, dark=False)["headings"]
     assert levels[0] == 1
     assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
 
 
-def test_it_prints(report: Path, tmp_path: Path) -> None:
+def test_the_page_can_be_printed(report: Path, tmp_path: Path) -> None:
     target = tmp_path / "report.pdf"
     chromium(tmp_path, "--no-pdf-header-footer", f"--print-to-pdf={target}", report.as_uri())
     pages = len(re.findall(rb"/Type\s*/Page\b", target.read_bytes()))

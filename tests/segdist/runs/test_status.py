@@ -1,4 +1,4 @@
-"""`segdist status`: what a person sees."""
+"""What `segdist status` shows."""
 
 import json
 import os
@@ -23,7 +23,7 @@ NUMBERS = st.one_of(st.none(), st.floats(-1e6, 1e6))
 
 
 def text_of(shown: RenderableType, width: int = 120) -> str:
-    """What a terminal of this width would show."""
+    """The text shown in a terminal of this width."""
     console = Console(width=width, highlight=False)
     with console.capture() as capture:
         console.print(shown)
@@ -32,20 +32,20 @@ def text_of(shown: RenderableType, width: int = 120) -> str:
 
 @given(st.lists(NUMBERS, max_size=200), st.integers(1, 60))
 @settings(deadline=None, max_examples=100)
-def test_sparkline_has_a_character_per_value_up_to_its_width(values: list[float | None], width: int) -> None:
+def test_a_sparkline_has_one_character_per_value_up_to_its_width(values: list[float | None], width: int) -> None:
     line = sparkline(values, width)
     assert len(line) == min(len(values), width)
     assert set(line) <= set(BARS + " ")
 
 
-def test_sparkline_goes_from_lowest_to_highest() -> None:
+def test_a_sparkline_spans_lowest_to_highest() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == BARS
     assert sparkline([7, None, 0]) == "█ ▁"
     assert sparkline([0, 0, 7, 7], width=2) == "▁█"
     assert sparkline([5, 5]) == "▁▁"
 
 
-def test_running_run_shows_step_time_left_curves_and_classes(tmp_path: Path) -> None:
+def test_a_running_run_shows_step_time_left_curves_and_classes(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "alpha", steps_done=200, state=None))
     assert remaining_seconds(run) == pytest.approx((STEPS - 200) / 2)
     text = text_of(status(run, now=BEGAN + 110))
@@ -55,7 +55,7 @@ def test_running_run_shows_step_time_left_curves_and_classes(tmp_path: Path) -> 
         assert word in text
 
 
-def test_each_node_of_a_running_run_has_a_line_the_silent_one_first(tmp_path: Path) -> None:
+def test_each_node_of_a_running_run_has_a_line_silent_nodes_first(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "alpha", steps_done=200, state=None)
     (folder / HEARTBEATS).mkdir()
     for node, step, age in (("gpu1", 200, 3), ("gpu2", 180, 90), ("gpu3", 199, 2)):
@@ -70,7 +70,7 @@ def test_each_node_of_a_running_run_has_a_line_the_silent_one_first(tmp_path: Pa
     ]
 
 
-def test_of_many_nodes_those_behind_are_shown(tmp_path: Path) -> None:
+def test_with_many_nodes_only_those_behind_are_shown(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "alpha", steps_done=200, state=None)
     (folder / HEARTBEATS).mkdir()
     for number in range(30):
@@ -82,16 +82,16 @@ def test_of_many_nodes_those_behind_are_shown(tmp_path: Path) -> None:
     assert "and 22 more nodes, up to step 29" in text
 
 
-def test_finished_run_shows_its_scores_on_test_images(tmp_path: Path) -> None:
+def test_a_finished_run_shows_its_scores_on_test_images(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "alpha")
     write_predictions(folder / "predictions" / "cells", ["a"])
     text = text_of(status(read_run(folder)))
     assert "finished" in text
-    assert "mean IoU over images 0.8800" in " ".join(text.split())  # a long path breaks the line
+    assert "mean IoU over images 0.8800" in " ".join(text.split())  # a long path wraps
     assert "left" not in text
 
 
-def test_square_brackets_in_names_are_no_markup(tmp_path: Path) -> None:
+def test_square_brackets_in_names_are_not_markup(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "[red]run", classes=["[bold]a", "b"])
     write_predictions(folder / "predictions" / "x", ["i"], classes=["[bold]a", "b"])
     text = text_of(status(read_run(folder)))
@@ -99,13 +99,13 @@ def test_square_brackets_in_names_are_no_markup(tmp_path: Path) -> None:
     assert "[red]run" in text
 
 
-def test_overview_has_a_line_per_run(tmp_path: Path) -> None:
+def test_the_overview_has_one_line_per_run(tmp_path: Path) -> None:
     runs = [read_run(write_run(tmp_path / name, level=level)) for name, level in (("alpha", 0.9), ("beta", 0.5))]
     lines = text_of(overview(runs)).splitlines()
     assert [line.split()[0] for line in lines] == ["run", "alpha", "beta"]
 
 
-def test_follow_ends_with_the_run_and_stays_plain_in_a_pipe(tmp_path: Path) -> None:
+def test_follow_ends_with_the_run_and_prints_plain_text_to_a_pipe(tmp_path: Path) -> None:
     write_run(tmp_path / "alpha")
     command = [sys.executable, "-m", "jobs.status", str(tmp_path / "alpha"), "--follow", "--every", "0.1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"})
@@ -125,12 +125,12 @@ def test_without_a_name_all_runs_are_shown(
     assert "failed" in text
 
 
-def test_predictions_outside_of_a_run_are_one_line(tmp_path: Path) -> None:
+def test_predictions_outside_a_run_take_one_line(tmp_path: Path) -> None:
     folder = write_predictions(tmp_path / "out", ["a"])
     assert text_of(status(read_run(folder)), width=300).splitlines() == [f"{folder}: mean IoU over images 0.8800"]
 
 
-def test_follow_waits_for_a_run_that_has_not_begun(tmp_path: Path) -> None:
+def test_follow_waits_for_a_run_that_has_not_started(tmp_path: Path) -> None:
     folder = tmp_path / "alpha"
     folder.mkdir()
     command = [sys.executable, "-m", "jobs.status", str(folder), "--follow", "--every", "0.1"]
@@ -144,7 +144,7 @@ def test_follow_waits_for_a_run_that_has_not_begun(tmp_path: Path) -> None:
     assert "finished" in said
 
 
-def test_one_damaged_run_hides_no_other(
+def test_a_damaged_run_does_not_hide_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

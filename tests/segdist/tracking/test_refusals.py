@@ -1,4 +1,4 @@
-"""What W&B would refuse when a run has begun is refused before; a sweep's id is one training's alone."""
+"""Settings that W&B would reject later are refused at the start; a sweep's id is used by one training only."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from segdist.tracking.wandb_pieces import StateFile
         ({}, {"WANDB_RUN_ID": "a/b"}, "$WANDB_RUN_ID is 'a/b'"),
     ],
 )
-def test_refused_with_the_reason(
+def test_bad_settings_are_refused_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, object], variables: dict[str, str], words: str
 ) -> None:
     for name, value in variables.items():
@@ -29,12 +29,12 @@ def test_refused_with_the_reason(
     with pytest.raises(UserError) as error:
         TrackingConfig(**config).validate()  # type: ignore[arg-type]
     assert words in str(error.value)
-    # Who has no use for W&B isn't bothered.
+    # Without W&B, these settings don't matter.
     TrackingConfig(**config, wandb="off").validate()  # type: ignore[arg-type]
     TrackingConfig(**config, trackers="none").validate()  # type: ignore[arg-type]
 
 
-def test_these_are_wandbs_own_rules() -> None:
+def test_wandb_itself_enforces_these_rules() -> None:
     import wandb
     from wandb.errors import UsageError
 
@@ -54,7 +54,7 @@ def test_these_are_wandbs_own_rules() -> None:
     assert all(refused(run_id=f"a{character}b") for character in ":;,#?/'")
 
 
-def test_a_sweeps_id_is_for_one_training(
+def test_a_sweeps_id_is_used_by_one_training_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "abc123")

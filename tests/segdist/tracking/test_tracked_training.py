@@ -1,4 +1,4 @@
-"""Tracking as the jobs do it: one W&B run per run folder, nothing started for nothing, refusals before the work."""
+"""Tracking in the jobs: one W&B run per run folder, no needless runs, refusals before the work starts."""
 
 import json
 import shutil
@@ -21,11 +21,11 @@ def train(name: str, *arguments: str) -> list[str]:
 
 
 def run_ids(folder: Path) -> list[str]:
-    """W&B's id of each piece."""
+    """The W&B id of each piece."""
     return [piece.name.rpartition("-")[2] for piece in sorted((folder / "wandb").glob("*run-*"))]
 
 
-def test_the_checkpoint_knows_the_run_where_w_and_b_s_files_are_lost(work: Path) -> None:
+def test_the_checkpoint_restores_the_run_id_if_wandb_files_are_lost(work: Path) -> None:
     folder = work / "runs" / "lost"
     run(train("lost", "--steps", "3", "--wandb", "offline"), work)
     (before,) = run_ids(folder)
@@ -34,7 +34,7 @@ def test_the_checkpoint_knows_the_run_where_w_and_b_s_files_are_lost(work: Path)
     assert run_ids(folder) == [before]
 
 
-def test_model_and_last_checkpoint_are_artifacts_where_that_is_asked_for(work: Path) -> None:
+def test_model_and_last_checkpoint_are_artifacts_on_request(work: Path) -> None:
     for name, options in (("kept", ["--tracking.artifacts"]), ("not-kept", [])):
         run(train(name, "--steps", "3", "--wandb", "offline", *options), work)
         (piece,) = (work / "runs" / name / "wandb").glob("offline-run-*")
@@ -44,7 +44,7 @@ def test_model_and_last_checkpoint_are_artifacts_where_that_is_asked_for(work: P
             assert (artifact in records) == bool(options)
 
 
-def test_a_killed_training_goes_on_in_the_same_run_with_every_row_once(work: Path) -> None:
+def test_a_killed_training_continues_its_run_with_every_row_once(work: Path) -> None:
     folder = work / "runs" / "killed"
     with wandb_server() as server:
         home = {"HOME": str(work), "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "x" * 40, "WANDB_MODE": "online"}
@@ -62,7 +62,7 @@ def test_a_killed_training_goes_on_in_the_same_run_with_every_row_once(work: Pat
     assert any(name.startswith("media/images/mask/") for name in tracked.files)
 
 
-def test_tracking_that_begins_late_has_the_whole_run(work: Path) -> None:
+def test_tracking_started_late_gets_the_whole_run(work: Path) -> None:
     folder = work / "runs" / "late"
     run(train("late", "--steps", "4", "--wandb", "off"), work)
     run(train("late", "--steps", "8", "--wandb", "offline"), work)
@@ -73,7 +73,7 @@ def test_tracking_that_begins_late_has_the_whole_run(work: Path) -> None:
     ]
 
 
-def test_a_finished_run_that_is_started_again_starts_no_tracker_and_no_chapter(work: Path) -> None:
+def test_starting_a_finished_run_again_starts_no_tracker(work: Path) -> None:
     folder = work / "runs" / "twice"
     run(train("twice", "--steps", "3", "--wandb", "offline", "--trackers", "wandb,tensorboard"), work)
     pieces, events = run_ids(folder), read_rows(folder / "events.jsonl")
@@ -82,13 +82,13 @@ def test_a_finished_run_that_is_started_again_starts_no_tracker_and_no_chapter(w
     assert "W&B" not in said
     assert run_ids(folder) == pieces
     assert read_rows(folder / "events.jsonl") == events
-    # Killed after its last checkpoint, before it said that it was finished.
+    # Killed after its last checkpoint, before it was marked as finished.
     (folder / "events.jsonl").write_text(json.dumps(events[0]) + "\n")
     run(train("twice", "--steps", "3", "--wandb", "off"), work)
     assert [event["what"] for event in read_rows(folder / "events.jsonl")] == ["started", "resumed", "finished"]
 
 
-def test_online_without_a_key_is_refused_before_anything_is_done(work: Path, tmp_path: Path) -> None:
+def test_online_without_a_key_is_refused_before_any_work(work: Path, tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path), "WANDB_API_KEY": ""}
     command = job("train", ["-f", "tiny", "--name", "keyless", "--steps", "3", *TINY_NET, "--wandb", "online"], ranks=2)
     done = run(command, work, check=False, **home)
@@ -101,7 +101,7 @@ def test_online_without_a_key_is_refused_before_anything_is_done(work: Path, tmp
     assert not (work / "runs" / "keyed" / "predictions").exists()
 
 
-def test_the_log_has_a_line_per_epoch_although_scores_come_more_seldom(work: Path) -> None:
+def test_the_log_has_a_line_per_epoch_even_if_scores_are_rarer(work: Path) -> None:
     said = run(train("seldom", "-e", "3", "--validate-every", "1000", "--wandb", "off"), work).stdout
     assert [line.split("  ")[0] for line in said.splitlines() if line.startswith("epoch")] == [
         "epoch 1",
@@ -118,7 +118,7 @@ def test_with_averaged_weights_both_scores_are_logged(work: Path) -> None:
     assert all(0 <= row["mean_iou_without_ema"] <= 1 for row in rows)
 
 
-def test_shards_training_and_inference_of_a_pipeline_stand_together(tmp_path: Path) -> None:
+def test_shards_training_and_inference_of_a_pipeline_share_a_group(tmp_path: Path) -> None:
     config = {
         "name": "chain",
         "processes": 1,

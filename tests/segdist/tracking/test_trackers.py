@@ -1,4 +1,4 @@
-"""The trackers' rules that need no W&B process: modes, probing the server, fan-out, TensorBoard."""
+"""Tracker rules that need no W&B process: modes, probing the server, fan-out, TensorBoard."""
 
 import socket
 import subprocess
@@ -27,7 +27,7 @@ CLASSES = (ClassInfo("background", (0, 0, 0)), ClassInfo("line", (230, 159, 0)))
 
 @contextmanager
 def silent_server() -> Iterator[str]:
-    """Accepts connections and never says a word."""
+    """Accepts connections and never replies."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -35,7 +35,7 @@ def silent_server() -> Iterator[str]:
 
 
 class Recorder:
-    """A tracker that remembers the names of its calls, or fails in all of them."""
+    """A tracker that records the names of its calls, or fails in all of them."""
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.calls: list[str] = []
@@ -53,7 +53,7 @@ class Recorder:
 
 
 def call_everything(trackers: Trackers) -> None:
-    """Each method once."""
+    """Call each method once."""
     mask = np.zeros((4, 6), np.uint8)
     trackers.log({"train/loss": 1.0}, 1)
     trackers.log_prediction("patch 0", mask, mask, mask, 1)
@@ -69,13 +69,13 @@ def test_no_key_means_offline_at_once(tmp_path: Path) -> None:
     assert choose_mode(TrackingConfig(), NOWHERE, {"HOME": str(tmp_path)}) == ("offline", "no W&B key")
 
 
-def test_online_without_a_key_is_an_error_that_names_the_ways_out(tmp_path: Path) -> None:
+def test_online_without_a_key_is_an_error_that_lists_the_fixes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"WANDB_API_KEY.*wandb login.*--wandb offline"):
         choose_mode(TrackingConfig(wandb="online"), NOWHERE, {"HOME": str(tmp_path)})
 
 
 @pytest.mark.parametrize(("value", "mode"), [("offline", "offline"), ("disabled", "off")])
-def test_wandb_mode_of_the_environment_counts_for_auto(tmp_path: Path, value: str, mode: str) -> None:
+def test_wandb_mode_in_the_environment_applies_to_auto(tmp_path: Path, value: str, mode: str) -> None:
     environ = {"HOME": str(tmp_path), "WANDB_MODE": value, "WANDB_API_KEY": "x" * 40}
     assert choose_mode(TrackingConfig(), NOWHERE, environ)[0] == mode
 
@@ -86,35 +86,35 @@ def test_online_on_the_command_line_beats_the_environment(tmp_path: Path) -> Non
         assert choose_mode(TrackingConfig(wandb="online"), server.url, environ) == ("online", "")
 
 
-def test_key_in_netrc_counts_for_its_server_only(tmp_path: Path) -> None:
+def test_a_key_in_netrc_applies_only_to_its_server(tmp_path: Path) -> None:
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
     environ = {"HOME": str(tmp_path)}
     assert has_key("https://api.wandb.ai", environ)
     assert not has_key("https://wandb.example.org", environ)
 
 
-def test_probe_takes_any_http_answer_for_life(tmp_path: Path) -> None:
+def test_any_http_answer_counts_as_a_live_server(tmp_path: Path) -> None:
     with wandb_server() as server:
         assert probe(server.url, 5) == ""
         server.refuse_key = True
         assert probe(server.url, 5) == ""
 
 
-def test_probe_tells_refusal_from_silence() -> None:
+def test_the_probe_distinguishes_refusal_from_silence() -> None:
     assert "Connection refused" in probe(NOWHERE, 5)
     with silent_server() as url:
-        # The socket's own time limit or ours: whichever comes first.
+        # Either the socket's timeout or ours, whichever comes first.
         assert probe(url, 0.2) in (f"{url} didn't answer within 0.2 s", f"{url} can't be reached (timed out)")
 
 
-def test_ranks_other_than_0_do_nothing_and_leave_no_file(tmp_path: Path) -> None:
+def test_ranks_other_than_0_track_nothing_and_write_no_file(tmp_path: Path) -> None:
     trackers = open_trackers(TrackingConfig(wandb="online"), tmp_path, {}, is_main=False)
     call_everything(trackers)
     assert trackers.run_id is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tracker_that_fails_harms_neither_run_nor_other_trackers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_tracker_affects_neither_the_run_nor_other_trackers(capsys: pytest.CaptureFixture[str]) -> None:
     broken, sound = Recorder(RuntimeError("disk full\nat line 3")), Recorder()
     trackers = Trackers({"broken": broken, "sound": sound}, artifacts=True)  # type: ignore[dict-item]
     for step in range(3):
@@ -124,13 +124,13 @@ def test_a_tracker_that_fails_harms_neither_run_nor_other_trackers(capsys: pytes
     assert sound.calls[-1] == "finish"
 
 
-def test_images_none_lets_no_picture_of_the_data_through() -> None:
+def test_images_none_blocks_every_picture_of_the_data() -> None:
     recorder = Recorder()
     call_everything(Trackers({"recorder": recorder}, images=False))  # type: ignore[dict-item]
     assert recorder.calls == ["log", "log_confusion", "log_table", "flush", "finish"]
 
 
-def test_inference_stands_beside_its_training_and_gives_away_no_more() -> None:
+def test_inference_joins_its_trainings_group_and_reveals_no_more() -> None:
     from segdist.core.parsing import to_dict
     from segdist.tracking.job_log import beside
 
@@ -146,26 +146,26 @@ def test_inference_stands_beside_its_training_and_gives_away_no_more() -> None:
     assert beside(TrackingConfig(), to_dict(TrackingConfig(wandb="online"))).wandb == "auto"
 
 
-def test_trackers_are_named_with_commas() -> None:
+def test_tracker_names_are_separated_by_commas() -> None:
     assert TrackingConfig(trackers="wandb, tensorboard").names == ("wandb", "tensorboard")
     assert TrackingConfig(trackers="none").names == ()
     with pytest.raises(UserError, match=r"no tracker 'mlflow'; choose from wandb, tensorboard, none"):
         TrackingConfig(trackers="wandb,mlflow").validate()
 
 
-def test_unlimited_waiting_is_refused() -> None:
+def test_an_infinite_timeout_is_refused() -> None:
     with pytest.raises(UserError, match=r"--tracking\.finish-timeout 0"):
         TrackingConfig(finish_timeout=0).validate()
 
 
 @pytest.mark.parametrize("classes", [1, 2, 12, 40])
-def test_confusion_picture_for_any_number_of_classes(classes: int) -> None:
+def test_a_confusion_picture_works_for_any_number_of_classes(classes: int) -> None:
     picture = confusion_picture(np.eye(classes, dtype=np.int64), [f"class {k}" for k in range(classes)])
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
 
 
-def test_tensorboard_has_scalars_and_pictures_and_nothing_double_after_a_resume(tmp_path: Path) -> None:
+def test_tensorboard_has_scalars_and_pictures_without_duplicates_after_a_resume(tmp_path: Path) -> None:
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="TENSORBOARD MISSING: pip install tensorboard"
     )
@@ -207,7 +207,7 @@ class Hanging:
         self.forever.set()
 
 
-def test_a_tracker_that_hangs_is_left_behind_and_no_checkpoint_waits_for_it(
+def test_a_hanging_tracker_is_abandoned_and_delays_no_checkpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     hanging = Hanging()
@@ -215,7 +215,7 @@ def test_a_tracker_that_hangs_is_left_behind_and_no_checkpoint_waits_for_it(
     for step in range(100):
         trackers.log({"train/loss": 1.0}, step)
     assert trackers.state()["run_id"] is None
-    assert not hanging.abandoned  # until here nothing has waited
+    assert not hanging.abandoned  # nothing has waited so far
     trackers.finish("finished")
     assert hanging.abandoned
     assert hanging.calls == 1
@@ -244,7 +244,7 @@ print("end", flush=True)
 
 
 @pytest.mark.slow
-def test_a_frozen_service_of_wandb_holds_up_neither_the_run_nor_its_end(tmp_path: Path) -> None:
+def test_a_frozen_wandb_service_delays_neither_the_run_nor_its_end(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     done = subprocess.run(
         [sys.executable, "-c", FROZEN],
@@ -258,5 +258,5 @@ def test_a_frozen_service_of_wandb_holds_up_neither_the_run_nor_its_end(tmp_path
     assert done.stdout.splitlines()[-2:] == ["checkpoint", "end"]
     assert "abandoned" in done.stderr
     assert "Traceback" not in done.stderr
-    # The next start finds what the frozen one had brought to its file.
+    # The next start finds what the frozen process had written.
     assert StateFile(tmp_path / "run" / "wandb" / "state.json").read(None, takes_sweeps_id=False).last_step == 1

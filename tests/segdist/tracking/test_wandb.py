@@ -1,4 +1,4 @@
-"""W&B against a loopback server and offline: real processes, killed where a cluster would kill them."""
+"""W&B offline and against a loopback server: real processes, killed as a cluster would kill them."""
 
 import json
 import os
@@ -22,7 +22,7 @@ KEY = "x" * 40
 
 
 class Job:
-    """`tracking_job.py` in a process of its own."""
+    """`tracking_job.py` in its own process."""
 
     def __init__(self, folder: Path, server: str | None, **config: Any) -> None:
         environ = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
@@ -42,7 +42,7 @@ class Job:
         self.last_logged_step = int(last)
 
     def do(self, command: str) -> None:
-        """Send a command and wait for its answer."""
+        """Send a command and wait for the answer."""
         assert self.process.stdin is not None
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
@@ -57,11 +57,11 @@ class Job:
         self._read_until(answer[command.split()[0]])
 
     def end(self) -> str:
-        """Let the process end by itself; its standard error."""
+        """Let the process finish; return its standard error."""
         return self.process.communicate(timeout=60)[1]
 
     def kill(self) -> None:
-        """SIGKILL, as a node that loses its power."""
+        """SIGKILL, as if the node lost power."""
         self.process.kill()
         self.process.communicate()
 
@@ -77,31 +77,31 @@ class Job:
 
 
 def children(process: int) -> list[int]:
-    """Process ids of a process's children."""
+    """Ids of a process's children."""
     tasks = Path(f"/proc/{process}/task").glob("*/children")
     return [int(number) for task in tasks for number in task.read_text().split()]
 
 
 def steps_offline(folder: Path) -> list[int]:
-    """Every row's step in the pieces of a run, in the order in which the pieces were written."""
+    """The step of every row in the pieces of a run, in the order in which the pieces were written."""
     pieces = sorted((folder / "wandb").glob("offline-run-*"), key=lambda piece: piece.stat().st_mtime)
     return [row.step for piece in pieces for row in rows_in(piece)]
 
 
 def steps_online(server: WandbServer, run_id: str) -> list[int]:
-    """Every row's step that the server has, in its order."""
+    """The step of every row on the server, in order."""
     return [row[STEP] for row in server.runs[run_id].history]
 
 
 def free_port() -> int:
-    """A port where nobody listens."""
+    """A port without a listener."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
 
 
-def test_offline_run_is_read_back_with_scalars_config_masks_and_class_names(tmp_path: Path) -> None:
+def test_an_offline_run_has_scalars_config_masks_and_class_names(tmp_path: Path) -> None:
     job = Job(tmp_path, server=None)
     job.do("log 1 6")
     job.do("picture 7")
@@ -120,7 +120,7 @@ def test_offline_run_is_read_back_with_scalars_config_masks_and_class_names(tmp_
     assert len(list(piece.glob("files/media/images/mask/**/*.png"))) == 2
 
 
-def test_offline_resume_after_sigkill_has_every_step_once_and_one_run_id(tmp_path: Path) -> None:
+def test_an_offline_resume_after_sigkill_has_every_step_once_and_one_run_id(tmp_path: Path) -> None:
     first = Job(tmp_path, server=None)
     first.do("log 1 20")
     first.do("safe")
@@ -129,13 +129,13 @@ def test_offline_resume_after_sigkill_has_every_step_once_and_one_run_id(tmp_pat
     second = Job(tmp_path, server=None)
     assert second.run_id == first.run_id
     assert second.last_logged_step >= 20
-    second.do("log 11 230")  # the checkpoint was of step 10
+    second.do("log 11 230")  # the checkpoint is from step 10
     second.do("finish finished")
     second.end()
     assert steps_offline(tmp_path) == list(range(1, 231))
 
 
-def test_sigterm_that_reaches_w_and_b_s_own_process_too_loses_nothing(tmp_path: Path) -> None:
+def test_sigterm_to_the_whole_process_group_loses_nothing(tmp_path: Path) -> None:
     job = Job(tmp_path, server=None)
     job.do("log 1 20")
     for process in children(job.process.pid):  # Slurm signals every process of a step
@@ -151,7 +151,7 @@ def test_sigterm_that_reaches_w_and_b_s_own_process_too_loses_nothing(tmp_path: 
     assert steps_offline(tmp_path) == list(range(1, 51))
 
 
-def test_what_is_logged_before_a_sigkill_is_on_the_disk_within_seconds(tmp_path: Path) -> None:
+def test_logged_rows_reach_the_disk_within_seconds(tmp_path: Path) -> None:
     job = Job(tmp_path, server=None)
     job.do("log 1 50")
     job.do("safe")
@@ -159,7 +159,7 @@ def test_what_is_logged_before_a_sigkill_is_on_the_disk_within_seconds(tmp_path:
     assert steps_offline(tmp_path) == list(range(1, 51))
 
 
-def test_online_start_sends_rows_pictures_config_and_state(tmp_path: Path) -> None:
+def test_an_online_run_sends_rows_pictures_config_and_state(tmp_path: Path) -> None:
     with wandb_server() as server:
         job = Job(tmp_path, server.url, project="cells", tags=["demo"], group="pipeline 1")
         assert any("W&B: online" in line for line in job.said)
@@ -178,7 +178,7 @@ def test_online_start_sends_rows_pictures_config_and_state(tmp_path: Path) -> No
         assert sum("mask" in name for name in run.files) == 2
 
 
-def test_online_resume_after_sigkill_continues_the_same_run_without_gap_or_double(tmp_path: Path) -> None:
+def test_an_online_resume_after_sigkill_continues_the_run_without_gaps_or_duplicates(tmp_path: Path) -> None:
     with wandb_server() as server:
         first = Job(tmp_path, server.url)
         first.do("log 1 30")
@@ -194,7 +194,7 @@ def test_online_resume_after_sigkill_continues_the_same_run_without_gap_or_doubl
         assert steps_online(server, first.run_id) == list(range(1, 81))
 
 
-def test_stopped_run_is_told_apart_from_a_finished_one(tmp_path: Path) -> None:
+def test_a_stopped_run_is_distinguished_from_a_finished_one(tmp_path: Path) -> None:
     with wandb_server() as server:
         job = Job(tmp_path, server.url)
         job.do("log 1 5")
@@ -204,7 +204,7 @@ def test_stopped_run_is_told_apart_from_a_finished_one(tmp_path: Path) -> None:
         assert server.runs[job.run_id].exit_code == 1
 
 
-def test_server_that_refuses_connections_means_offline_with_one_line(tmp_path: Path) -> None:
+def test_a_server_that_refuses_connections_means_offline_with_one_line(tmp_path: Path) -> None:
     job = Job(tmp_path, f"http://127.0.0.1:{free_port()}")
     (line,) = job.said
     assert line.startswith("W&B: offline (")
@@ -216,7 +216,7 @@ def test_server_that_refuses_connections_means_offline_with_one_line(tmp_path: P
     assert steps_offline(tmp_path) == [1, 2, 3, 4, 5]
 
 
-def test_server_that_never_answers_means_offline(tmp_path: Path) -> None:
+def test_a_server_that_never_answers_means_offline(tmp_path: Path) -> None:
     with wandb_server() as server:
         server.hang = True
         job = Job(tmp_path, server.url, start_timeout=1.0)
@@ -226,7 +226,7 @@ def test_server_that_never_answers_means_offline(tmp_path: Path) -> None:
         assert job.end() == ""
 
 
-def test_key_that_the_server_refuses_means_offline(tmp_path: Path) -> None:
+def test_a_key_rejected_by_the_server_means_offline(tmp_path: Path) -> None:
     with wandb_server() as server:
         server.refuse_key = True
         job = Job(tmp_path, server.url)
@@ -236,7 +236,7 @@ def test_key_that_the_server_refuses_means_offline(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_server_that_dies_holds_up_neither_steps_nor_exit_and_gets_its_rows_at_the_next_start(tmp_path: Path) -> None:
+def test_a_server_that_dies_delays_nothing_and_gets_its_rows_at_the_next_start(tmp_path: Path) -> None:
     with wandb_server() as server:
         first = Job(tmp_path, server.url, finish_timeout=2.0)
         first.do("log 1 10")
@@ -255,7 +255,7 @@ def test_server_that_dies_holds_up_neither_steps_nor_exit_and_gets_its_rows_at_t
 
 
 @pytest.mark.timeout(120)
-def test_table_for_a_server_that_hangs_costs_a_warning(tmp_path: Path) -> None:
+def test_a_table_for_a_hanging_server_costs_only_a_warning(tmp_path: Path) -> None:
     with wandb_server() as server:
         job = Job(tmp_path, server.url, finish_timeout=2.0)
         server.hang = True
@@ -277,12 +277,12 @@ def test_offline_pieces_are_merged_by_wandb_sync_with_every_step_once(tmp_path: 
     assert len(pieces) == 2
     with wandb_server() as server:
         environ = os.environ | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
-        for _ in range(2):  # the second time nothing is left to send
+        for _ in range(2):  # the second time there is nothing left to send
             subprocess.run([sys.executable, "-m", "wandb", "sync", *pieces], env=environ, check=True)
         assert steps_online(server, first.run_id) == list(range(1, 31))
 
 
-def test_model_files_are_artifacts_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_model_files_are_artifacts_on_request(tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").write_bytes(b"weights")
     job = Job(tmp_path, server=None, artifacts=True)
     job.do("log 1 2")
@@ -304,7 +304,7 @@ def test_tables_and_models_reach_the_server(tmp_path: Path) -> None:
         job.do(f"artifact {tmp_path / 'best.safetensors'}")
         job.do("finish finished")
         assert job.end() == ""
-        model, table = sorted(server.artifacts, key=lambda item: item.type)  # sent beside each other
+        model, table = sorted(server.artifacts, key=lambda item: item.type)  # sent in parallel
         assert (table.type, model.type) == ("run_table", "model")
         assert table.committed
         assert model.committed
@@ -323,7 +323,7 @@ log_scores(TrackingConfig(wandb="offline"), folder, {}, scores, group="training 
 """
 
 
-def test_scores_of_an_inference_job_are_a_run_in_the_group_of_the_training(tmp_path: Path) -> None:
+def test_scores_of_an_inference_job_are_a_run_in_its_trainings_group(tmp_path: Path) -> None:
     folder = write_predictions(tmp_path / "cells", ["first", "second"])
     subprocess.run([sys.executable, "-c", LOG_SCORES, folder], check=True)
     (piece,) = (folder / "wandb").glob("offline-run-*")
@@ -342,7 +342,7 @@ def test_scores_of_an_inference_job_are_a_run_in_the_group_of_the_training(tmp_p
         assert text in records
 
 
-def test_a_checkpoint_in_a_new_folder_brings_its_run_id(tmp_path: Path) -> None:
+def test_a_checkpoint_in_a_new_folder_keeps_its_run_id(tmp_path: Path) -> None:
     process = subprocess.run(
         [sys.executable, ROOT / "tests" / "support" / "tracking_job.py", tmp_path, '{"wandb": "offline"}', "abc12345"],
         input="",

@@ -1,4 +1,4 @@
-"""The program where the package wandb isn't installed."""
+"""The program without the wandb package."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.support.programs import TINY_NET, run
 from tests.support.sets import tiny_set
 
 WITHOUT = "import sys; sys.modules['wandb'] = None; from jobs.cli import main; sys.exit(main(sys.argv[1:]))"
-"""Runs `segdist` in a process in which `import wandb` fails."""
+"""Runs `segdist` in a process where `import wandb` fails."""
 
 
 def without_wandb(*arguments: str) -> list[str]:
@@ -35,7 +35,7 @@ def test_training_and_inference_need_no_wandb(work: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_what_is_asked_for_by_name_is_refused(work: Path, mode: str) -> None:
+def test_explicit_wandb_modes_are_refused(work: Path, mode: str) -> None:
     done = run(without_wandb("train", "-f", "tiny", "-n", mode, "--wandb", mode, *TINY_NET), work, check=False)
     assert done.returncode == 2
     assert f"--wandb {mode}: W&B is not installed; pip install wandb, or use --wandb off" in done.stderr

@@ -1,4 +1,4 @@
-"""Augmentations: what they do, and that they depend on (seed, epoch, step, slot) alone."""
+"""Augmentations: their effects, and that they depend only on (seed, epoch, step, slot)."""
 
 import dataclasses
 from itertools import pairwise
@@ -17,7 +17,7 @@ ALL = AugmentConfig(
 SINGLE = [
     AugmentConfig(**{field.name: getattr(ALL, field.name)})
     for field in dataclasses.fields(ALL)
-    if field.name != "upside_down"  # which draws nothing
+    if field.name != "upside_down"  # draws nothing
 ]  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_flips_mirror_image_and_mask_alike(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", range(4))
-def test_images_that_have_an_up_are_only_mirrored_left_and_right(bits: int) -> None:
+def test_upright_images_are_only_mirrored_left_to_right(bits: int) -> None:
     images, masks, _ = batch()
     flips = torch.full((12,), bits, dtype=torch.uint8)
     out, truth = Augmenter(AugmentConfig(upside_down=False), 0)(images, masks, flips, 0, 0, range(12))
@@ -58,7 +58,7 @@ def test_flips_are_chosen_per_sample() -> None:
         assert torch.equal(out[place], flip(images[place : place + 1], flips[place : place + 1])[0])
 
 
-def test_turning_is_by_right_angles_counterclockwise() -> None:
+def test_rotations_are_by_right_angles_counterclockwise() -> None:
     images, masks, _ = batch(4)
     turns = torch.arange(4)
     for place in range(4):
@@ -68,7 +68,7 @@ def test_turning_is_by_right_angles_counterclockwise() -> None:
 
 @pytest.mark.parametrize("config", [ALL, *SINGLE], ids=["all", *map(name_of, SINGLE)])
 @pytest.mark.parametrize("cuts", [(0, 12), (0, 5, 12), (0, 1, 4, 9, 12)])
-def test_a_sample_comes_out_the_same_in_any_split_of_the_batch(config: AugmentConfig, cuts: tuple[int, ...]) -> None:
+def test_a_sample_is_augmented_the_same_in_any_split_of_the_batch(config: AugmentConfig, cuts: tuple[int, ...]) -> None:
     images, masks, flips = batch()
     augment = Augmenter(config, 5)
     whole = augment(images, masks, flips, 3, 7, range(12))
@@ -97,7 +97,7 @@ def test_seed_epoch_step_and_slot_all_matter(config: AugmentConfig) -> None:
 
 
 @pytest.mark.parametrize("config", [ALL, *SINGLE], ids=["all", *map(name_of, SINGLE)])
-def test_shapes_types_and_ranges_stay(config: AugmentConfig) -> None:
+def test_shapes_types_and_ranges_are_preserved(config: AugmentConfig) -> None:
     images, masks, flips = batch(5, 3, 48)
     out, truth = Augmenter(config, 0)(images, masks, flips, 0, 0, range(5))
     assert out.shape == images.shape
@@ -110,7 +110,7 @@ def test_shapes_types_and_ranges_stay(config: AugmentConfig) -> None:
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "gamma", "noise", "blur"])
-def test_intensities_leave_masks_alone(name: str) -> None:
+def test_intensity_changes_leave_masks_alone(name: str) -> None:
     images, masks, _ = batch()
     config = AugmentConfig(**{name: getattr(ALL, name)})
     _, truth = Augmenter(config, 0)(images, masks, torch.zeros(12, dtype=torch.uint8), 0, 0, range(12))
@@ -118,18 +118,18 @@ def test_intensities_leave_masks_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rotate90", "rotate", "scale", "elastic"])
-def test_geometry_moves_image_and_mask_together(name: str) -> None:
+def test_geometric_changes_apply_to_image_and_mask_alike(name: str) -> None:
     mask = torch.zeros(8, 48, 48, dtype=torch.uint8)
     mask[:, 10:30, 8:24] = 1
     images = mask[:, None].float() * 200
     config = AugmentConfig(**{name: getattr(ALL, name)})
     out, truth = Augmenter(config, 0)(images, mask, torch.zeros(8, dtype=torch.uint8), 0, 0, range(8))
     assert not torch.equal(truth, mask)
-    # Bilinear and nearest differ on the border of the shape only.
+    # Bilinear and nearest differ only on the border of the shape.
     assert ((out[:, 0] > 100) == (truth == 1)).float().mean() > 0.98
 
 
-def test_an_enlarged_shape_is_larger_by_what_was_asked_for() -> None:
+def test_an_enlarged_shape_grows_by_the_requested_factor() -> None:
     mask = torch.zeros(64, 64, 64, dtype=torch.uint8)
     mask[:, 24:40, 24:40] = 1
     still = torch.zeros(64, dtype=torch.uint8)
@@ -139,7 +139,7 @@ def test_an_enlarged_shape_is_larger_by_what_was_asked_for() -> None:
     assert 1.7 < areas.max() <= 1.5**2 + 0.1
 
 
-def test_nothing_is_left_empty_at_the_border() -> None:
+def test_no_pixels_are_left_empty_at_the_border() -> None:
     images = torch.full((8, 1, 48, 48), 100.0)
     masks = torch.ones(8, 48, 48, dtype=torch.uint8)
     config = AugmentConfig(rotate=45, scale=0.5, elastic=5)
@@ -148,7 +148,7 @@ def test_nothing_is_left_empty_at_the_border() -> None:
     assert (truth == 1).all()
 
 
-def test_noise_is_normal_and_of_the_size_asked_for() -> None:
+def test_noise_is_normal_with_the_requested_deviation() -> None:
     images = torch.full((400, 1, 32, 32), 128.0)
     config = AugmentConfig(noise=0.1)
     masks, still = torch.zeros(400, 32, 32, dtype=torch.uint8), torch.zeros(400, dtype=torch.uint8)
@@ -177,7 +177,7 @@ def test_strengths_out_of_range_are_refused(settings: dict[str, float]) -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_what_the_cpu_gives() -> None:
+def test_a_gpu_agrees_with_the_cpu() -> None:
     images, masks, flips = batch()
     augment = Augmenter(ALL, 0)
     here, truth = augment(images, masks, flips, 1, 2, range(12))

@@ -1,4 +1,4 @@
-"""Training with nothing set: choices made once by rank 0, a length in minutes fixed once, old runs as they were."""
+"""Automatic settings: chosen once by rank 0, with the number of steps fixed once; old runs keep theirs."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def description(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_length_fits_into_the_time_that_is_left() -> None:
+def test_the_number_of_steps_fits_the_remaining_time() -> None:
     length = fitting(10, spent=20, step=0.1, validation=1.0)
     validations = -(-length.steps // length.validate_every)
     assert 20 + length.steps * 0.1 + validations * 1.0 + END_SECONDS <= 600
@@ -32,11 +32,11 @@ def test_slow_validation_happens_less_often_but_always_at_the_end() -> None:
     assert fitting(10, 0, 0.1, 10.0).validate_every < fitting(10, 0, 0.1, 10.0).steps
 
 
-def test_no_time_at_all_is_one_step() -> None:
+def test_without_any_time_one_step_remains() -> None:
     assert fitting(0.01, spent=60, step=1, validation=1).steps == 1
 
 
-def test_without_a_preset_auto_is_meant_and_with_epochs_paper(tmp_path: Path) -> None:
+def test_the_default_preset_is_auto_or_paper_with_epochs(tmp_path: Path) -> None:
     assert find_preset([]) == ("auto", {"minutes": 20.0})
     assert find_preset(["--steps", "5"]) == ("auto", {})
     assert find_preset(["--minutes", "5"]) == ("auto", {})
@@ -53,7 +53,7 @@ def test_without_a_preset_auto_is_meant_and_with_epochs_paper(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_choices_are_printed_kept_and_not_made_again(work: Path) -> None:
+def test_choices_are_printed_stored_and_reused(work: Path) -> None:
     command = job("train", ["-f", "tiny", "--name", "chosen", "--threads", "1", *MINUTES])
     first = run(command, work).stdout
     assert "chosen:\n  model.width = 16: " in first
@@ -68,7 +68,7 @@ def test_choices_are_printed_kept_and_not_made_again(work: Path) -> None:
         "augment.rotate90",
     }
     assert json.loads((work / "runs" / "chosen" / "summary.json").read_text())["step"] == steps
-    # Another machine, or another day, would choose otherwise: what is in the run's folder counts.
+    # Another machine might choose differently, so the choices in the run's folder win.
     for choice in found["choices"]:
         if choice["setting"] == "model.width":
             choice["reason"] = "because it was so"
@@ -81,7 +81,7 @@ def test_choices_are_printed_kept_and_not_made_again(work: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_the_user_sets_is_not_chosen(work: Path) -> None:
+def test_user_settings_are_not_overridden(work: Path) -> None:
     settings = ["-f", "tiny", "--name", "set", "--steps", "3", "--model.width", "4", "--tracking.wandb", "off"]
     done = run(job("train", settings), work).stdout
     assert "model.width" not in done
@@ -91,7 +91,7 @@ def test_what_the_user_sets_is_not_chosen(work: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_take_what_rank_0_chose(work: Path) -> None:
+def test_two_ranks_use_the_choices_of_rank_0(work: Path) -> None:
     settings = ["-f", "tiny", "--name", "two", "--threads", "1", *MINUTES]
     done = run(job("train", settings, ranks=2), work).stdout
     assert done.count("chosen:") == 1
@@ -100,7 +100,7 @@ def test_two_ranks_take_what_rank_0_chose(work: Path) -> None:
 
 
 @pytest.mark.slow
-def test_epochs_without_a_preset_are_the_published_method_and_the_first_line_says_so(work: Path) -> None:
+def test_epochs_without_a_preset_mean_the_published_method_as_the_first_line_says(work: Path) -> None:
     settings = ["-f", "tiny", "--name", "published", "-e", "1", "--model.width", "4", "--tracking.wandb", "off"]
     done = run(job("train", settings), work).stdout
     assert done.splitlines()[0] == "--epochs without --preset: the preset paper, the method as published"
@@ -109,7 +109,7 @@ def test_epochs_without_a_preset_are_the_published_method_and_the_first_line_say
 
 
 @pytest.mark.slow
-def test_a_run_from_before_there_were_choices_goes_on_as_the_published_method(work: Path) -> None:
+def test_a_run_from_before_choices_existed_resumes_as_the_published_method(work: Path) -> None:
     settings = ["-f", "tiny", "--name", "before", "--steps", "4", "--model.width", "4", *QUIET]
     run(job("train", [*settings, "--preset", "paper"]), work)
     path = work / "runs" / "before" / "config.json"

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, damage found, nothing lost on a full disk."""
+"""Checkpoints are complete or absent, damage is detected, and a full disk loses nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def folder(path: Path, keep_last: int = 3, background: bool = False) -> Checkpoi
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_the_last_k_are_kept_and_the_newest_is_loaded(tmp_path: Path, background: bool) -> None:
+def test_the_last_k_checkpoints_are_kept_and_the_newest_is_loaded(tmp_path: Path, background: bool) -> None:
     checkpoints = folder(tmp_path, keep_last=2, background=background)
     for step in (5, 10, 15, 100_000_000):
         checkpoints.save(state(step), step)
@@ -35,7 +35,7 @@ def test_the_last_k_are_kept_and_the_newest_is_loaded(tmp_path: Path, background
     assert loaded["counters"] == {"step": 100_000_000}
 
 
-def test_what_changes_while_it_is_written_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_during_a_write_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = folder(tmp_path, background=True)
     weights = torch.zeros(10)
     real_save = torch.save
@@ -54,7 +54,7 @@ def test_what_changes_while_it_is_written_is_not_in_it(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "garbage"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = folder(tmp_path)
@@ -71,7 +71,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert last.name in capsys.readouterr().err
 
 
-def test_every_flipped_byte_of_the_tensors_is_found(tmp_path: Path) -> None:
+def test_every_flipped_byte_in_the_tensors_is_detected(tmp_path: Path) -> None:
     checkpoints = folder(tmp_path)
     checkpoints.save(state(2), 2)
     path = checkpoints.paths()[0]
@@ -101,12 +101,12 @@ def test_no_flipped_bit_stops_the_run(tmp_path: Path) -> None:
             next(checkpoints.folder.glob("damaged-*")).rename(last)
 
 
-def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+def test_without_a_checkpoint_nothing_is_loaded(tmp_path: Path) -> None:
     assert folder(tmp_path).load_latest() is None
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_a_full_disk_is_a_warning_and_harms_nothing(
+def test_a_full_disk_causes_only_a_warning(
     tmp_path: Path, background: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = folder(tmp_path, background=background)
@@ -124,7 +124,7 @@ def test_a_full_disk_is_a_warning_and_harms_nothing(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001.pt"]
 
 
-def test_a_checkpoint_that_would_run_code_is_set_aside_and_the_one_before_is_used(
+def test_a_checkpoint_that_would_run_code_is_set_aside_and_the_previous_one_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Evil:
@@ -142,8 +142,8 @@ def test_a_checkpoint_that_would_run_code_is_set_aside_and_the_one_before_is_use
     assert "step-00000002.pt: damaged checkpoint (UnpicklingError" in told.err
 
 
-def test_damaged_ones_are_kept_under_another_name_and_never_cost_a_new_one(tmp_path: Path) -> None:
-    """Both newest damaged: the run starts from 0, and what it writes then stays."""
+def test_damaged_checkpoints_are_renamed_and_never_displace_a_new_one(tmp_path: Path) -> None:
+    """If all checkpoints are damaged, the run restarts from 0 and keeps what it writes then."""
     checkpoints = folder(tmp_path, keep_last=2)
     for step in (50, 60):
         checkpoints.save(state(step), step)
@@ -157,25 +157,25 @@ def test_damaged_ones_are_kept_under_another_name_and_never_cost_a_new_one(tmp_p
         "damaged-step-00000050.pt",
         "damaged-step-00000060.pt",
     ]
-    checkpoints.paths()[-1].rename(checkpoints.folder / "step-00000060.pt")  # of another step than its name says
+    checkpoints.paths()[-1].rename(checkpoints.folder / "step-00000060.pt")  # from another step than its name says
     loaded = checkpoints.load_latest()
     assert loaded is not None
     assert loaded["counters"] == {"step": 10}
     assert (checkpoints.folder / "damaged-step-00000060-2.pt").exists()
 
 
-def test_a_foreign_checkpoint_from_far_ahead_neither_lives_on_nor_kills_what_is_written(tmp_path: Path) -> None:
+def test_a_foreign_checkpoint_with_a_later_step_does_not_displace_new_ones(tmp_path: Path) -> None:
     checkpoints = folder(tmp_path, keep_last=1)
     checkpoints.save(state(99), 99)
     assert checkpoints.load_latest(lambda state: "it is of another model") is None
     checkpoints.save(state(3), 3)
-    torch.save(state(99), checkpoints.folder / "step-00000099.pt")  # copied here while the run goes on
+    torch.save(state(99), checkpoints.folder / "step-00000099.pt")  # copied here during the run
     checkpoints.save(state(6), 6)
     assert (checkpoints.folder / "step-00000006.pt").exists()
     assert checkpoints.last_saved == 6
 
 
-def test_leftovers_of_killed_writers_go_and_living_ones_stay(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_removed_and_active_files_kept(tmp_path: Path) -> None:
     checkpoints = folder(tmp_path)
     checkpoints.save(state(1), 1)
     (checkpoints.folder / ".step-00000002.pt.0123abcd.tmp").touch()

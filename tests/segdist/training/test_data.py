@@ -1,4 +1,4 @@
-"""What training looks at before it uses samples."""
+"""Integrity checks before samples are used."""
 
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.support.sets import SMALL_PATCHES, tiny_set
 
 
 @pytest.mark.parametrize(("check", "found"), [("sizes", False), ("shards", True), ("records", True)])
-def test_a_flipped_bit_is_found_while_training_reads_if_wanted(tmp_path: Path, check: Any, found: bool) -> None:
+def test_a_flipped_bit_is_found_during_training_if_requested(tmp_path: Path, check: Any, found: bool) -> None:
     folder = tiny_set(tmp_path)
     tar = folder / "train-00002.tar"
     content = bytearray(tar.read_bytes())
@@ -29,7 +29,7 @@ def test_a_flipped_bit_is_found_while_training_reads_if_wanted(tmp_path: Path, c
         list(islice(data.batches(0), data.steps_per_epoch))
 
 
-def test_validation_batches_dont_grow_with_the_global_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_batches_do_not_grow_with_the_global_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_set(tmp_path)
 
     def largest(ranks: int) -> int:

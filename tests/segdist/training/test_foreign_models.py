@@ -1,4 +1,4 @@
-"""Models that people plug in: each is tried in the rehearsal, and works or is told in a sentence what to change."""
+"""User-supplied models: each is tried before training and either works or is refused with one clear sentence."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def factory(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["Plain", "Dictionary", "DeepSupervision", "UnusedHead", "Tied"])
-def test_these_work_from_training_to_scores(place: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_these_models_work_from_training_to_scores(place: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_job(train.main, [*TRAINING, *factory(name)]) == 0
     assert run_job(infer.main, ["-m", "one", "-f", "tiny", "--wandb", "off", "--quiet"]) == 0
     assert (place / "runs" / "one" / "predictions" / "tiny" / "scores.json").exists()
@@ -48,7 +48,7 @@ def test_these_work_from_training_to_scores(place: Path, name: str, capsys: pyte
         ("broken", "ZeroDivisionError: division by zero ("),
     ],
 )
-def test_these_are_refused_in_one_sentence(
+def test_these_models_are_refused_with_one_sentence(
     place: Path, name: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_job(train.main, [*TRAINING, *factory(name)]) == 2
@@ -59,7 +59,7 @@ def test_these_are_refused_in_one_sentence(
     assert not list((place / "runs").glob("one/checkpoints/step-*"))
 
 
-def test_a_batch_norm_of_one_value_is_told_with_what_to_change(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_batch_norm_over_one_value_is_refused_with_the_fix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_job(train.main, [*TRAINING, *factory("Pooled"), "--accumulate", "4"]) == 2
     said = capsys.readouterr().err
     assert "4 patches (--batch-size) over 1 ranks and --accumulate 4 leave one patch at a time" in said
@@ -70,7 +70,7 @@ def test_a_batch_norm_of_one_value_is_told_with_what_to_change(place: Path, caps
     ("name", "words"),
     [("UnusedHead", "parameters of the model get no gradient: extra_head.weight"), ("Dictionary", "")],
 )
-def test_on_several_ranks(place: Path, name: str, words: str) -> None:
+def test_these_models_work_on_several_ranks(place: Path, name: str, words: str) -> None:
     done = run(job("train", [*TRAINING, *factory(name)], ranks=2), place, check=False)
     assert (done.returncode != 0) == bool(words), done.stderr
     assert words in done.stderr
@@ -78,12 +78,12 @@ def test_on_several_ranks(place: Path, name: str, words: str) -> None:
 
 
 @pytest.mark.slow
-def test_on_several_ranks_exact_training_leaves_parameters_without_gradient_alone(place: Path) -> None:
+def test_exact_training_on_several_ranks_leaves_parameters_without_gradient_alone(place: Path) -> None:
     done = run(job("train", [*TRAINING, *factory("UnusedHead"), "--exact", "--grain", "2"], ranks=2), place)
     assert "they stay as they are" in done.stderr
 
 
-def test_auxiliary_outputs_count_by_their_weight() -> None:
+def test_auxiliary_outputs_are_weighted() -> None:
     logits, other = torch.randn(2, 2, 3, 8, 8)
     truth = torch.randint(0, 3, (2, 8, 8), dtype=torch.uint8)
 
@@ -96,7 +96,7 @@ def test_auxiliary_outputs_count_by_their_weight() -> None:
     assert torch.equal(loss((logits, [other]), 0.5), loss(both, 0.5))
 
 
-def test_the_main_output_is_found_by_name_or_place() -> None:
+def test_the_main_output_is_found_by_name_or_position() -> None:
     main, other = torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)
 
     class WithLogits:

@@ -1,4 +1,4 @@
-"""Sums on a grid: exact, so the same in any order; close to the true ones; overflows and bad terms told apart."""
+"""Sums on a grid: exact, hence independent of order; accurate; overflows and bad terms are distinguished."""
 
 import random
 from fractions import Fraction
@@ -17,7 +17,7 @@ ALONE = Ranks(RankEnvironment("single"), torch.device("cpu"))
 
 
 def terms(seed: int, count: int = 8, spread: float = 3.0) -> list[list[torch.Tensor]]:
-    """Terms of two tensors, whose values are of many sizes, as gradients are."""
+    """Terms of two tensors with values of many magnitudes, like gradients."""
     generator = torch.Generator().manual_seed(seed)
 
     def tensor(*shape: int, scale: float) -> torch.Tensor:
@@ -30,7 +30,7 @@ def terms(seed: int, count: int = 8, spread: float = 3.0) -> list[list[torch.Ten
 def summed(
     values: list[list[torch.Tensor]], sums: GridSums | None = None, dtype: torch.dtype = torch.float32
 ) -> list[torch.Tensor]:
-    """The sums, taken again on coarser grids where a term overflows."""
+    """The sums, repeated on coarser grids if a term overflows."""
     sums = sums or GridSums(values[0], len(values), torch.device("cpu"))
     while True:
         sums.start()
@@ -48,15 +48,15 @@ def summed(
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0, 12))
-def test_any_order_and_any_split_gives_the_same_bits(seed: int, count: int, spread: float) -> None:
+def test_any_order_and_any_split_give_the_same_bits(seed: int, count: int, spread: float) -> None:
     values = terms(seed, count, spread)
-    # In float64, where no last rounding hides a difference.
+    # In float64, so that no final rounding hides a difference.
     expected = summed(values, dtype=torch.float64)
     shuffled = random.Random(seed).sample(values, len(values))
     assert all(torch.equal(a, b) for a, b in zip(summed(shuffled, dtype=torch.float64), expected, strict=True))
 
 
-def test_a_float32_sum_depends_on_the_order_and_so_is_no_witness() -> None:
+def test_a_float32_sum_depends_on_the_order() -> None:
     values = terms(1)
     forwards, backwards = torch.zeros(5, 7), torch.zeros(5, 7)
     for one, other in zip(values, reversed(values), strict=True):
@@ -75,7 +75,7 @@ def errors(found: torch.Tensor, exact: list[Fraction]) -> list[Fraction]:
 
 
 @pytest.mark.parametrize("count", [2, 4, 8, 13, 64])
-def test_the_sum_is_no_worse_than_a_pairwise_sum_in_float32(count: int) -> None:
+def test_the_sum_is_as_accurate_as_a_pairwise_float32_sum(count: int) -> None:
     values = terms(count, count)
     for index, found in enumerate(summed(values)):
         items = [term[index] for term in values]
@@ -83,15 +83,15 @@ def test_the_sum_is_no_worse_than_a_pairwise_sum_in_float32(count: int) -> None:
         exact = [sum(map(Fraction, column), start=Fraction(0)) for column in columns]
         largest = max(float(item.abs().max()) for item in items)
         ours = errors(found, exact)
-        # Of two terms the float32 sum is the best that a float32 can be, and ours is that up to the grid.
+        # For two terms the float32 sum is correctly rounded; ours equals it up to the grid.
         assert max(ours) <= Fraction(1.0001) * max(errors(pairwise(items), exact))
-        # The bound of the module, and the last rounding to float32.
+        # The module's bound, plus the final rounding to float32.
         bound = count * 2.0 ** (HEADROOM + (count - 1).bit_length() + 2 - DIGITS - 1) * largest
         assert all(error <= bound + 2.0**-24 * abs(true) for error, true in zip(ours, exact, strict=True))
 
 
 def test_ties_are_broken_term_by_term() -> None:
-    """Half a grid unit goes to the even neighbor in each term, whatever the sum is by then."""
+    """Half a grid unit rounds to even in each term, whatever the sum so far."""
     sums = GridSums([torch.zeros(1)], 2, torch.device("cpu"))
     sums.exponents = torch.tensor([0], dtype=torch.int32)
     unit = 2.0 ** (HEADROOM + 1 + 1 - DIGITS)
@@ -105,12 +105,12 @@ def test_ties_are_broken_term_by_term() -> None:
         assert found[0].item() == expected * unit
 
 
-def test_rounding_to_minus_zero_leaves_plus_zero() -> None:
+def test_rounding_to_minus_zero_gives_plus_zero() -> None:
     values = [[torch.tensor([1.0, -1e-30])], [torch.tensor([1.0, -1e-30])]]
     assert summed(values)[0].signbit().tolist() == [False, False]
 
 
-def test_exponents_rise_at_once_and_fall_bit_by_bit() -> None:
+def test_exponents_rise_at_once_and_fall_one_bit_at_a_time() -> None:
     sums = GridSums([torch.zeros(1)], 1, torch.device("cpu"))
     seen = []
     for value in (1.0, 1000.0, 1.0, 1e-20, 0.0, 0.0, 1e-20):
@@ -120,7 +120,7 @@ def test_exponents_rise_at_once_and_fall_bit_by_bit() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_bad_terms_are_no_overflow_and_leave_the_grid(bad: float) -> None:
+def test_bad_terms_do_not_count_as_overflow_and_keep_the_grid(bad: float) -> None:
     sums = GridSums([torch.zeros(2)], 2, torch.device("cpu"))
     summed([[torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 2.0])]], sums)
     before = sums.exponents.clone()
@@ -133,7 +133,7 @@ def test_bad_terms_are_no_overflow_and_leave_the_grid(bad: float) -> None:
     assert torch.equal(sums.exponents, before)
 
 
-def test_a_term_beyond_the_headroom_is_seen_and_one_below_is_taken() -> None:
+def test_a_term_beyond_the_headroom_is_detected_and_one_below_accepted() -> None:
     sums = GridSums([torch.zeros(1)], 4, torch.device("cpu"))
     summed([[torch.tensor([1.0])]], sums)
     for factor, expected in ((1.0, False), (2.0, True)):
@@ -143,7 +143,7 @@ def test_a_term_beyond_the_headroom_is_seen_and_one_below_is_taken() -> None:
         assert bool(sums.overflowed()) is expected
 
 
-def test_a_tensor_that_no_term_has_is_known() -> None:
+def test_a_tensor_without_terms_is_recognized() -> None:
     like = [torch.zeros(2), torch.zeros(3)]
     sums = GridSums(like, 2, torch.device("cpu"))
     term: list[Any] = [torch.ones(2), None]
@@ -160,7 +160,7 @@ def test_powers_of_two_are_exact() -> None:
     assert FINEST >= -126
 
 
-def test_memory_layouts_other_than_row_by_row_are_kept() -> None:
+def test_non_contiguous_memory_layouts_are_kept() -> None:
     values = [[torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)] for _ in range(3)]
     found = summed(values)[0]
     torch.testing.assert_close(found, torch.stack([term[0] for term in values]).sum(dim=0))

@@ -1,4 +1,4 @@
-"""One optimizer step: global normalization, accumulation, bad gradients that leave no trace, averaged weights."""
+"""One optimizer step: global normalization, accumulation, skipped bad gradients, averaged weights."""
 
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ def learner(
 ) -> Learner:
     torch.manual_seed(0)
     model = UNet(1, 3, width=4, depth=2, norm=norm)
-    # fp16 is refused to people on a CPU, where it is slow; the loss scaling is the same.
+    # Users can't choose fp16 on a CPU, where it is slow, but its loss scaling is the same.
     chosen = Precision(precision, "for a test")
     alone = Ranks(RankEnvironment("single"), CPU)
     engine = DataParallel(model, Loss(LossConfig(name=loss), torch.ones(3)), chosen, alone, seed=0, compiled=False)
@@ -41,13 +41,13 @@ def batch(seed: int = 0, count: int = 8) -> MicroBatch:
     images = torch.randn(count, 1, 16, 16, generator=generator)
     truth = torch.randint(0, 3, (count, 16, 16), generator=generator, dtype=torch.uint8)
     truth[torch.rand(truth.shape, generator=generator) < 0.2] = IGNORE
-    truth[: count // 2, :8] = IGNORE  # unevenly spread: a mean of the parts' means would be another number
+    truth[: count // 2, :8] = IGNORE  # unevenly spread: a mean of the parts' means would differ
     return images, truth
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy+dice", "focal"])
 @pytest.mark.parametrize("parts", [2, 3, 8])
-def test_accumulation_has_the_gradient_of_the_whole_batch(parts: int, loss: str) -> None:
+def test_accumulation_gives_the_gradient_of_the_whole_batch(parts: int, loss: str) -> None:
     images, truth = batch()
     whole, cut = learner(loss=loss), learner(loss=loss)
     whole.step([(images, truth)], rate=0.1, number=0)
@@ -60,7 +60,7 @@ def test_accumulation_has_the_gradient_of_the_whole_batch(parts: int, loss: str)
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_bad_step_leaves_everything_as_it_was(norm: str, optimizer: str, poison: float) -> None:
+def test_a_bad_step_changes_nothing(norm: str, optimizer: str, poison: float) -> None:
     tested = learner(OptimConfig(optimizer=optimizer, ema_decay=0.9), norm)
     for number in range(2):
         tested.step([batch(number)], rate=0.01, number=number)
@@ -71,7 +71,7 @@ def test_a_bad_step_leaves_everything_as_it_was(norm: str, optimizer: str, poiso
     tested.step([(images, truth)], rate=0.01, number=2)
     after = tested.state_dict()
     for part in ("net", "optimizer", "average", "scaler", "loss_sums", "good_steps"):
-        if part == "optimizer":  # but for the learning rate, which is a function of the step
+        if part == "optimizer":  # except for the learning rate, a function of the step
             assert same(before[part]["state"], after[part]["state"])
         else:
             assert same(before[part], after[part]), part
@@ -84,7 +84,7 @@ def test_a_bad_step_leaves_everything_as_it_was(norm: str, optimizer: str, poiso
     assert figures.loss == figures.loss
 
 
-def test_a_bad_step_in_between_is_as_if_it_had_not_been() -> None:
+def test_bad_steps_do_not_affect_later_ones() -> None:
     with_it, without = learner(), learner()
     bad = (torch.full((8, 1, 16, 16), float("nan")), batch()[1])
     for item in (batch(0), bad, bad, batch(1)):
@@ -95,7 +95,7 @@ def test_a_bad_step_in_between_is_as_if_it_had_not_been() -> None:
     assert with_it.figures().skipped == 2
 
 
-def test_a_step_with_nothing_labeled_changes_no_weight() -> None:
+def test_a_step_without_labels_changes_no_weights() -> None:
     tested = learner(OptimConfig(weight_decay=0.0))
     before = copy_to_cpu(tested.model.state_dict())
     images, truth = batch()
@@ -104,7 +104,7 @@ def test_a_step_with_nothing_labeled_changes_no_weight() -> None:
     assert tested.figures().loss == 0
 
 
-def test_clipping_bounds_the_update() -> None:
+def test_clipping_limits_the_update() -> None:
     plain, clipped = (learner(OptimConfig(momentum=0, weight_decay=0, clip_norm=norm)) for norm in (0.0, 1e-3))
     start = [parameter.detach().clone() for parameter in plain.model.parameters()]
     for tested in (plain, clipped):
@@ -132,7 +132,7 @@ def test_the_average_follows_the_weights() -> None:
         torch.testing.assert_close(value, expected[name])
 
 
-def test_a_state_taken_up_goes_on_with_the_same_bits() -> None:
+def test_training_resumes_from_a_state_with_the_same_bits() -> None:
     one = learner(OptimConfig(optimizer="adamw", ema_decay=0.9), "batch")
     for number in range(3):
         one.step([batch(number)], rate=0.01, number=number)
@@ -144,7 +144,7 @@ def test_a_state_taken_up_goes_on_with_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_reduced_precision_takes_about_the_same_step(precision: Literal["bf16", "fp16"]) -> None:
+def test_reduced_precision_takes_nearly_the_same_step(precision: Literal["bf16", "fp16"]) -> None:
     exact, reduced = (learner(OptimConfig(momentum=0), precision=name) for name in ("fp32", precision))
     start = torch.cat([parameter.detach().flatten() for parameter in exact.model.parameters()])
     moves = []
@@ -152,16 +152,16 @@ def test_reduced_precision_takes_about_the_same_step(precision: Literal["bf16", 
         tested.step([batch()], rate=1.0, number=0)
         moves.append(torch.cat([parameter.detach().flatten() for parameter in tested.model.parameters()]) - start)
     assert torch.cosine_similarity(*moves, dim=0) > 0.97
-    # The scale of 2^16 is gone from gradients and norm.
+    # The scale of 2^16 has been removed from gradients and norm.
     assert float(moves[1].norm() / moves[0].norm()) == pytest.approx(1, abs=0.05)
     assert reduced.figures().grad_norm == pytest.approx(exact.figures().grad_norm, rel=0.05)
     assert all(parameter.dtype == torch.float32 for parameter in reduced.model.parameters())
 
 
-def test_an_overflow_of_scaled_gradients_halves_the_scale_and_changes_nothing_else() -> None:
+def test_overflowing_scaled_gradients_only_halve_the_scale() -> None:
     tested = learner(OptimConfig(optimizer="adamw", ema_decay=0.9), "batch", precision="fp16")
     tested.step([batch()], rate=0.01, number=0)
-    tested.scaler.update(2.0**40)  # no fp16 gradient fits under it
+    tested.scaler.update(2.0**40)  # too large for any fp16 gradient
     before = copy_to_cpu(tested.state_dict())
     tested.step([batch(1)], rate=0.01, number=1)
     after = tested.state_dict()

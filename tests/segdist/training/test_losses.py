@@ -1,4 +1,4 @@
-"""Losses as sums and counts: the same gradient however the batch is cut, ignored pixels without effect."""
+"""Losses as sums and counts: the gradient doesn't depend on how the batch is cut, and ignored pixels have no effect."""
 
 import itertools
 
@@ -39,7 +39,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(name: str, parts: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ignored_pixels_have_no_gradient_and_no_say(name: str) -> None:
+def test_ignored_pixels_have_no_gradient_and_no_effect(name: str) -> None:
     loss = Loss(LossConfig(name=name), torch.ones(3))
     logits, truth = batch()
     logits.requires_grad_()
@@ -54,7 +54,7 @@ def test_ignored_pixels_have_no_gradient_and_no_say(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_with_nothing_labeled_is_finite(name: str) -> None:
+def test_the_loss_of_an_unlabeled_batch_is_finite(name: str) -> None:
     loss = Loss(LossConfig(name=name), torch.ones(3))
     logits, truth = batch()
     sums = loss.sums(logits, torch.full_like(truth, IGNORE))
@@ -63,14 +63,14 @@ def test_a_batch_with_nothing_labeled_is_finite(name: str) -> None:
         assert loss.counts(torch.full_like(truth, IGNORE)).tolist() == [0]
 
 
-def test_cross_entropy_is_torchs_mean() -> None:
+def test_cross_entropy_matches_torch() -> None:
     loss = Loss(LossConfig(), torch.ones(3))
     logits, truth = batch()
     expected = functional.cross_entropy(logits, truth.long(), ignore_index=IGNORE)
     torch.testing.assert_close(value(loss, logits, truth), expected)
 
 
-def test_focal_loss_without_focus_is_weighted_cross_entropy() -> None:
+def test_focal_loss_with_gamma_0_is_weighted_cross_entropy() -> None:
     weights = torch.tensor([1.0, 3.0, 0.2])
     logits, truth = batch()
     focal = Loss(LossConfig(name="focal", focal_gamma=0.0), weights)
@@ -78,7 +78,7 @@ def test_focal_loss_without_focus_is_weighted_cross_entropy() -> None:
     torch.testing.assert_close(focal.sums(logits, truth), plain.sums(logits, truth))
 
 
-def test_focal_loss_by_hand() -> None:
+def test_focal_loss_matches_hand_computed_values() -> None:
     logits = torch.log(torch.tensor([0.7, 0.2, 0.1])).view(1, 3, 1, 1)
     truth = torch.tensor([[[1]]], dtype=torch.uint8)
     expected = -((1 - 0.2) ** 2) * torch.log(torch.tensor(0.2))
@@ -86,7 +86,7 @@ def test_focal_loss_by_hand() -> None:
     torch.testing.assert_close(loss.sums(logits, truth), expected.view(1))
 
 
-def test_a_perfect_prediction_has_no_dice_loss_and_a_wrong_one_has_much() -> None:
+def test_dice_loss_is_zero_for_a_perfect_prediction_and_large_for_a_wrong_one() -> None:
     truth = batch(ignored=False)[1]
     right = functional.one_hot(truth.long(), 3).permute(0, 3, 1, 2) * 100.0
     wrong = right.roll(1, dims=1)
@@ -95,7 +95,7 @@ def test_a_perfect_prediction_has_no_dice_loss_and_a_wrong_one_has_much() -> Non
     assert value(loss, wrong, truth) > 0.8
 
 
-def test_median_frequency_weights() -> None:
+def test_median_frequency_weights_match_their_definition() -> None:
     config = LossConfig(class_weights="median_frequency")
     assert class_weights(config, (800, 100, 100)).tolist() == pytest.approx([0.125, 1.0, 1.0])
     assert class_weights(config, (600, 0, 300)).tolist() == pytest.approx([0.75, 0.0, 1.5])

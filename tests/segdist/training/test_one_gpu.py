@@ -1,4 +1,4 @@
-"""What several ranks and too little memory look like on one GPU; the same tests run on the CPU, without its part."""
+"""Several ranks, and too little memory, on one GPU. Without a GPU the tests run on the CPU."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-def test_ranks_that_share_a_card_train_as_one_rank(work: Path, device: str) -> None:
+def test_ranks_sharing_a_gpu_train_like_one_rank(work: Path, device: str) -> None:
     settings = ["-f", "tiny", "-b", "8", "--steps", "12", "--validate-every", "6", "--log-every", "3"]
     settings += [*TINY_NET, *QUIET, "--device", device, "--precision", "fp32"]
     run(job("train", [*settings, "-n", f"one-{device}"]), work)
@@ -38,13 +38,13 @@ def test_ranks_that_share_a_card_train_as_one_rank(work: Path, device: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_group_answers_every_call(work: Path, device: str) -> None:
+def test_a_process_group_supports_every_call(work: Path, device: str) -> None:
     done = run(script(ROOT / "tests" / "support" / "group_of_one.py", [device]), work)
     assert "all is well" in done.stdout
 
 
 @pytest.mark.gpu
-def test_a_batch_that_a_gpu_doesnt_hold_is_answered_with_what_it_does(work: Path) -> None:
+def test_a_batch_too_large_for_the_gpu_is_answered_with_one_that_fits(work: Path) -> None:
     settings = ["-f", "tiny", "-b", "400", "--steps", "2", "--model.width", "64", *QUIET, "--device", "cuda"]
     small = ["train", "0.8", *settings, "-n", "too-large"]
     program = ROOT / "tests" / "support" / "one_card.py"

@@ -1,4 +1,4 @@
-"""Learning rates by hand, optimizers that skip a step without a trace."""
+"""Learning rates against hand-computed values, and optimizers that skip a step without side effects."""
 
 import pytest
 import torch
@@ -12,14 +12,14 @@ def rates(config: OptimConfig, steps: int = 100) -> list[float]:
     return [learning_rate(config, step, steps) for step in range(steps)]
 
 
-def test_step_decays_in_the_second_half() -> None:
+def test_the_step_schedule_decays_in_the_second_half() -> None:
     values = rates(OptimConfig(lr=0.01, schedule="step"))
     assert values[0] == values[49] == 0.01
     assert values[50] == values[74] == pytest.approx(0.001)
     assert values[75] == values[99] == pytest.approx(0.0001)
 
 
-def test_cosine_falls_from_the_rate_to_nearly_nothing() -> None:
+def test_the_cosine_schedule_falls_to_almost_zero() -> None:
     values = rates(OptimConfig(lr=1.0, schedule="cosine"))
     assert values[0] == 1.0
     assert values[50] == pytest.approx(0.5)
@@ -27,12 +27,12 @@ def test_cosine_falls_from_the_rate_to_nearly_nothing() -> None:
     assert values == sorted(values, reverse=True)
 
 
-def test_polynomial() -> None:
+def test_the_polynomial_schedule_matches_its_formula() -> None:
     values = rates(OptimConfig(lr=1.0, schedule="polynomial", power=0.9))
     assert values[50] == pytest.approx(0.5**0.9)
 
 
-def test_one_cycle_rises_and_falls() -> None:
+def test_the_one_cycle_schedule_rises_and_falls() -> None:
     values = rates(OptimConfig(lr=1.0, schedule="onecycle", warmup=0.25))
     assert values[0] == pytest.approx(1 / 25)
     assert values[25] == 1.0
@@ -42,15 +42,15 @@ def test_one_cycle_rises_and_falls() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "polynomial"])
-def test_warm_up_rises_linearly_to_the_rate(schedule: str) -> None:
+def test_warm_up_rises_linearly_to_the_base_rate(schedule: str) -> None:
     values = rates(OptimConfig(lr=1.0, schedule=schedule, warmup=0.1))
     assert values[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("bad_first", [True, False])
-def test_a_step_with_found_inf_leaves_no_trace(optimizer: str, bad_first: bool) -> None:
-    """Also as the very first step, when SGD's momentum would be made by the step that is skipped."""
+def test_a_step_with_found_inf_changes_nothing(optimizer: str, bad_first: bool) -> None:
+    """This includes the first step, in which SGD creates its momentum."""
     model = nn.Linear(3, 2)
     fused = build_optimizer(OptimConfig(optimizer=optimizer, lr=0.1), model)
     plain_model = nn.Linear(3, 2)

@@ -1,4 +1,4 @@
-"""Several ranks: the same sums, the same scores, and nobody waits for the dead."""
+"""Several ranks: the same sums, the same scores, and no waiting for dead ranks."""
 
 import json
 import os
@@ -38,10 +38,10 @@ def weights(folder: Path) -> torch.Tensor:
     ],
     ids=["single", "double"],
 )
-def test_one_rank_of_16_and_several_of_fewer_learn_the_same(
+def test_one_rank_with_16_samples_and_several_with_fewer_learn_the_same(
     work: Path, program: Path, steps: int, rtol: float, atol: float
 ) -> None:
-    """Also where 16 divides by nothing, and with accumulation: group norm, so equal up to rounding."""
+    """This includes uneven shares of 16 and accumulation; with group norm, results agree up to rounding."""
     settings = ["--steps", str(steps), "--optim.lr", "0.1", "--loss.name", "cross_entropy+dice"]
     cases: dict[str, tuple[int, list[str]]] = {
         "r1": (1, []),
@@ -61,7 +61,7 @@ def test_one_rank_of_16_and_several_of_fewer_learn_the_same(
 
 
 def test_validation_gives_the_same_integers_on_1_2_3_and_4_ranks(work: Path) -> None:
-    """From the same weights (a rate of almost 0), with batches that don't divide the patches or the ranks."""
+    """The weights are the same (a rate of almost 0); batches divide neither the patches nor the ranks evenly."""
     matrices = []
     for ranks in (1, 2, 3, 4):
         run(train(f"val{ranks}", "--steps", "1", "--optim.lr", "1e-30", "-b", "5", ranks=ranks), work)
@@ -73,7 +73,7 @@ def test_validation_gives_the_same_integers_on_1_2_3_and_4_ranks(work: Path) -> 
     assert sum(map(sum, matrices[0][0])) == patches * 32 * 32
 
 
-def test_a_rank_that_dies_ends_the_others(work: Path) -> None:
+def test_the_other_ranks_exit_when_one_dies(work: Path) -> None:
     log = work / "dies.log"
     process = start(train("dies", "--steps", "100000", ranks=2), work, log)
     wait_until(lambda: (work / "runs" / "dies" / "metrics.jsonl").exists() and metrics(work / "runs" / "dies"))
@@ -95,8 +95,8 @@ def test_torchrun_restarts_from_the_last_checkpoint(work: Path) -> None:
     assert (what[0], what[-2:]) == ("started", ["resumed", "finished"])
 
 
-def test_a_node_that_is_lost_leaves_a_smaller_run(work: Path) -> None:
-    """--nnodes=1:2 on loopback: two agents, one is killed with its worker, the other goes on alone."""
+def test_training_continues_on_fewer_nodes_after_losing_one(work: Path) -> None:
+    """With --nnodes=1:2 on loopback, one of two agents is killed with its worker; the other continues alone."""
     settings = ["--steps", "300", "--checkpoint.every-steps", "5", "--threads", "1"]
 
     with socket.socket() as free:
@@ -106,12 +106,12 @@ def test_a_node_that_is_lost_leaves_a_smaller_run(work: Path) -> None:
     def agent(name: str) -> list[str]:
         endpoint = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=elastic"]
         torchrun = ["--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", *endpoint]
-        # The second name only marks the processes of this node.
+        # The second name only labels the processes of this node.
         return train("shrinks", *settings, "--tracking.group", name, torchrun=torchrun)
 
     folder = work / "runs" / "shrinks"
     first = start(agent("node-a"), work, work / "a.log")
-    # The endpoint must be on the node that stays: with its store, every job is lost.
+    # The endpoint must be on the surviving node, since a job can't continue without its store.
     wait_until(lambda: listening(port))
     second = start(agent("node-b"), work, work / "b.log")
     wait_until(lambda: any(row.get("ranks") == 2 for row in read_rows(folder / "events.jsonl")), 90)

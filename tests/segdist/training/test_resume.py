@@ -1,4 +1,4 @@
-"""Killed at any moment, several times, and started again: the same bits as a run that was never stopped."""
+"""Runs that are killed repeatedly and resumed end with the bits of an uninterrupted run."""
 
 import random
 import signal
@@ -22,7 +22,7 @@ SETTINGS = [
 
 
 def train(name: str, ranks: int, settings: Sequence[str] = (), norm: str = "batch") -> list[str]:
-    # Batch norm has running statistics and group norm hasn't: the first is the harder case.
+    # Batch norm is the harder case, since it has running statistics and group norm does not.
     return job("train", [*SETTINGS, "--name", name, *TINY_NET, "--model.norm", norm, *QUIET, *settings], ranks)
 
 
@@ -31,14 +31,14 @@ def last_step(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 4), (2, 3), (4, 2)])
-def test_random_kills_leave_no_trace(work: Path, ranks: int, kills: int) -> None:
+def test_random_kills_do_not_change_the_result(work: Path, ranks: int, kills: int) -> None:
     whole, killed = f"whole-{ranks}", f"killed-{ranks}"
     run(train(whole, ranks), work)
     generator = random.Random(ranks)
     log = work / f"{killed}.log"
     for kill in range(kills):
         process = start(train(killed, ranks), work, log)
-        # Each start gets somewhere, and none to the end: a fast machine makes some steps between the look and the kill.
+        # Each start makes progress but none finishes; a fast machine takes some steps between check and kill.
         goal = last_step(work / "runs" / killed) + generator.randint(1, STEPS // 2 // kills)
         wait_until(lambda: last_step(work / "runs" / killed) >= goal or process.poll() is not None)  # noqa: B023
         time.sleep(generator.random() * 0.05 * (kill > 0))
@@ -48,8 +48,8 @@ def test_random_kills_leave_no_trace(work: Path, ranks: int, kills: int) -> None
     assert [row["what"] for row in read_rows(work / "runs" / killed / "events.jsonl")].count("resumed") >= 2
 
 
-def test_kills_in_the_middle_of_writing_a_checkpoint(work: Path) -> None:
-    """A larger model, a checkpoint at every step, and a kill whenever a half-written file is seen."""
+def test_kills_while_writing_a_checkpoint_do_not_change_the_result(work: Path) -> None:
+    """A larger model writes a checkpoint every step and is killed when a half-written file appears."""
     settings = ["--checkpoint.every-steps", "1", "--model.width", "24", "--no-check", "--steps", "12"]
     run(train("large", 1, settings), work)
     folder = work / "runs" / "large-killed" / "checkpoints"
@@ -57,7 +57,7 @@ def test_kills_in_the_middle_of_writing_a_checkpoint(work: Path) -> None:
         before = set(folder.glob(".step-*.tmp"))
         process = start(train("large-killed", 1, settings), work, work / "large.log")
         while True:
-            process.send_signal(signal.SIGSTOP)  # so that what is seen is still so when it is killed
+            process.send_signal(signal.SIGSTOP)  # so that the file is still half-written when the kill arrives
             time.sleep(0.002)
             if set(folder.glob(".step-*.tmp")) - before:
                 break
@@ -70,7 +70,7 @@ def test_kills_in_the_middle_of_writing_a_checkpoint(work: Path) -> None:
     assert_same_run(work / "runs" / "large", work / "runs" / "large-killed")
 
 
-def test_a_damaged_last_checkpoint_costs_only_the_steps_behind_it(work: Path) -> None:
+def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_previous_one(work: Path) -> None:
     run(train("intact", 1), work)
     folder = work / "runs" / "damaged"
     process = start(train("damaged", 1), work, work / "damaged.log")
@@ -83,8 +83,8 @@ def test_a_damaged_last_checkpoint_costs_only_the_steps_behind_it(work: Path) ->
     assert_same_run(work / "runs" / "intact", folder)
 
 
-def test_another_number_of_ranks_goes_on_with_the_same_samples(work: Path) -> None:
-    """Group norm, whose arithmetic doesn't depend on the batch: the same losses but for rounding."""
+def test_another_number_of_ranks_continues_with_the_same_samples(work: Path) -> None:
+    """With group norm, whose arithmetic is independent of the batch, losses agree up to rounding."""
     run(train("one-rank", 1, norm="group"), work)
     folder = work / "runs" / "elastic"
     process = start(train("elastic", 2, norm="group"), work, work / "elastic.log")

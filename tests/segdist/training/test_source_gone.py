@@ -1,4 +1,4 @@
-"""A warm-started run goes on although the source of its weights is gone; without a whole checkpoint it is refused."""
+"""A warm-started run resumes without the source of its weights, but only from an undamaged checkpoint."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The training job as a process: its run folder, resuming, extending, stopping, refusing."""
+"""The training job as a process: its run folder, resuming, extending, stopping and refusals."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def train(name: str, *arguments: str, ranks: int = 1) -> list[str]:
     return job("train", [*settings, *arguments], ranks)
 
 
-def test_a_run_leaves_a_complete_folder(work: Path) -> None:
+def test_a_run_writes_a_complete_folder(work: Path) -> None:
     folder = work / "runs" / "complete"
     run(train("complete", "--steps", "12", "--validate-every", "6"), work)
     names = {path.name for path in folder.iterdir()}
@@ -77,13 +77,13 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(work: Path) -> No
     done = run(train("taken", "--steps", "4", "-f", "other"), work, check=False)
     assert done.returncode == 2
     assert "data: there" in done.stderr
-    # Threads, intervals and trackers may change.
+    # Threads, intervals and trackers can change.
     run(train("taken", "--steps", "4", "--threads", "2", "--checkpoint.keep-last", "5"), work)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
-def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on_bit_by_bit(work: Path, name: str) -> None:
+def test_a_signal_stops_with_a_checkpoint_and_the_run_resumes_bit_for_bit(work: Path, name: str) -> None:
     if not (work / "runs" / "whole").exists():
         run(train("whole", "--steps", "120"), work)
     folder = work / "runs" / name
@@ -105,13 +105,13 @@ FULL = [*("--steps", "150", "--checkpoint.every-steps", "5", "--validate-every",
 
 
 def refuse_writes(process: "subprocess.Popen[str]", refuse: bool) -> None:
-    """Whether the kernel refuses every byte behind the first hundred of a file, as a full disk would."""
+    """Make the kernel refuse file writes beyond 100 bytes, as a full disk would; return whether it does."""
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100 if refuse else -1, -1))
 
 
 def test_resuming_on_a_full_disk_names_the_file(work: Path) -> None:
     run(train("resumed-full", "--steps", "4"), work)
-    # The limit comes before the start: what a resume writes first is refused.
+    # The limit is set before the start, so a resume's first write is refused.
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # noqa: E731
     with subprocess.Popen(
         train("resumed-full", "--steps", "8"),
@@ -125,17 +125,17 @@ def test_resuming_on_a_full_disk_names_the_file(work: Path) -> None:
     assert process.returncode == 2, said
     assert "error: runs/resumed-full: can't be written (File too large, in .owners/" in said
     assert "make room" in said
-    run(train("resumed-full", "--steps", "8"), work)  # with room again the same command resumes
+    run(train("resumed-full", "--steps", "8"), work)  # with space again, the same command resumes
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lifted", [True, False])
-def test_a_full_disk_stops_no_run_and_costs_nothing(work: Path, lifted: bool) -> None:
+def test_a_full_disk_neither_stops_the_run_nor_costs_work(work: Path, lifted: bool) -> None:
     if not (work / "runs" / "roomy").exists():
         run(train("roomy", *FULL), work)
     name = f"full-{lifted}"
     folder = work / "runs" / name
-    # What it says goes through a pipe, which has no size.
+    # Its output goes through a pipe, to which the limit doesn't apply.
     with subprocess.Popen(
         train(name, *FULL), cwd=work, env=environment(), stderr=subprocess.PIPE, text=True
     ) as process:
@@ -179,7 +179,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(work: Path) -> None:
 
 
 class SlowModel(torch.nn.Conv2d):
-    """Takes minutes for a step, and leaves a sign when it is in one."""
+    """Takes minutes per step, and creates a file when a step starts."""
 
     SECONDS = 120
 
@@ -194,7 +194,7 @@ def slow_model(in_channels: int, classes: int) -> torch.nn.Module:
 
 
 @pytest.mark.slow
-def test_bad_gradients_step_after_step_stop_the_run_and_name_the_samples(work: Path) -> None:
+def test_repeated_bad_gradients_stop_the_run_and_name_the_samples(work: Path) -> None:
     command = train(
         "bad", "--steps", "50", "--model.factory", "tests.segdist.training.test_trainer:nan_model", "--no-check"
     )
@@ -215,7 +215,7 @@ def nan_model(in_channels: int, classes: int) -> torch.nn.Module:
 
 
 @pytest.mark.slow
-def test_warm_start_takes_what_fits_and_says_what_does_not(work: Path) -> None:
+def test_a_warm_start_takes_matching_tensors_and_reports_the_others(work: Path) -> None:
     run(train("first", "--steps", "5"), work)
     arguments = ["--steps", "1", "--init-from", "runs/first", "--optim.lr", "1e-9"]
     command = [word for word in train("second", *arguments) if word != "--quiet"]
@@ -243,7 +243,9 @@ def test_warm_start_takes_what_fits_and_says_what_does_not(work: Path) -> None:
         (["--preset", "quick"], "--preset quick: choose one of auto, fast, paper"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_written(work: Path, arguments: list[str], message: str) -> None:
+def test_impossible_settings_are_refused_before_anything_is_written(
+    work: Path, arguments: list[str], message: str
+) -> None:
     done = run([*train("refused"), *arguments], work, check=False)
     assert done.returncode == 2
     assert message in done.stderr
@@ -251,7 +253,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(work: Path, argu
     assert not (work / "runs" / "refused").exists()
 
 
-def test_the_plan_starts_nothing(work: Path) -> None:
+def test_a_dry_run_starts_nothing(work: Path) -> None:
     done = run([*train("planned", "-e", "3"), "--dry-run"], work)
     assert "optim.lr = 0.01" in done.stdout
     assert "patches to train" in done.stdout
@@ -260,7 +262,7 @@ def test_the_plan_starts_nothing(work: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_plan_refuses_what_the_run_would_refuse(work: Path) -> None:
+def test_a_dry_run_refuses_what_the_run_would_refuse(work: Path) -> None:
     done = run([*train("planned"), "--dry-run", "--model.depth", "6"], work, check=False)
     assert done.returncode == 2
     assert "multiples of 64" in done.stderr
@@ -271,7 +273,7 @@ def test_the_plan_refuses_what_the_run_would_refuse(work: Path) -> None:
 
 @pytest.mark.slow
 def test_a_damaged_record_is_named_by_the_rank_that_reads_it(work: Path) -> None:
-    """Every shard has a flipped bit in its first header, so each of the two ranks meets one, and each must say so."""
+    """Every shard has a flipped bit in its first header, so both ranks find one and must report it."""
     folder = tiny_set(work / "data", "hurt")
     for shard in folder.glob("train-*.tar"):
         content = bytearray(shard.read_bytes())
@@ -286,7 +288,7 @@ def test_a_damaged_record_is_named_by_the_rank_that_reads_it(work: Path) -> None
 @pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="NO g++ HERE: torch.compile needs it on a CPU and was not run")
-def test_a_compiled_network_learns_the_same_and_goes_on_bit_by_bit(work: Path) -> None:
+def test_a_compiled_network_learns_the_same_and_resumes_bit_for_bit(work: Path) -> None:
     runs, log = work / "runs", work / "compiled.log"
     run(train("eager", "--steps", "120"), work)
     run(train("compiled", "--steps", "120", "--compile"), work)
@@ -303,7 +305,7 @@ def test_a_compiled_network_learns_the_same_and_goes_on_bit_by_bit(work: Path) -
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_on_a_gpu_every_precision_learns_and_goes_on_bit_by_bit(work: Path, precision: str, compiled: bool) -> None:
+def test_on_a_gpu_every_precision_learns_and_resumes_bit_for_bit(work: Path, precision: str, compiled: bool) -> None:
     runs, name = work / "runs", f"gpu-{precision}-{compiled}"
     options = [
         *("--steps", "300", "--optim.optimizer", "adamw", "--optim.lr", "0.02", "--precision", precision),
@@ -312,7 +314,7 @@ def test_on_a_gpu_every_precision_learns_and_goes_on_bit_by_bit(work: Path, prec
     run(train(name, *options), work)
     rows = [row for row in metrics(runs / name) if row["kind"] == "train"]
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
-    assert rows[-1]["skipped"] <= 2  # fp16 starts with a scale that may be too large
+    assert rows[-1]["skipped"] <= 2  # fp16 starts with a scale that can be too large
     stopped = f"{name}-stopped"
     process = start(train(stopped, *options), work, work / f"{stopped}.log")
     wait_until(lambda: (runs / stopped / "metrics.jsonl").exists() and metrics(runs / stopped), 300)
@@ -322,21 +324,21 @@ def test_on_a_gpu_every_precision_learns_and_goes_on_bit_by_bit(work: Path, prec
     assert_same_run(runs / stopped, runs / name)
 
 
-def test_without_a_compiler_the_way_out_is_named(work: Path) -> None:
+def test_without_a_compiler_the_fix_is_named(work: Path) -> None:
     run_without = run(train("no-compiler", "--steps", "2", "--compile"), work, check=False, CXX="/no/such/compiler")
     assert run_without.returncode == 2, run_without.stderr
     assert "--compile failed" in run_without.stderr
     assert "Traceback" not in run_without.stderr
 
 
-def test_a_profile_is_written_on_demand(work: Path) -> None:
+def test_a_profile_is_written_on_request(work: Path) -> None:
     run(train("profiled", "--steps", "4", "--profile", "2"), work)
     assert "conv" in (work / "runs" / "profiled" / "profile" / "table.txt").read_text()
     assert (work / "runs" / "profiled" / "profile" / "trace.json").stat().st_size > 1000
 
 
 @pytest.mark.slow
-def test_several_sets_are_mixed(work: Path) -> None:
+def test_several_sets_can_be_mixed(work: Path) -> None:
     tiny_set(work / "data", "second", seed=9)
     command = train("mixed", "--steps", "8", "--epoch-steps", "4", "--data-weights", "3", "1", "-f", "tiny", "second")
     run(command, work)

@@ -1,7 +1,7 @@
-"""A run of an earlier version goes on as that version would have; one of a later version is refused in a sentence.
+"""A run of an earlier version resumes as that version would have; one of a newer version is refused.
 
-`fixtures/run_without_versions.tar.xz`: a run of 10 steps that a signal stopped after step 5, its shard set, and the end
-of the same run without a stop, all by the last program whose files had no format versions (commit 62b2f21).
+`fixtures/run_without_versions.tar.xz` holds a 10-step run stopped by a signal after step 5, its shard set, and the end
+of the same run without a stop, all written by the last program without format versions (commit 62b2f21).
 """
 
 import json
@@ -40,7 +40,7 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_run_without_versions_goes_on_bit_by_bit(old: Path) -> None:
+def test_a_run_without_versions_resumes_bit_for_bit(old: Path) -> None:
     description = json.loads((old / "config.json").read_text())
     assert "format_version" not in description
     assert description["config"]["model"]["factory"] == "segdist.unet:UNet"
@@ -57,7 +57,7 @@ def test_a_run_without_versions_goes_on_bit_by_bit(old: Path) -> None:
     newest = torch.load(max((old / "checkpoints").glob("step-*.pt")), weights_only=True)
     assert newest["format_version"] == CHECKPOINT_VERSION
     assert read_run(old).classes == ["background", "line", "ellipse"]
-    # Bits depend on the processor: where a run from the start has the old program's, so must the resumed one.
+    # Bits depend on the processor. If a fresh run has the old program's, so must the resumed one.
     shutil.rmtree(old / "checkpoints")
     for name in ("metrics.jsonl", "events.jsonl", "summary.json", "last.safetensors", "best.safetensors"):
         (old / name).unlink()
@@ -70,7 +70,7 @@ def test_a_run_without_versions_goes_on_bit_by_bit(old: Path) -> None:
 
 
 @pytest.mark.slow
-def test_other_settings_than_those_of_the_old_run_are_still_refused(old: Path) -> None:
+def test_settings_that_differ_from_the_old_run_are_still_refused(old: Path) -> None:
     done = run([*job("train", SETTINGS), "--model.norm", "group"], old.parent.parent, check=False)
     assert done.returncode == 2
     assert "model.norm: there 'batch', now 'group'" in done.stderr
@@ -78,7 +78,7 @@ def test_other_settings_than_those_of_the_old_run_are_still_refused(old: Path) -
 
 
 @pytest.mark.slow
-def test_a_setting_that_the_old_run_did_not_know_counts_as_what_was_done_then(old: Path) -> None:
+def test_a_setting_unknown_to_the_old_run_means_its_old_behavior(old: Path) -> None:
     description = json.loads((old / "config.json").read_text())
     del description["config"]["augment"]["blur"]
     edit(old / "config.json", config=description["config"])
@@ -89,7 +89,7 @@ def test_a_setting_that_the_old_run_did_not_know_counts_as_what_was_done_then(ol
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "summary.json"])
-def test_a_run_of_a_later_program_is_refused(old: Path, name: str) -> None:
+def test_a_run_of_a_newer_program_is_refused(old: Path, name: str) -> None:
     edit(old / name, format_version=RUN_VERSION + 1)
     commands = [[*job("status", [str(old)])]]
     if name == "config.json":
@@ -101,11 +101,11 @@ def test_a_run_of_a_later_program_is_refused(old: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_a_later_program_is_refused_not_taken_for_damaged(old: Path) -> None:
+def test_a_checkpoint_of_a_newer_program_is_refused_not_treated_as_damaged(old: Path) -> None:
     path = old / "checkpoints" / "step-00000005.pt"
     torch.save(torch.load(path, weights_only=True) | {"format_version": CHECKPOINT_VERSION + 1}, path)
     for ranks in (1, 2):
         done = run(job("train", SETTINGS, ranks), old.parent.parent, check=False)
         assert f"{path.relative_to(old.parent.parent)}: format version {CHECKPOINT_VERSION + 1}" in done.stderr
-        assert "gloo" not in done.stderr  # the other rank hears of it as well, instead of losing its peer
+        assert "gloo" not in done.stderr  # the other rank is told as well, instead of losing its peer
     assert path.exists()
