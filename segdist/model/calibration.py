@@ -1,7 +1,7 @@
-"""Calibration of class probabilities: one temperature, and how far confidence is from accuracy.
+"""Temperature scaling of class probabilities, and measures of their calibration.
 
-Probabilities come in blocks that are read again for each pass, so memory is that of one block. Sums are float64, in the
-order of the blocks.
+Each pass reads the probabilities again, block by block, so only one block is in memory. Sums are float64, in the order
+of the blocks.
 
 Letters: K classes, N pixels of a block.
 """
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 BINS = 15
-"""Bins of confidence, of equal width, as in Guo et al."""
+"""Number of equal-width confidence bins, as in Guo et al."""
 COLDEST, HOTTEST = 1 / 20, 20.0
-"""Temperatures outside are not tried: a fit that ends there says that the model is always or never right."""
+"""Range of temperatures searched; a fit at either end means that the model is always or never right."""
 TOLERANCE = 1e-6
 MOST_PASSES = 60
 
@@ -28,11 +28,11 @@ Blocks = Callable[[], Iterable[Block]]
 def fit_temperature(blocks: Blocks) -> float:
     """The temperature T that minimizes the Brier score of softmax(log p / T).
 
-    Not the negative log-likelihood, as in Guo et al. 2017, "On Calibration of Modern Neural Networks": a few very wrong
-    pixels rule it. On nerves in electron microscopy, from five folds of seven images, its minimum at T = 1.43 has a
-    worse Brier score than T = 1; the minimum of the Brier score, at 1.2, halves the calibration error.
+    Guo et al. 2017, "On Calibration of Modern Neural Networks", minimize the negative log-likelihood, which a few badly
+    wrong pixels can dominate. On nerves in electron microscopy (five folds of seven images), its minimum at T = 1.43
+    has a worse Brier score than T = 1; the minimum of the Brier score, at 1.2, halves the calibration error.
 
-    Newton's method for the zero of the slope by 1 / T, kept inside a bracket that every pass narrows.
+    Newton's method finds the zero of the derivative with respect to 1 / T, in a bracket that every pass narrows.
 
     Returns:
         T from `COLDEST` to `HOTTEST`; 1 if there are no pixels.
@@ -54,7 +54,7 @@ def fit_temperature(blocks: Blocks) -> float:
 
 
 def _slope_and_curvature(blocks: Iterable[Block], inverse: float) -> tuple[float, float]:
-    """First and second derivative of half the Brier score's sum by 1 / T.
+    """First and second derivatives of half the summed Brier score with respect to 1 / T.
 
     With p = softmax(z / T), z = log p and m = sum p z: p' = p (z - m), and p'' = p ((z - m)² - sum p (z - m)²).
     """
@@ -81,7 +81,7 @@ def tempered(logs: np.ndarray, temperature: float) -> np.ndarray:
 
 @dataclass
 class Reliability:
-    """Sums over pixels from which the figures of calibration follow."""
+    """Sums over pixels, from which the calibration measures are computed."""
 
     pixels: int = 0
     brier_sum: float = 0.0
@@ -95,7 +95,7 @@ class Reliability:
         """Count pixels: probabilities float64 (K, N), true labels (N,)."""
         truth = _of_truth(probabilities, labels)
         highest = probabilities.max(axis=0)
-        # Bins are open below and closed above, as in the source.
+        # As in Guo et al., bins include their upper edge but not their lower one.
         place = np.clip(np.ceil(highest * BINS).astype(np.int64) - 1, 0, BINS - 1)
         self.pixels += len(labels)
         self.brier_sum += float(((probabilities**2).sum(axis=0) - 2 * truth + 1).sum())
@@ -106,12 +106,12 @@ class Reliability:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error: mean distance of accuracy from confidence (Guo et al. 2017, equation 3)."""
+        """Expected calibration error: mean gap between accuracy and confidence (Guo et al. 2017, equation 3)."""
         return float(np.abs(self.correct - self.confidence).sum() / max(self.pixels, 1))
 
     @property
     def brier(self) -> float:
-        """Mean squared distance of probabilities from the truth, summed over classes, 0 to 2 (Brier 1950)."""
+        """Mean squared difference between probabilities and truth, summed over classes, 0 to 2 (Brier 1950)."""
         return self.brier_sum / max(self.pixels, 1)
 
     @property

@@ -1,6 +1,6 @@
-"""The card in a model file: everything but the weights that inference needs. Read without torch.
+"""The model card: everything that inference needs except the weights. Reading it doesn't require torch.
 
-It is stored in the file's own metadata, so that weights and card can't be mixed up.
+It is stored in the model file's metadata, so a card can't be paired with the wrong weights.
 """
 
 import json
@@ -23,16 +23,16 @@ from shards.manifest_rules import LARGEST_PATCH, MOST_CLASSES
 
 CARD_VERSION = 5
 """5: share_intervals; 4: held_out; 3: temperature; 2: scale, tile, overlap, flips; 1: the U-Net is
-segdist.model.unet:UNet; 0, without a number: segdist.unet:UNet."""
+segdist.model.unet:UNet; 0 (no version number): segdist.unet:UNet."""
 
 
 Flips = Literal["none", "sideways", "all"]
-"""No flip; left and right; also upside down, and both."""
+"""None; left-right; left-right, upside down, and both combined."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The images that a run of a cross-validation was not trained on: those of a fold (`segdist.core.fold`)."""
+    """The fold (`segdist.core.fold`) whose images a cross-validation run was not trained on."""
 
     fold: int
     folds: int
@@ -43,43 +43,43 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything but the weights that inference needs."""
+    """Everything that inference needs except the weights."""
 
     model: ModelConfig
     classes: tuple[ClassInfo, ...]
     channels: int
     dtype: str
-    """dtype of the stored images that the model was trained on, "uint8" or "uint16"."""
+    """dtype of the training images as stored, "uint8" or "uint16"."""
     patch: int
     """Side of the training patches in pixels; the default tile side."""
     mean: tuple[float, ...]
     """Per channel, in stored units: the model sees (x - mean) / std."""
     std: tuple[float, ...]
     stride_multiple: int
-    """Image sides that the model takes are multiples of this."""
+    """Image sides must be multiples of this."""
     run: str = ""
     epoch: int = 0
     step: int = 0
     score: float | None = None
     """Mean IoU on the validation patches."""
     scale: int = 1
-    """Images are reduced by this factor, by area mean, before the model sees them; probabilities are enlarged again."""
+    """The model sees images reduced by this factor (area mean); its probabilities are enlarged to full size."""
     tile: int = 0
-    """Tile side in pixels of the reduced image, where inference isn't told otherwise; 0: `patch`."""
+    """Default tile side in pixels of the reduced image; 0: `patch`."""
     overlap: float = 0.5
-    """Fraction of a tile shared with its neighbor, likewise."""
+    """Default fraction of a tile shared with its neighbor."""
     flips: Flips = "none"
-    """Over which flips of a tile probabilities are averaged, likewise."""
+    """Default flips of a tile over which probabilities are averaged."""
     temperature: float = 1.0
-    """Logits are divided by it before the softmax; 1: not calibrated."""
+    """Logits are divided by this before the softmax; 1: not calibrated."""
     share_intervals: ShareIntervals | None = None
-    """Of the shares that classes have of an image; None: not known."""
+    """Intervals for the share of an image that each class covers; None: unknown."""
     held_out: HeldOut | None = None
-    """For a run of a cross-validation."""
+    """Only for cross-validation runs."""
 
 
 CALIBRATED = ("temperature", "share_intervals")
-"""What `segdist calibrate` puts into a card."""
+"""Fields that `segdist calibrate` sets."""
 
 
 def card_text(card: ModelCard) -> str:
@@ -91,11 +91,11 @@ def read_card(path: Path) -> ModelCard:
     """The card of a model file; reads the header only.
 
     Raises:
-        UserError: the file is missing, damaged, was not written by segdist, or by a later one.
+        UserError: the file is missing or damaged, or was not written by this or an earlier version of segdist.
     """
     metadata = read_metadata(path)
     if CARD_KEY not in metadata:
-        raise UserError(f"{path}: a safetensors file without segdist's card; give a file that `segdist train` wrote")
+        raise UserError(f"{path}: no segdist card in this safetensors file; give a file that `segdist train` wrote")
     try:
         values: Any = json.loads(metadata[CARD_KEY])
     except ValueError as error:
@@ -107,7 +107,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def _impossible(card: ModelCard) -> str:
-    """What no model that segdist has trained can have; "" for nothing."""
+    """A value that no model trained by segdist can have; "" if there is none."""
     statistics = (*card.mean, *card.std)
     rules = {
         f"{len(card.classes)} classes": 1 <= len(card.classes) <= MOST_CLASSES,
@@ -127,19 +127,19 @@ def _impossible(card: ModelCard) -> str:
 
 
 def resolve_model_path(path: Path, first: str = BEST_MODEL, second: str = LAST_MODEL) -> Path:
-    """The model file that `path` means: itself, or the `first`, else the `second` model of a run folder."""
+    """`path` itself, or if it is a run folder, its `first` model, else its `second`."""
     if not path.is_dir():
         return path
     for name in (first, second):
         if (path / name).is_file():
             return path / name
-    raise UserError(f"{path}: a folder without {BEST_MODEL} or {LAST_MODEL}; has the training run written a model yet?")
+    raise UserError(f"{path}: contains neither {BEST_MODEL} nor {LAST_MODEL}; has training written a model yet?")
 
 
 def resolve_ensemble(names: Sequence[Path]) -> list[Path]:
-    """The model files that `names` mean, in order; a folder of folds means the models that their trainings ended with.
+    """The model files that `names` refer to, in order; for a folder of folds, each fold's last model.
 
-    Not the folds' best models: those were chosen by the images that the fold is to be judged on.
+    Not the best one: it was chosen by its score on the very images that the fold holds out.
 
     Raises:
         UserError: a folder holds no model.
@@ -155,29 +155,29 @@ def read_agreeing_cards(files: Sequence[Path]) -> list[ModelCard]:
     """The cards of models whose probabilities can be averaged.
 
     Raises:
-        UserError: as `read_card`; or two of them differ in classes, images or working scale.
+        UserError: as `read_card`, or the models differ in classes, channels, dtype or scale.
     """
     cards = [read_card(file) for file in files]
     for file, card in zip(files[1:], cards[1:], strict=True):
         for what, (there, here) in {
             "classes": tuple(", ".join(info.name for info in one.classes) for one in (cards[0], card)),
             "channels": (cards[0].channels, card.channels),
-            "dtype of the images": (cards[0].dtype, card.dtype),
-            "scale of the images": (f"1/{cards[0].scale}", f"1/{card.scale}"),
+            "image dtypes": (cards[0].dtype, card.dtype),
+            "image scales": (f"1/{cards[0].scale}", f"1/{card.scale}"),
         }.items():
             if there != here:
                 raise UserError(
-                    f"models that can't be averaged, because their {what} differ: {files[0]} has {there}, {file} has "
-                    f"{here}; give models of one shard set"
+                    f"these models can't be averaged, because their {what} differ: {files[0]} has {there}, {file} has "
+                    f"{here}; give models trained on the same shard set"
                 )
     return cards
 
 
 def inference_settings(models: Sequence[Path]) -> dict[str, Any]:
-    """What the cards of the models wish for tile, overlap and flips; of several, the most careful wish.
+    """Tile, overlap and flips from the cards; for several models, the largest of each.
 
     Raises:
-        UserError: there is no such model, or they don't agree with each other.
+        UserError: a model is missing, or the models can't be averaged.
     """
     cards = read_agreeing_cards(resolve_ensemble(models))
     return {

@@ -1,4 +1,4 @@
-"""Settings of the model and of its export, importable without torch."""
+"""Settings of the model and its export, importable without torch."""
 
 import json
 from dataclasses import dataclass, field
@@ -30,20 +30,20 @@ class ModelConfig:
     """The model. The U-Net's settings only apply to the default factory."""
 
     factory: str = UNET
-    """Import path `package.module:callable`; called with in_channels, the number of classes under the name that its
-    signature has (out_channels, classes, num_classes or n_classes) and kwargs. It must return logits."""
+    """Import path `package.module:callable`, called with in_channels, the number of classes (as out_channels, classes,
+    num_classes or n_classes, whichever it accepts) and kwargs. The model must return logits."""
     kwargs: JsonTable = field(default_factory=dict)
     """Additional keyword arguments for the factory: a TOML table, or JSON on the command line."""
     stride_multiple: CountOrZero = 0
-    """Image sides must be multiples of this; 0: the model's attribute `stride_multiple`, else 32."""
+    """Image sides must be multiples of this; 0: the model's `stride_multiple` attribute, else 32."""
     width: CountOrZero = 0
-    """U-Net: channels of the first level, doubled at every level; 0: 64 as in the original on a GPU, 16 on a CPU."""
+    """U-Net: channels at the first level, doubled at each next one; 0: 64 on a GPU (as in the paper), 16 on a CPU."""
     depth: Annotated[int, Range(1, 12)] = 4
     """U-Net: number of times the resolution is halved."""
     norm: Literal["batch", "group", "instance"] = "batch"
-    """U-Net: normalization layer. Batch norm depends on the batch that a rank sees; group norm doesn't."""
+    """U-Net: normalization layer. Batch norm depends on each rank's batch; group norm doesn't."""
     upsampling: Literal["bilinear", "transposed"] = "bilinear"
-    """U-Net: bilinear interpolation or a transposed convolution on the way up."""
+    """U-Net: upsample by bilinear interpolation or by a transposed convolution."""
 
     def __post_init__(self) -> None:
         # In any file (model, run, TOML), the old name means the same model as the new one.
@@ -60,7 +60,7 @@ class ExportConfig:
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """The ONNX file; default: next to the model."""
     trust_factory: tuple[str, ...] = ()
-    """Modules `package.module` whose model factories a model file is allowed to name; see docs/security.md."""
+    """Modules `package.module` whose model factories a model file may name; see docs/security.md."""
     raw: bool = False
     """Take stored values (0 to 255 or 65535) and return probabilities, instead of normalized values and logits."""
     fixed_size: bool = False

@@ -1,8 +1,7 @@
-"""A trained model as ONNX, checked against torch. Needs the extra `onnx`.
+"""Export to ONNX, checked against torch. Needs the extra `onnx`.
 
-The exported graph takes what `segdist` feeds its model: normalized tiles, float32 (B, C, H, W), and returns logits
-(B, K, H, W); or, with `raw`, tiles as they are stored, and class probabilities, so that a program elsewhere needs no
-statistics. Everything else it needs is in the file's metadata.
+The graph maps normalized tiles, float32 (B, C, H, W), to logits (B, K, H, W). With `raw`, it maps stored values to
+class probabilities, so other programs don't need the channel statistics. The file's metadata holds the model card.
 """
 
 import importlib
@@ -25,7 +24,7 @@ from segdist.model.model_file import load_model
 from segdist.model.outputs import MainOutput
 
 TOLERANCE = 1e-3
-"""Largest difference to torch that passes, relative to the largest output."""
+"""Largest accepted difference from torch, relative to the largest output."""
 
 
 class Raw(nn.Module):
@@ -39,12 +38,12 @@ class Raw(nn.Module):
         self.scale = 1 / torch.tensor(card.std).clamp(min=1e-6).view(1, -1, 1, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Probabilities (B, K, H, W) of stored values as float32 (B, C, H, W)."""
+        """Class probabilities (B, K, H, W) of stored values, given as float32 (B, C, H, W)."""
         return torch.softmax(self.model((images - self.mean) * self.scale) / self.temperature, dim=1)
 
 
 def export(config: ExportConfig) -> tuple[Path, float]:
-    """Write the ONNX file and compare it with torch on random tiles of several sizes and batches.
+    """Write the ONNX file and compare it with torch on random tiles of several sizes and batch sizes.
 
     Returns:
         The file, and the largest difference relative to the largest output.
@@ -87,7 +86,7 @@ def _graph(model: nn.Module, example: torch.Tensor, sizes: dict[int, str], confi
     buffer = io.BytesIO()
     output = "probabilities" if config.raw else "logits"
     with warnings.catch_warnings():
-        # That tracing follows one path through the code is known; `_compare` tries other sizes.
+        # Tracing warns that it records one path through the code; `_compare` checks other sizes.
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -98,11 +97,11 @@ def _graph(model: nn.Module, example: torch.Tensor, sizes: dict[int, str], confi
                 output_names=[output],
                 dynamic_axes={"images": sizes, output: sizes},
                 opset_version=config.opset,
-                # The tracing exporter needs no further package, and leaves height and width free in models that
-                # check them (the newer one proves such checks at export and refuses).
+                # The tracing exporter needs no extra package and keeps height and width dynamic. The newer one
+                # rejects models that check their input size.
                 dynamo=False,
             )
-        except Exception as error:  # torch raises a dozen kinds here; all mean the same to the user
+        except Exception as error:  # torch raises a dozen types here; to the user they all mean the same
             raise UserError(f"this model can't be exported: {error}") from error
     return buffer.getvalue()
 

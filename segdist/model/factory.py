@@ -1,4 +1,4 @@
-"""Which model: segdist's U-Net, or any factory that a config names by import path."""
+"""Building models: segdist's U-Net, or any factory given by its import path."""
 
 import importlib
 import inspect
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 CLASS_COUNT_NAMES = ("out_channels", "classes", "num_classes", "n_classes")
 PRETRAINED_NAMES = ("pretrained", "pretrained_backbone", "weights", "weights_backbone", "encoder_weights")
-"""Arguments by which torchvision, timm, MONAI and segmentation_models_pytorch fetch pretrained weights."""
+"""Arguments that make torchvision, timm, MONAI or segmentation_models_pytorch load pretrained weights."""
 
 
 def build_model(
     config: ModelConfig, channels: int, num_classes: int, *, folders: Sequence[str] = (os.curdir,)
 ) -> "nn.Module":
-    """The model that `config` describes, freshly initialized by torch's global generator.
+    """Build the model that `config` describes, initialized with torch's global generator.
 
     Args:
         channels: channels of the input images.
-        num_classes: number of classes, which is the number of output channels.
-        folders: where the factory's module is looked for when no installed package has its name.
+        num_classes: number of classes, and so of output channels.
+        folders: where to look for the factory's module if no installed package has its name.
 
     Returns:
-        A module float32 (B, channels, H, W) → logits (B, num_classes, H, W).
+        A module that maps float32 (B, channels, H, W) to logits (B, num_classes, H, W).
 
     Raises:
-        UserError: the factory can't be imported, doesn't take its arguments, or can't get what it wants to read.
+        UserError: the factory can't be imported, rejects its arguments, can't load its files, or fails.
     """
     if config.factory == UNET:
         from segdist.model.unet import UNet  # loads torch, which a config alone doesn't need
@@ -55,22 +55,22 @@ def build_model(
     if name is None or not (takes_any or "in_channels" in parameters):
         raise UserError(
             f"model.factory {config.factory}: its signature {inspect.signature(factory)} must have in_channels and one "
-            f"of {', '.join(CLASS_COUNT_NAMES)}; wrap it in a function of your own that has"
+            f"of {', '.join(CLASS_COUNT_NAMES)}; wrap it in a function that has them"
         )
     try:
         model: nn.Module = factory(**{"in_channels": channels, name: num_classes, **config.kwargs})
     except TypeError as error:
         raise UserError(f"model.factory {config.factory}: {error}; set model.kwargs") from error
     except OSError as error:
-        # Also what urllib, requests and huggingface_hub raise without a network.
+        # urllib, requests and huggingface_hub also raise this without a network.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"model.factory {config.factory}: it can't read or download what it wants ({reason}); fetch pretrained "
-            f"weights once where there is a network, or switch them off in model.kwargs ({', '.join(PRETRAINED_NAMES)})"
+            f"model.factory {config.factory}: it can't read or download its files ({reason}); download pretrained "
+            f"weights once where there is a network, or turn them off in model.kwargs ({', '.join(PRETRAINED_NAMES)})"
         ) from None
     except UserError:
         raise
-    except Exception as error:  # whatever a factory of the user's comes up with
+    except Exception as error:  # a user's factory may raise anything
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
             f"model.factory {config.factory}: {type(error).__name__}: {' '.join(str(error).split())[:300]} "
@@ -80,7 +80,7 @@ def build_model(
 
 
 def without_pretrained(config: ModelConfig, folders: Sequence[str] = (os.curdir,)) -> ModelConfig:
-    """`config` for a model whose weights come from a file: its factory is told to fetch none."""
+    """`config` with pretrained weights turned off, for a model whose weights come from a file."""
     if config.factory == UNET:
         return config
     parameters = inspect.signature(_import_factory(config.factory, folders)).parameters
@@ -94,7 +94,7 @@ def without_pretrained(config: ModelConfig, folders: Sequence[str] = (os.curdir,
 
 
 def stride_multiple(config: ModelConfig, model: "nn.Module") -> int:
-    """Image sides that `model` takes are multiples of this."""
+    """The number that image sides must be multiples of."""
     return config.stride_multiple or int(getattr(model, "stride_multiple", 32))
 
 
@@ -106,7 +106,7 @@ def _import_factory(path: str, folders: Sequence[str]) -> Any:
         return getattr(_import_module(module_name, folders), name)
     except ImportError as error:
         raise UserError(
-            f"model.factory {path}: {error}; install the package in this environment, or start in the module's folder"
+            f"model.factory {path}: {error}; install the package in this environment, or start from the module's folder"
         ) from error
     except AttributeError:
         raise UserError(f"model.factory {path}: module {module_name} has no {name}") from None
@@ -117,9 +117,9 @@ def _import_module(name: str, folders: Sequence[str]) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there, but not what it imports
-        # Last, so that a file in a folder never takes the place of an installed package; and for good, because
-        # factories import more of their own later.
+            raise  # the module exists, but something that it imports doesn't
+        # Appended, so that a local file never shadows an installed package; and permanently, because factories may
+        # import more modules later.
         sys.path += [folder for folder in map(os.path.abspath, folders) if folder not in sys.path]
         importlib.invalidate_caches()
         return importlib.import_module(name)

@@ -1,7 +1,7 @@
-"""Segmentation scores from one confusion matrix of integers.
+"""Segmentation scores, computed from an integer confusion matrix.
 
-Integers add up exactly in any order, so the same pixels give the same scores on any number of ranks.
-Shapes: K classes; a confusion matrix is int64 (K, K), rows are the truth, columns the prediction.
+Integer sums are exact in any order, so scores don't depend on the number of ranks.
+Shapes: K classes; a confusion matrix is int64 (K, K), with the truth in rows and the prediction in columns.
 """
 
 import torch
@@ -15,7 +15,7 @@ def confusion_matrix(
     """Count the pixels of each (truth, prediction) pair.
 
     Args:
-        truth: integer labels of any shape; pixels with `ignore` count nowhere.
+        truth: integer labels of any shape; pixels labeled `ignore` are not counted.
         prediction: integer labels of the same shape, all below `num_classes`.
         num_classes: K.
 
@@ -28,8 +28,8 @@ def confusion_matrix(
     if truth.shape != prediction.shape:
         raise ValueError(f"truth has shape {tuple(truth.shape)}, prediction {tuple(prediction.shape)}")
     truth, prediction = truth.reshape(-1).long(), prediction.reshape(-1).long()
-    # One bin beyond the classes takes the ignored pixels, and one more whatever should not be there: no mask that
-    # copies, and on a GPU one synchronization only.
+    # Two extra bins collect ignored and invalid pixels. Boolean indexing would copy, and synchronize a GPU more than
+    # once.
     known = (truth < num_classes) & (prediction < num_classes)
     bins = torch.where(known, truth * num_classes + prediction, num_classes * num_classes + 1)
     bins = torch.where(truth == ignore, num_classes * num_classes, bins)
@@ -40,13 +40,13 @@ def confusion_matrix(
 
 
 def iou_per_class(matrix: torch.Tensor) -> torch.Tensor:
-    """Intersection over union (Jaccard index); NaN for a class in neither truth nor prediction.
+    """Intersection over union (Jaccard index); NaN for a class absent from both truth and prediction.
 
     Args:
-        matrix: int64 (K, K), or several, (…, K, K).
+        matrix: int64 (…, K, K).
 
     Returns:
-        float64 (K,), or (…, K).
+        float64 (…, K).
     """
     matrix = matrix.double()
     intersection = matrix.diagonal(dim1=-2, dim2=-1)
@@ -54,19 +54,19 @@ def iou_per_class(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def dice_per_class(matrix: torch.Tensor) -> torch.Tensor:
-    """Dice coefficient (F1), shapes and NaN as for `iou_per_class`."""
+    """Dice coefficient (F1); shapes and NaN as for `iou_per_class`."""
     matrix = matrix.double()
     return 2 * matrix.diagonal(dim1=-2, dim2=-1) / (matrix.sum(-2) + matrix.sum(-1))
 
 
 def mean_iou(matrix: torch.Tensor) -> float:
-    """Mean of the IoU over the classes that occur in truth or prediction, as `keras.metrics.MeanIoU` has it.
+    """Mean IoU over the classes that occur in truth or prediction, as in `keras.metrics.MeanIoU`.
 
-    NaN when no pixel was counted.
+    NaN if no pixels were counted.
     """
     return float(iou_per_class(matrix).nanmean())
 
 
 def pixel_accuracy(matrix: torch.Tensor) -> float:
-    """Share of the counted pixels that have the right class; NaN when no pixel was counted."""
+    """Fraction of the counted pixels that are classified correctly; NaN if there are none."""
     return float(matrix.diagonal().sum().double() / matrix.sum().double())

@@ -1,7 +1,7 @@
-"""What models return: logits, or logits with auxiliary ones in a dictionary, a tuple or a list.
+"""Model outputs: logits, alone or with auxiliary logits in a dictionary, tuple or list.
 
-Torchvision's models return `{"out": …, "aux": …}`, those with deep supervision a tuple while they are trained, and
-those of Hugging Face an object with `logits`. The main output is what is scored; auxiliary ones only add to the loss.
+Torchvision's models return `{"out": …, "aux": …}`, models with deep supervision a tuple during training, and Hugging
+Face's an object with `logits`. Only the main output is scored; auxiliary ones add to the loss.
 Shapes: B batch, K classes, H W pixels.
 """
 
@@ -14,53 +14,53 @@ from torch import nn
 from segdist.core.errors import UserError
 
 MAIN_NAMES = ("out", "logits", "main", "masks", "pred")
-"""Names of the main output in a dictionary; where it has none of them, the first tensor is."""
+"""Names of the main output in a dictionary; if none of them is present, the first tensor is used."""
 
 
 class OutputError(UserError):
-    """What the model returns can't be used; says what it must return."""
+    """The model's output can't be used; the message says what it must return."""
 
 
 def split_outputs(outputs: Any, num_classes: int, size: tuple[int, int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Main logits (B, K, H, W) and auxiliary ones (B, K, h, w), in the order in which the model returns them.
+    """Main logits (B, K, H, W), and auxiliary ones (B, K, h, w) in the model's order.
 
     Args:
         size: (H, W) of the images.
 
     Raises:
-        OutputError: there are no logits of K channels and of the images' size.
+        OutputError: the main output doesn't have K channels or the size of the images.
     """
     candidates = _tensors(outputs)
     if not candidates:
         raise OutputError(
-            f"--model.factory: the model returns a {type(outputs).__name__} without a tensor; it must return logits, "
-            "or a dictionary or tuple in which they come first"
+            f"--model.factory: the model returns a {type(outputs).__name__} that contains no tensor; it must return "
+            "logits, or a dictionary or tuple with the logits first"
         )
     name = next((name for name in MAIN_NAMES if name in candidates), next(iter(candidates)))
     main = candidates.pop(name)
     if main.ndim != 4 or main.shape[1] != num_classes:
         raise OutputError(
-            f"--model.factory: the model returns {_shape(main)} for {num_classes} classes; it must return logits with "
-            "a channel for each class: have the factory pass the number of classes, which it gets as num_classes (or "
-            "classes, out_channels, n_classes), on to its last layer"
+            f"--model.factory: the model returns {_shape(main)} for {num_classes} classes; it must return one channel "
+            "of logits per class: have the factory pass its argument num_classes (or classes, out_channels, "
+            "n_classes) to the last layer"
         )
     if tuple(main.shape[-2:]) != tuple(size):
         raise OutputError(
-            f"--model.factory: the model returns maps of {main.shape[-2]} x {main.shape[-1]} for images of "
-            f"{size[0]} x {size[1]}; it must return logits of the images' size: end it with "
+            f"--model.factory: the model returns logits of {main.shape[-2]} x {main.shape[-1]} for images of "
+            f"{size[0]} x {size[1]}; they must have the same size: end the model with "
             "torch.nn.functional.interpolate(…, size=images.shape[-2:]), or wrap it in a module that does"
         )
-    # What else there is may be no logits at all, such as features or an attention map.
+    # Other tensors may not be logits at all, such as features or an attention map.
     return main, [other for other in candidates.values() if other.ndim == 4 and other.shape[1] == num_classes]
 
 
 def main_logits(outputs: Any, num_classes: int, size: tuple[int, int]) -> torch.Tensor:
-    """The main output alone; see `split_outputs`."""
+    """Only the main output; see `split_outputs`."""
     return split_outputs(outputs, num_classes, size)[0]
 
 
 class MainOutput(nn.Module):
-    """A model that returns its main output alone, (B, K, H, W)."""
+    """Wraps a model so that it returns only its main output, (B, K, H, W)."""
 
     def __init__(self, model: nn.Module, num_classes: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class MainOutput(nn.Module):
 
 
 def _tensors(outputs: Any) -> dict[str, torch.Tensor]:
-    """The floating-point tensors of what a model returns, by name or number, those in lists inside included."""
+    """The floating-point tensors in a model's output, nested ones included, by name or number."""
     if isinstance(outputs, torch.Tensor):
         return {"": outputs} if outputs.is_floating_point() else {}
     items = outputs.items() if isinstance(outputs, Mapping) else None

@@ -1,4 +1,4 @@
-"""Which number format the model computes in, and why."""
+"""The precision that the model computes in, and why."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -24,25 +24,25 @@ class Precision:
 
     @property
     def scaled(self) -> bool:
-        """True where gradients need loss scaling: fp16 has too few exponents."""
+        """True if gradients need loss scaling, because of the small exponent range of fp16."""
         return self.name == "fp16"
 
 
 def choose_precision(wanted: Choice, device: torch.device) -> Precision:
-    """Resolve "auto": bf16 on GPUs from Ampere on, fp16 on older ones with tensor cores, fp32 elsewhere.
+    """Resolve "auto": bf16 on Ampere and newer GPUs, fp16 on older ones with tensor cores, fp32 elsewhere.
 
     Raises:
-        UserError: fp16 on a CPU, where most kernels have no half precision.
+        UserError: fp16 on a CPU, where most kernels don't support it.
     """
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16")
     if wanted != "auto":
-        return Precision(wanted, "as asked for")
+        return Precision(wanted, "as requested")
     if device.type == "cpu":
-        return Precision("fp32", "a CPU rarely gains from less")
+        return Precision("fp32", "lower precision rarely helps on a CPU")
     capability = torch.cuda.get_device_capability(device)
     if capability >= (8, 0):
         return Precision("bf16", "the GPU has bf16 tensor cores")
     if capability >= (7, 0):
-        return Precision("fp16", "the GPU has fp16 tensor cores, none for bf16")
+        return Precision("fp16", "the GPU has tensor cores for fp16 but not for bf16")
     return Precision("fp32", "the GPU has no tensor cores")

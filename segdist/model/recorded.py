@@ -1,7 +1,7 @@
-"""Work for a GPU recorded as one CUDA graph and replayed: small batches take the GPU less time than starting them does.
+"""GPU work recorded as a CUDA graph and replayed: for small batches, launching kernels takes longer than running them.
 
-A U-Net's training step is several hundred kernels, and a CPU takes 5 to 15 µs to start one. As a graph they are started
-together. Kernels and their order, and so the bits, are those of the work without a graph.
+A U-Net's training step has several hundred kernels, and a CPU takes 5 to 15 µs to launch one. A graph launches them all
+at once. The kernels and their order are the same as without a graph, and so are the bits.
 """
 
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from typing import Generic, TypeVar
 import torch
 
 FIRST_CALLS = 2
-"""Calls without a graph, in which libraries choose kernels and take their workspace; a rehearsal has as many."""
+"""Calls before recording, in which libraries choose kernels and allocate workspaces; a rehearsal makes as many."""
 
 Result = TypeVar("Result")
 
 
 class Recorded(Generic[Result]):
-    """Replays the work of the first calls for all later ones with inputs of the same shapes.
+    """Records a computation after its first calls, and replays it for inputs of the same shapes.
 
     Args:
-        what: the work's name, for the warning where it can't be recorded.
+        what: name of the work, for the warning if it can't be recorded.
     """
 
     def __init__(self, what: str) -> None:
@@ -30,10 +30,10 @@ class Recorded(Generic[Result]):
         self._impossible = False
 
     def __call__(self, compute: Callable[..., Result], *inputs: torch.Tensor) -> Result:
-        """What `compute(*inputs)` returns; its tensors are valid until the next call.
+        """The result of `compute(*inputs)`; its tensors are valid until the next call.
 
         Args:
-            compute: the same at every call; asks the device for nothing and does all its work there.
+            compute: the same at every call; works only on the GPU and never synchronizes with it.
             inputs: tensors on the GPU.
         """
         shapes = [tensor.shape for tensor in inputs]
@@ -50,20 +50,20 @@ class Recorded(Generic[Result]):
         return self._result
 
     def _record(self, compute: Callable[..., Result], inputs: tuple[torch.Tensor, ...]) -> None:
-        # The graph keeps its own memory: what the first calls left free would be held twice.
+        # The graph has its own memory pool; memory that the first calls left cached would be held twice.
         torch.cuda.empty_cache()
         self._inputs = [tensor.clone() for tensor in inputs]
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may use the GPU meanwhile: batches are copied during the steps.
+            # Other threads may use the GPU while recording: batches are copied during the steps.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._result = compute(*self._inputs)
         except RuntimeError as error:
             self._impossible = True
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            # Here, because `segdist.predict` loads this module and must not wait for rich.
+            # Imported here, because `segdist.predict` loads this module and must not wait for rich.
             from segdist.core.terminal import warn
 
-            warn(f"{self.what} can't be recorded as a CUDA graph ({reason}) and is slower without")
+            warn(f"{self.what} can't be recorded as a CUDA graph ({reason}), so it runs more slowly")
             return
         self._graph = graph

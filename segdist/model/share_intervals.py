@@ -1,11 +1,11 @@
-"""Intervals of the share that a class has of an image, from how far predicted shares were off before.
+"""Intervals for the share of an image that a class covers, from the errors of earlier predictions.
 
 Split-conformal prediction (Vovk, Gammerman and Shafer 2005, "Algorithmic Learning in a Random World"; Lei et al. 2018,
-"Distribution-Free Predictive Inference for Regression"): of N images and a new one, all drawn alike, the errors rank in
-any order with the same chance. So the k-th smallest of N errors, k = ceil(level (N + 1)), bounds that of a new image
-with a chance of at least `level`, whatever the distribution.
+"Distribution-Free Predictive Inference for Regression"): if N images and a new one are exchangeable,
+every ranking of their errors is equally likely. So the k-th smallest of N errors, k = ceil(level (N + 1)), bounds that
+of a new image with probability at least `level`, whatever the distribution.
 
-N images, K classes.
+Letters: N images, K classes.
 """
 
 import math
@@ -15,9 +15,9 @@ import numpy as np
 
 LEVEL = 0.9
 FEWEST_IMAGES = 20
-"""With fewer there is no interval: one image more or less would change it too much."""
+"""With fewer there are no intervals: a single image would change them too much."""
 OFFSET = 0.01
-"""Keeps the scale of errors from 0 where a class is predicted nowhere, or everywhere: a model may miss a rare class."""
+"""Keeps the scale above 0 if a class is predicted nowhere or everywhere: a model may miss a rare class."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ShareIntervals:
     """Per class."""
 
     def possible(self, classes: int) -> bool:
-        """Whether these can be the intervals of `classes` classes."""
+        """Whether these are valid intervals for `classes` classes."""
         numbers = (self.level, *self.widths)
         sound = all(math.isfinite(number) and number >= 0 for number in numbers)
         return sound and self.level < 1 and self.images >= FEWEST_IMAGES and len(self.widths) == classes
@@ -43,24 +43,24 @@ class ShareIntervals:
 
 
 def scale(share: float) -> float:
-    """The unit of a predicted share's error: sqrt(p (1 - p) + `OFFSET`), about the deviation of a pixel's class."""
+    """The unit of a predicted share's error: sqrt(p (1 - p) + `OFFSET`), about a pixel's standard deviation."""
     return math.sqrt(share * (1 - share) + OFFSET)
 
 
 def bounding_rank(images: int) -> int:
-    """Which of the sorted errors of so many images, from 1, bounds that of a new one with a chance of `LEVEL`."""
+    """The rank (from 1) among the errors of `images` images that bounds a new one with probability `LEVEL`."""
     return math.ceil(LEVEL * (images + 1) - 1e-9)
 
 
 def fit_share_intervals(predicted: np.ndarray, true: np.ndarray) -> ShareIntervals | None:
-    """The intervals that a new image's true shares are in with a chance of at least `LEVEL`, for each class by itself.
+    """Intervals that contain a new image's true share with probability at least `LEVEL`, for each class separately.
 
     Args:
         predicted: shares of the classes in masks predicted by models that weren't trained on the images, (N, K).
-        true: the true shares, likewise.
+        true: the true shares, (N, K).
 
     Returns:
-        None for fewer than `FEWEST_IMAGES` images.
+        None with fewer than `FEWEST_IMAGES` images.
     """
     images = len(predicted)
     if images < FEWEST_IMAGES:

@@ -1,9 +1,9 @@
-"""Which factories a model file may name. A factory is imported and called, so that naming one means running code.
+"""Which factories a model file may name. Loading a model imports and calls its factory, which can run any code.
 
 segdist's own are trusted, and so are those that this user has trained with: they were typed, not read from a file.
-These are noted in `factories.jsonl` in the user's config folder, one object a line:
+The latter are listed in `factories.jsonl` in the user's config folder, one object per line:
     {"format_version": 1, "factory": "monai.networks.nets:UNet"}
-with the `folder` of one that was found in the folder in which training was started.
+plus `folder`, if the factory was found in the folder where training was started.
 """
 
 import json
@@ -22,16 +22,16 @@ OWN = (UNET,)
 
 
 def require_trust(factory: str, model_file: Path, trusted: Sequence[str] = ()) -> list[str]:
-    """Refuse a factory that a model file names unless it is trusted.
+    """Refuse the factory that a model file names, unless it is trusted.
 
     Args:
-        trusted: factories `package.module:callable`, or modules `package.module`, that the user trusts now.
+        trusted: factories `package.module:callable`, or modules `package.module`, that this call trusts.
 
     Returns:
-        Folders where its module is looked for, if it isn't installed: the current one only for those trusted now.
+        Folders to search for its module if it isn't installed; the current one only for factories in `trusted`.
 
     Raises:
-        UserError: says why, and how to trust it.
+        UserError: the factory is not trusted; the message says how to trust it.
     """
     module = factory.partition(":")[0]
     noted = _noted()
@@ -40,15 +40,15 @@ def require_trust(factory: str, model_file: Path, trusted: Sequence[str] = ()) -
     if factory in OWN or factory in noted:
         return noted.get(factory, [])
     raise UserError(
-        f"{model_file}: this model is made by {factory}, which would have to be imported and called, and a model file "
-        "from somewhere else can name any code on this machine. If you know the file and that module, add "
+        f"{model_file}: loading this model would import and call {factory}, and a model file from elsewhere can name "
+        "any code on this machine. If you trust the file and that module, add "
         f"--trust-factory {module} (in Python trust_factory={module!r}). Factories that you have trained with are "
-        f"trusted already: {_file()} lists them"
+        f"already trusted; they are listed in {_file()}"
     )
 
 
 def note_trained_with(factory: str) -> None:
-    """Remember that this user trains with `factory`: its models load without asking from now on."""
+    """Remember that this user trains with `factory`: its models load without --trust-factory from now on."""
     noted, folder = _noted(), _current_folder_of(factory)
     if factory in OWN or (factory in noted and (not folder or folder in noted[factory])):
         return
@@ -58,13 +58,13 @@ def note_trained_with(factory: str) -> None:
         with _file().open("a") as file:
             file.write(line)
     except OSError as error:
-        # Here, because `segdist.predict` loads this module and must not wait for rich.
+        # Imported here, because `segdist.predict` loads this module and must not wait for rich.
         from segdist.core.terminal import warn
 
         module = factory.partition(":")[0]
         warn(
-            f"{_file()}: can't be written ({error.strerror}); inference will ask for --trust-factory {module}, "
-            "unless XDG_CONFIG_HOME names a folder that can be"
+            f"{_file()}: can't be written ({error.strerror}); inference will require --trust-factory {module}, "
+            "unless XDG_CONFIG_HOME names a writable folder"
         )
 
 
@@ -73,7 +73,7 @@ def _file() -> Path:
 
 
 def _current_folder_of(factory: str) -> str:
-    """The current folder if the factory's module lies there; else empty, as for installed packages."""
+    """The current folder if it contains the factory's module; else empty, as for installed packages."""
     package = sys.modules.get(factory.partition(":")[0].partition(".")[0])
     file = getattr(package, "__file__", None) or next(iter(getattr(package, "__path__", [])), None)
     if file is None:
@@ -83,7 +83,7 @@ def _current_folder_of(factory: str) -> str:
 
 
 def _noted() -> dict[str, list[str]]:
-    """What is noted, with its folders, the last one first; a line that can't be understood trusts nothing."""
+    """The listed factories with their folders, newest first. Malformed lines are skipped, so they trust nothing."""
     noted: dict[str, list[str]] = {}
     try:
         lines = _file().read_text(errors="replace").splitlines()

@@ -1,7 +1,7 @@
 """U-Net (Ronneberger, Fischer, Brox 2015) for any number of channels and classes.
 
-As in the small-data practice: padded 3 x 3 convolutions, so that the output has the input's size, and a
-normalization after each convolution.
+As is common today, the 3 x 3 convolutions are padded, so that the output has the input's size, and each is followed by
+a normalization.
 Shapes: B batch, C channels in, K classes, H W pixels.
 """
 
@@ -12,11 +12,11 @@ from torch.nn import functional
 from segdist.core.errors import UserError
 
 GROUPS = 8
-"""Groups of group norm; a level with fewer or odd channels takes the largest number that divides them."""
+"""Groups of group norm; if these don't divide a level's channels, the largest smaller number that does."""
 
 
 DEEPEST = 16
-"""Halvings: images are multiples of 65,536 pixels then."""
+"""Largest depth: image sides are then multiples of 65,536 pixels."""
 
 
 class UNet(nn.Module):
@@ -25,14 +25,14 @@ class UNet(nn.Module):
     Args:
         in_channels: C.
         num_classes: K.
-        width: channels of the first level, doubled at every level below.
-        depth: number of times that the resolution is halved.
+        width: channels at the first level, doubled at each level below.
+        depth: number of times the resolution is halved.
         norm: "batch", "group" or "instance".
-        upsampling: "bilinear" (interpolation, then the convolutions) or "transposed" (a learned 2 x 2 one).
+        upsampling: "bilinear" (interpolation) or "transposed" (a learned 2 x 2 convolution).
 
     Raises:
         UserError: `width` or `depth` below 1, or an unknown `norm` or `upsampling`.
-        ValueError: in `forward`, for a size that 2^depth doesn't divide.
+        ValueError: in `forward`, if 2^depth doesn't divide H and W.
     """
 
     def __init__(
@@ -46,14 +46,16 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if width < 1 or not 1 <= depth <= DEEPEST:
-            raise UserError(f"model.width {width}, model.depth {depth}: at least 1, and the depth at most {DEEPEST}")
+            raise UserError(
+                f"model.width {width}, model.depth {depth}: both must be at least 1, and the depth at most {DEEPEST}"
+            )
         self.stride_multiple = 2**depth
         widths = [width * 2**level for level in range(depth + 1)]
         self.encoders = nn.ModuleList(
             _convolutions(before, after, norm) for before, after in zip([in_channels, *widths], widths, strict=False)
         )
         self.upsamplings = nn.ModuleList(_upsampling(below, above, upsampling) for above, below in _pairs(widths))
-        # The upsampled level below and the skip connection, side by side.
+        # Inputs: the upsampled level below, concatenated with the skip connection.
         self.decoders = nn.ModuleList(
             _convolutions((below if upsampling == "bilinear" else above) + above, above, norm)
             for above, below in _pairs(widths)
@@ -80,14 +82,14 @@ class UNet(nn.Module):
 
 
 def _pairs(widths: list[int]) -> list[tuple[int, int]]:
-    """(above, below) from the bottom of the U upwards."""
+    """(above, below) from the bottom of the U upward."""
     return [(widths[level], widths[level + 1]) for level in reversed(range(len(widths) - 1))]
 
 
 def _convolutions(before: int, after: int, norm: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (before, after):
-        # A bias before a normalization would be subtracted again.
+        # No bias: the normalization would subtract it again.
         layers += [nn.Conv2d(channels, after, 3, padding=1, bias=False), _norm(after, norm), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 

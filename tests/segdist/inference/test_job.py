@@ -366,7 +366,7 @@ def test_a_model_that_cannot_run_stops_the_job_instead_of_failing_every_image(
 
     monkeypatch.setattr(torch, "compile", lambda model: Compiled())
     assert job(model, images, tmp_path / "out", "--compile") == USAGE
-    assert "--compile failed: no working C++ compiler; leave it away" in capsys.readouterr().err
+    assert "--compile failed: no working C++ compiler; omit it" in capsys.readouterr().err
     assert not (tmp_path / "out/failures.json").exists()
 
 

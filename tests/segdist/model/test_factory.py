@@ -61,7 +61,7 @@ def test_a_factory_in_the_current_folder_is_found(
     monkeypatch.chdir(tmp_path)
     model = build_model(ModelConfig(factory="nets_here:fetching"), 1, 3)
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 3, 8, 8)
-    with pytest.raises(UserError, match="start in the module's folder"):
+    with pytest.raises(UserError, match="start from the module's folder"):
         build_model(ModelConfig(factory="nets_nowhere:fetching"), 1, 3)
 
 
@@ -105,7 +105,7 @@ def test_a_model_with_weights_downloads_no_pretrained_ones(
         ("fetching", {"pretrained": True}),
     ):
         config = ModelConfig(factory=f"nets_pretrained:{factory}", kwargs=kwargs)
-        with pytest.raises(UserError, match=r"can't read or download what it wants .* in model\.kwargs") as error:
+        with pytest.raises(UserError, match=r"can't read or download its files .* in model\.kwargs") as error:
             build_model(config, 1, 3)
         assert len(str(error.value).splitlines()) == 1
         save(tmp_path / "model.safetensors", config)

@@ -82,7 +82,7 @@ def test_a_missing_config_folder_is_reported(
     (place / "file").touch()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "file"))
     trust.note_trained_with(OTHER)
-    assert "will ask for --trust-factory stranger.module" in capsys.readouterr().err
+    assert "will require --trust-factory stranger.module" in capsys.readouterr().err
 
 
 def test_infer_asks_for_trust_until_training_has_used_the_factory(place: Path) -> None:

@@ -40,11 +40,11 @@ def test_these_models_work_from_training_to_scores(place: Path, name: str, capsy
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("Quarter", "returns maps of 8 x 8 for images of 32 x 32; it must return logits of the images' size"),
+        ("Quarter", "returns logits of 8 x 8 for images of 32 x 32; they must have the same size"),
         ("OneMore", "returns 4 channels for 3 classes"),
-        ("Nothing", "returns a NoneType without a tensor"),
+        ("Nothing", "returns a NoneType that contains no tensor"),
         ("ExtraState", "the model's state holds _extra_state, which is not a tensor"),
-        ("pretrained", "it can't read or download what it wants"),
+        ("pretrained", "it can't read or download its files"),
         ("broken", "ZeroDivisionError: division by zero ("),
     ],
 )
