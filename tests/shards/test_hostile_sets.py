@@ -1,4 +1,4 @@
-"""A shard set from a stranger: nothing outside of its folder is touched, and what can't be is refused at once."""
+"""Untrusted shard sets: nothing outside their folder is touched, and impossible values are refused at once."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ def values(small_set: Path) -> dict[str, Any]:
 
 
 def change(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """`values` with another value at a dotted path."""
+    """`values` with the value at a dotted path replaced."""
     inner: Any = values
     *parts, last = [int(part) if part.isdigit() else part for part in path.split(".")]
     for part in parts:
@@ -58,7 +58,7 @@ def change(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("sources.elsewhere", []),
     ],
 )
-def test_a_manifest_that_claims_the_impossible_is_refused(
+def test_a_manifest_with_impossible_values_is_refused(
     values: dict[str, Any], tmp_path: Path, path: str, value: Any
 ) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps(change(values, path, value)))
@@ -66,8 +66,8 @@ def test_a_manifest_that_claims_the_impossible_is_refused(
         read_manifest(tmp_path)
 
 
-def test_a_set_behind_a_url_writes_nothing_outside_of_its_cache(values: dict[str, Any], tmp_path: Path) -> None:
-    """The shard's name leads to a file of the user's; the bytes behind it are the stranger's."""
+def test_a_remote_set_writes_nothing_outside_its_cache(values: dict[str, Any], tmp_path: Path) -> None:
+    """The shard's name points to a user's file, and its bytes come from the attacker."""
     pytest.importorskip("fsspec")
     remote = tmp_path / "remote" / "a" / "b"
     remote.mkdir(parents=True)
@@ -82,8 +82,8 @@ def test_a_set_behind_a_url_writes_nothing_outside_of_its_cache(values: dict[str
     assert list((tmp_path / "home" / "cache").iterdir()) == []
 
 
-def test_a_png_member_that_claims_a_gigantic_picture_is_not_decoded(tmp_path: Path) -> None:
-    """Of 32 x 32 pixels the header says 30,000 x 30,000; decoding would take 900 MB."""
+def test_a_png_member_that_claims_a_gigantic_size_is_not_decoded(tmp_path: Path) -> None:
+    """The header of a 32 x 32 image claims 30,000 x 30,000 pixels; decoding would take 900 MB."""
     content = bytearray(encode_png(np.zeros((32, 32), np.uint8)))
     content[16:24] = (30_000).to_bytes(4, "big") * 2
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
@@ -92,7 +92,7 @@ def test_a_png_member_that_claims_a_gigantic_picture_is_not_decoded(tmp_path: Pa
 
 
 def test_verify_refuses_members_that_training_would_refuse(tmp_path: Path) -> None:
-    """The tar's headers are others, and the manifest's checksum is that of the changed file."""
+    """The tar's headers are changed, and the manifest's checksum is updated to match."""
     folder = tiny_set(tmp_path)
     manifest = json.loads((folder / MANIFEST).read_text())
     shard = folder / manifest["shards"][0]["file"]

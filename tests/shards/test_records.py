@@ -1,4 +1,4 @@
-"""Records as tar members, byte for byte what the standard tools read and write."""
+"""Records as tar members match the standard tools byte for byte."""
 
 import io
 import tarfile
@@ -12,7 +12,7 @@ from shards.records import BLOCK, END, NpyLayout, decode_png, encode_png, padded
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("patch", [8, 33, 96])
-def test_npy_records_are_what_tarfile_and_numpy_read(channels: int, dtype: str, patch: int) -> None:
+def test_tarfile_and_numpy_read_npy_records(channels: int, dtype: str, patch: int) -> None:
     random = np.random.default_rng(0)
     images = random.integers(0, np.iinfo(dtype).max, (4, channels, patch, patch)).astype(dtype)
     masks = random.integers(0, 256, (4, patch, patch)).astype(np.uint8)
@@ -32,7 +32,7 @@ def test_npy_records_are_what_tarfile_and_numpy_read(channels: int, dtype: str, 
     assert np.array_equal(layout.masks(rows), masks)
 
 
-def test_headers_are_those_that_tarfile_writes() -> None:
+def test_headers_match_tarfile() -> None:
     rows = NpyLayout(16, 1, "uint8").pack(0, 7, np.zeros((1, 1, 16, 16), np.uint8), np.zeros((1, 16, 16), np.uint8))
     info = tarfile.TarInfo("000000000007.image.npy")
     info.size = 128 + 256
@@ -45,7 +45,7 @@ def test_png_keeps_every_pixel(shape: tuple[int, ...], dtype: str) -> None:
     assert np.array_equal(decode_png(encode_png(array), 20).reshape(shape), array)
 
 
-def test_png_records_stand_where_their_places_say() -> None:
+def test_png_records_are_at_their_stated_offsets() -> None:
     images = np.random.default_rng(0).integers(0, 255, (3, 1, 24, 24)).astype(np.uint8)
     masks = images[:, 0] % 3
     content, places = png_records(1, 0, images, masks)

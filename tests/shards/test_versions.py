@@ -1,4 +1,4 @@
-"""Sets and half-built sets of earlier and of later versions of the program."""
+"""Complete and unfinished sets from earlier and newer versions of the program."""
 
 import json
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from tests.support.sets import contents, tiny_config, tiny_set
 
 
 def change(path: Path, **values: object) -> None:
-    """Other values in a JSON file; None takes a key away."""
+    """Change values in a JSON file; None removes a key."""
     changed = {**json.loads(path.read_text()), **values}
     path.write_text(json.dumps({key: value for key, value in changed.items() if value is not None}))
 
 
 def made_earlier(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Path:
-    """What recipe version 1 left, which knew no share of balanced positions."""
+    """A set of recipe version 1, which had no balanced positions."""
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "RECIPE_VERSION", 1)
         config = tiny_config(root, **changes)
@@ -34,7 +34,7 @@ def made_earlier(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: object)
     return config.folder
 
 
-def test_a_set_of_recipe_version_1_is_read_and_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_of_recipe_version_1_can_be_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made_earlier(tmp_path, monkeypatch)
     assert read_manifest(folder).recipe["recipe_version"] == 1
     data = TrainingData(TrainConfig(data=(str(folder),), batch_size=8))
@@ -43,12 +43,12 @@ def test_a_set_of_recipe_version_1_is_read_and_trained_on(tmp_path: Path, monkey
     assert all(np.ptp(batch) > 0 for batch in batches)
 
 
-def test_a_finished_set_of_an_earlier_recipe_stays_as_it_is(
+def test_a_finished_set_of_an_earlier_recipe_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = made_earlier(tmp_path, monkeypatch)
     manifest = json.loads((folder / MANIFEST).read_text())
-    del manifest["recipe"]["patches"]["balance"]  # a setting that is younger than the set
+    del manifest["recipe"]["patches"]["balance"]  # a setting newer than the set
     (folder / MANIFEST).write_text(json.dumps(manifest))
     before = contents(folder)
     make_shards(tiny_config(tmp_path))
@@ -58,7 +58,7 @@ def test_a_finished_set_of_an_earlier_recipe_stays_as_it_is(
         make_shards(tiny_config(tmp_path, patches=replace(tiny_config(tmp_path).patches, balance=0.5)), quiet=True)
 
 
-def test_an_unfinished_set_of_an_earlier_recipe_is_not_finished_with_other_patches(
+def test_an_unfinished_set_of_an_earlier_recipe_is_not_completed_with_different_patches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_earlier(tmp_path, monkeypatch, task="0/2")
@@ -68,7 +68,7 @@ def test_an_unfinished_set_of_an_earlier_recipe_is_not_finished_with_other_patch
     assert contents(tmp_path / "tiny") == contents(tiny_set(tmp_path / "anew"))
 
 
-def test_files_of_later_versions_are_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_files_of_newer_versions_are_refused_with_one_sentence(tmp_path: Path) -> None:
     make_shards(tiny_config(tmp_path, task="0/2"), quiet=True)
     folder = tmp_path / "tiny" / BUILDING
     for path in (folder / RECIPE, folder / "train-00000.json"):
@@ -83,7 +83,7 @@ def test_files_of_later_versions_are_refused_in_a_sentence(tmp_path: Path) -> No
         read_manifest(tmp_path / "tiny")
 
 
-def test_notes_from_before_they_had_a_version_are_read(tmp_path: Path) -> None:
+def test_notes_from_before_format_versions_are_read(tmp_path: Path) -> None:
     make_shards(tiny_config(tmp_path, task="0/1"), quiet=True)
     folder = tmp_path / "tiny"
     tars = {path: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
@@ -94,7 +94,7 @@ def test_notes_from_before_they_had_a_version_are_read(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.tar")} == tars
 
 
-def test_a_note_that_is_no_text_is_no_note(tmp_path: Path) -> None:
+def test_an_unreadable_note_is_ignored(tmp_path: Path) -> None:
     make_shards(tiny_config(tmp_path, task="0/1"), quiet=True)
     (tmp_path / "tiny" / BUILDING / "train-00000.json").write_bytes(b"\xff{")
     make_shards(tiny_config(tmp_path), quiet=True)

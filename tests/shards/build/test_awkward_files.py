@@ -1,4 +1,4 @@
-"""Shard sets from files of cameras, scanners and microscopes: every patch is the right window, with its mask."""
+"""Shard sets from camera, scanner and microscope files: every patch is the right window, with its mask."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from shards.manifest import Manifest
 from shards.read.reader import ShardSet
 from tests.support.sets import build_own, noise, own_config
 
-SIZE = 16  # of the patches of `own_config`
+SIZE = 16  # patch side in `own_config`
 
 
 def patches_with_masks(folder: Path) -> list[tuple[np.ndarray, np.ndarray, str, int, int]]:
@@ -58,7 +58,7 @@ CLASSES = MasksConfig(classes=("background", "cell"))
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("drawn_on", ["upright", "stored"])
-def test_the_sizes_of_the_quarter_turns_decide_how_half_turns_are_read(
+def test_sizes_of_quarter_turned_pairs_decide_how_half_turned_ones_are_read(
     tmp_path: Path, suffix: str, drawn_on: str
 ) -> None:
     for number in range(6):
@@ -74,7 +74,7 @@ def test_the_sizes_of_the_quarter_turns_decide_how_half_turns_are_read(
         whole = UPRIGHT[tag](whole) if drawn_on == "upright" else whole
         assert np.array_equal(image[..., 0], whole[y : y + SIZE, x : x + SIZE])
     assert manifest.recipe["images"]["orientation"] == ("apply" if drawn_on == "upright" else "ignore")
-    # What was decided is no other recipe; and each task of an array decides the same.
+    # The decision doesn't change the recipe, and each task of an array decides the same.
     again = own_config(tmp_path, masks=masks)
     assert make_shards(again, quiet=True) is not None
     assert {find_work(replace(again, task=f"{task}/3")).config.images.orientation for task in range(3)} == {
@@ -82,7 +82,7 @@ def test_the_sizes_of_the_quarter_turns_decide_how_half_turns_are_read(
     }
 
 
-def test_half_turns_alone_need_a_word_from_the_user(tmp_path: Path) -> None:
+def test_half_turns_alone_require_the_users_choice(tmp_path: Path) -> None:
     for number in range(3):
         save_photo(tmp_path / "images" / f"{number}.png", photo(number), 3)
         save_mask(tmp_path / "masks" / f"{number}.png", photo(number))
@@ -108,7 +108,7 @@ def five_bands(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("channels", "bands"), [(None, [0, 1, 2, 4]), (5, [0, 1, 2, 3, 4])])
-def test_only_the_band_that_is_tagged_alpha_is_left_out_and_that_is_said_once(
+def test_only_the_band_tagged_alpha_is_left_out_with_one_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int | None, bands: list[int]
 ) -> None:
     five_bands(tmp_path)
@@ -128,7 +128,7 @@ def test_only_the_band_that_is_tagged_alpha_is_left_out_and_that_is_said_once(
         assert np.array_equal(labels, expected[..., 4] > 128)
 
 
-def test_planes_of_an_imagej_stack_go_with_those_of_their_masks(tmp_path: Path) -> None:
+def test_planes_of_an_imagej_stack_match_their_mask_planes(tmp_path: Path) -> None:
     for number in range(2):
         stack = np.stack([noise(10 * number + plane) for plane in range(4)])
         for kind, pixels in (("images", stack), ("masks", (stack > 128).astype(np.uint8) * 255)):

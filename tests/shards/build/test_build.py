@@ -1,4 +1,4 @@
-"""Building: the same bytes however the work is shared, and never a half set taken for a whole one."""
+"""Building gives the same bytes however the work is divided, and an unfinished set never passes for a complete one."""
 
 import json
 import resource
@@ -53,7 +53,7 @@ def test_tasks_of_an_array_give_the_same_bytes(small_set: Path, tmp_path: Path) 
     assert contents(config.folder) == contents(small_set)
 
 
-def test_finishing_names_what_is_missing(tmp_path: Path) -> None:
+def test_finishing_names_missing_shards(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     make_shards(replace(config, task="0/2"), quiet=True)
     with pytest.raises(UserError, match=r"parts are missing \(train-00001"):
@@ -62,7 +62,7 @@ def test_finishing_names_what_is_missing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_killed_at_any_moment_and_started_again_it_finishes_with_the_same_bytes(
+def test_a_build_killed_at_any_moment_finishes_with_the_same_bytes_when_run_again(
     small_set: Path, tmp_path: Path, processes: str
 ) -> None:
     folder, kills = tmp_path / "tiny", 0
@@ -70,7 +70,7 @@ def test_killed_at_any_moment_and_started_again_it_finishes_with_the_same_bytes(
     print("killed after", moments)
     for moment in moments:
         process = subprocess.Popen(command(tmp_path, "--processes", processes), stderr=subprocess.DEVNULL)
-        # From the moment the folder appears: until then the process only starts.
+        # Count from when the folder appears; before that, the process is only starting.
         while not folder.exists() and process.poll() is None:
             time.sleep(0.002)
         time.sleep(moment)
@@ -86,7 +86,7 @@ def test_killed_at_any_moment_and_started_again_it_finishes_with_the_same_bytes(
     assert verify(folder, quiet=True) == []
 
 
-def test_what_is_whole_is_kept_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_shards_are_kept_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(tmp_path)
     real, built = build.build_shard, []
 
@@ -104,7 +104,7 @@ def test_what_is_whole_is_kept_after_a_crash(tmp_path: Path, monkeypatch: pytest
     assert len(built) == len(set(built)) == len(find_work(config).units)
 
 
-def test_a_shard_that_was_cut_after_it_was_noted_is_built_again(small_set: Path, tmp_path: Path) -> None:
+def test_a_shard_truncated_after_it_was_noted_is_rebuilt(small_set: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     make_shards(replace(config, task="0/1"), quiet=True)
     tar = config.folder / "train-00002.tar"
@@ -114,7 +114,7 @@ def test_a_shard_that_was_cut_after_it_was_noted_is_built_again(small_set: Path,
 
 
 @pytest.mark.slow
-def test_two_builders_at_once_do_no_harm(small_set: Path, tmp_path: Path) -> None:
+def test_concurrent_builders_do_no_harm(small_set: Path, tmp_path: Path) -> None:
     builders = [subprocess.Popen(command(tmp_path, "--processes", "1")) for _ in range(3)]
     assert [builder.wait() for builder in builders] == [0, 0, 0]
     assert contents(tmp_path / "tiny") == contents(small_set)
@@ -128,7 +128,7 @@ def test_a_finished_set_is_left_alone(small_set: Path, capsys: pytest.CaptureFix
     assert {path: path.stat().st_mtime_ns for path in small_set.rglob("*")} == before
 
 
-def test_another_recipe_is_refused_with_the_difference(small_set: Path) -> None:
+def test_a_different_recipe_is_refused_with_the_differences(small_set: Path) -> None:
     before = contents(small_set)
     other = tiny_config(small_set.parent, seed=5, patches=PatchesConfig(size=32, per_image=7))
     with pytest.raises(UserError, match="a different recipe") as error:
@@ -139,7 +139,7 @@ def test_another_recipe_is_refused_with_the_difference(small_set: Path) -> None:
     assert contents(small_set) == before
 
 
-def test_another_recipe_is_refused_in_an_unfinished_set_too(tmp_path: Path) -> None:
+def test_a_different_recipe_is_also_refused_in_an_unfinished_set(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     make_shards(replace(config, task="0/2"), quiet=True)
     with pytest.raises(UserError, match="unfinished set with a different recipe"):
@@ -156,7 +156,7 @@ def test_overwriting_leaves_nothing_of_the_old_set(fresh_set: Callable[..., Path
     assert len(list(folder.glob("*.tar"))) == len(read_manifest(folder).shards)
 
 
-def test_a_folder_that_is_no_shard_set_is_never_touched(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_shard_set_is_never_touched(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, overwrite=True)
     config.folder.mkdir()
     (config.folder / "thesis.tex").write_text("years of work")
@@ -166,7 +166,7 @@ def test_a_folder_that_is_no_shard_set_is_never_touched(tmp_path: Path) -> None:
     assert contents(config.folder) == {"thesis.tex": b"years of work"}
 
 
-def test_the_manifest_tells_the_statistics_of_the_train_split(small_set: Path) -> None:
+def test_the_manifest_has_the_statistics_of_the_train_split(small_set: Path) -> None:
     shard_set = ShardSet(small_set)
     manifest = shard_set.manifest
     sizes = shard_set.sizes("train")
@@ -186,7 +186,7 @@ def test_splits_are_by_source_image(small_set: Path) -> None:
     assert not images["train"] & images["val"]
 
 
-def test_the_recipe_builds_the_set_again(small_set: Path) -> None:
+def test_the_recipe_rebuilds_the_set(small_set: Path) -> None:
     recipe = read_manifest(small_set).recipe
     assert recipe["synthetic"] == {"train": 10, "test": 3, "width": 70, "height": 90}
     assert recipe["patches"]["size"] == 32
@@ -194,7 +194,7 @@ def test_the_recipe_builds_the_set_again(small_set: Path) -> None:
     assert "processes" not in recipe
 
 
-def test_a_full_disk_keeps_what_is_finished_and_says_so(
+def test_a_full_disk_keeps_finished_work_and_says_so(
     small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(tmp_path)
@@ -215,10 +215,8 @@ def test_a_full_disk_keeps_what_is_finished_and_says_so(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_disk_that_takes_no_more_ends_the_command_with_a_message(
-    small_set: Path, tmp_path: Path, processes: str
-) -> None:
-    def limit() -> None:  # no file may grow beyond 30 kB: what a quota does
+def test_a_write_limit_ends_the_command_with_a_message(small_set: Path, tmp_path: Path, processes: str) -> None:
+    def limit() -> None:  # no file can grow beyond 30 kB, as with a quota
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
 
     arguments = command(tmp_path, "--processes", processes)
@@ -256,13 +254,13 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_an_unfinished_set_says_how_to_finish_it(tmp_path: Path) -> None:
+def test_an_unfinished_set_is_refused_with_how_to_finish_it(tmp_path: Path) -> None:
     make_shards(tiny_config(tmp_path, task="0/2"), quiet=True)
     with pytest.raises(UserError, match="run the same `segdist make-shards` again"):
         ShardSet(tmp_path / "tiny")
 
 
-def test_a_manifest_of_another_version_is_refused(fresh_set: Callable[..., Path]) -> None:
+def test_a_manifest_of_a_newer_version_is_refused(fresh_set: Callable[..., Path]) -> None:
     path = fresh_set() / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
     with pytest.raises(UserError, match="format version 99"):

@@ -1,4 +1,4 @@
-"""What make-shards chooses from which facts."""
+"""Which facts lead to which choices in make-shards."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,36 +23,36 @@ def test_small_objects_are_learned_at_full_size() -> None:
     assert chosen()["patches.scale"] == 1
 
 
-def test_large_objects_are_reduced_until_they_fit() -> None:
+def test_large_objects_are_downscaled_until_they_fit() -> None:
     assert with_cells(length=60, width=40)["patches.scale"] == 2
     assert with_cells(length=150, width=40)["patches.scale"] == 4
     assert with_cells(length=1_000, width=40)["patches.scale"] == 4
 
 
-def test_thin_classes_forbid_reducing() -> None:
+def test_thin_classes_prevent_downscaling() -> None:
     assert with_cells(length=150, width=9)["patches.scale"] == 1
     assert with_cells(length=150, width=12)["patches.scale"] == 2
 
 
-def test_masks_that_reducing_spoils_forbid_it() -> None:
+def test_masks_that_lose_detail_prevent_downscaling() -> None:
     large = (GROUND, replace(CELL, length=150, width=40))
     assert chosen(classes=large, kept={2: 0.8, 4: 0.7})["patches.scale"] == 1
     assert chosen(classes=large, kept={2: 0.95, 4: 0.7})["patches.scale"] == 2
 
 
-def test_a_patch_holds_an_object_and_what_is_around_it() -> None:
-    thin = {"width": 4}  # so that nothing is reduced
+def test_a_patch_holds_an_object_and_its_surroundings() -> None:
+    thin = {"width": 4}  # so that nothing is downscaled
     sizes = [with_cells(length=length, **thin)["patches.size"] for length in (5, 39, 50, 70, 500)]
     assert sizes == [96, 128, 128, 192, 192]
     assert all(size % 32 == 0 for size in sizes)
 
 
-def test_a_patch_is_hardly_larger_than_the_images() -> None:
+def test_a_patch_is_at_most_slightly_larger_than_the_images() -> None:
     assert chosen(height=60, width=500)["patches.size"] == 64
     assert chosen(height=20, width=20)["patches.size"] == 32
 
 
-def test_patches_cover_the_images_and_there_are_enough_and_not_too_many() -> None:
+def test_patches_cover_the_images_within_limits_on_their_number() -> None:
     found = chosen()
     assert found["patches.per_image"] == round(3 * 512 * 640 / 96**2)
     assert chosen(images=1, height=100, width=100)["patches.per_image"] == 300
@@ -60,17 +60,17 @@ def test_patches_cover_the_images_and_there_are_enough_and_not_too_many() -> Non
     assert chosen(images=10, height=60_000, width=60_000)["patches.per_image"] == 4_000
 
 
-def test_rare_classes_get_patches_of_their_own() -> None:
+def test_rare_classes_get_balanced_patches() -> None:
     assert chosen()["patches.balance"] == 0
     assert with_cells(share=0.01)["patches.balance"] == pytest.approx(0.33)
 
 
-def test_an_up_is_passed_on() -> None:
+def test_upright_images_are_passed_on_as_such() -> None:
     assert chosen()["images.upright"] == "no"
     assert chosen(upright=True)["images.upright"] == "yes"
 
 
-def test_images_without_a_labeled_pixel_don_t_stop_the_choice() -> None:
+def test_unlabeled_images_do_not_prevent_a_choice() -> None:
     assert chosen(classes=())["patches.size"] == 96
 
 
@@ -78,7 +78,7 @@ def test_images_without_a_labeled_pixel_don_t_stop_the_choice() -> None:
     ("images", "held", "validating"),
     [(1, 0, 0), (2, 1, 0), (4, 1, 0), (5, 1, 0), (6, 1, 1), (20, 3, 2), (100, 15, 8), (5_000, 200, 200)],
 )
-def test_shares_work_for_few_images_as_for_many(images: int, held: int, validating: int) -> None:
+def test_split_shares_work_for_few_and_many_images(images: int, held: int, validating: int) -> None:
     test, validation = choose_split(images, test_named=False, grouped=False)
     assert (test.setting, validation.setting) == ("split.test", "split.validation")
     assert round(test.value * images) == held or (test.value > 0 and held == 1)
@@ -87,5 +87,5 @@ def test_shares_work_for_few_images_as_for_many(images: int, held: int, validati
     assert bool(validation.value) == bool(validating)
 
 
-def test_nothing_is_drawn_where_the_user_names_what_is_held_out() -> None:
+def test_nothing_is_drawn_if_the_user_names_the_held_out_images() -> None:
     assert choose_split(20, test_named=True, grouped=False)[0].value == 0

@@ -1,4 +1,4 @@
-"""Sets built with nothing set: choices made once, kept with the set, and the classes that masks hold."""
+"""Sets built with default settings: choices are made once and kept with the set, and classes are found in the masks."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ from tests.support.sets import add, blobs, contents, noise, tiny_config
 
 
 def collection(folder: Path, count: int = 8, channels: int = 1, value: int = 255) -> MakeShardsConfig:
-    """Images of 120 x 120 with a disk each, and settings that say nothing but where they are."""
+    """Images of 120 x 120 pixels with a disk each, and settings that give only their location."""
     for number in range(count):
         add(folder, f"{number}.png", noise(number, 120, 120, channels), blobs(number, value))
     return MakeShardsConfig(
@@ -37,7 +37,9 @@ def built(config: MakeShardsConfig) -> None:
     make_shards(config, quiet=True)
 
 
-def test_a_set_with_nothing_set_is_complete_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_set_with_default_settings_is_complete_and_gives_reasons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = collection(tmp_path)
     make_shards(config)
     said = capsys.readouterr().out
@@ -52,7 +54,7 @@ def test_a_set_with_nothing_set_is_complete_and_says_why(tmp_path: Path, capsys:
     assert all(choice["reason"] for choice in recipe["choices"])
 
 
-def test_what_is_set_is_not_chosen(tmp_path: Path) -> None:
+def test_user_settings_are_not_overridden(tmp_path: Path) -> None:
     config = replace(collection(tmp_path), patches=PatchesConfig(size=32), split=SplitConfig(test=0.0))
     work = find_work(config)
     assert work.config.patches.size == 32
@@ -60,7 +62,7 @@ def test_what_is_set_is_not_chosen(tmp_path: Path) -> None:
     assert sum(source.split == "test" for source in work.sources) == 0
 
 
-def test_running_again_makes_no_choice_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_running_again_repeats_no_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = collection(tmp_path)
     built(config)
     path = config.folder / MANIFEST
@@ -73,13 +75,13 @@ def test_running_again_makes_no_choice_anew(tmp_path: Path, capsys: pytest.Captu
     make_shards(config)
     assert "already finished, with this recipe" in capsys.readouterr().out
     assert contents(config.folder) == before
-    # The chosen value said by the user is the same set, another one isn't.
+    # Setting the chosen value explicitly means the same set; another value doesn't.
     make_shards(replace(config, patches=PatchesConfig(per_image=7)), quiet=True)
     with pytest.raises(UserError, match=r"patches\.per_image: 7 → 8"):
         make_shards(replace(config, patches=PatchesConfig(per_image=8)), quiet=True)
 
 
-def test_a_set_from_before_there_were_choices_stays_with_the_defaults_of_then(tmp_path: Path) -> None:
+def test_a_set_from_before_choices_existed_keeps_its_old_defaults(tmp_path: Path) -> None:
     then = PatchesConfig(size=96, per_image=20, balance=0.0, scale=1)
     explicit = replace(
         collection(tmp_path),
@@ -99,13 +101,13 @@ def test_a_set_from_before_there_were_choices_stays_with_the_defaults_of_then(tm
     assert contents(explicit.folder) == before
 
 
-def test_drawn_images_keep_the_methods_patches(tmp_path: Path) -> None:
+def test_synthetic_images_keep_the_methods_patches(tmp_path: Path) -> None:
     work = find_work(tiny_config(tmp_path, patches=PatchesConfig()))
     found = work.config.patches
     assert (found.size, found.per_image, found.balance, found.scale) == (96, 20, 0.0, 1)
 
 
-def test_all_tasks_of_an_array_choose_the_same(tmp_path: Path) -> None:
+def test_all_tasks_of_an_array_make_the_same_choices(tmp_path: Path) -> None:
     config = collection(tmp_path)
     whole = find_work(config)
     for task in range(3):
@@ -114,7 +116,7 @@ def test_all_tasks_of_an_array_choose_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_patches_of_a_reduced_image_are_windows_of_its_reduction(tmp_path: Path, scale: int) -> None:
+def test_patches_of_a_downscaled_image_are_windows_of_it(tmp_path: Path, scale: int) -> None:
     config = replace(collection(tmp_path, 3), patches=PatchesConfig(size=16, per_image=5, scale=scale))
     config = replace(config, patches=replace(config.patches, drop_background=False), split=SplitConfig(test=0.0))
     built(config)
@@ -137,7 +139,7 @@ def test_patches_of_a_reduced_image_are_windows_of_its_reduction(tmp_path: Path,
     assert number == 15
 
 
-def test_color_files_that_are_gray_all_over_become_gray(tmp_path: Path) -> None:
+def test_color_files_without_color_become_gray(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"{number}.png", np.repeat(noise(number, 120, 120)[..., None], 3, 2), blobs(number))
     config = collection(tmp_path, 0)
@@ -159,7 +161,7 @@ def test_colors_of_masks_become_classes(tmp_path: Path) -> None:
     assert find_work(config).config.masks.classes == ("000000=#000000", "ff0080=#ff0080")
 
 
-def test_ignored_values_are_no_classes(tmp_path: Path) -> None:
+def test_ignored_values_do_not_become_classes(tmp_path: Path) -> None:
     config = collection(tmp_path, 3)
     mask = blobs(9)
     mask[0, 0] = 7
@@ -168,7 +170,7 @@ def test_ignored_values_are_no_classes(tmp_path: Path) -> None:
     assert find_work(config).config.masks.classes == ("value_0=0", "value_255=255")
 
 
-def test_strays_are_shown_in_a_table_instead(tmp_path: Path) -> None:
+def test_stray_values_are_refused_with_a_table(tmp_path: Path) -> None:
     config = collection(tmp_path, 3)
     mask = blobs(9)
     mask[0, 0] = 7
@@ -177,7 +179,7 @@ def test_strays_are_shown_in_a_table_instead(tmp_path: Path) -> None:
         find_work(config)
 
 
-def test_many_values_are_instances_or_a_photograph(tmp_path: Path) -> None:
+def test_masks_with_many_values_are_refused(tmp_path: Path) -> None:
     config = collection(tmp_path, 0)
     for number in range(3):
         add(tmp_path, f"{number}.png", noise(number, 120, 120), noise(number + 50, 120, 120))
@@ -185,7 +187,7 @@ def test_many_values_are_instances_or_a_photograph(tmp_path: Path) -> None:
         find_work(config)
 
 
-def test_one_value_is_no_classes(tmp_path: Path) -> None:
+def test_masks_with_one_value_are_refused(tmp_path: Path) -> None:
     config = collection(tmp_path, 0)
     add(tmp_path, "0.png", noise(0, 120, 120), np.zeros((120, 120), np.uint8))
     with pytest.raises(UserError, match="all pixels of 1 masks have one value"):

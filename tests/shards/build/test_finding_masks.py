@@ -1,4 +1,4 @@
-"""Images and masks as people keep them are paired by themselves: every patch has its own mask, or there is no set."""
+"""Automatic pairing of images and masks: every patch has its own mask, or the build is refused."""
 
 import unicodedata
 from collections.abc import Callable
@@ -24,7 +24,7 @@ MODEL = (ClassInfo("background", (0, 0, 0)), ClassInfo("cell", (255, 255, 255)))
 
 
 def add(root: Path, image: str, mask: str | None, seed: int, shape: tuple[int, int] = (40, 30)) -> None:
-    """An image and the mask of its bright pixels, at their places below `root`."""
+    """Save an image, and the mask of its bright pixels, below `root`."""
     pixels = noise(seed, *shape)
     save(root / image, pixels)
     if mask is not None:
@@ -32,7 +32,7 @@ def add(root: Path, image: str, mask: str | None, seed: int, shape: tuple[int, i
 
 
 def settings(root: Path, images: str = "images", masks: str | None = "masks", **changes: object) -> dict[str, object]:
-    """Settings of folders below `root`; the others are those of the section that has them."""
+    """Settings for folders below `root`, with changes assigned to their sections."""
     own = {name: changes.pop(name) for name in ("pattern", "unlabelled") if name in changes}
     found = MasksConfig(folder=root / masks if masks else None, classes=CLASSES, name=str(changes.pop("name", "")))
     return {"images": ImagesConfig(folder=root / images, **own), "masks": found, **changes}  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ def count(manifest: Manifest) -> int:
         ("images/{}.png", "masks/{}.png", "{stem}"),
     ],
 )
-def test_the_rule_is_found_told_and_kept_in_the_recipe(
+def test_the_rule_is_found_printed_and_stored_in_the_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], image: str, mask: str, rule: str
 ) -> None:
     for number in range(7, 12):
@@ -86,11 +86,11 @@ def test_the_rule_is_found_told_and_kept_in_the_recipe(
     ends = sorted(range(7, 12), key=image.format)
     for number in (ends[0], ends[-1]):
         assert f"{Path(image.format(number)).name} with {Path(mask.format(number)).name}" in said
-    # What is found may as well be written: it is the same recipe.
+    # Giving the found rule explicitly means the same recipe.
     make_shards(own_config(tmp_path, **settings(tmp_path, name=rule)), quiet=True)
 
 
-def test_folders_inside_are_paired_by_their_places_too(tmp_path: Path) -> None:
+def test_files_in_subfolders_are_paired_by_their_paths(tmp_path: Path) -> None:
     for number in range(4):
         add(tmp_path, f"data1/rat{number % 2}/images/{number}.png", f"data1/rat{number % 2}/masks/{number}.png", number)
     assert count(build(tmp_path, **settings(tmp_path, "data1", None, pattern="**/*"))) == 4
@@ -106,9 +106,11 @@ def test_folders_inside_are_paired_by_their_places_too(tmp_path: Path) -> None:
         ("both/photo {}.tif", "both/photo {} (ground truth).tif"),
     ],
 )
-def test_images_and_masks_in_one_folder(tmp_path: Path, image: str, mask: str) -> None:
+def test_images_and_masks_in_one_folder_are_told_apart(tmp_path: Path, image: str, mask: str) -> None:
     for number in range(4):
-        pixels = np.where(noise(number) > 128, 250, 5).astype(np.uint8)  # JPEG keeps the sides of 128
+        pixels = np.where(noise(number) > 128, 250, 5).astype(
+            np.uint8
+        )  # JPEG preserves which side of 128 a pixel is on
         pixels = np.kron(pixels[:5, :4], np.ones((8, 8), np.uint8))
         save(tmp_path / image.format(number), pixels)
         save(tmp_path / mask.format(number), bright(pixels))
@@ -118,7 +120,7 @@ def test_images_and_masks_in_one_folder(tmp_path: Path, image: str, mask: str) -
     assert {Path(pair.image).name for pairs in manifest.sources.values() for pair in pairs} == expected
 
 
-def test_one_folder_whose_files_could_be_either_is_refused(tmp_path: Path) -> None:
+def test_ambiguous_files_in_one_folder_are_refused(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"both/{number}.png", f"both/{number}.tif", number)
     message = refused(tmp_path, **settings(tmp_path, "both", None))
@@ -127,13 +129,13 @@ def test_one_folder_whose_files_could_be_either_is_refused(tmp_path: Path) -> No
     assert count(build(tmp_path, **settings(tmp_path, "both", None, pattern="*.png"))) == 3
 
 
-def test_images_alone_are_not_divided(tmp_path: Path) -> None:
+def test_images_alone_are_not_taken_for_images_and_masks(tmp_path: Path) -> None:
     for number in (1, 2, 10, 20):
         add(tmp_path, f"both/{number}.png", None, number)
     assert "can't tell which" in refused(tmp_path, **settings(tmp_path, "both", None))
 
 
-def test_channels_of_one_image_are_never_two_images(tmp_path: Path) -> None:
+def test_channels_of_one_image_are_never_separate_images(tmp_path: Path) -> None:
     for case in range(3):
         add(tmp_path, f"images/case_{case}_0000.png", f"masks/case_{case}.png", case)
         add(tmp_path, f"images/case_{case}_0001.png", None, 10 + case)
@@ -144,7 +146,7 @@ def test_channels_of_one_image_are_never_two_images(tmp_path: Path) -> None:
     assert count(build(tmp_path, **settings(tmp_path, pattern="*_0000.png"))) == 3
 
 
-def test_pictures_of_a_camera_are_no_channels(tmp_path: Path) -> None:
+def test_numbered_camera_pictures_are_not_channels(tmp_path: Path) -> None:
     for number in range(6):
         add(tmp_path, f"images/IMG_{number:04}.png", f"masks/IMG_{number:04}_gt.png" if number < 2 else None, number)
     message = refused(tmp_path, **settings(tmp_path))
@@ -153,20 +155,20 @@ def test_pictures_of_a_camera_are_no_channels(tmp_path: Path) -> None:
     assert count(build(tmp_path, **settings(tmp_path, unlabelled="skip"))) == 2
 
 
-def test_images_in_folders_inside_are_pointed_at(tmp_path: Path) -> None:
+def test_images_in_subfolders_are_pointed_out(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"images/rat/{number}.png", f"masks/rat/{number}.png", number)
     assert "3 are in subfolders: --images.pattern '**/*'" in refused(tmp_path, **settings(tmp_path))
     assert count(build(tmp_path, **settings(tmp_path, pattern="**/*"))) == 3
 
 
-def test_frames_with_a_mask_each_are_images(tmp_path: Path) -> None:
+def test_frames_with_one_mask_each_are_images(tmp_path: Path) -> None:
     for number in range(4):
         add(tmp_path, f"images/movie_{number:04}.png", f"masks/movie_{number:04}.png", number)
     assert count(build(tmp_path, **settings(tmp_path))) == 4
 
 
-def test_rules_that_leave_masks_over_are_shown_and_one_may_be_chosen(tmp_path: Path) -> None:
+def test_ambiguous_rules_are_listed_and_one_can_be_chosen(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"images/{number}_leftImg8bit.png", f"masks/{number}_gtFine_labelIds.png", number)
         save(tmp_path / f"masks/{number}_gtFine_color.png", noise(number, channels=3))
@@ -179,7 +181,7 @@ def test_rules_that_leave_masks_over_are_shown_and_one_may_be_chosen(tmp_path: P
 
 
 def test_sizes_decide_between_two_rules(tmp_path: Path) -> None:
-    """By their ends 12 and 21 would be paired crosswise; by their numbers, and their sizes, straight."""
+    """Name endings would pair 1_2 with 2_1; numbers and sizes pair them correctly."""
     shapes = {"1_2": (40, 30), "2_1": (30, 50)}
     for seed, (name, shape) in enumerate(shapes.items()):
         one, two = name.split("_")
@@ -196,7 +198,7 @@ def test_a_mask_of_another_size_is_refused_with_both_files(tmp_path: Path) -> No
     assert "masks/1_m.png is 20 x 30" in message
 
 
-def test_images_without_mask_are_left_out_on_demand_and_counted_once(
+def test_images_without_masks_are_skipped_on_request_and_counted_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(10):
@@ -209,7 +211,7 @@ def test_images_without_mask_are_left_out_on_demand_and_counted_once(
     assert assert_patches_have_their_masks(tmp_path / "data" / "own") == 20
 
 
-def test_images_that_no_list_names_need_no_mask(tmp_path: Path) -> None:
+def test_unlisted_images_need_no_mask(tmp_path: Path) -> None:
     for number in range(10):
         add(tmp_path, f"images/{number}.png", f"masks/{number}_m.png" if number % 3 == 0 else None, number)
     (tmp_path / "train.txt").write_text("0\n3\n6\n")
@@ -222,7 +224,7 @@ def nfd(name: str) -> str:
     return unicodedata.normalize("NFD", name)
 
 
-def test_names_are_equal_in_whatever_unicode_form(tmp_path: Path) -> None:
+def test_names_match_in_any_unicode_normalization(tmp_path: Path) -> None:
     for number in range(1, 4):
         add(tmp_path, nfd(f"images/Größe-{number}.png"), f"masks/Größe-{number}.png", number)
     (tmp_path / "val.txt").write_text("Größe-2\n")
@@ -238,7 +240,7 @@ def test_names_are_equal_in_whatever_unicode_form(tmp_path: Path) -> None:
     assert all(image.mask for image in found.images)
 
 
-def test_a_name_is_tried_before_it_is_read_as_a_pattern(tmp_path: Path) -> None:
+def test_a_name_is_tried_literally_before_as_a_pattern(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"images/tile[x={number},y=0].png", f"masks/tile[x={number},y=0].png", number)
     add(tmp_path, "images/tilex.png", "masks/tilex.png", 7)
@@ -251,7 +253,7 @@ def test_a_name_is_tried_before_it_is_read_as_a_pattern(tmp_path: Path) -> None:
 
 @pytest.fixture
 def littered(tmp_path: Path) -> Path:
-    """Three images and masks, and what systems and programs leave next to them."""
+    """Three images and masks, with typical clutter from systems and programs."""
     for number in range(3):
         add(tmp_path, f"images/a/{number}.png", f"masks/a/{number}.png", number)
     for hidden in (".ipynb_checkpoints/0-checkpoint.png", "@eaDir/0.png/THUMB.jpg", "__MACOSX/._0.png", ".x/y.png"):
@@ -263,13 +265,13 @@ def littered(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_hidden_and_system_folders_are_nobody_s_data(littered: Path) -> None:
+def test_hidden_and_system_folders_are_skipped(littered: Path) -> None:
     assert count(build(littered, **settings(littered, pattern="**/*"))) == 3
     assert count(build(littered, name="flat", **settings(littered, "images/a", "masks/a"))) == 3
 
 
 @pytest.mark.parametrize("what", ["images", "images/**/*.png", "images/a/*"])
-def test_infer_passes_over_them_too(littered: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_infer_skips_hidden_and_system_folders_too(littered: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     monkeypatch.chdir(littered)
     if what.endswith("*"):
         (littered / "images" / "a" / "folder.png").rmdir()
@@ -277,7 +279,7 @@ def test_infer_passes_over_them_too(littered: Path, monkeypatch: pytest.MonkeyPa
     assert [Path(image.path).name for image in found.images] == ["0.png", "1.png", "2.png"]
 
 
-def test_linked_folders_are_searched_and_circles_are_not(tmp_path: Path) -> None:
+def test_linked_folders_are_searched_without_following_cycles(tmp_path: Path) -> None:
     add(tmp_path, "images/a/0.png", None, 0)
     add(tmp_path, "elsewhere/1.png", None, 1)
     (tmp_path / "images" / "linked").symlink_to(tmp_path / "elsewhere")
@@ -286,13 +288,13 @@ def test_linked_folders_are_searched_and_circles_are_not(tmp_path: Path) -> None
     assert names == ["images/a/0.png", "images/linked/1.png"]
 
 
-def test_masks_in_a_folder_inside_that_of_the_images(tmp_path: Path) -> None:
+def test_masks_may_be_in_a_subfolder_of_the_image_folder(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"images/{number}.png", f"images/masks/{number}.png", number)
     assert count(build(tmp_path, **settings(tmp_path, masks="images/masks", pattern="**/*"))) == 3
 
 
-def test_a_hint_is_given_only_where_it_helps(tmp_path: Path) -> None:
+def test_a_hint_is_given_only_if_it_helps(tmp_path: Path) -> None:
     for number in range(4):
         add(tmp_path, f"images/{number}.png", f"masks/{number}_seg.png", number)
     assert "perhaps --masks.name '{stem}_seg'" in refused(tmp_path, **settings(tmp_path, name="{stem}_mask"))
@@ -317,7 +319,7 @@ def stack(root: Path, pages: int = 6) -> None:
         (lambda root: SplitConfig(train_list=root / "list.txt", validation=0), [2, 0, 0]),
     ],
 )
-def test_pages_of_a_stack_may_be_named_in_splits(
+def test_splits_can_name_pages_of_a_stack(
     tmp_path: Path, make: Callable[[Path], SplitConfig], expected: list[int]
 ) -> None:
     stack(tmp_path)
@@ -326,7 +328,7 @@ def test_pages_of_a_stack_may_be_named_in_splits(
     assert [len(manifest.sources[split]) for split in ("train", "val", "test")] == expected
 
 
-def test_pages_of_a_stack_may_stand_in_a_csv_file(tmp_path: Path) -> None:
+def test_a_csv_file_can_name_pages_of_a_stack(tmp_path: Path) -> None:
     stack(tmp_path)
     lines = [f"images/stack.tif#page={n},masks/stack.tif#page={n},{split}" for n, split in ((0, "train"), (4, "val"))]
     (tmp_path / "pairs.csv").write_text("\n".join(["image,mask,split", *lines]))
@@ -334,7 +336,7 @@ def test_pages_of_a_stack_may_stand_in_a_csv_file(tmp_path: Path) -> None:
     assert [len(build(tmp_path, **csv).sources[split]) for split in ("train", "val")] == [1, 1]
 
 
-def test_pages_that_no_split_names_stay_together(tmp_path: Path) -> None:
+def test_unlisted_pages_of_a_stack_stay_together(tmp_path: Path) -> None:
     stack(tmp_path)
     add(tmp_path, "images/z.png", "masks/z.png", 99)
     manifest = build(tmp_path, **settings(tmp_path, split=replace(SplitConfig(), validation=0.5, test=0.0)))

@@ -1,4 +1,4 @@
-"""Shard sets from a user's own files: every kind of file, and refusals that name the files and the way out."""
+"""Shard sets from user files: every kind of file, and refusals that name the files and the fix."""
 
 import os
 from dataclasses import replace
@@ -24,7 +24,7 @@ from shards.read.order import SampleOrder
 from shards.read.reader import ShardSet
 from tests.support.sets import add, build_own, labels, noise, own_config
 
-SIZE = 16  # of the patches of `own_config`
+SIZE = 16  # patch side in `own_config`
 
 
 def some_images(folder: Path, count: int = 6) -> None:
@@ -33,7 +33,7 @@ def some_images(folder: Path, count: int = 6) -> None:
 
 
 def assert_patches_are_windows(folder: Path) -> None:
-    """Every train patch is the window of its source, through the public readers."""
+    """Every training patch is a window of its source, as read by the public readers."""
     shard_set = ShardSet(folder / "data" / "own")
     manifest = shard_set.manifest
     order = SampleOrder(shard_set.sizes("train"), 1, 0, flips=False)
@@ -46,7 +46,7 @@ def assert_patches_are_windows(folder: Path) -> None:
         assert np.array_equal(batch.images[0].numpy(), np.moveaxis(window, -1, 0))
 
 
-def test_dots_and_spaces_in_names_and_images_of_different_sizes(tmp_path: Path) -> None:
+def test_names_may_have_dots_and_spaces_and_sizes_may_differ(tmp_path: Path) -> None:
     some_images(tmp_path)
     add(tmp_path, "big one.0.5um.t1.png", noise(50, 90, 70), labels(90, 70))
     manifest = build_own(tmp_path)
@@ -57,7 +57,7 @@ def test_dots_and_spaces_in_names_and_images_of_different_sizes(tmp_path: Path) 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_formats_gray_and_rgb(tmp_path: Path, suffix: str, channels: int) -> None:
+def test_every_format_works_in_gray_and_rgb(tmp_path: Path, suffix: str, channels: int) -> None:
     for number in range(3):
         add(tmp_path, f"{number}{suffix}", noise(number, channels=channels), labels())
     assert build_own(tmp_path).channels == channels
@@ -65,7 +65,7 @@ def test_formats_gray_and_rgb(tmp_path: Path, suffix: str, channels: int) -> Non
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_16_bit_images(tmp_path: Path, suffix: str) -> None:
+def test_16_bit_images_keep_their_values(tmp_path: Path, suffix: str) -> None:
     for number in range(3):
         add(tmp_path, f"{number}{suffix}", noise(number, dtype="uint16"), labels())
     manifest = build_own(tmp_path)
@@ -74,7 +74,7 @@ def test_16_bit_images(tmp_path: Path, suffix: str) -> None:
     assert_patches_are_windows(tmp_path)
 
 
-def test_many_channels_in_tiff(tmp_path: Path) -> None:
+def test_tiff_images_may_have_many_channels(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"{number}.tif", noise(number, channels=5), labels(), f"{number}.tif")
     assert build_own(tmp_path).channels == 5
@@ -88,7 +88,7 @@ def test_transparency_is_dropped_and_palettes_are_looked_up(tmp_path: Path, mode
         path = tmp_path / "images" / f"{number}.png"
         Image.open(path).convert(mode).save(path)
     manifest = build_own(tmp_path)
-    assert manifest.channels == 1  # color files that are gray all over
+    assert manifest.channels == 1  # color files without color
     assert_patches_are_windows(tmp_path)
 
 
@@ -117,7 +117,7 @@ def test_images_smaller_than_a_patch_are_reflected(tmp_path: Path) -> None:
     assert np.array_equal(mask[0, 10:], mask[0, 3:9][::-1])
 
 
-def test_masks_by_suffix_in_the_same_folder(tmp_path: Path) -> None:
+def test_masks_with_a_name_suffix_may_be_in_the_image_folder(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"{number}.png", noise(number), labels(), f"../images/{number}_mask.png")
     manifest = build_own(
@@ -126,7 +126,7 @@ def test_masks_by_suffix_in_the_same_folder(tmp_path: Path) -> None:
     assert sum(len(pairs) for pairs in manifest.sources.values()) == 3
 
 
-def test_a_csv_of_pairs_with_splits(tmp_path: Path) -> None:
+def test_a_csv_file_can_list_pairs_and_splits(tmp_path: Path) -> None:
     some_images(tmp_path, 5)
     rows = [
         f"images/im {n}.v1.png,masks/im {n}.v1.png,{split}"
@@ -141,7 +141,7 @@ def test_a_csv_of_pairs_with_splits(tmp_path: Path) -> None:
     assert {split: len(pairs) for split, pairs in manifest.sources.items()} == {"train": 2, "val": 2, "test": 1}
 
 
-def test_split_lists_patterns_and_groups(tmp_path: Path) -> None:
+def test_splits_can_be_lists_patterns_and_groups(tmp_path: Path) -> None:
     for animal in range(4):
         for number in range(3):
             add(tmp_path, f"rat{animal}_{number}.png", noise(10 * animal + number), labels())
@@ -184,13 +184,13 @@ def refused(folder: Path, **changes: object) -> str:
     return str(error.value)
 
 
-def test_an_image_without_mask_is_refused_with_the_nearest_rule(tmp_path: Path) -> None:
+def test_an_image_without_a_mask_is_refused_with_the_nearest_rule(tmp_path: Path) -> None:
     some_images(tmp_path)
     add(tmp_path, "lost.png", noise(9), labels(), "lost_gt.png")
     message = refused(tmp_path)
     assert "--masks.name '{stem}': pairs 6 of 7 images with one of the 7 masks each" in message
     assert "1 images without a mask (lost.png), 1 masks without an image (lost_gt.png)" in message
-    assert "'{stem}_gt'" not in message  # which would pair one
+    assert "'{stem}_gt'" not in message  # which would pair one image
     assert "--images.csv" in message
     assert "--images.unlabelled skip" in message
 
@@ -203,11 +203,11 @@ def test_sizes_that_differ_are_refused_with_both_files(tmp_path: Path) -> None:
     assert "masks/odd.png is 40 x 31" in message
 
 
-def test_labels_outside_the_classes_are_refused_for_all_files_at_once_and_leave_nothing(tmp_path: Path) -> None:
+def test_unknown_labels_in_all_files_are_refused_at_once_and_nothing_is_left(tmp_path: Path) -> None:
     some_images(tmp_path)
     for name in ("x", "y"):
         mask = labels()
-        mask[:, 15] = 130  # a column that every patch holds
+        mask[:, 15] = 130  # a column in every patch
         add(tmp_path, f"{name}.png", noise(ord(name)), mask)
     message = refused(tmp_path)
     assert "masks/x.png: 130 (40 px)" in message
@@ -216,7 +216,7 @@ def test_labels_outside_the_classes_are_refused_for_all_files_at_once_and_leave_
     assert build_own(tmp_path, masks=replace(own_config(tmp_path).masks, unknown="ignore")).ignored_pixels
 
 
-def test_a_dry_run_reads_the_masks_and_counts_over_all_files(
+def test_a_dry_run_reads_the_masks_and_counts_across_all_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     some_images(tmp_path, 30)
@@ -240,7 +240,7 @@ def test_a_dry_run_reads_the_masks_and_counts_over_all_files(
     assert "images: 23 train, 3 val, 4 test" in capsys.readouterr().out
 
 
-def test_mixed_channels_are_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_mixed_channels_are_refused_with_the_fix(tmp_path: Path) -> None:
     some_images(tmp_path)
     add(tmp_path, "bands.tif", noise(9, channels=5), labels())
     message = refused(tmp_path)
@@ -248,7 +248,7 @@ def test_mixed_channels_are_refused_with_the_way_out(tmp_path: Path) -> None:
     assert "--patches.channels 3" in message
 
 
-def test_gray_files_among_color_files_are_repeated(tmp_path: Path) -> None:
+def test_gray_files_among_color_files_become_rgb(tmp_path: Path) -> None:
     some_images(tmp_path)
     add(tmp_path, "color.png", noise(9, channels=3), labels())
     assert build_own(tmp_path).channels == 3
@@ -276,7 +276,7 @@ def test_an_image_in_two_splits_is_refused(tmp_path: Path) -> None:
     assert "val by --split.validation-images 'im 1*'" in message
 
 
-def test_the_same_picture_in_two_splits_is_found_in_whatever_file(tmp_path: Path) -> None:
+def test_the_same_picture_in_two_splits_is_found_in_any_format(tmp_path: Path) -> None:
     some_images(tmp_path)
     Image.open(tmp_path / "images" / "im 3.v1.png").convert("LA").save(tmp_path / "images" / "copy.png")
     Image.fromarray(labels()).save(tmp_path / "masks" / "copy.png")
@@ -303,19 +303,19 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert "no such folder" in refused(tmp_path, images=ImagesConfig(folder=tmp_path / "imagse"))
 
 
-def test_names_that_differ_only_in_the_suffix_are_refused(tmp_path: Path) -> None:
+def test_names_that_differ_only_by_suffix_are_refused(tmp_path: Path) -> None:
     some_images(tmp_path)
     add(tmp_path, "im 0.v1.jpg", noise(0), None)
     assert "would share one mask" in refused(tmp_path)
 
 
-def test_a_listed_name_that_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_a_listed_name_without_an_image_is_refused(tmp_path: Path) -> None:
     some_images(tmp_path)
     (tmp_path / "test.txt").write_text("im 77\n")
     assert "'im 77' matches no image" in refused(tmp_path, split=SplitConfig(test_list=tmp_path / "test.txt"))
 
 
-def test_a_csv_with_missing_files_is_refused_with_the_lines(tmp_path: Path) -> None:
+def test_a_csv_with_missing_files_is_refused_with_line_numbers(tmp_path: Path) -> None:
     some_images(tmp_path, 1)
     (tmp_path / "pairs.csv").write_text(
         "image,mask\nimages/im 0.v1.png,masks/im 0.v1.png\nimages/no.png,masks/no.png\n"
@@ -324,7 +324,7 @@ def test_a_csv_with_missing_files_is_refused_with_the_lines(tmp_path: Path) -> N
     assert "line 3" in refused(tmp_path, **chosen)
 
 
-def test_pages_that_don_t_match_are_refused(tmp_path: Path) -> None:
+def test_mismatched_pages_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     tifffile.imwrite(tmp_path / "images" / "s.tif", np.zeros((3, 20, 20), np.uint8), photometric="minisblack")
     add(tmp_path, "s.png", noise(0), labels())
@@ -338,13 +338,13 @@ def test_png_shards_of_many_channels_are_refused(tmp_path: Path) -> None:
     assert "use --encoding npy" in refused(tmp_path, encoding="png")
 
 
-def test_background_alone_is_refused_in_the_end(tmp_path: Path) -> None:
+def test_a_set_of_background_alone_is_refused_at_the_end(tmp_path: Path) -> None:
     for number in range(3):
         add(tmp_path, f"{number}.png", noise(number), labels() * 0)
     assert "no patch was kept" in refused(tmp_path, patches=PatchesConfig(size=SIZE, per_image=5))
 
 
-def test_paths_may_be_written_in_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equivalent_paths_mean_the_same_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         add(tmp_path, f"{number}.png", noise(number), labels())
     make_shards(own_config(tmp_path), quiet=True)
@@ -357,7 +357,7 @@ def test_paths_may_be_written_in_another_way(tmp_path: Path, monkeypatch: pytest
         make_shards(elsewhere, quiet=True)
 
 
-def test_changed_files_are_another_recipe(tmp_path: Path) -> None:
+def test_changed_files_mean_a_different_recipe(tmp_path: Path) -> None:
     some_images(tmp_path)
     build_own(tmp_path)
     add(tmp_path, "new.png", noise(99), labels())
@@ -365,7 +365,7 @@ def test_changed_files_are_another_recipe(tmp_path: Path) -> None:
 
 
 def change_in_place(path: Path) -> None:
-    """Another picture in a file of the same size: one pixel of a BMP, which stores pixels as they are."""
+    """Change one pixel of a BMP, which stores raw pixels, so that the file size stays the same."""
     size = path.stat().st_size
     with Image.open(path) as image:
         pixels = np.asarray(image).copy()
@@ -380,7 +380,7 @@ def bmp_images(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["images", "masks"])
-def test_files_changed_in_place_are_noticed_and_named(tmp_path: Path, kind: str) -> None:
+def test_files_changed_in_place_are_detected_and_named(tmp_path: Path, kind: str) -> None:
     bmp_images(tmp_path)
     build_own(tmp_path)
     change_in_place(tmp_path / kind / "1.bmp")
@@ -392,7 +392,7 @@ def test_files_changed_in_place_are_noticed_and_named(tmp_path: Path, kind: str)
     assert build_own(tmp_path) == read_manifest(tmp_path / "data" / "own")
 
 
-def test_files_that_were_only_touched_are_the_same(tmp_path: Path) -> None:
+def test_files_that_were_only_touched_count_as_unchanged(tmp_path: Path) -> None:
     bmp_images(tmp_path)
     manifest = build_own(tmp_path)
     later = (tmp_path / "data" / "own" / "manifest.json").stat().st_mtime + 100
@@ -400,7 +400,7 @@ def test_files_that_were_only_touched_are_the_same(tmp_path: Path) -> None:
     assert build_own(tmp_path) == manifest
 
 
-def test_a_shard_whose_sources_changed_before_the_set_was_finished_is_built_again(tmp_path: Path) -> None:
+def test_a_shard_whose_sources_changed_is_rebuilt_in_an_unfinished_set(tmp_path: Path) -> None:
     bmp_images(tmp_path)
     make_shards(own_config(tmp_path, task="0/1"), quiet=True)
     change_in_place(tmp_path / "images" / "1.bmp")
@@ -409,7 +409,7 @@ def test_a_shard_whose_sources_changed_before_the_set_was_finished_is_built_agai
     assert build_own(tmp_path, name="anew").fingerprint == manifest.fingerprint
 
 
-def test_a_zarr_image_is_known_by_the_size_of_all_its_files(tmp_path: Path) -> None:
+def test_a_zarr_image_is_identified_by_the_size_of_all_its_files(tmp_path: Path) -> None:
     (tmp_path / "a.zarr" / "c").mkdir(parents=True)
     (tmp_path / "a.zarr" / "c" / "0").write_bytes(bytes(10))
     before = digest_of_files([("train", tmp_path / "a.zarr")])
@@ -417,6 +417,6 @@ def test_a_zarr_image_is_known_by_the_size_of_all_its_files(tmp_path: Path) -> N
     assert digest_of_files([("train", tmp_path / "a.zarr")]) != before
 
 
-def test_the_plan_of_own_data_says_what_is_there(tmp_path: Path) -> None:
+def test_the_plan_of_user_data_describes_it(tmp_path: Path) -> None:
     some_images(tmp_path)
     assert "5 train, 1 val, 0 test (1 channel, uint8)" in plan_lines(find_work(own_config(tmp_path)))[0]

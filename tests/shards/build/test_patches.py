@@ -12,7 +12,7 @@ from shards.manifest import IGNORE
 
 
 def labeled(height: int, width: int) -> ArrayImage:
-    """An image whose pixels say where they are, with some labels."""
+    """An image whose pixel values encode their positions, with some labels."""
     y, x = np.mgrid[:height, :width]
     image = np.stack([y % 251, x % 241], axis=-1).astype(np.uint8)
     return ArrayImage(image, ((y + 2 * x) % 3).astype(np.uint8))
@@ -43,10 +43,10 @@ def test_positions_reach_every_corner_of_the_image() -> None:
     assert corners.max(axis=0).tolist() == [4, 2]
 
 
-def test_patches_of_background_alone_are_dropped_if_wanted() -> None:
+def test_patches_of_background_alone_are_dropped_on_request() -> None:
     mask = np.zeros((40, 40), np.uint8)
     mask[:, 20] = 1
-    mask[:8, :8] = IGNORE  # ignored pixels alone are no reason to keep a patch
+    mask[:8, :8] = IGNORE  # ignored pixels alone don't make a patch worth keeping
     image = ArrayImage(np.zeros((40, 40, 1), np.uint8), mask)
 
     def kept(drop: bool) -> list[np.ndarray]:
@@ -58,7 +58,7 @@ def test_patches_of_background_alone_are_dropped_if_wanted() -> None:
     assert all((mask == 1).any() for mask in kept(True))
 
 
-def test_many_patches_come_in_chunks_and_none_is_lost() -> None:
+def test_many_patches_come_in_chunks_without_losing_any() -> None:
     chosen = PatchesConfig(size=8, per_image=700, drop_background=False)
     chunks = [len(patches.images) for patches in cut_patches(labeled(50, 50), chosen, np.random.default_rng(0))]
     assert sum(chunks) == 700

@@ -1,4 +1,4 @@
-"""Drawn images."""
+"""Synthetic images."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ def test_the_same_seed_and_number_give_the_same_image() -> None:
         assert np.array_equal(one, other)
 
 
-def test_seeds_numbers_and_parts_differ() -> None:
+def test_other_seeds_numbers_and_splits_give_other_images() -> None:
     images = [draw(seed, part, number, 90, 70)[0] for seed, part, number in [
         (0, "train", 0), (1, "train", 0), (0, "train", 1), (0, "test", 0),
     ]]  # fmt: skip
@@ -31,7 +31,7 @@ def test_the_background_is_bright_noise_and_the_objects_are_flat_and_dark() -> N
     assert 0.84 < max(means) < 0.90
 
 
-def test_all_classes_occur_and_lines_lie_over_ellipses() -> None:
+def test_all_classes_occur_and_lines_are_drawn_over_ellipses() -> None:
     shares = np.zeros(3)
     for number in range(40):
         _, mask = draw(3, "train", number, 400, 200)

@@ -1,4 +1,4 @@
-"""Colors that aren't RGB, and Netpbm: converted right, or refused by name."""
+"""Color spaces other than RGB, and Netpbm: converted correctly or refused by name."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_uncompressed_luminance_and_chroma_become_rgb(tmp_path: Path, compressio
     extra = [(530, "H", 2, (1, 1), True)]
     path = retag(tmp_path / "a.tif", luminance, {262: 6}, compression=compression, extratags=extra)
     expected = np.asarray(Image.fromarray(luminance, "YCbCr").convert("RGB")).astype(int)
-    assert abs(pixels(path).astype(int) - expected).max() <= 1  # Pillow rounds through tables
+    assert abs(pixels(path).astype(int) - expected).max() <= 1  # Pillow rounds with tables
 
 
 @pytest.mark.parametrize(("photometric", "name"), [(8, "CIELAB"), (9, "ICCLAB"), (5, "SEPARATED"), (6, "YCbCr")])
@@ -45,7 +45,7 @@ def test_other_color_spaces_are_refused_by_name(tmp_path: Path, photometric: int
         open_image(path)
 
 
-def test_inverted_gray_is_shown_as_a_viewer_does_in_images(tmp_path: Path) -> None:
+def test_images_with_inverted_gray_are_read_as_viewers_show_them(tmp_path: Path) -> None:
     for array, white in ((RGB[..., 0], 255), (DEEP[..., 0], 65535)):
         tifffile.imwrite(tmp_path / "a.tif", array, photometric="miniswhite")
         assert np.array_equal(pixels(tmp_path / "a.tif")[..., 0], white - array)
@@ -69,7 +69,7 @@ def test_netpbm_keeps_all_its_bits(tmp_path: Path, maximum: int, kind: str) -> N
     assert np.array_equal(seen, np.floor(stored * white / maximum + 0.5))
 
 
-def test_a_netpbm_file_cut_short_is_named(tmp_path: Path) -> None:
+def test_a_truncated_netpbm_file_is_named(tmp_path: Path) -> None:
     for kind in (b"P6", b"P3"):
         (tmp_path / "a.ppm").write_bytes(kind + b" 32 24 255\n" + b"7 " * 900)
         with pytest.raises(UserError, match=r"a\.ppm: damaged"):

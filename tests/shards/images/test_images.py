@@ -1,4 +1,4 @@
-"""Every format and layout is read as the pixels that went in, whole and by window; damage is named."""
+"""Every format and layout returns the pixels written, whole and by window; damage is named."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_16_bit_png_keeps_its_bits(tmp_path: Path) -> None:
     assert (whole(save(tmp_path / "a.png", GRAY16))[..., 0] == GRAY16).all()
 
 
-def test_one_bit_png_is_0_and_255(tmp_path: Path) -> None:
+def test_one_bit_png_becomes_0_and_255(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", GRAY > 128)
     assert (whole(path)[..., 0] == np.where(GRAY > 128, 255, 0)).all()
 
@@ -61,20 +61,20 @@ def test_one_bit_png_is_0_and_255(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("colors", "channels"), [([9, 9, 9, 80, 80, 80], 1), ([9, 9, 9, 80, 0, 80], 3)])
 def test_palette_png_is_gray_if_all_used_colors_are(tmp_path: Path, colors: list[int], channels: int) -> None:
     picture = Image.fromarray(GRAY % 2)
-    picture.putpalette([*colors, 200, 0, 0])  # the third color is not used
+    picture.putpalette([*colors, 200, 0, 0])  # the third color is unused
     picture.save(tmp_path / "a.png")
     expected = np.array(colors, np.uint8).reshape(2, 3)[GRAY % 2][..., :channels]
     assert (whole(tmp_path / "a.png") == expected).all()
 
 
-def test_jpeg_is_turned_upright(tmp_path: Path) -> None:
+def test_jpeg_is_rotated_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(GRAY).save(tmp_path / "a.jpg", exif=exif)
     assert whole(tmp_path / "a.jpg").shape == (53, 37, 1)
 
 
-def test_a_format_is_known_by_its_bytes_not_its_name(tmp_path: Path) -> None:
+def test_the_format_is_detected_from_the_bytes_not_the_name(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", GRAY)
     (tmp_path / "a.tif").rename(tmp_path / "a.png")
     assert (whole(tmp_path / "a.png")[..., 0] == GRAY).all()
@@ -98,7 +98,7 @@ TIFF_LAYOUTS = {
 @pytest.mark.parametrize("array", [GRAY, GRAY16, RGB], ids=["gray", "gray16", "rgb"])
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
-def test_any_window_of_any_tiff_layout(
+def test_any_window_of_any_tiff_layout_is_read(
     tmp_path_factory: pytest.TempPathFactory, layout: str, array: np.ndarray, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("tiff") / "a.tif"
@@ -114,7 +114,7 @@ def test_any_window_of_any_tiff_layout(
             assert (image.read(top, bottom, left, right) == full[top:bottom, left:right]).all()
 
 
-def test_planar_tiff_with_five_channels(tmp_path: Path) -> None:
+def test_planar_tiff_can_have_five_channels(tmp_path: Path) -> None:
     array = RNG.integers(0, 256, (5, 37, 53), dtype=np.uint8)
     options = {"photometric": "minisblack", "planarconfig": "separate"}
     for name, extra in {"strips": {"rowsperstrip": 5}, "tiles": {"tile": (16, 16)}}.items():
@@ -135,7 +135,7 @@ def test_tiff_alpha_palette_inverted_and_one_bit(tmp_path: Path) -> None:
     assert (whole(tmp_path / "bits.tif")[..., 0] == np.where(GRAY > 128, 255, 0)).all()
 
 
-def test_pages(tmp_path: Path) -> None:
+def test_pages_of_a_tiff_are_read(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.stack([GRAY, 255 - GRAY]), photometric="minisblack")
     with open_image(page_address(tmp_path / "a.tif", 1)) as image:
         assert (image.read(0, 37)[..., 0] == 255 - GRAY).all()
@@ -144,7 +144,7 @@ def test_pages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", ["hw", "hwc", "chw", "ome"])
-def test_zarr(tmp_path: Path, shape: str) -> None:
+def test_zarr_arrays_are_read(tmp_path: Path, shape: str) -> None:
     zarr = pytest.importorskip("zarr")
     arrays = {"hw": GRAY, "hwc": RGB, "chw": RGB.transpose(2, 0, 1), "ome": GRAY[None, None, None]}
     path = tmp_path / "a.zarr"
@@ -161,7 +161,7 @@ def test_zarr(tmp_path: Path, shape: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
-def test_a_file_cut_short_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     save(path, GRAY)
     path.write_bytes(path.read_bytes()[:-700])
@@ -169,7 +169,7 @@ def test_a_file_cut_short_is_an_error_that_names_it(tmp_path: Path, name: str) -
         whole(path)
 
 
-def test_a_flipped_byte_in_a_png_is_found(tmp_path: Path) -> None:
+def test_a_flipped_byte_in_a_png_is_detected(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", GRAY)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -178,7 +178,7 @@ def test_a_flipped_byte_in_a_png_is_found(tmp_path: Path) -> None:
         whole(path)
 
 
-def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello")
     with pytest.raises(UserError, match=r"a\.png"):
         open_image(tmp_path / "a.png")
@@ -188,7 +188,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         open_image(tmp_path)
 
 
-def test_float_values_are_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_float_values_are_refused_with_the_fix(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", GRAY.astype(np.float32))
     with pytest.raises(UserError, match="8 or 16 bit PNG or TIFF"):
         open_image(tmp_path / "a.tif")
@@ -201,7 +201,7 @@ def test_16_bit_png_with_color_or_alpha_keeps_its_bits(tmp_path: Path, channels:
     assert (whole(tmp_path / "a.png") == array[..., : 1 if channels == 2 else 3]).all()
 
 
-def test_match_channels() -> None:
+def test_channels_are_matched_to_the_target() -> None:
     gray = GRAY[..., None]
     assert (match_channels(gray, 3, "a") == gray).all()
     assert match_channels(gray, 3, "a").shape == (37, 53, 3)
@@ -217,7 +217,7 @@ def test_windows_outside_the_image_are_refused(tmp_path: Path) -> None:
         image.read(0, 38)
 
 
-def test_an_address_names_a_page(tmp_path: Path) -> None:
+def test_an_image_address_can_name_a_page(tmp_path: Path) -> None:
     pages = RNG.integers(0, 256, (3, 20, 30), dtype=np.uint8)
     path = tmp_path / "stack.tif"
     tifffile.imwrite(path, pages, photometric="minisblack")

@@ -1,4 +1,4 @@
-"""Masks are read by the values in the file, however a viewer shows them, and whatever type the values have."""
+"""Masks are read by the values in the file, whatever their type and however a viewer shows them."""
 
 import struct
 import zlib
@@ -36,7 +36,7 @@ def png_of_few_bits(values: np.ndarray, bits: int) -> bytes:
 
 
 def save_tiff_of_few_bits(path: Path, values: np.ndarray, bits: int, photometric: str) -> None:
-    """tifffile writes packed values only as bytes, so its tags are corrected."""
+    """Write packed values: tifffile writes them only as bytes, so its tags are corrected."""
     in_bits = np.unpackbits(values[..., None], axis=2)[..., -bits:].reshape(len(values), -1)
     tifffile.imwrite(path, np.packbits(in_bits, axis=1), photometric=photometric, metadata=None)
     with tifffile.TiffFile(path, mode="r+b") as file:
@@ -82,7 +82,7 @@ def save_bits(folder: Path, kind: str) -> Path:
         "raw.pbm",
     ],
 )
-def test_in_masks_of_bits_1_is_1_or_255_as_the_classes_say(tmp_path: Path, kind: str) -> None:
+def test_in_one_bit_masks_1_is_read_as_1_or_255_depending_on_the_classes(tmp_path: Path, kind: str) -> None:
     path = save_bits(tmp_path, kind)
     for classes in (
         ("background", "cell"),
@@ -108,7 +108,7 @@ def test_an_inverting_lookup_table_changes_no_label(tmp_path: Path, options: dic
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_few_bits_are_not_scaled(tmp_path: Path, bits: int) -> None:
+def test_values_of_few_bits_are_not_scaled(tmp_path: Path, bits: int) -> None:
     (tmp_path / "m.png").write_bytes(png_of_few_bits(LABELS, bits))
     assert np.array_equal(read(tmp_path / "m.png", "a", "b", "c"), LABELS)
     for photometric in ("minisblack", "miniswhite"):
@@ -127,7 +127,7 @@ def test_few_bits_are_not_scaled(tmp_path: Path, bits: int) -> None:
     "dtype", ["int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
 )
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"tile": (16, 16)}], ids=["plain", "zlib", "tiles"])
-def test_labels_of_any_type(tmp_path: Path, dtype: str, options: dict[str, object]) -> None:
+def test_labels_of_any_type_are_read(tmp_path: Path, dtype: str, options: dict[str, object]) -> None:
     tifffile.imwrite(tmp_path / "m.tif", LABELS.astype(dtype), **options)
     assert np.array_equal(read(tmp_path / "m.tif", "a", "b", "c"), LABELS)
 
@@ -138,7 +138,7 @@ def test_complex_numbers_are_refused_without_advice_to_scale_labels(tmp_path: Pa
         read(tmp_path / "m.tif", "a", "b", "c")
 
 
-def test_labels_of_32_bits_in_other_formats(tmp_path: Path) -> None:
+def test_labels_of_32_bits_are_read_in_other_formats(tmp_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
     zarr.create_array(str(tmp_path / "m.zarr"), data=LABELS.astype(np.int32))
     assert np.array_equal(read(tmp_path / "m.zarr", "a", "b", "c"), LABELS)
@@ -149,7 +149,7 @@ def test_labels_of_32_bits_in_other_formats(tmp_path: Path) -> None:
     assert np.array_equal(read(tmp_path / "deep.pgm", "a=0", "b=300", "c=600"), LABELS)
 
 
-def test_instance_numbers_are_one_class_by_an_open_range(tmp_path: Path) -> None:
+def test_an_open_range_makes_instance_numbers_one_class(tmp_path: Path) -> None:
     numbers = np.array([[0, 1, 255, 65535, 65536, 2_000_000_000]], np.uint32)
     tifffile.imwrite(tmp_path / "m.tif", numbers)
     assert read(tmp_path / "m.tif", "background", "cell=1-").tolist() == [[0, 1, 1, 1, 1, 1]]
@@ -160,7 +160,7 @@ def test_instance_numbers_are_one_class_by_an_open_range(tmp_path: Path) -> None
         read(tmp_path / "m.tif", "background", "few=1-100", "many=100-")
 
 
-def test_values_that_are_no_label_are_named_and_nobody_is_told_to_scale_them(tmp_path: Path) -> None:
+def test_values_that_are_not_labels_are_named_without_advice_to_scale_them(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "m.tif", np.array([[0, 1, -1, 0.5, np.nan]], np.float32))
     with pytest.raises(UserError) as error:
         read(tmp_path / "m.tif", "a", "b")
@@ -187,7 +187,7 @@ def test_every_window_is_checked_for_colors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rgba.png", "la.png", "rgba.tif", "rgba.webp"])
-def test_a_mask_that_is_all_in_the_alpha_channel_is_refused_with_what_was_seen(tmp_path: Path, kind: str) -> None:
+def test_a_mask_stored_only_in_the_alpha_channel_is_refused_with_what_was_seen(tmp_path: Path, kind: str) -> None:
     alpha = LABELS * np.uint8(100)
     flat = np.full((*LABELS.shape, 1 if kind == "la.png" else 3), 7, np.uint8)
     pixels = np.concatenate([flat, alpha[..., None]], axis=2)
@@ -199,7 +199,7 @@ def test_a_mask_that_is_all_in_the_alpha_channel_is_refused_with_what_was_seen(t
         read(tmp_path / kind, "a=0", "b=7")
 
 
-def test_transparency_beside_labels_says_nothing(tmp_path: Path) -> None:
+def test_transparency_next_to_labels_is_ignored_silently(tmp_path: Path) -> None:
     Image.fromarray(np.dstack([LABELS, LABELS, LABELS, 255 - LABELS])).save(tmp_path / "m.png")
     assert np.array_equal(read(tmp_path / "m.png", "a", "b", "c"), LABELS)
     same = np.zeros((*LABELS.shape, 4), np.uint8)

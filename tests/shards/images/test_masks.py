@@ -1,4 +1,4 @@
-"""Masks of any kind read as labels."""
+"""Reading masks of any kind as labels."""
 
 from pathlib import Path
 
@@ -28,37 +28,37 @@ def save(path: Path, array: np.ndarray, mode: str | None = None) -> Path:
     return path
 
 
-def test_plain_indices(tmp_path: Path) -> None:
+def test_plain_indices_are_read(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", LABELS)
     assert np.array_equal(reader("a", "b", "c").read(path), LABELS)
 
 
-def test_values_and_ranges(tmp_path: Path) -> None:
+def test_classes_can_be_values_and_ranges(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", np.array([[0, 3, 127], [128, 200, 255]], np.uint8))
     read = reader("background=0-9", "myelin=127,128", "axon=192-255").read(path)
     assert read.tolist() == [[0, 0, 1], [1, 2, 2]]
 
 
-def test_one_class_as_0_and_255_and_its_inverse(tmp_path: Path) -> None:
+def test_one_class_can_be_0_and_255_or_inverted(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", np.array([[0, 255]], np.uint8))
     assert reader("background=0", "cell=255").read(path).tolist() == [[0, 1]]
     assert reader("background=255", "cell=0").read(path).tolist() == [[1, 0]]
 
 
-def test_one_bit_masks_are_0_and_255(tmp_path: Path) -> None:
+def test_one_bit_masks_are_read_as_0_and_255(tmp_path: Path) -> None:
     Image.fromarray(np.array([[False, True]])).save(tmp_path / "m.png")
     assert reader("background=0", "cell=255").read(tmp_path / "m.png").tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_palette_masks_give_their_indices_whatever_their_colors(tmp_path: Path, suffix: str) -> None:
+def test_palette_masks_give_their_indices_regardless_of_colors(tmp_path: Path, suffix: str) -> None:
     image = Image.fromarray(LABELS, "L")
     image.putpalette([0, 0, 0, 255, 0, 0, 7, 7, 7])
     image.save(tmp_path / f"m{suffix}")
     assert np.array_equal(reader("a", "b", "c").read(tmp_path / f"m{suffix}"), LABELS)
 
 
-def test_palette_masks_give_their_colors_where_classes_are_colors(tmp_path: Path) -> None:
+def test_palette_masks_give_their_colors_if_classes_are_colors(tmp_path: Path) -> None:
     image = Image.fromarray(LABELS, "L")
     image.putpalette([0, 0, 0, 255, 0, 0, 7, 7, 7])
     image.save(tmp_path / "m.png")
@@ -66,7 +66,7 @@ def test_palette_masks_give_their_colors_where_classes_are_colors(tmp_path: Path
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
-def test_rgb_masks_by_color_and_their_display_colors(tmp_path: Path, suffix: str) -> None:
+def test_rgb_masks_are_read_by_color_and_keep_it_for_display(tmp_path: Path, suffix: str) -> None:
     colors = np.array([[0, 0, 0], [128, 64, 128], [0, 0, 142]], np.uint8)
     path = save(tmp_path / f"m{suffix}", colors[LABELS])
     by_color = reader("void=#000000", "road=#804080", "car=#00008e")
@@ -75,12 +75,12 @@ def test_rgb_masks_by_color_and_their_display_colors(tmp_path: Path, suffix: str
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGB", "RGBA"])
-def test_gray_values_in_files_with_more_channels(tmp_path: Path, mode: str) -> None:
+def test_gray_values_are_read_from_files_with_more_channels(tmp_path: Path, mode: str) -> None:
     path = save(tmp_path / "m.png", LABELS * 100, mode)
     assert np.array_equal(reader("a=0", "b=100", "c=200").read(path), LABELS)
 
 
-def test_16_bit_masks_and_big_ones_by_window(tmp_path: Path) -> None:
+def test_16_bit_and_large_masks_are_read_by_window(tmp_path: Path) -> None:
     values = np.arange(300 * 20, dtype=np.uint16).reshape(300, 20)
     tifffile.imwrite(tmp_path / "m.tif", values, rowsperstrip=16)
     with reader("low=0-2999", "high=3000-6000").open(tmp_path / "m.tif") as mask:
@@ -99,14 +99,14 @@ def test_16_bit_masks_with_alpha_or_colors_keep_their_values(tmp_path: Path) -> 
         assert np.array_equal(reader("a=#000000", "b=#ff0000", "c=#0010ff").read(tmp_path / name), LABELS)
 
 
-def test_ignored_values_and_colors(tmp_path: Path) -> None:
+def test_values_and_colors_can_be_ignored(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", np.array([[0, 1, 11]], np.uint8))
     assert reader("a", "b", ignore=("11",)).read(path).tolist() == [[0, 1, IGNORE]]
     path = save(tmp_path / "c.png", np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8))
     assert reader("a=#000000", ignore=("#ffffff",)).read(path).tolist() == [[0, IGNORE]]
 
 
-def test_unknown_values_are_refused_with_their_counts_and_the_ways_out(tmp_path: Path) -> None:
+def test_unknown_values_are_refused_with_counts_and_fixes(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", np.array([[0, 130, 130], [255, 233, 0]], np.uint8))
     with pytest.raises(UserError) as error:
         reader("a=0", "b=255").read(path)
@@ -114,14 +114,14 @@ def test_unknown_values_are_refused_with_their_counts_and_the_ways_out(tmp_path:
     assert "--masks.unknown ignore" in str(error.value)
 
 
-def test_unknown_values_can_be_ignored_or_taken_as_the_nearest(tmp_path: Path) -> None:
+def test_unknown_values_can_be_ignored_or_mapped_to_the_nearest_class(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", np.array([[0, 40, 130, 255, 200]], np.uint8))
     classes = ("a=0", "b=127", "c=255")
     assert reader(*classes, unknown="ignore").read(path).tolist() == [[0, IGNORE, IGNORE, 2, IGNORE]]
     assert reader(*classes, unknown="nearest").read(path).tolist() == [[0, 0, 1, 2, 2]]
 
 
-def test_unknown_colors(tmp_path: Path) -> None:
+def test_unknown_colors_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", np.array([[[0, 0, 0], [250, 5, 0], [0, 0, 9]]], np.uint8))
     classes = ("a=#000000", "b=#ff0000")
     with pytest.raises(UserError, match=r"#000009 \(1 px\)"):
@@ -130,7 +130,7 @@ def test_unknown_colors(tmp_path: Path) -> None:
     assert reader(*classes, unknown="ignore").read(path).tolist() == [[0, IGNORE, IGNORE]]
 
 
-def test_a_jpeg_mask_is_refused_as_what_it_is(tmp_path: Path) -> None:
+def test_a_jpeg_mask_is_refused_as_lossy(tmp_path: Path) -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[20:45, 13:50] = 255
     Image.fromarray(mask).save(tmp_path / "m.jpg", quality=60)
@@ -139,7 +139,7 @@ def test_a_jpeg_mask_is_refused_as_what_it_is(tmp_path: Path) -> None:
     assert np.array_equal(reader("a=0", "b=255", unknown="nearest").read(tmp_path / "m.jpg"), mask // 255)
 
 
-def test_a_colored_mask_with_classes_by_value_is_refused(tmp_path: Path) -> None:
+def test_a_color_mask_with_classes_by_value_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8))
     with pytest.raises(UserError, match=r"colored \(#000000, #ff0000"):
         reader("a=0", "b=255").read(path)
@@ -167,19 +167,19 @@ def test_a_damaged_mask_is_named(tmp_path: Path, name: str) -> None:
         ({"classes": tuple(f"c{i}" for i in range(254))}, "at most 253"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         MasksConfig(**settings).validate()  # type: ignore[arg-type]
 
 
-def test_a_written_palette_mask_is_read_back(tmp_path: Path) -> None:
+def test_a_palette_mask_survives_a_round_trip(tmp_path: Path) -> None:
     (tmp_path / "m.png").write_bytes(encode_mask(LABELS, CLASSES))
     synthetic = MaskReader(synthetic_masks_config(CLASSES))
     assert np.array_equal(synthetic.read(tmp_path / "m.png"), LABELS)
     assert synthetic.classes == CLASSES
 
 
-def test_the_reader_comes_back_from_the_recipe(small_set: Path) -> None:
+def test_the_reader_is_restored_from_the_recipe(small_set: Path) -> None:
     from shards.manifest import read_manifest
 
     manifest = read_manifest(small_set)

@@ -1,4 +1,4 @@
-"""Files are turned by their own tags, in every format and by window; pairs of which only one has a tag."""
+"""Orientation tags are applied in every format and by window; pairs of which only one has a tag are resolved."""
 
 import struct
 from pathlib import Path
@@ -49,7 +49,7 @@ def save(path: Path, tag: int) -> Path:
 
 @pytest.mark.parametrize("tag", range(1, 9))
 @pytest.mark.parametrize("name", ["a.png", "palette.png", "a.webp", "strips.tif", "tiles.tif"])
-def test_a_file_is_turned_by_its_tag(tmp_path: Path, name: str, tag: int) -> None:
+def test_a_file_is_rotated_by_its_tag(tmp_path: Path, name: str, tag: int) -> None:
     path = save(tmp_path / name, tag)
     for upright, expected in ((True, UPRIGHT[tag]), (False, STORED)):
         with open_image(path, "stored", upright=upright) as image:
@@ -63,7 +63,7 @@ def test_a_file_is_turned_by_its_tag(tmp_path: Path, name: str, tag: int) -> Non
 
 
 @pytest.mark.parametrize("tag", range(1, 9))
-def test_pillow_turns_jpegs_the_same_way(tmp_path: Path, tag: int) -> None:
+def test_pillow_rotates_jpegs_the_same_way(tmp_path: Path, tag: int) -> None:
     from PIL import ImageOps
 
     exif = Image.Exif()
@@ -73,12 +73,12 @@ def test_pillow_turns_jpegs_the_same_way(tmp_path: Path, tag: int) -> None:
         assert np.array_equal(image.read(0, image.height)[..., 0], np.asarray(ImageOps.exif_transpose(picture)))
 
 
-ASCII, SHORT, RATIONAL, FLOAT = 2, 3, 5, 11  # types of tag values
+ASCII, SHORT, RATIONAL, FLOAT = 2, 3, 5, 11  # TIFF types of tag values
 
 
 @pytest.mark.parametrize("kind", [ASCII, SHORT, RATIONAL, FLOAT])
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_a_tag_that_makes_no_sense_turns_nothing(tmp_path: Path, kind: int, suffix: str) -> None:
+def test_an_invalid_tag_is_ignored(tmp_path: Path, kind: int, suffix: str) -> None:
     exif = b"Exif\0\0" + struct.pack("<2sHIHHHI4sI", b"II", 42, 8, 1, 0x0112, kind, 1, b"\x63\0\0\0", 0)
     Image.fromarray(STORED).convert("RGB").save(tmp_path / f"a.{suffix}", exif=exif)
     with open_image(tmp_path / f"a.{suffix}") as image:
@@ -86,7 +86,7 @@ def test_a_tag_that_makes_no_sense_turns_nothing(tmp_path: Path, kind: int, suff
 
 
 def pair(image_tag: int, mask_tag: int, image: tuple[int, int], mask: tuple[int, int]) -> OrientedPair:
-    """Of sizes as they are stored."""
+    """A pair with the given stored sizes."""
 
     def upright(tag: int, size: tuple[int, int]) -> tuple[int, int]:
         return size[::-1] if tag >= 5 else size
@@ -102,7 +102,7 @@ def test_the_sizes_of_one_pair_decide_for_all() -> None:
     assert decide_orientation([pair(1, 8, (48, 64), (48, 64))], "auto", "--flag") == "ignore"
 
 
-def test_where_sizes_dont_tell_the_user_must() -> None:
+def test_the_user_must_decide_if_sizes_do_not() -> None:
     half_turn = pair(3, 1, (48, 64), (48, 64))
     with pytest.raises(UserError, match=r"a \(tag 3\).*--flag apply.*--flag ignore"):
         decide_orientation([half_turn, pair(1, 1, (9, 9), (9, 9))], "auto", "--flag")
@@ -110,7 +110,7 @@ def test_where_sizes_dont_tell_the_user_must() -> None:
     assert decide_orientation([half_turn], "apply", "--flag") == "apply"
 
 
-def test_pairs_that_agree_in_their_tags_leave_nothing_to_decide() -> None:
+def test_pairs_with_equal_tags_leave_nothing_to_decide() -> None:
     both = pair(3, 3, (48, 64), (48, 64))
     assert decide_orientation([both, pair(1, 1, (9, 9), (9, 9))], "auto", "--flag") == "apply"
     assert both.upright("ignore")

@@ -1,4 +1,4 @@
-"""Images and masks at a fraction of their size."""
+"""Downscaling images and masks."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ from shards.images.reduce import reduced_labels, reduced_pixels, reduced_side
 from shards.manifest import IGNORE
 
 
-def test_pixels_become_area_means_rounded() -> None:
+def test_pixels_become_rounded_area_means() -> None:
     pixels = np.array([[[0], [1], [10]], [[2], [4], [20]]], np.uint8)
     assert reduced_pixels(pixels, 2)[..., 0].tolist() == [[2, 15]]  # 7/4; the missing column repeats the last
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 255), (np.uint16, 65535)])
-def test_means_don_t_overflow(dtype: type, largest: int) -> None:
+def test_means_do_not_overflow(dtype: type, largest: int) -> None:
     assert (reduced_pixels(np.full((9, 7, 3), largest, dtype), 4) == largest).all()
     assert reduced_pixels(np.zeros((9, 7, 3), dtype), 4).shape == (3, 2, 3)
 
@@ -25,19 +25,19 @@ def test_the_most_frequent_label_wins() -> None:
     assert reduced_labels(labels, 2).tolist() == [[3]]
 
 
-def test_ignored_pixels_have_no_say_unless_there_is_nothing_else() -> None:
+def test_ignored_pixels_do_not_count_unless_all_are_ignored() -> None:
     labels = np.array([[IGNORE, IGNORE, IGNORE, IGNORE], [IGNORE, 2, IGNORE, IGNORE]], np.uint8)
     assert reduced_labels(labels, 2).tolist() == [[2, IGNORE]]
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_no_class_grows_where_labels_are_equally_frequent(scale: int) -> None:
+def test_ties_do_not_favor_any_class(scale: int) -> None:
     stripes = np.tile(np.repeat(np.array([0, 1], np.uint8), scale // 2), (64, 64 // scale))
     assert np.count_nonzero(reduced_labels(stripes, scale)) == reduced_labels(stripes, scale).size // 2
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 2, 4]))
-def test_windows_at_multiples_of_the_factor_reduce_as_the_whole(height: int, width: int, scale: int) -> None:
+def test_windows_at_multiples_of_the_factor_are_downscaled_like_the_whole(height: int, width: int, scale: int) -> None:
     random = np.random.default_rng(height * 100 + width)
     pixels = random.integers(0, 256, (height, width, 1)).astype(np.uint8)
     labels = random.integers(0, 3, (height, width)).astype(np.uint8)

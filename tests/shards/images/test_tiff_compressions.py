@@ -1,4 +1,4 @@
-"""TIFF files in any compression are read by window, with the pixels that were written (or that libtiff gives)."""
+"""TIFF files in any compression are read by window, with the pixels written (or decoded by libtiff)."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -15,12 +15,12 @@ from shards.images.opening import open_image
 
 RNG = np.random.default_rng(3)
 HEIGHT, WIDTH, TILE = 75, 100, 32
-LZW, JPEG, YCBCR = 5, 7, 6  # values of tags
+LZW, JPEG, YCBCR = 5, 7, 6  # tag values
 COMPRESSION, PHOTOMETRIC = 259, 262  # tags
 
 
 def picture(channels: int, dtype: str = "uint8") -> np.ndarray:
-    """Slopes with some noise, (H, W) or (H, W, 3)."""
+    """Gradients with some noise, (H, W) or (H, W, 3)."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     slopes = np.stack([2 * x, 3 * y, x + y], axis=-1)[..., :channels] + RNG.integers(0, 4, (HEIGHT, WIDTH, channels))
     scaled = (slopes * (np.iinfo(dtype).max // 255)).astype(dtype)
@@ -28,7 +28,7 @@ def picture(channels: int, dtype: str = "uint8") -> np.ndarray:
 
 
 def lzw(content: bytes) -> bytes:
-    """A valid LZW stream that compresses nothing: a Clear code (256) before the codes get longer than 9 bits."""
+    """A valid LZW stream without compression: a Clear code (256) before codes exceed 9 bits."""
     codes = []
     for start in range(0, len(content), 250):
         codes += [256, *content[start : start + 250]]
@@ -46,7 +46,7 @@ def jpeg(tile: np.ndarray) -> bytes:
 def write_tiles(
     path: Path, array: np.ndarray, encode: Callable[[np.ndarray], bytes], tags: dict[int, int], **options: object
 ) -> Path:
-    """A tiled TIFF of tiles that `encode` made. tifffile can't write such: so it is told deflate, and corrected."""
+    """Write a TIFF with tiles made by `encode`. tifffile can't, so it writes deflate and the tags are corrected."""
 
     def tiles() -> Iterator[bytes]:
         for y in range(0, HEIGHT, TILE):
@@ -65,7 +65,7 @@ def write_tiles(
 
 
 def assert_windows(path: Path, expected: np.ndarray) -> None:
-    """By window, and each window the part of `expected`."""
+    """Check that every window equals the same part of `expected`."""
     full = expected.reshape(HEIGHT, WIDTH, -1)
     with open_image(path) as image:
         assert image.windowed
@@ -80,7 +80,7 @@ def assert_windows(path: Path, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(("channels", "dtype"), [(1, "uint8"), (3, "uint8"), (1, "uint16"), (3, "uint16")])
 @pytest.mark.parametrize("predictor", [False, True])
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_lzw_tiles(tmp_path: Path, channels: int, dtype: str, predictor: bool, order: str) -> None:
+def test_lzw_tiles_are_read(tmp_path: Path, channels: int, dtype: str, predictor: bool, order: str) -> None:
     def encode(tile: np.ndarray) -> bytes:
         if predictor:
             tile = np.diff(tile, axis=1, prepend=np.zeros_like(tile[:, :1]))
@@ -97,7 +97,7 @@ def test_lzw_tiles(tmp_path: Path, channels: int, dtype: str, predictor: bool, o
 
 @pytest.mark.parametrize(("channels", "dtype"), [(1, "uint8"), (3, "uint8"), (1, "uint16")])
 @pytest.mark.parametrize("predictor", [1, 2])
-def test_lzw_strips_as_libtiff_writes_them(tmp_path: Path, channels: int, dtype: str, predictor: int) -> None:
+def test_lzw_strips_written_by_libtiff_are_read(tmp_path: Path, channels: int, dtype: str, predictor: int) -> None:
     array = picture(channels, dtype)
     rows = {278: 8}
     Image.fromarray(array).save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo={317: predictor, **rows})
@@ -107,14 +107,14 @@ def test_lzw_strips_as_libtiff_writes_them(tmp_path: Path, channels: int, dtype:
     assert_windows(tmp_path / "a.tif", array)
 
 
-def test_one_bit_lzw_masks(tmp_path: Path) -> None:
+def test_one_bit_lzw_masks_are_read(tmp_path: Path) -> None:
     array = picture(1) > 100
     Image.fromarray(array).save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo={278: 16})
     assert_windows(tmp_path / "a.tif", np.where(array, 255, 0).astype(np.uint8))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_jpeg_tiles_are_what_libtiff_decodes(tmp_path: Path, channels: int) -> None:
+def test_jpeg_tiles_match_libtiff(tmp_path: Path, channels: int) -> None:
     tags = {COMPRESSION: JPEG, PHOTOMETRIC: YCBCR} if channels == 3 else {COMPRESSION: JPEG}
     path = write_tiles(tmp_path / "a.tif", picture(channels), jpeg, tags)
     assert_windows(path, np.asarray(Image.open(path)))
@@ -124,7 +124,7 @@ def test_jpeg_tiles_are_what_libtiff_decodes(tmp_path: Path, channels: int) -> N
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_jpeg_strips_with_tables_of_their_own(tmp_path: Path, channels: int) -> None:
+def test_jpeg_strips_with_their_own_tables_are_read(tmp_path: Path, channels: int) -> None:
     Image.fromarray(picture(channels)).save(tmp_path / "a.tif", compression="jpeg", tiffinfo={278: 16})
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
         assert file.pages[0].jpegtables
@@ -155,14 +155,14 @@ ANY_PIXELS = ("zstd", "lzma", "jpeg2000", "lerc", "packbits", "lzw", "jpegxl", "
         ("webp", 3, "uint8"),
     ],
 )
-def test_lossless_compressions(tmp_path: Path, compression: str, channels: int, dtype: str) -> None:
+def test_lossless_compressions_are_read(tmp_path: Path, compression: str, channels: int, dtype: str) -> None:
     array = picture(channels, dtype)
     options = {"compressionargs": {"lossless": True}} if compression == "webp" else {}
     tifffile.imwrite(tmp_path / "a.tif", array, tile=(TILE, TILE), compression=compression, **options)
     assert_windows(tmp_path / "a.tif", array)
 
 
-def test_scanned_pages(tmp_path: Path) -> None:
+def test_scanned_pages_are_read(tmp_path: Path) -> None:
     array = picture(1) > 100
     Image.fromarray(array).save(tmp_path / "a.tif", compression="group4", tiffinfo={278: 16})
     if not hasattr(imagecodecs, "CCITTFAX4"):  # before 2026.3.6

@@ -1,4 +1,4 @@
-"""Damaged sets: found before their samples are used, and named."""
+"""Damage to a set is found, and named, before samples are used."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_a_missing_index_is_named_when_the_set_is_opened(fresh_set: Callable[...
         ShardSet(folder)
 
 
-def test_another_file_of_the_same_size_is_found_before_its_samples_are_used(fresh_set: Callable[..., Path]) -> None:
+def test_a_swapped_file_of_the_same_size_is_found_before_its_samples_are_used(fresh_set: Callable[..., Path]) -> None:
     folder = fresh_set()
     tar = folder / "train-00001.tar"
     tar.write_bytes(np.random.default_rng(0).bytes(tar.stat().st_size))
@@ -58,7 +58,7 @@ def test_another_file_of_the_same_size_is_found_before_its_samples_are_used(fres
 
 
 @pytest.mark.parametrize("check", ["shards", "records"])
-def test_a_flipped_bit_in_the_pixels_is_found_while_reading_if_wanted(
+def test_a_flipped_bit_in_the_pixels_is_found_while_reading_if_requested(
     fresh_set: Callable[..., Path], check: Check
 ) -> None:
     folder = fresh_set()
@@ -82,7 +82,7 @@ def test_a_damaged_index_is_named(fresh_set: Callable[..., Path]) -> None:
         read_all(folder, "records")
 
 
-def test_a_sound_set_verifies(small_set: Path, small_png_set: Path) -> None:
+def test_an_undamaged_set_verifies(small_set: Path, small_png_set: Path) -> None:
     assert verify(small_set, quiet=True) == []
     assert verify(small_png_set, quiet=True) == []
 
@@ -108,7 +108,7 @@ def test_verify_names_the_record_and_its_source(fresh_set: Callable[..., Path]) 
     assert "train-00004.tar record 0 (from source/train/images/" in problems[1]
 
 
-def test_verify_goes_on_after_the_first_problem(fresh_set: Callable[..., Path]) -> None:
+def test_verify_continues_after_the_first_problem(fresh_set: Callable[..., Path]) -> None:
     folder = fresh_set()
     (folder / "train-00000.tar").unlink()
     truncate(folder / "train-00001.tar")

@@ -1,4 +1,4 @@
-"""Folds hold out whole groups of images, share the classes, and are views of one set."""
+"""Folds hold out whole groups of images, spread the classes evenly, and are views of one set."""
 
 import json
 from collections import Counter
@@ -38,7 +38,7 @@ def records(source: ShardSet | FoldSet, split: str) -> Counter[bytes]:
     return Counter(row.tobytes() for row in rows)
 
 
-def test_every_labeled_image_is_held_out_once_and_the_test_split_never(tmp_path: Path) -> None:
+def test_every_labeled_image_is_held_out_once_and_test_images_never(tmp_path: Path) -> None:
     shard_set = ShardSet(tiny_set(tmp_path))
     partition = divide(shard_set, 4, seed=0)
     held = [partition.held_out(fold) for fold in range(1, 5)]
@@ -48,7 +48,7 @@ def test_every_labeled_image_is_held_out_once_and_the_test_split_never(tmp_path:
     assert len(partition.sources) == 10
 
 
-def test_a_folds_training_data_is_every_record_of_the_other_images(tmp_path: Path) -> None:
+def test_a_fold_trains_on_every_record_of_the_other_images(tmp_path: Path) -> None:
     shard_set = ShardSet(tiny_set(tmp_path))
     everything = records(shard_set, "train") + records(shard_set, "val")
     left_out: Counter[bytes] = Counter()
@@ -67,7 +67,7 @@ def test_a_folds_training_data_is_every_record_of_the_other_images(tmp_path: Pat
     assert left_out == everything
 
 
-def test_the_statistics_are_those_of_the_images_trained_on(tmp_path: Path) -> None:
+def test_statistics_come_from_the_training_images_only(tmp_path: Path) -> None:
     shard_set = ShardSet(tiny_set(tmp_path))
     fold_set = FoldSet(shard_set, Fold(2, 3, seed=0))
     rows = np.concatenate([np.frombuffer(row, np.uint8)[None] for row in records(fold_set, "train").elements()])
@@ -78,13 +78,13 @@ def test_the_statistics_are_those_of_the_images_trained_on(tmp_path: Path) -> No
     assert fold_set.manifest.pixels == tuple(np.bincount(masks.ravel(), minlength=3)[:3].tolist())
 
 
-def test_the_same_seed_gives_the_same_folds_and_another_seed_others(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_folds_and_another_seed_different_ones(tmp_path: Path) -> None:
     shard_set = ShardSet(tiny_set(tmp_path))
     first = [divide(shard_set, 5, seed).folds.tolist() for seed in (0, 0, 1)]
     assert first[0] == first[1] != first[2]
 
 
-def test_images_of_one_group_are_in_one_fold(tmp_path: Path) -> None:
+def test_images_in_one_group_are_in_one_fold(tmp_path: Path) -> None:
     for number in range(12):
         add(tmp_path, f"patient{number // 3}-{number}.png", noise(number), labels())
     partition = divide(own_set(tmp_path, group="(patient[0-9])"), 4, seed=0)
@@ -93,7 +93,7 @@ def test_images_of_one_group_are_in_one_fold(tmp_path: Path) -> None:
         assert list(patients.values()) == [3]
 
 
-def test_a_copy_of_an_image_is_in_the_same_fold(tmp_path: Path) -> None:
+def test_copies_of_an_image_are_in_the_same_fold(tmp_path: Path) -> None:
     for number in range(8):
         add(tmp_path, f"{number}.png", noise(number // 2), labels())
     make_shards(replace(own_config(tmp_path), split=SplitConfig(validation=0.0, test=0.0)), quiet=True)
@@ -103,7 +103,7 @@ def test_a_copy_of_an_image_is_in_the_same_fold(tmp_path: Path) -> None:
     }
 
 
-def test_a_rare_class_is_spread_over_the_folds_and_its_absence_is_known(tmp_path: Path) -> None:
+def test_a_rare_class_is_spread_over_the_folds_and_its_absence_reported(tmp_path: Path) -> None:
     for number in range(20):
         add(tmp_path, f"{number}.png", noise(number), labels() if number < 4 else np.zeros((40, 30), np.uint8))
     shard_set = own_set(tmp_path)
@@ -125,7 +125,7 @@ def test_more_folds_than_groups_are_refused(tmp_path: Path) -> None:
         divide(own_set(tmp_path, group="^(.)-"), 3, seed=0)
 
 
-def test_a_grouped_set_from_before_groups_were_noted_is_refused(tmp_path: Path) -> None:
+def test_a_grouped_set_from_before_groups_were_recorded_is_refused(tmp_path: Path) -> None:
     for number in range(6):
         add(tmp_path, f"{number % 3}-{number}.png", noise(number), labels())
     folder = own_set(tmp_path, group="^(.)-").folder

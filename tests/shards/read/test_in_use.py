@@ -1,4 +1,4 @@
-"""What happens to a shard while it is in use is told with its name."""
+"""Damage to a shard while it is in use is reported with its name."""
 
 import re
 import subprocess
@@ -31,7 +31,7 @@ shard_set.read("train", one, last)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signals of other systems are laid out otherwise")
 @pytest.mark.parametrize("where", ["main thread", "another thread"])
-def test_a_shard_that_is_truncated_while_it_is_read_is_named(tmp_path: Path, where: str) -> None:
+def test_a_shard_truncated_while_it_is_read_is_named(tmp_path: Path, where: str) -> None:
     tiny_set(tmp_path / "data")
     code = TRUNCATED
     if where == "another thread":
@@ -48,8 +48,8 @@ def test_a_shard_that_is_truncated_while_it_is_read_is_named(tmp_path: Path, whe
     assert done.stderr.count("\n") == 1
 
 
-def test_silent_damage_is_found_beside_the_work(tmp_path: Path) -> None:
-    """A pixel changes: sizes, headers and ends are as they should be, and training would never notice."""
+def test_silent_damage_is_found_in_the_background(tmp_path: Path) -> None:
+    """One pixel changes, while sizes, headers and file ends stay valid, so training alone would not notice."""
     folder = tiny_set(tmp_path / "data", shard_mb=1)
     shard_set = ShardSet(folder)
     info = read_manifest(folder).of_split("train")[0]
@@ -79,7 +79,7 @@ def test_training_stops_at_silent_damage_and_names_the_shard(tmp_path: Path) -> 
     assert "error: data/tiny/val-00000.tar: damaged" in done.stderr
 
 
-def test_an_overwritten_shard_is_named_where_its_labels_are_no_classes(tmp_path: Path) -> None:
+def test_an_overwritten_shard_is_named_when_its_labels_are_invalid(tmp_path: Path) -> None:
     folder = tiny_set(tmp_path / "data")
     command = ["-f", "tiny", "--steps", "100000", *TINY_NET, *QUIET]
     log = tmp_path / "log"
@@ -87,7 +87,7 @@ def test_an_overwritten_shard_is_named_where_its_labels_are_no_classes(tmp_path:
     wait_until((tmp_path / "runs" / "tiny" / "events.jsonl").exists)
     layout = ShardSet(folder).layout
     for info in read_manifest(folder).of_split("train"):
-        with (folder / info.file).open("r+b") as file:  # in place: the mapping shows it
+        with (folder / info.file).open("r+b") as file:  # in place, so the mapping changes too
             for record in range(info.samples):
                 file.seek(record * layout.stride + layout.mask_offset)
                 file.write(np.full(layout.mask_bytes, 96, np.uint8).tobytes())

@@ -14,7 +14,7 @@ from shards.read.inspect import contact_sheet, summary
 from shards.read.reader import ShardSet
 
 
-def test_the_summary_tells_counts_classes_and_recipe(small_set: Path) -> None:
+def test_the_summary_has_counts_classes_and_recipe(small_set: Path) -> None:
     shard_set = ShardSet(small_set)
     manifest = shard_set.manifest
     text = summary(shard_set)
@@ -26,13 +26,13 @@ def test_the_summary_tells_counts_classes_and_recipe(small_set: Path) -> None:
     assert f"{manifest.pixels[0] / sum(manifest.pixels):7.2%} of pixels" in text
 
 
-def test_class_weights_are_inverse_to_the_shares_and_1_for_the_middle_one() -> None:
+def test_class_weights_are_inversely_proportional_to_shares_with_median_1() -> None:
     assert median_frequency_weights([800, 100, 100]) == [0.125, 1.0, 1.0]
     assert median_frequency_weights([600, 0, 300]) == [0.75, 0.0, 1.5]
     assert median_frequency_weights([0, 0]) == [0.0, 0.0]
 
 
-def test_the_contact_sheet_shows_patches_beside_their_masks(small_set: Path) -> None:
+def test_the_contact_sheet_shows_patches_next_to_their_masks(small_set: Path) -> None:
     shard_set = ShardSet(small_set)
     sheet = np.asarray(Image.open(io.BytesIO(contact_sheet(shard_set))))
     first = sheet[4:36, 4:36]
@@ -44,7 +44,7 @@ def test_the_contact_sheet_shows_patches_beside_their_masks(small_set: Path) -> 
     assert contact_sheet(shard_set, seed=1) != contact_sheet(shard_set)
 
 
-def test_the_command_inspects(fresh_set: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_inspect_command_runs(fresh_set: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     folder = fresh_set()
     assert main(["shards", "inspect", "tiny", "--root", str(folder.parent)]) == 0
     assert "per class" in capsys.readouterr().out
@@ -53,7 +53,7 @@ def test_the_command_inspects(fresh_set: Callable[..., Path], capsys: pytest.Cap
     assert (folder.parent / "val.png").exists()
 
 
-def test_the_command_verifies(fresh_set: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verify_command_runs(fresh_set: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     folder = fresh_set()
     assert main(["shards", "verify", str(folder)]) == 0
     assert "all checksums and records are correct" in capsys.readouterr().out

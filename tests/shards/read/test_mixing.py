@@ -24,7 +24,7 @@ def test_the_weights_hold_exactly_in_every_block() -> None:
 
 
 @given(weights=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=9))
-def test_quotas_add_up_and_leave_nobody_out(weights: list[float]) -> None:
+def test_quotas_add_up_and_include_every_set(weights: list[float]) -> None:
     shares = quotas(weights)
     assert shares.sum() == BLOCK
     assert shares.min() >= 1
@@ -44,7 +44,7 @@ def test_each_set_goes_through_its_own_epochs_without_repeating() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(world=st.integers(1, 16), epoch=st.integers(0, 4), first=st.integers(0, 60))
-def test_ranks_and_resuming_don_t_change_the_mix(world: int, epoch: int, first: int) -> None:
+def test_ranks_and_resuming_do_not_change_the_mix(world: int, epoch: int, first: int) -> None:
     whole = MixedOrder(SIZES, (3, 2, 1), 16, 9, steps_per_epoch=64).samples(epoch, range(64), range(16))
     for rank in range(world):
         slots = slots_of_rank(16, rank, world)

@@ -22,7 +22,7 @@ def triples(samples: Samples) -> list[tuple[int, int, int]]:
 
 @settings(deadline=None, max_examples=60)
 @given(sizes=shard_sizes, batch=batches, seed=st.integers(0, 10**6), epoch=st.integers(0, 5), window=st.integers(1, 50))
-def test_an_epoch_shows_every_patch_under_every_flip_but_for_less_than_a_batch(
+def test_an_epoch_shows_every_patch_under_every_flip_except_less_than_a_batch(
     sizes: list[int], batch: int, seed: int, epoch: int, window: int
 ) -> None:
     order = SampleOrder(sizes, batch, seed, window=window)
@@ -80,7 +80,7 @@ def test_ranks_share_the_slots_evenly_and_in_order(batch: int, world: int) -> No
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_each_pass_shows_each_patch_under_another_flip() -> None:
+def test_each_pass_shows_each_patch_under_a_different_flip() -> None:
     order = SampleOrder([50, 30], 1, 0)
     flips: dict[tuple[int, int], set[int]] = {}
     for shard, record, flip in triples(order.samples(0, range(order.steps_per_epoch), range(1))):
@@ -99,7 +99,7 @@ def test_epochs_and_seeds_differ() -> None:
         assert same < 0.05 * len(first)
 
 
-def test_what_is_left_out_differs_from_epoch_to_epoch() -> None:
+def test_omitted_samples_differ_from_epoch_to_epoch() -> None:
     order = SampleOrder([7, 6], 16, 0)  # 52 pairs, 3 batches of 16, 4 left out
     pairs = {(shard, record, flip) for shard, size in enumerate((7, 6)) for record in range(size) for flip in range(4)}
     left_out = [pairs - set(triples(order.samples(epoch, range(3), range(16)))) for epoch in range(8)]
@@ -107,8 +107,8 @@ def test_what_is_left_out_differs_from_epoch_to_epoch() -> None:
     assert len(set.union(*left_out)) > 12
 
 
-def test_epochs_cut_the_list_at_different_places() -> None:
-    order = SampleOrder([101], 4, 0, flips=False, window=1)  # one shard and no windows: only the turn is left to differ
+def test_epochs_cut_the_list_at_different_points() -> None:
+    order = SampleOrder([101], 4, 0, flips=False, window=1)  # one shard and no windows, so only the rotation can differ
     starts = {tuple(order.samples(epoch, [0], range(4)).record[0].tolist()) for epoch in range(8)}
     assert len(starts) == 8
 
@@ -123,7 +123,7 @@ def test_fewer_pairs_than_a_batch_are_refused() -> None:
     [(6, 300, 20), (64, 1000, 20), (400, 4000, 20)],
     ids=["demo: 1,800", "64,000", "1.6 million"],
 )
-def test_batches_mix_source_images_nearly_like_a_full_shuffle(shards: int, patches: int, per_image: int) -> None:
+def test_batches_mix_source_images_almost_like_a_full_shuffle(shards: int, patches: int, per_image: int) -> None:
     order = SampleOrder([patches] * shards, 16, 0)
     random = np.random.default_rng(0)
     total = shards * patches
@@ -137,7 +137,7 @@ def test_batches_mix_source_images_nearly_like_a_full_shuffle(shards: int, patch
         assert np.mean(distinct) >= 0.9 * np.mean(ideal), (batches, np.mean(distinct), np.mean(ideal))
 
 
-def test_the_order_of_100_million_samples_takes_little_memory_and_starts_anywhere() -> None:
+def test_the_order_of_100_million_samples_takes_little_memory_and_can_start_anywhere() -> None:
     tracemalloc.start()
     order = SampleOrder([10_000] * 10_000, 1024, 0)
     last = order.steps_per_epoch - 1
@@ -150,7 +150,7 @@ def test_the_order_of_100_million_samples_takes_little_memory_and_starts_anywher
 
 
 def test_reading_stays_local() -> None:
-    """A slot reads a window of a few shards at a time, not single samples from all over the set."""
+    """A slot reads from a window of a few shards at a time, not from the whole set."""
     order = SampleOrder([4000] * 1000, 16, 0)
     samples = order.samples(0, range(4000), range(1))
     assert len(np.unique(samples.shard)) <= 6

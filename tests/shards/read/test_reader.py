@@ -1,4 +1,4 @@
-"""Batches from a shard set."""
+"""Reading batches from a shard set."""
 
 import threading
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from shards.records import NpyLayout
 
 
 def copies(batches: object) -> list[tuple[np.ndarray, np.ndarray, list[int], int]]:
-    """What the batches hold, copied: their buffers are reused."""
+    """Copies of the batches' contents, since their buffers are reused."""
     return [
         (batch.images.numpy().copy(), batch.masks.numpy().copy(), batch.flips.tolist(), batch.step)
         for batch in batches  # type: ignore[attr-defined]
@@ -75,7 +75,7 @@ def test_ranks_together_hold_the_global_batch_in_its_order(small_set: Path, worl
         assert [flip for batches in ranks for flip in batches[step][2]] == flips
 
 
-def test_starting_late_gives_the_rest_of_the_epoch(small_set: Path) -> None:
+def test_starting_at_a_later_step_gives_the_rest_of_the_epoch(small_set: Path) -> None:
     shard_set = ShardSet(small_set)
     batches = TrainBatches(shard_set, SampleOrder(shard_set.sizes("train"), 7, 3))
     assert_same(copies(batches.batches(2))[5:], copies(batches.batches(2, 5)))
@@ -91,7 +91,7 @@ def test_png_members_give_the_same_samples(small_set: Path, small_png_set: Path)
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("batch", [1, 4, 5, 1000])
-def test_validation_shows_every_patch_once_in_batches_that_don_t_depend_on_the_ranks(
+def test_validation_shows_every_patch_once_in_batches_independent_of_the_ranks(
     small_set: Path, world: int, batch: int
 ) -> None:
     shard_set = ShardSet(small_set)
@@ -105,7 +105,7 @@ def test_validation_shows_every_patch_once_in_batches_that_don_t_depend_on_the_r
 
 
 class NumberedSet:
-    """A set in memory, each of whose records holds its own shard and record number; no file is read."""
+    """An in-memory set whose records hold their own shard and record number; reads no file."""
 
     def __init__(self, sizes: list[int], manifest: Manifest) -> None:
         self._sizes = {"train": sizes, "val": sizes}
@@ -130,7 +130,7 @@ class NumberedSet:
 
 
 def delivered(batches: Iterable[Batch]) -> list[list[tuple[int, ...]]]:
-    """Per batch: step, and per slot (shard, record, flip) as they came out of the buffers."""
+    """Per batch: the step, and (shard, record, flip) per slot as read from the buffers."""
     found = []
     for batch in batches:
         assert torch.equal(batch.images[:, 0, 0, 1], batch.masks[:, 0, 0])
@@ -149,7 +149,7 @@ def delivered(batches: Iterable[Batch]) -> list[list[tuple[int, ...]]]:
     group_bytes=st.sampled_from([1, 5_000, 100_000]),
     first=st.integers(0, 200),
 )
-def test_the_global_batches_are_the_same_for_any_ranks_and_prefetching(
+def test_global_batches_do_not_depend_on_ranks_and_prefetching(
     small_set: Path,
     sizes: list[int],
     batch: int,
@@ -187,7 +187,7 @@ def test_the_global_batches_are_the_same_for_any_ranks_and_prefetching(
     assert all(len(part) == batch + 1 for part in validation[:-1])
 
 
-def test_leaving_early_ends_the_threads(small_set: Path) -> None:
+def test_leaving_early_stops_the_threads(small_set: Path) -> None:
     shard_set = ShardSet(small_set)
     batches = TrainBatches(shard_set, SampleOrder(shard_set.sizes("train"), 4, 0), prefetch=3)
     stream = batches.batches(0)
@@ -197,7 +197,7 @@ def test_leaving_early_ends_the_threads(small_set: Path) -> None:
     assert not any(thread.name.startswith("shards") for thread in threading.enumerate())
 
 
-def test_an_error_of_a_thread_reaches_the_consumer(small_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_thread_reaches_the_consumer(small_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards.read.batches, "GROUP_BYTES", 1)
     shard_set = ShardSet(small_set)
     calls = []
@@ -215,7 +215,7 @@ def test_an_error_of_a_thread_reaches_the_consumer(small_set: Path, monkeypatch:
     assert not any(thread.name.startswith("shards") for thread in threading.enumerate())
 
 
-def test_two_streams_at_once_don_t_share_buffers(small_set: Path) -> None:
+def test_concurrent_streams_do_not_share_buffers(small_set: Path) -> None:
     shard_set = ShardSet(small_set)
     batches = TrainBatches(shard_set, SampleOrder(shard_set.sizes("train"), 4, 0), prefetch=2)
     expected = copies(batches.batches(0)), copies(batches.batches(1))
@@ -235,7 +235,7 @@ def test_buffers_are_reused(small_set: Path, monkeypatch: pytest.MonkeyPatch, gr
     assert {batch.images.data_ptr() for batch in batches.batches(1)} <= places
 
 
-def test_names_say_where_samples_come_from(small_set: Path) -> None:
+def test_names_tell_where_samples_come_from(small_set: Path) -> None:
     shard_set = ShardSet(small_set)
     batch: Batch = next(iter(ValidationBatches(shard_set, 3)))
     assert len(batch.names()) == 3
@@ -252,7 +252,7 @@ def test_batches_have_the_stored_types(small_set: Path) -> None:
 
 
 class Copy:
-    """Stands for the event of a copy to a slow device: it reads the buffer when somebody waits for it."""
+    """Simulates the event of a copy to a slow device by reading the buffer only when waited for."""
 
     def __init__(self, batch: Batch) -> None:
         self.rows, self.expected, self.waited = batch.rows, batch.rows.clone(), False
@@ -263,7 +263,7 @@ class Copy:
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_a_buffer_is_not_filled_again_while_the_device_still_reads_it(
+def test_a_buffer_is_not_refilled_while_the_device_reads_it(
     small_set: Path, monkeypatch: pytest.MonkeyPatch, prefetch: int
 ) -> None:
     monkeypatch.setattr(shards.read.batches, "GROUP_BYTES", 50_000)

@@ -1,4 +1,4 @@
-"""Shard sets behind a URL, served by a loopback server that misbehaves."""
+"""Remote shard sets, served by a misbehaving loopback server."""
 
 import re
 import shutil
@@ -28,8 +28,8 @@ pytest.importorskip("aiohttp", reason="NEEDS THE EXTRA remote: reading over the 
 
 
 class Server:
-    """Serves a folder; `drop_every` cuts each n-th answer in the middle, `shorten_every` ends it early as if it were
-    whole, `spoil` changes a byte of matching files, `endless` appends a gigabyte to them."""
+    """Serves a folder; `drop_every` cuts each n-th response in the middle, `shorten_every` ends it early as if
+    complete, `spoil` changes a byte of matching files, `endless` appends a gigabyte to them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.drop_every, self.spoil, self.ranges = folder, 0, "", True
@@ -112,7 +112,7 @@ def test_a_set_over_http_gives_the_local_batches(server: Server, small_set: Path
 
 
 @pytest.mark.parametrize("part", [5000, 1 << 20])
-def test_dropped_connections_cost_time_and_nothing_else(
+def test_dropped_connections_cost_only_time(
     server: Server, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
     monkeypatch.setattr(remote, "PART", part)
@@ -120,7 +120,7 @@ def test_dropped_connections_cost_time_and_nothing_else(
     assert read(ShardSet(server.url, cache=tmp_path / "cache")) == read(ShardSet(small_set))
 
 
-def test_a_server_without_ranges_will_do(
+def test_a_server_without_range_support_works(
     server: Server, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "PART", 50_000)
@@ -128,7 +128,7 @@ def test_a_server_without_ranges_will_do(
     assert read(ShardSet(server.url, cache=tmp_path / "cache")) == read(ShardSet(small_set))
 
 
-def test_answers_that_end_early_without_an_error_are_asked_for_again(
+def test_responses_that_end_early_without_an_error_are_requested_again(
     server: Server, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "PART", 20_000)
@@ -137,7 +137,7 @@ def test_answers_that_end_early_without_an_error_are_asked_for_again(
     assert read(shard_set) == read(ShardSet(small_set))
 
 
-def test_a_server_that_sends_without_end_fills_no_memory(
+def test_an_endless_response_does_not_fill_memory(
     server: Server, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.endless, server.ranges = ".tar", False
@@ -149,20 +149,20 @@ def test_a_server_that_sends_without_end_fills_no_memory(
     assert server.sent < 64 << 20
 
 
-def test_what_is_in_the_cache_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
+def test_cached_files_are_not_fetched_again(server: Server, tmp_path: Path) -> None:
     first = read(ShardSet(server.url, cache=tmp_path / "cache"))
     server.requests.clear()
     assert read(ShardSet(server.url, cache=tmp_path / "cache")) == first
     assert server.requests == ["/set/manifest.json"]
 
 
-def test_only_the_shards_that_are_used_are_fetched(server: Server, tmp_path: Path) -> None:
+def test_only_shards_in_use_are_fetched(server: Server, tmp_path: Path) -> None:
     shard_set = ShardSet(server.url, cache=tmp_path / "cache")
     shard_set.read("train", np.array([3]), np.array([0]))
     assert {path for path in server.requests if path.endswith(".tar")} == {"/set/train-00003.tar"}
 
 
-def test_a_damaged_cache_is_mended(server: Server, small_set: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_repaired(server: Server, small_set: Path, tmp_path: Path) -> None:
     shard_set = ShardSet(server.url, cache=tmp_path / "cache")
     read(shard_set)
     tar = shard_set.folder / "train-00000.tar"
@@ -186,7 +186,7 @@ def test_a_missing_file_is_named_at_once(server: Server, tmp_path: Path) -> None
         read(ShardSet(server.url, cache=tmp_path / "cache"))
 
 
-def test_a_wrong_url_and_a_dead_server_are_named(server: Server, tmp_path: Path) -> None:
+def test_wrong_urls_and_dead_servers_are_named(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is this the URL of a finished shard set"):
         ShardSet(f"{server.url}/nothing", cache=tmp_path / "cache")
     server.close()
@@ -199,7 +199,7 @@ def test_an_unknown_protocol_is_refused(tmp_path: Path) -> None:
         ShardSet("carrier-pigeon://coop/set", cache=tmp_path)
 
 
-def test_ranks_that_start_together_fetch_each_file_once(server: Server, tmp_path: Path) -> None:
+def test_ranks_starting_together_fetch_each_file_once(server: Server, tmp_path: Path) -> None:
     sets = [ShardSet(server.url, cache=tmp_path / "cache") for _ in range(4)]
     server.requests.clear()
     with ThreadPoolExecutor(4) as pool:
@@ -209,7 +209,7 @@ def test_ranks_that_start_together_fetch_each_file_once(server: Server, tmp_path
     assert len(tars) == len(set(tars))
 
 
-def test_a_set_behind_a_url_can_be_inspected_and_verified(
+def test_a_remote_set_can_be_inspected_and_verified(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SEGDIST_CACHE", str(tmp_path / "cache"))
@@ -224,7 +224,7 @@ def test_a_set_behind_a_url_can_be_inspected_and_verified(
     assert "val-00000.tar: arrives damaged" in capsys.readouterr().err
 
 
-def test_other_protocols_go_through_fsspec(small_set: Path, tmp_path: Path, fresh_set: Callable[..., Path]) -> None:
+def test_other_protocols_use_fsspec(small_set: Path, tmp_path: Path, fresh_set: Callable[..., Path]) -> None:
     import fsspec
 
     files = fsspec.filesystem("memory")
@@ -233,8 +233,8 @@ def test_other_protocols_go_through_fsspec(small_set: Path, tmp_path: Path, fres
     assert read(ShardSet("memory://bucket/set", cache=tmp_path / "cache")) == read(ShardSet(small_set))
 
 
-def test_a_set_that_trickles_in_obeys_the_signal_and_says_what_it_waits_for(tmp_path: Path) -> None:
-    """A server that sends a byte a second: SIGTERM ends the training within seconds, with a checkpoint."""
+def test_loading_from_a_slow_server_obeys_signals_and_says_what_it_waits_for(tmp_path: Path) -> None:
+    """If a server sends one byte per second, SIGTERM ends training within seconds, with a checkpoint."""
     folder = tiny_set(tmp_path / "served")
     slow = threading.Event()
 

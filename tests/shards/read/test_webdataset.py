@@ -1,4 +1,4 @@
-"""The tars are what webdataset itself reads."""
+"""webdataset reads the tars."""
 
 import io
 from pathlib import Path
