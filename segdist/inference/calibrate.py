@@ -1,4 +1,4 @@
-"""Fit a temperature and intervals of class shares to predictions with known truth; keep them in the cards of models."""
+"""Fit a temperature and intervals of class shares to predictions with known truth; store them in model cards."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -27,32 +27,32 @@ CALIBRATION_VERSION = 2
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration did."""
+    """The result of a calibration."""
 
     models: list[Path]
     temperature: float
-    """Now in the models' cards."""
+    """As stored in the models' cards."""
     before: Reliability
     after: Reliability
     intervals: ShareIntervals | None
-    """Likewise; None for fewer than `FEWEST_IMAGES` images."""
+    """Also stored there; None with fewer than `FEWEST_IMAGES` images."""
     images: int
-    """With labeled pixels."""
+    """Number of images with labeled pixels."""
     mean_shares: dict[str, float]
-    """Of each class in the predicted masks, over the images."""
+    """Share of each class in the predicted masks, averaged over the images."""
     file: Path
 
 
 def calibrate(result: Path, models: Sequence[Path]) -> Calibration:
-    """Fit one temperature to the probabilities in `result`, intervals of class shares to its masks, keep both in the
-    card of each model, and write figures.
+    """Fit one temperature to the probabilities in `result` and intervals of class shares to its masks, store both in
+    the card of each model, and write calibration.json.
 
     Args:
-        result: folder of predictions on images that the model which made them wasn't trained on.
+        result: folder of predictions for images that the predicting model wasn't trained on.
         models: model files, run folders or a folder of folds.
 
     Raises:
-        UserError: the folder has no probabilities or masks, or other classes than the models.
+        UserError: the folder lacks probabilities or masks, or its classes aren't the models'.
     """
     with owned(result, "segdist calibrate"):
         found = FinishedResult(result)
@@ -61,14 +61,14 @@ def calibrate(result: Path, models: Sequence[Path]) -> Calibration:
         names = [info.name for info in read_agreeing_cards(files)[0].classes]
         if names != found.class_names:
             raise UserError(
-                f"{result} has the classes {', '.join(found.class_names)}, the model {files[0]} {', '.join(names)}; "
-                "give predictions of the same classes"
+                f"{result} has the classes {', '.join(found.class_names)}, but the model {files[0]} has "
+                f"{', '.join(names)}; give predictions of the same classes"
             )
         fitted = fit_temperature(lambda: log_blocks(found))
         before, after = reliability(found, 1.0), reliability(found, fitted)
         if not before.pixels:
-            raise UserError(f"{result}: the true masks label no pixel")
-        if after.brier > before.brier:  # the slope had another zero
+            raise UserError(f"{result}: the true masks have no labeled pixels")
+        if after.brier > before.brier:  # Newton's method found another zero
             fitted, after = 1.0, before
         predicted, true = class_shares(found)
         intervals = fit_share_intervals(predicted, true)
@@ -82,7 +82,7 @@ def calibrate(result: Path, models: Sequence[Path]) -> Calibration:
 
 
 def log_blocks(found: FinishedResult) -> Iterator[Block]:
-    """Logarithms of the stored probabilities of labeled pixels, and their true labels; ignored pixels are left out."""
+    """Logarithms of the stored probabilities and true labels, without ignored pixels."""
     smallest = found.smallest()
     for image in found.images:
         for block in found.blocks(image):
@@ -91,7 +91,7 @@ def log_blocks(found: FinishedResult) -> Iterator[Block]:
 
 
 def reliability(found: FinishedResult, temperature: float) -> Reliability:
-    """The figures of the stored probabilities at a temperature."""
+    """The calibration measures of the stored probabilities at a temperature."""
     sums = Reliability()
     for logs, labels in log_blocks(found):
         sums.add(tempered(logs, temperature), labels)
@@ -99,10 +99,10 @@ def reliability(found: FinishedResult, temperature: float) -> Reliability:
 
 
 def class_shares(found: FinishedResult) -> tuple[np.ndarray, np.ndarray]:
-    """The share that each class has of an image's labeled pixels, as predicted and in truth.
+    """The predicted and the true share of each class in an image's labeled pixels.
 
     Returns:
-        Two arrays float64 (N, K), of the images that have labeled pixels.
+        Two arrays, float64 (N, K), for the images with labeled pixels.
     """
     confusion = np.array([image.confusion for image in found.images], np.int64)
     pixels = confusion.sum(axis=(1, 2))
@@ -111,22 +111,24 @@ def class_shares(found: FinishedResult) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibration_text(done: Calibration) -> str:
-    """The figures, for the terminal."""
+    """The results, for the terminal."""
     lines = [f"temperature {done.temperature:.3f}, from {done.before.pixels:,} labeled pixels", ""]
     lines.append(f"{'':<28}  before   after")
     for what, key in (("expected calibration error", "calibration_error"), ("Brier score", "brier"), ("NLL", "nll")):
         lines.append(f"{what:<28}  {getattr(done.before, key):.4f}  {getattr(done.after, key):.4f}")
     lines += ["", *interval_lines(done), ""]
-    return "\n".join([*lines, *(f"kept in {file}" for file in done.models), f"figures: {done.file}"])
+    return "\n".join([*lines, *(f"saved in {file}" for file in done.models), f"details: {done.file}"])
 
 
 def interval_lines(done: Calibration) -> list[str]:
-    """The interval of each class, around its mean share, or why there is none."""
+    """The interval of each class at its mean share, or why there are none."""
     if done.intervals is None:
-        return [f"no intervals of class shares: {done.images} images with labeled pixels, {FEWEST_IMAGES} are needed"]
+        return [
+            f"no intervals of class shares: {done.images} images with labeled pixels, but {FEWEST_IMAGES} are needed"
+        ]
     width = max(map(len, done.mean_shares))
     level = f"{done.intervals.level:.0%} intervals of class shares"
-    lines = [f"{level}, from {done.images} images; here for an image with the mean share of the class:"]
+    lines = [f"{level}, from {done.images} images, at the mean share of each class:"]
     for label, (name, share) in enumerate(done.mean_shares.items()):
         low, high = done.intervals.bounds(label, share)
         lines.append(f"{name:<{width}}  {share:.4f}: {low:.4f} to {high:.4f}")

@@ -26,26 +26,26 @@ class OutputConfig:
     mask_format: FileFormat = "auto"
     """auto: palette PNG up to 16 megapixels, tiled compressed TIFF above."""
     probabilities: ProbabilityType = "none"
-    """Also write a probability map per class. Integers are probabilities times the largest value, rounded."""
+    """Also write a probability map per class. Integers store the probability times the largest value, rounded."""
     probability_format: Literal["npy", "tiff", "zarr"] = "npy"
     """npy and zarr: one array (class, height, width); tiff: one page per class."""
     confidence: bool = False
-    """Also write the highest class probability of each pixel, as 8 bit gray (255: certain)."""
+    """Also write the highest class probability of each pixel, as 8-bit gray (255: certain)."""
     entropy: bool = False
-    """Also write the entropy of the class probabilities, divided by the logarithm of the number of classes, as 8 bit
+    """Also write the entropy of the class probabilities, divided by the logarithm of the number of classes, as 8-bit
     gray (255: all classes equally likely)."""
     disagreement: bool = False
-    """Also write how far the models of an ensemble disagree: the mutual information of class and model, divided by the
-    logarithm of the number of classes, as 8 bit gray (0: all models say the same)."""
+    """Also write how much the models of an ensemble disagree: the mutual information of class and model, divided by the
+    logarithm of the number of classes, as 8-bit gray (0: all agree)."""
     measurements: bool = False
-    """Also write tables (CSV) of each image: area and share of each class, and of each object (connected pixels of a
-    class, not of one called background) its area, box, centroid, moments, axes, perimeter and intensity."""
+    """Also write CSV tables for each image: area and share of each class; and area, box, centroid, moments, axes,
+    perimeter and intensity of each object (connected pixels of a class, except one called background)."""
     previews: bool = True
     """Also write the image overlaid with the classes; large images are downscaled."""
     preview_side: Annotated[int, Range(16, 65535)] = 1024
     """Longest side of a preview in pixels."""
     figures: CountOrZero = 20
-    """Draw original, ground truth, prediction and probability maps for this many images, the first ones; 0: none."""
+    """Number of figures with original, ground truth, prediction and probability maps, for the first images; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class InferConfig:
     data: Annotated[str, tyro.conf.arg(aliases=["-f"])] = ""
     """Shard set (name under data/, or folder) whose held-out source images to segment and score."""
     trust_factory: tuple[str, ...] = ()
-    """Modules `package.module` whose model factories the model file is allowed to name; docs/security.md says why this
+    """Modules `package.module` whose model factories the model file may name; docs/security.md says why this
     requires trust. Not needed for segdist's own models and for factories you have trained with."""
     split: Literal["test", "val", "train"] = "test"
     """Which of the shard set's images."""
@@ -70,12 +70,12 @@ class InferConfig:
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """Output folder; default: predictions/<name of the input> in the run folder."""
     tile: CountOrZero = 0
-    """Tile side in pixels (of the reduced image, where the model works on one); left out or 0: what the model's card
-    says, else the side of the patches that it was trained on. Large images are cheaper with larger tiles and less
-    overlap (256 and 0.25), at the same accuracy; they need more memory."""
+    """Tile side in pixels (of the reduced image, if the model uses one); 0: from the model card, else the side of the
+    training patches. On large images, larger tiles with less overlap (256 and 0.25) are as accurate and faster,
+    but need more memory."""
     overlap: PartialShare = 0.5
     """Fraction of a tile shared with its neighbor; default: from the model card. 0.5 is the safe choice; 0.25 is nearly
-    as good at half the work; more than 0.5 gains nothing. docs/inference.md has the figures."""
+    as good at half the work; more than 0.5 brings no gain. docs/inference.md has the figures."""
     blending: Blending = "mean"
     """How to average overlapping tiles: all pixels equally, or with more weight in the middle of each tile."""
     borders: Borders = "corner"
@@ -85,8 +85,8 @@ class InferConfig:
     """Average over the flips of each tile, at four times the work (twice, if the images have a fixed up direction);
     default: from the model card."""
     calibrated: bool = True
-    """Use what segdist calibrate has put into the model card, if anything: logits are divided by its temperature before
-    the softmax, and measured shares get its intervals. Part of the result's identity."""
+    """Use the results of segdist calibrate, if the model card has any: logits are divided by its temperature before the
+    softmax, and measured shares get its intervals. Part of the result's identity."""
     batch_size: Annotated[Count, tyro.conf.arg(aliases=["-b"])] = 16
     """Tiles per forward pass. Part of the result's identity: a different number can change the last bits."""
     roi: tuple[CountOrZero, CountOrZero, Count, Count] | None = None
@@ -96,18 +96,18 @@ class InferConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type of the model; probabilities are always summed in fp32."""
     threads: Threads = 0
-    """CPU threads per rank; 0: those of the output folder's first start, else the node's cores divided between its
+    """CPU threads per rank; 0: as when the output folder was first started, else the node's cores divided among its
     ranks. Part of the result's identity: a different number can change the last bits."""
     channels_last: bool = True
     """Run the model in NHWC order: a third faster on CPUs, faster with reduced precision on GPUs."""
     compile: bool = False
     """torch.compile the model."""
     task: str = ""
-    """i/n: only the i-th of n parts of the images (i from 0), for job arrays. The same command without it, at the end,
-    merges the scores."""
+    """i/n: process only the i-th of n parts of the images (i from 0), for job arrays. Afterwards, the same command
+    without it merges the scores."""
     orientation: Orientation = "auto"
     """If only one of an image and its true mask has an orientation tag (EXIF, TIFF): apply or ignore it, as in
-    make-shards --images.orientation. auto: decide by the sizes; a shard set knows."""
+    make-shards --images.orientation. auto: decide by the sizes, or as the shard set did."""
     strict: bool = False
     """Stop at the first image that can't be processed, instead of reporting it and continuing."""
     overwrite: bool = False
@@ -115,14 +115,14 @@ class InferConfig:
     quiet: bool = False
     """No progress, only warnings and the result."""
     masks: MasksConfig = field(default_factory=MasksConfig)
-    """True masks of `images`, for scores: set the folder. Without `classes`, their values are the model's class
-    numbers. A shard set knows its own."""
+    """True masks of `images`, for scores: set `folder`. Without `classes`, their values are the model's class numbers.
+    A shard set has its own masks."""
     output: OutputConfig = field(default_factory=OutputConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
     def meeting_place(self) -> Path:
-        """A folder that all ranks see and this job can write to: the output's, or the model's."""
+        """A folder that all ranks see and can write to: the output folder, or the model's."""
         model = self.models[0]
         return Path(self.out) if self.out else model if model.is_dir() else model.parent
 
@@ -142,13 +142,13 @@ class InferConfig:
         if not self.model:
             raise UserError("--model: name a run folder or a model file")
         if len(self.model) > 1 and not self.out:
-            raise UserError("several --model: name a folder for their common results with --out")
+            raise UserError("several --model: name a folder for their combined results with --out")
         if bool(self.data) == bool(self.images):
             raise UserError("give either --data SET (its held-out images) or --images FILES, FOLDERS …")
         if self.out_of_fold and (not self.data or self.split != "test"):
-            raise UserError("--out-of-fold needs --data SET and no --split: it takes all images but the test split")
+            raise UserError("--out-of-fold needs --data SET and no --split: it uses all images except the test split")
         if self.masks.folder and self.data:
-            raise UserError("--masks.folder goes with --images; a shard set knows its masks")
+            raise UserError("--masks.folder only applies to --images; a shard set has its own masks")
         if self.masks.name:
             MaskRule(self.masks.name)
         stride_of(self.tile or 4096, self.overlap)
@@ -158,7 +158,8 @@ class InferConfig:
             )
         if self.task and self.overwrite:
             raise UserError(
-                "--overwrite would let the tasks of an array discard each other's results; delete --out first"
+                "--overwrite would let the tasks of an array discard each other's results; delete the --out folder "
+                "instead"
             )
         self.task_part()
 
@@ -172,7 +173,7 @@ class InferConfig:
         return int(index), int(count)
 
     def of_this_part(self, file: str) -> str:
-        """The name of a job-wide file in one task of an array: scores.json, scores-1-of-4.json."""
+        """The name of a job-wide file: scores.json, or in a task of an array scores-1-of-4.json."""
         part, parts = self.task_part()
         stem, dot, suffix = file.partition(".")
         return f"{stem}-{part}-of-{parts}{dot}{suffix}" if parts > 1 else file

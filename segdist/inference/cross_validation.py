@@ -1,6 +1,6 @@
-"""The end of a cross-validation: scores of all labeled images, each segmented by a model that was not trained on it.
+"""The last step of a cross-validation: scores over all labeled images, each segmented by the model not trained on it.
 
-K classes, N images, F folds, R draws of the bootstrap; confusion matrices are int64 (K, K), rows are the truth.
+Letters: K classes, N images, F folds, R bootstrap draws. Confusion matrices are int64 (K, K), with the truth in rows.
 """
 
 import math
@@ -33,7 +33,7 @@ from shards.read.reader import ShardSet
 
 FOLD_SCORES_VERSION = 1
 LEVEL, DRAWS = 0.95, 2000
-"""Of the bootstrap intervals."""
+"""Level of the bootstrap intervals, and number of draws."""
 DRAWS_AT_ONCE = 50
 MOST_SUSPECTS = 200
 SCORES_OF_ALL = ("mean_iou_pixels", "mean_iou_over_images", "pixel_accuracy")
@@ -42,7 +42,7 @@ SCORES_PER_CLASS = ("iou", "dice")
 
 @dataclass(frozen=True)
 class FoldScores:
-    """What a cross-validation found."""
+    """The results of a cross-validation."""
 
     file: Path
     scores: dict[str, Any]
@@ -55,13 +55,12 @@ class FoldScores:
 def score(folder: Path, shard_set: ShardSet) -> FoldScores:
     """Score the out-of-fold predictions, calibrate the models with them, list suspect labels, and write scores.json.
 
-    It holds what the scores of any predictions do (`segdist.inference.evaluation.summarize`), over all images;
-    `per_fold`, the same of the images that each fold held out, and their number; `spread`, mean and standard deviation
-    over the folds; `interval`, bounds of a bootstrap over the images (or groups of them); and the number of `folds` and
-    `suspects`.
+    The file holds the usual scores over all images (`segdist.inference.evaluation.summarize`). `per_fold` has the
+    scores and the number of the images that each fold held out, `spread` the mean and standard deviation over the
+    folds, `interval` bootstrap bounds over the images (or groups of them), and `folds` and `suspects` their numbers.
 
     Args:
-        folder: of the runs fold-1, fold-2 …, and of the predictions.
+        folder: holds the runs fold-1, fold-2 … and the predictions.
 
     Raises:
         UserError: an image could not be segmented; see also `calibrate`.
@@ -70,15 +69,15 @@ def score(folder: Path, shard_set: ShardSet) -> FoldScores:
     with owned(folder, "segdist cross-validate"):
         if (result / FAILURES).exists():
             raise UserError(
-                f"{result / FAILURES}: lists images that could not be segmented, and the scores need all of them; "
-                "repair these images, or make a set without them, and run the same command again"
+                f"{result / FAILURES}: lists images that could not be segmented, but the scores need all images; "
+                "repair them, or build a set without them, and run the same command again"
             )
         files = resolve_ensemble([folder])
         partition = divide_as_trained(shard_set, [read_card(file).held_out for file in files])
         images = _images(result)
         if len(images) != len(partition.pairs):
             raise UserError(
-                f"{result / SCORES}: scores of {len(images)} of {len(partition.pairs)} labeled images; run segdist "
+                f"{result / SCORES}: covers {len(images)} of {len(partition.pairs)} labeled images; run segdist "
                 "cross-validate without --finish"
             )
         calibration = calibrate(result, [folder])
@@ -102,7 +101,7 @@ def score(folder: Path, shard_set: ShardSet) -> FoldScores:
 
 
 def spread(per_fold: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over the folds of each score; a fold without a class is left out for that class."""
+    """Mean and standard deviation of each score over the folds; a class is averaged over the folds that have it."""
     return {
         **{key: _mean_and_deviation([one[key] for one in per_fold]) for key in SCORES_OF_ALL},
         **{
@@ -113,15 +112,15 @@ def spread(per_fold: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def interval(matrices: Sequence[Sequence[Sequence[int]]], groups: Sequence[int]) -> dict[str, Any]:
-    """Percentile intervals of the scores over images drawn with replacement (Efron and Tibshirani, "An introduction to
-    the bootstrap", 1993, chapter 13). The images of a group are drawn together.
+    """Percentile bootstrap intervals of the scores, from images drawn with replacement (Efron and Tibshirani, "An
+    introduction to the bootstrap", 1993, chapter 13). The images of a group are drawn together.
 
     Args:
         matrices: the confusion matrix of each image, (N, K, K).
-        groups: the number of each image's group, N of them.
+        groups: the group number of each image, (N,).
 
     Returns:
-        `level`, `draws`, and for each score its lower and upper bound; null if it is never defined.
+        `level`, `draws`, `drawn`, and each score's lower and upper bound; None if it is never defined.
     """
     counts = np.array(matrices, np.int64)
     images, classes, _ = counts.shape
@@ -151,7 +150,7 @@ def scores_text(found: FoldScores) -> str:
     level = f"{scores['interval']['level']:.0%} interval"
     lines = [
         "",
-        f"out of fold: {len(scores['images'])} images, each segmented by the one of {scores['folds']} models that was "
+        f"out of fold: {len(scores['images'])} images, each segmented by the model (of {scores['folds']}) that was "
         "not trained on it",
         f"{'IoU':<{width}}     all   {level:<16}  folds: mean ± deviation",
     ]
@@ -163,7 +162,7 @@ def scores_text(found: FoldScores) -> str:
     before, after = found.calibration.before, found.calibration.after
     lines += [
         "",
-        f"temperature {found.calibration.temperature:.3f}, now in the models: expected calibration error "
+        f"temperature {found.calibration.temperature:.3f}, saved in the models: expected calibration error "
         f"{before.calibration_error:.4f} → {after.calibration_error:.4f}, Brier score {before.brier:.4f} → "
         f"{after.brier:.4f}",
         *interval_lines(found.calibration),
@@ -176,7 +175,7 @@ def scores_text(found: FoldScores) -> str:
 
 
 def folds_text(shard_set: ShardSet, partition: Partition) -> str:
-    """How many images each fold holds out, and which classes are missing where."""
+    """How many images each fold holds out, and which classes are missing from which folds."""
     sizes = np.bincount(partition.folds)[1:].tolist()
     groups = len(set(partition.groups.tolist()))
     of = f"{sum(sizes)} labeled images" + (f" in {groups} groups" if groups < sum(sizes) else "")
@@ -186,12 +185,12 @@ def folds_text(shard_set: ShardSet, partition: Partition) -> str:
         shard_set.manifest.classes, partition.class_groups.tolist(), partition.missing, strict=True
     ):
         if not count:
-            lines.append(f"  {info.name}: in no image's patches")
+            lines.append(f"  {info.name}: not in the patches of any image")
         elif missing:
             lines.append(
-                f"  {info.name}: in {count} {what} only, so it is missing from the held-out images of "
+                f"  {info.name}: only in {count} {what}, so it is missing from the held-out images of "
                 f"fold{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
-                + (", and nothing shows it in training when it is held out" if count == 1 else "")
+                + (", and no training image shows it when it is held out" if count == 1 else "")
             )
     return "\n".join(lines)
 
@@ -208,7 +207,7 @@ def _images(result: Path) -> list[dict[str, Any]]:
 
 
 def _scores(matrices: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """The scores of each matrix of (R, K, K); NaN where undefined."""
+    """The scores of each of R matrices, (R, K, K); NaN where undefined."""
     counts = torch.from_numpy(matrices)
     iou = iou_per_class(counts)
     scores = {
@@ -221,7 +220,7 @@ def _scores(matrices: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
 
 
 def _bounds(drawn: NDArray[np.float64]) -> Any:
-    """Lower and upper bound of (R,) draws, of each column of (R, K); null if no draw is finite."""
+    """Lower and upper bound of draws (R,), or of each column of (R, K); None if no draw is finite."""
     if drawn.ndim == 2:
         return [_bounds(column) for column in drawn.T]
     finite = drawn[np.isfinite(drawn)]

@@ -1,8 +1,8 @@
-"""Probabilities of a reduced image put back to full size, rows as they come: memory doesn't grow with the height.
+"""Enlarges the probabilities of a reduced image to full size, row by row: memory doesn't grow with the height.
 
-A pixel of the full image lies between the centers of two rows and two columns of the reduced one, and gets their
-probabilities by linear interpolation; beyond the outermost centers those of the outermost. Whoever starts in the
-middle computes the row above its own once more, and gets the same bits.
+Each full pixel is interpolated linearly between the centers of two rows and two columns of the reduced image; outside
+the outermost centers it takes their values. A rank that starts in the middle computes the row above its own again, so
+it gets the same bits.
 
 Letters: K classes, H W pixels of the full image, h w of the reduced one, S the factor.
 """
@@ -48,7 +48,7 @@ class Scale:
         return int(below[0]), int(above[-1]) + 1
 
     def reading(self, read: ReadWindow) -> ReadWindow:
-        """Windows of the reduced image from those of the full one."""
+        """A reader of the reduced image, from a reader of the full one."""
         if self.factor == 1:
             return read
 
@@ -62,7 +62,7 @@ class Scale:
         return reduced
 
     def _full_row(self, row: int) -> int:
-        """The first full row that needs the reduced row `row` below it; the end at the end."""
+        """The first full row that needs reduced row `row` below it; past the last row, the full height."""
         if row >= self.reduced_shape[0]:
             return self.height
         return max(row * self.factor - self.factor // 2, 0)
@@ -77,12 +77,12 @@ def image_rows(
     tile_rows: range,
     region: Region,
 ) -> Iterator[FinishedRows]:
-    """As `finished_rows`, of the full image; what `Means` makes of it are probabilities.
+    """Like `finished_rows`, for the full image; `Means` turns the sums into probabilities.
 
     Args:
-        read: gives windows of the reduced image (`Scale.reading`).
+        read: reads windows of the reduced image (`Scale.reading`).
         grid: of the reduced image.
-        tile_rows: only the full rows that these tile rows finish.
+        tile_rows: yield only the full rows that these tile rows finish.
         region: of the full image.
     """
     if scale.factor == 1:
@@ -115,7 +115,7 @@ def image_rows(
 
 
 class Means:
-    """What turns finished rows into probabilities: sums by their weights, or enlarged rows as they are."""
+    """Turns finished rows into probabilities: divides sums by their weights; enlarged rows already are."""
 
     def __init__(self, grid: TileGrid, window: np.ndarray, device: torch.device, scale: Scale) -> None:
         self._weights = Weights(grid, window, device) if scale.factor == 1 else None
@@ -128,12 +128,12 @@ class Means:
 def _interpolated(
     planes: torch.Tensor, axis: int, first: int, end: int, factor: int, size: int, start: int
 ) -> torch.Tensor:
-    """Full pixels `first` to `end` along an axis of (K, ·, ·), whose first entry is the reduced pixel `start`."""
+    """Full pixels `first` to `end` along an axis of (K, ·, ·), whose first entry is reduced pixel `start`."""
     below, above, share = neighbors(first, end, factor, size)
     shape = [-1 if dim == axis else 1 for dim in range(3)]
     weight = torch.from_numpy(share).to(planes.device).view(shape)
     low, high = (
         planes.index_select(axis, torch.from_numpy(index - start).to(planes.device)) for index in (below, above)
     )
-    # Two products and a sum of their own, whose bits don't depend on the rows that come along.
+    # Two products and a sum: their bits don't depend on how many rows are interpolated together.
     return low.mul_(1 - weight).add_(high.mul_(weight))

@@ -1,11 +1,11 @@
-"""Several models that the tiler sees as one: the mean of their class probabilities, tile by tile.
+"""Several models that the tiler treats as one: the mean of their class probabilities, tile by tile.
 
-The models run one after another on the same tiles, so that memory holds their weights and the activations of one. They
-are summed in the order in which they were named: the bits don't depend on ranks.
+The models run one after another on the same tiles, so memory holds all weights but the activations of only one. Their
+probabilities are summed in the order in which the models are given, so the bits don't depend on the ranks.
 
-With `disagreement`, the tiler sums one plane more: the mean over models of the entropy of each one's probabilities,
-in nats. The entropy of the mean minus that mean is the mutual information of class and model, which is 0 where all
-models say the same (Smith and Gal 2018, "Understanding measures of uncertainty for adversarial example detection").
+With `disagreement`, the tiler sums one more plane: the mean entropy of the models' probabilities, in nats. The entropy
+of the mean minus this mean entropy is the mutual information of class and model, which is 0 where all models agree
+(Smith and Gal 2018, "Understanding measures of uncertainty for adversarial example detection").
 
 Letters: B batch, C channels, K classes, P tile side.
 """
@@ -23,10 +23,10 @@ from segdist.model.precision import Precision
 
 
 class Ensemble:
-    """The mean of `members`, which agree in classes, channels and device.
+    """The mean of `members`, which have the same classes, channels and device.
 
     Args:
-        disagreement: `probabilities` has a plane more, the mean entropy of the members' probabilities in nats.
+        disagreement: `probabilities` has one more plane, the mean entropy of the members' probabilities in nats.
     """
 
     def __init__(self, members: Sequence[TileModel], *, disagreement: bool = False) -> None:
@@ -35,11 +35,11 @@ class Ensemble:
         self.planes = self.num_classes + disagreement
 
     def normalized(self, rows: np.ndarray) -> torch.Tensor:
-        """Stored pixels (h, W, C) as float32 (C, h, W) on the device; each member normalizes tiles in its own way."""
+        """Stored pixels (h, W, C) as float32 (C, h, W) on the device, unscaled: each member normalizes tiles itself."""
         return self.members[0].pixels(rows)
 
     def probabilities(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Means over the members.
+        """Mean probabilities over the members.
 
         Args:
             tiles: float32 (B, C, P, P) in stored units, on the device.
@@ -69,7 +69,7 @@ def load_tile_model(
     disagreement: bool = False,
     calibrated: bool = True,
 ) -> TileModel | Ensemble:
-    """The model of one file, or the ensemble of several, ready for tiles on `device`.
+    """Load one model, or several as an ensemble, onto `device`.
 
     Args:
         calibrated: divide each model's logits by the temperature in its card.

@@ -1,6 +1,6 @@
-"""Scores of predicted masks against true ones: exact integers per image, added up over images and ranks.
+"""Scores of predicted masks against true ones: exact integer counts per image, summed over images and ranks.
 
-K classes; a confusion matrix is int64 (K, K), rows are the truth.
+Letters: K classes. A confusion matrix is int64 (K, K), with the truth in rows.
 """
 
 import math
@@ -17,19 +17,19 @@ from shards.images.masks import MaskFile, unknown_message
 
 
 def confusion_of_image(truth: MaskFile, prediction: Rows, num_classes: int, top: int, left: int) -> torch.Tensor:
-    """Confusion matrix of an image, block by block.
+    """Compute the confusion matrix of an image, block by block.
 
     Args:
         truth: the true mask of the whole image.
-        prediction: predicted labels of a part of the image whose corner is at `top`, `left`.
+        prediction: predicted labels of the part of the image that starts at `top`, `left`.
 
     Raises:
-        UserError: the mask is smaller than the image, or has values that are no class.
+        UserError: the mask is smaller than the image, or has values without a class.
     """
     height, width = prediction.shape
     if top + height > truth.height or left + width > truth.width:
         raise UserError(
-            f"{truth.path}: the mask has {truth.height} x {truth.width} pixels, the image at least "
+            f"{truth.path}: the mask has {truth.height} x {truth.width} pixels, but the image has at least "
             f"{top + height} x {left + width}; give the mask that belongs to the image"
         )
     total = torch.zeros(num_classes, num_classes, dtype=torch.int64)
@@ -46,7 +46,7 @@ def confusion_of_image(truth: MaskFile, prediction: Rows, num_classes: int, top:
 
 
 def image_scores(confusion: torch.Tensor) -> dict[str, Any]:
-    """Scores of one image; null for a class that is in neither truth nor prediction."""
+    """Scores of one image; None for a class absent from both truth and prediction."""
     return {
         "mean_iou": _number(mean_iou(confusion)),
         "pixel_accuracy": _number(pixel_accuracy(confusion)),
@@ -59,13 +59,13 @@ def image_scores(confusion: torch.Tensor) -> dict[str, Any]:
 def summarize(class_names: list[str], images: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of `scores.json`.
 
-    Two means of the mean IoU are common and differ: `mean_iou_pixels` comes from the confusion matrix of all pixels
-    of all images; `mean_iou_over_images` is the mean of the images' own.
+    Two definitions of the mean IoU are common: `mean_iou_pixels` comes from one confusion matrix over all pixels of all
+    images; `mean_iou_over_images` averages the mean IoU of each image.
 
     Args:
-        images: per image its `name` and what `image_scores` gave.
+        images: for each image, its `name` and the result of `image_scores`.
     """
-    # Python's integers add faster than small tensors are made.
+    # Adding Python integers is faster than creating small tensors.
     rows = [[0] * len(class_names) for _ in class_names]
     for image in images:
         for row, counts in zip(rows, image["confusion_matrix"], strict=True):
@@ -108,7 +108,7 @@ def _tensor(prediction: Rows, start: int, end: int) -> torch.Tensor:
 
 
 def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # NaN is no JSON
+    return value if math.isfinite(value) else None  # JSON has no NaN
 
 
 def _numbers(values: torch.Tensor) -> list[float | None]:

@@ -1,6 +1,6 @@
-"""Keeping a GPU busy: image rows are read ahead in a thread, results travel back while later rows are computed.
+"""Keeps a GPU busy: a thread reads image rows ahead, and results are copied back while later rows are computed.
 
-On a CPU both are plain calls: there the model uses all cores, and another thread would only take turns with it.
+On a CPU both are plain calls: the model already uses all cores, so another thread would only compete with it.
 """
 
 from collections import deque
@@ -17,11 +17,11 @@ from segdist.inference.tiler import ReadWindow
 Note = TypeVar("Note")
 
 IN_FLIGHT = 2
-"""Results on their way back from the GPU: one that is being copied, one that waits for its kernels."""
+"""Results in transit from the GPU: one being copied, one waiting for its kernels."""
 
 
 class ReadAhead:
-    """Reads the rows below those that were asked for last, in a thread, before they are asked for."""
+    """Prefetches the rows below those last requested, in a thread."""
 
     def __init__(self, read: ReadWindow, height: int) -> None:
         self._read, self._height = read, height
@@ -29,10 +29,10 @@ class ReadAhead:
         self._next: tuple[tuple[int, int, int, int], Future[np.ndarray]] | None = None
 
     def __call__(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        """As the `read` it was made with."""
+        """Same as `read`."""
         wanted = (top, bottom, left, right)
         ahead, self._next = self._next, None
-        # Only one thread reads at a time: image files are no place for two.
+        # Only one thread reads at a time: image files aren't thread-safe.
         rows = ahead[1].result() if ahead and ahead[0] == wanted else self._pool.submit(self._read, *wanted).result()
         end = min(2 * bottom - top, self._height)
         if bottom < end:
@@ -50,7 +50,7 @@ class ReadAhead:
 
 
 class Arriving(Generic[Note]):
-    """Tensors on their way to the CPU, with a note that tells what they are."""
+    """Tensors being copied to the CPU, with a note that says what they are."""
 
     def __init__(self, note: Note, tensors: dict[str, torch.Tensor]) -> None:
         self.note = note
@@ -62,14 +62,14 @@ class Arriving(Generic[Note]):
             self._event.record()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays, once they are here."""
+        """Wait for the copies, and return them."""
         if self._event is not None:
             self._event.synchronize()
         return {name: tensor.numpy() for name, tensor in self._tensors.items()}
 
 
 def arrived(results: Iterable[Arriving[Note]], device: torch.device) -> Iterator[tuple[Note, dict[str, np.ndarray]]]:
-    """Hand on results in order; on a GPU only when later ones are already under way."""
+    """Yield results in order; on a GPU, only once later ones are in flight."""
     waiting: deque[Arriving[Note]] = deque()
     for result in results:
         waiting.append(result)

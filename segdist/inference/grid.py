@@ -1,7 +1,7 @@
-"""Where the tiles of an image lie, how they are weighted, and in which batches they are computed.
+"""The positions of an image's tiles, their weights, and their batches.
 
-The grid is fixed by the full image: it starts at the image's corner and is completed by reflection at the right and at
-the bottom. Ranks, regions of interest and restarts choose tiles from it but never move it. Along each axis the tiles
+The grid depends only on the full image: it starts at the image's corner, and reflection completes it at the right and
+at the bottom. Ranks, regions of interest and restarts choose tiles from it but never move it. Along each axis, tiles
 start at `origin + i * stride`; the two axes are independent, so weights are products of one factor per axis.
 
 Letters: H W pixels, P tile side, S stride (P - overlap), B tiles in a batch.
@@ -21,7 +21,7 @@ Blending = Literal["mean", "hann", "gaussian"]
 Borders = Literal["corner", "full"]
 
 GAUSSIAN_SIGMA = 1 / 8
-"""Standard deviation of the Gaussian window as a share of the tile side (the value that MONAI and nnU-Net use)."""
+"""Standard deviation of the Gaussian window as a fraction of the tile side, as in MONAI and nnU-Net."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Axis:
 
     @cached_property
     def depth(self) -> int:
-        """The most tiles that cover one pixel."""
+        """Largest number of tiles that cover one pixel."""
         return -(-self.tile // self.stride)
 
     @cached_property
     def origin(self) -> int:
-        """Where the first tile starts: 0, or outside the image so that the first pixel gets its full share of tiles."""
+        """Where the first tile starts: 0, or outside the image so that all pixels are covered equally often."""
         return 0 if self.borders == "corner" else -(self.depth - 1) * self.stride
 
     @cached_property
@@ -78,7 +78,7 @@ class Axis:
         return range(max(lowest, 0), min(highest, self.count - 1) + 1)
 
     def weights(self, window: np.ndarray) -> np.ndarray:
-        """Sum of the windows over each pixel of the image, float64 (size,); with a window of ones the tile count."""
+        """Sum of the windows at each pixel of the image, float64 (size,); for a window of ones, the number of tiles."""
         sums = np.zeros(self.extent)
         for index in range(self.count):
             sums[index * self.stride : index * self.stride + self.tile] += window
@@ -101,8 +101,8 @@ class Axis:
 class TileGrid:
     """All tiles of one image, numbered row by row.
 
-    Batch `b` holds the tiles `b * batch` to `(b + 1) * batch`; the last may be short. A model's result for a tile
-    changes in the last bit with the number of tiles in its batch, so batches are cut once, here, for every rank.
+    Batch `b` holds the tiles `b * batch` to `(b + 1) * batch`; the last may be short. The number of tiles in a batch
+    can change the last bit of a result, so all ranks use the same batches.
     """
 
     rows: Axis
@@ -115,7 +115,7 @@ class TileGrid:
         return self.rows.count * self.columns.count
 
     def pieces(self, batch: int, tile_rows: range, tile_columns: range) -> list["Piece"]:
-        """The tiles of a batch that lie in the given rows and columns of tiles, cut where a tile row ends."""
+        """The tiles of a batch in the given rows and columns of tiles, split at the ends of tile rows."""
         across = self.columns.count
         first, end = batch * self.batch, min((batch + 1) * self.batch, self.tiles)
         found = []
@@ -127,7 +127,7 @@ class TileGrid:
         return found
 
     def batches(self, tile_rows: range, tile_columns: range) -> Iterator[list["Piece"]]:
-        """The batches that are needed for the given rows and columns of tiles, in order; each as its pieces."""
+        """The batches needed for the given rows and columns of tiles, in order, each as its pieces."""
         across = self.columns.count
         first = (tile_rows.start * across + tile_columns.start) // self.batch
         last = ((tile_rows.stop - 1) * across + tile_columns.stop - 1) // self.batch
@@ -156,9 +156,9 @@ def make_grid(height: int, width: int, tile: int, overlap: float, batch: int, bo
 
     Args:
         tile: P.
-        overlap: share of the tile side that neighbors have in common, 0 to below 1.
+        overlap: fraction of a tile shared with its neighbor, in [0, 1).
         batch: B.
-        borders: "corner": start at the image's corner; "full": start outside, so that each pixel gets its full share.
+        borders: "corner": start at the image's corner; "full": start outside, to cover all pixels equally often.
     """
     stride = stride_of(tile, overlap)
     return TileGrid(Axis(height, tile, stride, borders), Axis(width, tile, stride, borders), batch)
@@ -168,13 +168,13 @@ def stride_of(tile: int, overlap: float) -> int:
     """Pixels from one tile to the next.
 
     Raises:
-        UserError: the overlap is not in [0, 1), or leaves no step at all.
+        UserError: the overlap is not in [0, 1), or the stride would be 0.
     """
     if not 0 <= overlap < 1:
-        raise UserError(f"--overlap {overlap}: give the share of the tile side that neighbors share, 0 to below 1")
+        raise UserError(f"--overlap {overlap}: give the fraction of a tile shared with its neighbor, from 0 to below 1")
     stride = tile - round(tile * overlap)
     if stride < 1:
-        raise UserError(f"--overlap {overlap} with --tile {tile}: the tiles would not move; choose less overlap")
+        raise UserError(f"--overlap {overlap} with --tile {tile}: the stride would be 0; choose a smaller overlap")
     return stride
 
 

@@ -70,7 +70,7 @@ def test_it_says_what_it_found(place: Path) -> None:
     told = (place / "told.txt").read_text()
     for expected in (
         "2 folds of 10 labeled images: 5, 5 held out",
-        "out of fold: 10 images, each segmented by the one of 2 models that was not trained on it",
+        "out of fold: 10 images, each segmented by the model (of 2) that was not trained on it",
         "95% interval",
         "expected calibration error",
         "regions contradict the masks",

@@ -114,5 +114,5 @@ def test_overlaps_without_a_positive_stride_are_refused() -> None:
     assert stride_of(96, 0.75) == 24
     with pytest.raises(UserError, match="--overlap 1"):
         stride_of(96, 1.0)
-    with pytest.raises(UserError, match="would not move"):
+    with pytest.raises(UserError, match="the stride would be 0"):
         stride_of(4, 0.9)

@@ -92,7 +92,9 @@ def test_too_few_images_give_no_intervals_and_a_message(
     run, out = calibrated(folder, tmp_path, FEWEST_IMAGES)
     assert read_card(run / "best.safetensors").share_intervals is None
     assert json.loads((out / "calibration.json").read_text())["share_intervals"] is None
-    told = f"no intervals of class shares: {FEWEST_IMAGES - 1} images with labeled pixels, {FEWEST_IMAGES} are needed"
+    told = (
+        f"no intervals of class shares: {FEWEST_IMAGES - 1} images with labeled pixels, but {FEWEST_IMAGES} are needed"
+    )
     assert told in capsys.readouterr().out
 
 
