@@ -1,5 +1,6 @@
 """Every command and every line of Python in docs/inference.md works as it stands."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -18,8 +19,9 @@ from segdist.model.config import ModelConfig
 from segdist.model.factory import build_model
 from segdist.model.model_file import save_model
 from shards.manifest import read_manifest
-from tests.support.pages import INFERENCE_COMMANDS
-from tests.support.programs import ROOT
+from tests.support.desk import TOOLS
+from tests.support.pages import INFERENCE_COMMANDS, commands, run_page
+from tests.support.programs import ROOT, run
 from tests.support.sets import tiny_set
 
 PAGE = (ROOT / "docs" / "inference.md").read_text()
@@ -42,9 +44,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         manifest.std,
         stride_multiple=4,
     )
-    for run in ("synthetic", "one", "two"):
-        (desk / "runs" / run).mkdir(parents=True)
-        save_model(desk / "runs" / run / "best.safetensors", state, card)
+    for name in ("synthetic", "one", "two"):
+        (desk / "runs" / name).mkdir(parents=True)
+        save_model(desk / "runs" / name / "best.safetensors", state, card)
     return desk
 
 
@@ -58,6 +60,8 @@ def at_desk(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_the_page_has_commands() -> None:
     assert len(INFERENCE_COMMANDS) >= 7
+    shown = [command.text for command in commands(ROOT / "docs" / "inference.md")]
+    assert {text for text in shown if text.startswith(("segdist", "torchrun"))} == set(INFERENCE_COMMANDS)
 
 
 @pytest.mark.slow
@@ -75,6 +79,13 @@ def test_segdist_commands(at_desk: Path, command: str) -> None:
         pytest.importorskip("onnxruntime")
     # In order, the array's tasks come before the run that merges them.
     assert cli.main(shlex.split(command)[1:]) == 0
+
+
+@pytest.mark.slow
+def test_the_frontier_is_drawn(at_desk: Path) -> None:
+    path = f"{TOOLS}:{os.environ['PATH']}"
+    run_page("inference.md", lambda text: run(["bash", "-c", text], at_desk, PATH=path))
+    assert (at_desk / "frontier.png").is_file()
 
 
 def test_python_lines(at_desk: Path) -> None:
