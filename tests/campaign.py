@@ -1,12 +1,12 @@
-"""A campaign of kills and bit flips: whatever happens to a job, it ends with the bits of one that nothing happened to.
+"""A campaign of kills and bit flips: however a job is interrupted, it must end with the bits of an undisturbed one.
 
     python -m tests.campaign                            # all kinds that need no Slurm, 30 trials each
     python -m tests.campaign train flips --trials 200
     python -m tests.campaign slurm --trials 5           # each event of tests/slurm, on the mini cluster
 
-Trials are kept in the folder (`--folder`, default /tmp/segdist-campaign): the same command resumes, and ends
-with a table. A trial that went wrong keeps its files. Trial n of a kind is always the same: its moments and bits are
-drawn from n, as far as a kill can hit the same moment twice.
+Trials are kept in `--folder` (default /tmp/segdist-campaign), so the same command resumes; it ends with a table. Failed
+trials keep their files. Trial n of a kind draws its moments and bits from n, so it can be repeated as far as the timing
+of a kill allows.
 """
 
 import argparse
@@ -39,20 +39,20 @@ SLURM_TESTS = ("tests/slurm/test_survival.py", "tests/slurm/test_real_jobs.py")
 PATIENCE = 300.0
 """Seconds for one start of a job, on a busy machine."""
 TRIES = 3
-"""Starts that a job has where its ranks lose each other on a busy machine."""
+"""Attempts, since ranks can lose each other on a busy machine."""
 CODE = current_version().digest[:8]
 KILLS = 2
-"""Starts of a trial that are killed; the next one is left alone."""
+"""Number of starts killed in a trial; the next start runs undisturbed."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one trial."""
+    """The outcome of one trial."""
 
     kind: str
     number: int
     what: str
-    """What was done to it."""
+    """What was done to the job."""
     verdict: str
     """"same", or what went wrong."""
     seconds: float
@@ -60,17 +60,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Variant:
-    """A job and what of it is killed."""
+    """A job, and which of its processes are killed."""
 
     name: str
     command: Callable[[str], list[str]]
-    """The job that writes under a name."""
+    """Maps a name to the command that writes under it."""
     target: str
-    """"all" its processes at once, as a dying machine does it, its "launcher" alone, or one "rank" alone."""
+    """Which processes are killed: "all" at once (as when a machine dies), the "launcher", or one "rank"."""
     compare: Callable[[Path, Path], str]
-    """What differs between two results; "" for nothing."""
+    """Returns the difference between two results, or ""."""
     place: Callable[[str], Path]
-    """Where the job of a name writes, relative to the working folder."""
+    """Maps a name to the job's output, relative to the working folder."""
 
 
 def train_command(ranks: int, *more: str) -> Callable[[str], list[str]]:
@@ -106,13 +106,13 @@ def shards_command(processes_of_it: int) -> Callable[[str], list[str]]:
 
 
 def compare_runs(one: Path, other: Path) -> str:
-    """Weights, optimizer and counters bit by bit; rows without their timings, each once; no leftovers."""
+    """Compare weights, optimizer and counters bit for bit, and rows without timings; find duplicates and leftovers."""
     rows = [(row["kind"], row["step"]) for row in read_rows(other / "metrics.jsonl")]
     if len(set(rows)) != len(rows):
         return "rows twice"
     states = [final_state(folder) for folder in (one, other)]
     for state in states:
-        state.pop("trackers", None)  # W&B gives each run an id
+        state.pop("trackers", None)  # W&B gives each run its own id
     if not same(*states):
         return "other bits"
     if metrics(one) != metrics(other):
@@ -121,7 +121,7 @@ def compare_runs(one: Path, other: Path) -> str:
 
 
 def compare_predictions(one: Path, other: Path) -> str:
-    """Checksums of every result; nothing left of the work."""
+    """Compare checksums of all results; find leftovers."""
     differing = [
         name for name in differences(checksums(one), checksums(other)) if not name.endswith((".jsonl", ".html"))
     ]
@@ -130,19 +130,19 @@ def compare_predictions(one: Path, other: Path) -> str:
 
 
 def compare_folds(one: Path, other: Path) -> str:
-    """The models of the folds, the predictions, and the scores."""
+    """Compare the models of the folds, the predictions and the scores."""
     differing = differences(fold_results(one), fold_results(other))
     return f"other bits: {differing[0]}" if differing else leftovers(other)
 
 
 def compare_sets(one: Path, other: Path) -> str:
-    """Checksums of every file of the set but the manifest's own name of it."""
+    """Compare checksums of all files of the set, except for the set's name in the manifest."""
     differing = differences(set_checksums(one), set_checksums(other))
     return f"other bits: {differing[0]}" if differing else leftovers(other)
 
 
 def set_checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, without the folder's name in it."""
+    """SHA-256 of every file, with the folder's name removed from the contents."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes().replace(folder.name.encode(), b"")).hexdigest()
         for path in folder.rglob("*")
@@ -151,12 +151,12 @@ def set_checksums(folder: Path) -> dict[str, str]:
 
 
 def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
-    """The names whose checksums differ, or which only one of the two has."""
+    """Names whose checksums differ, or that only one side has."""
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 def leftovers(folder: Path) -> str:
-    """Temporary files and records of owners that are left."""
+    """Remaining temporary files and owner records."""
     found = [path for path in folder.rglob("*") if path.name.endswith(".tmp") or path.name in (".building", ".owners")]
     return f"leftover {found[0].relative_to(folder)}" if found else ""
 
@@ -216,7 +216,7 @@ class Campaign:
         return [Trial(**json.loads(line)) for line in lines]
 
     def run(self, kind: str, trials: int) -> None:
-        """Do the trials of a kind that are still to be done."""
+        """Run the missing trials of a kind."""
         numbers = {trial.number for trial in self.done() if trial.kind == kind}
         for number in sorted(set(range(trials)) - numbers):
             began = time.monotonic()
@@ -227,7 +227,7 @@ class Campaign:
             print(f"{kind} {number}: {what}: {trial.verdict} ({trial.seconds} s)", flush=True)
 
     def kill(self, kind: str, number: int) -> tuple[str, str]:
-        """Kill a job a few times, let it finish, compare."""
+        """Kill a job a few times, let it finish and compare."""
         variant = VARIANTS[kind][number % len(VARIANTS[kind])]
         whole, duration = self.undisturbed(kind, variant)
         name = f"{kind}-{number}"
@@ -255,7 +255,7 @@ class Campaign:
         return what, verdict
 
     def hit(self, process: "subprocess.Popen[bytes]", name: str, target: str, draw: random.Random) -> None:
-        """SIGKILL, and wait until nothing of the job runs any more."""
+        """Send SIGKILL and wait until no process of the job is left."""
         of_it = [number for number, _ in processes_of(name, self.folder)]
         ranks = [number for number in of_it if number != process.pid]
         hit = {"all": of_it, "launcher": [process.pid], "rank": [draw.choice(ranks)] if ranks else of_it}[target]
@@ -268,8 +268,8 @@ class Campaign:
             time.sleep(0.1)
 
     def undisturbed(self, kind: str, variant: Variant) -> tuple[Path, float]:
-        """Where the result of a variant lies that nothing happened to, and the seconds that it took."""
-        name = f"whole-{kind}-{VARIANTS[kind].index(variant)}-{CODE}"  # other code may give other bits
+        """Path of a variant's undisturbed result, and the seconds it took."""
+        name = f"whole-{kind}-{VARIANTS[kind].index(variant)}-{CODE}"  # different code may give different bits
         note = self.folder / f"{name}.json"
         if not note.exists():
             for _ in range(TRIES):
@@ -279,7 +279,7 @@ class Campaign:
                 if code == 0:
                     break
             else:
-                raise RuntimeError(f"{variant.name} doesn't even end well undisturbed: {log[-1000:]}")
+                raise RuntimeError(f"{variant.name} fails even when undisturbed: {log[-1000:]}")
             note.write_text(json.dumps(time.monotonic() - began))
         return variant.place(name), json.loads(note.read_text())
 
@@ -291,12 +291,12 @@ class Campaign:
             )  # fmt: skip
 
     def finish(self, command: Sequence[str], name: str) -> tuple[int, str]:
-        """Run to the end; its exit code and what it said."""
+        """Run to the end; return the exit code and the output."""
         code = self.start(command, name).wait(timeout=PATIENCE)
         return code, (self.folder / f"{name}.log").read_text(errors="replace")
 
     def flip(self, number: int) -> tuple[str, str]:
-        """Flip one bit of a set, a checkpoint or a model: it is noticed, or it changes nothing."""
+        """Flip one bit of a set, a checkpoint or a model, which must be detected or have no effect."""
         draw = random.Random(f"flips {number}")
         kind = ("set", "checkpoint", "model")[number % 3]
         return {"set": self.flip_set, "checkpoint": self.flip_checkpoint, "model": self.flip_model}[kind](draw)
@@ -310,7 +310,7 @@ class Campaign:
         )
         code, log = self.finish([sys.executable, "-m", "jobs.cli", "shards", "verify", "data/flipped"], "flipped")
         noticed = code != 0 and "Traceback" not in log
-        # The manifest holds sources and recipe, too, which decide no bit of a sample.
+        # The manifest also holds sources and recipe, which affect no sample.
         harmless = file.suffix == ".json" and code == 0
         (self.folder / "flipped.log").unlink()
         return f"set, {file.name} {where}", "" if noticed or harmless else f"exit code {code}: {log[-200:]}"
@@ -353,7 +353,7 @@ class Campaign:
 
 
 def flip_a_bit(files: list[Path], draw: random.Random) -> tuple[Path, str]:
-    """Flip a random bit, all bits of all files alike; the file, and where."""
+    """Flip a random bit, each bit of all files being equally likely; return the file and the position."""
     sizes = [file.stat().st_size for file in files]
     file = draw.choices(files, sizes)[0]
     content = bytearray(file.read_bytes())
@@ -364,7 +364,7 @@ def flip_a_bit(files: list[Path], draw: random.Random) -> tuple[Path, str]:
 
 
 def processes_of(name: str, cwd: Path) -> list[tuple[int, bytes]]:
-    """The processes of the job that writes under a name; spawned workers have no such argument, but its folder."""
+    """The processes of the job with this name; spawned workers are found by their folder, not by an argument."""
     run = Path("runs") / name
     places = [name, f"predictions/{name}", str(run), *(str(fold_folder(run, fold)) for fold in range(1, FOLDS + 1))]
     named = [found for place in places for found in processes(place, cwd)]
@@ -374,7 +374,7 @@ def processes_of(name: str, cwd: Path) -> list[tuple[int, bytes]]:
 
 
 def children_of(numbers: set[int]) -> list[int]:
-    """All that was started by these processes, and by what they started."""
+    """All descendants of these processes."""
     parents = {}
     for folder in Path("/proc").iterdir():
         with suppress(OSError, ValueError, IndexError):
@@ -388,7 +388,7 @@ def children_of(numbers: set[int]) -> list[int]:
 
 
 def run_slurm(campaign: Campaign, trials: int) -> None:
-    """Every event that the cluster tests know, so many times: each of them compares what it promises."""
+    """Run every event of the cluster tests `trials` times; each test checks its own promise."""
     done = Counter(trial.number for trial in campaign.done() if trial.kind == "slurm")
     for number in range(trials):
         if done[number]:
@@ -404,13 +404,13 @@ def run_slurm(campaign: Campaign, trials: int) -> None:
                 trial = Trial("slurm", number, event, "same" if verdict == "PASSED" else verdict, seconds)
                 file.write(json.dumps(asdict(trial)) + "\n")
         wrong = sum(verdict != "PASSED" for verdict, *_ in lines)
-        print(f"slurm {number}: {len(lines)} events in {seconds} s, {wrong} went wrong", flush=True)
+        print(f"slurm {number}: {len(lines)} events in {seconds} s, {wrong} failed", flush=True)
         if wrong:
             (campaign.notes.parent / f"slurm-{number}.log").write_text(told)
 
 
 def table(trials: list[Trial]) -> str:
-    """A line for each kind and what was done, then every trial that went wrong."""
+    """One line per kind and event, then every failed trial."""
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
         what = trial.what if trial.kind == "slurm" else trial.what.partition(" byte")[0].partition(", killed")[0]
@@ -425,7 +425,7 @@ def table(trials: list[Trial]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do the trials; 0 if all went well."""
+    """Run the trials; return 0 if all succeeded."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("kinds", nargs="*", default=LOCAL, metavar="train|infer|shards|folds|flips|slurm")
     parser.add_argument("--trials", type=int, default=30)

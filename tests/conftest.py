@@ -1,4 +1,4 @@
-"""What holds for all tests: a private working folder for W&B, no network, GPU tests only where there is a GPU."""
+"""Settings for all tests: W&B offline, a private config folder, GPU tests only where there is a GPU."""
 
 import os
 import tempfile
@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-# Set before torch is imported anywhere: many small processes on few cores.
+# Set before torch is first imported, since tests start many small processes on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Which factories this user has trained with: the tests' own list, not that of whoever runs them.
+# The list of factories used in training belongs to the tests, not to the user who runs them.
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="segdist-config-")
 os.environ["WANDB_MODE"] = os.environ.get("WANDB_MODE", "offline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is none; leave slow tests out of the coverage, which would slow them down."""
+    """Skip tests marked `gpu` without a GPU; exclude slow tests from coverage, which would slow them further."""
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.no_cover)
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With several processes, each takes whole files, and one of them all that start a Slurm cluster."""
+    """Distribute tests to processes by file, with all tests that start a Slurm cluster in one process."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):
@@ -41,8 +41,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _warnings_anew() -> None:
-    """A warning that another test has seen comes again: `warn` says the same only once per process."""
+def _reset_warnings() -> None:
+    """Let each test see every warning, since `warn` prints each message only once per process."""
     from segdist.core import terminal
 
     terminal._warned.clear()

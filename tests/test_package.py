@@ -1,4 +1,4 @@
-"""The package: a version that is the same everywhere, and a wheel that works where there is no checkout."""
+"""The package: one version everywhere, and a wheel that works without a checkout."""
 
 import configparser
 import re
@@ -36,7 +36,7 @@ tracking = {wandb = "off"}
 output = {probabilities = "float16"}
 tracking = {wandb = "off"}
 """
-"""jobs/demo.toml, smaller."""
+"""A smaller jobs/demo.toml."""
 
 
 def test_the_version_is_the_latest_release_of_the_changelog() -> None:
@@ -44,7 +44,7 @@ def test_the_version_is_the_latest_release_of_the_changelog() -> None:
     assert versions[0] == segdist.__version__
 
 
-def test_the_changelog_has_room_for_the_next_release() -> None:
+def test_the_changelog_starts_with_unreleased_changes() -> None:
     assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == "Unreleased"
 
 
@@ -55,14 +55,14 @@ def test_the_package_takes_its_version_from_the_program() -> None:
     assert f"version: {segdist.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-def test_continuous_integration_runs_the_one_script_that_runs_everything() -> None:
+def test_continuous_integration_runs_the_full_test_script() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
     assert steps[-1].endswith("bash .ci/run")
     assert "tests/run.sh" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_hooks_before_a_commit_are_the_checks_of_the_test_script() -> None:
+def test_pre_commit_hooks_are_the_checks_of_the_test_script() -> None:
     repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert [each["repo"] for each in repositories] == ["local"]
     tools = [" ".join(hook["entry"].split()[:2]) for hook in repositories[0]["hooks"]]
@@ -72,7 +72,7 @@ def test_hooks_before_a_commit_are_the_checks_of_the_test_script() -> None:
 
 
 @pytest.mark.parametrize("form", ["bug.yml", "idea.yml"])
-def test_forms_for_issues_have_what_the_site_requires(form: str) -> None:
+def test_issue_forms_have_the_required_fields(form: str) -> None:
     content = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / form).read_text())
     assert content["name"]
     assert content["description"]
@@ -81,7 +81,7 @@ def test_forms_for_issues_have_what_the_site_requires(form: str) -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the sources, so that the checkout stays as it is."""
+    """The wheel, built from a copy of the sources so that the checkout stays unchanged."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for room in ROOMS:
@@ -111,7 +111,7 @@ def test_the_wheel_holds_every_file_of_the_rooms(wheel: Path) -> None:
 
 @pytest.mark.slow
 def test_the_wheel_works_elsewhere(wheel: Path, tmp_path: Path) -> None:
-    """In an environment of its own, where the dependencies are those of this one."""
+    """In a separate environment that borrows this one's dependencies."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     programs = tmp_path / "venv" / "bin"
     pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check"]
@@ -119,7 +119,7 @@ def test_the_wheel_works_elsewhere(wheel: Path, tmp_path: Path) -> None:
     paths = {"base": str(tmp_path / "venv"), "platbase": str(tmp_path / "venv")}
     here = sysconfig.get_path("purelib")
     (Path(sysconfig.get_path("purelib", vars=paths)) / "dependencies.pth").write_text(f"{here}\n")
-    # Without what would let it find the checkout.
+    # PYTHONPATH would let it find the checkout.
     environ = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
     desk = tmp_path / "desk"
     desk.mkdir()

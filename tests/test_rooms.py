@@ -1,4 +1,4 @@
-"""The house: which rooms there are, and that imports go down from floor to floor."""
+"""The rooms (packages) of the project, and the direction of imports between their floors."""
 
 import ast
 import re
@@ -12,18 +12,18 @@ from tests.support import rooms
 
 ROOT = rooms.ROOT
 NAMED_OFTEN = {"__init__", "config"}
-"""Module names that several rooms have: every job's settings are in a `config`."""
+"""Module names shared by several rooms; every job's settings are in a `config`."""
 
 
 def test_every_import_goes_to_a_lower_floor() -> None:
     assert not rooms.wrong_arrows(rooms.import_graph())
 
 
-def test_no_module_imports_one_that_imports_it() -> None:
+def test_there_are_no_import_cycles() -> None:
     assert not rooms.circle(rooms.import_graph())
 
 
-def test_an_upward_arrow_a_sideways_one_and_a_circle_are_seen() -> None:
+def test_upward_and_sideways_imports_and_cycles_are_detected() -> None:
     graph = {
         "segdist.core.files": {"shards.manifest"},
         "segdist.training.trainer": {"segdist.inference.tiler"},
@@ -56,7 +56,7 @@ def test_every_package_is_a_room() -> None:
 
 
 @pytest.mark.parametrize("room", rooms.ROOMS)
-def test_a_room_says_what_lives_in_it(room: str) -> None:
+def test_a_room_documents_what_it_contains(room: str) -> None:
     docstring = ast.get_docstring(ast.parse((ROOT / room.replace(".", "/") / "__init__.py").read_text()))
     assert docstring
     assert len(docstring.splitlines()) > 2
@@ -67,14 +67,14 @@ def test_no_module_name_is_used_three_times() -> None:
     assert not {name for name, uses in names.items() if uses > 2} - NAMED_OFTEN
 
 
-def test_the_ground_floor_is_light() -> None:
+def test_the_ground_floor_does_not_import_torch() -> None:
     names = [module for module in rooms.modules() if rooms.room_of(module) == "segdist.core"]
     code = f"import sys, importlib; [importlib.import_module(name) for name in {names}]; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
-def test_shards_knows_nothing_of_process_groups() -> None:
+def test_shards_does_not_use_process_groups() -> None:
     wrong = [
         str(path)
         for path in (ROOT / "shards").rglob("*.py")
@@ -94,13 +94,13 @@ def test_only_one_module_reads_the_launchers_variables() -> None:
     assert readers == {"segdist/ranks/launchers.py"}
 
 
-def test_no_job_is_called_like_another_package() -> None:
-    """`python jobs/x.py` puts jobs/ first on the path: a jobs/queue.py would be what torch gets for `import queue`."""
+def test_no_job_is_named_like_another_package() -> None:
+    """`python jobs/x.py` puts jobs/ first on the path, so torch's `import queue` would find a jobs/queue.py."""
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")}
     assert not jobs & (set(sys.stdlib_module_names) | {room.split(".")[0] for room in rooms.ROOMS})
 
 
-def test_the_picture_of_the_house_is_printed_by_a_command() -> None:
+def test_a_command_prints_the_map_of_rooms() -> None:
     done = subprocess.run([sys.executable, "-m", "tests.support.rooms"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert all(room in done.stdout for room in rooms.ROOMS)

@@ -1,4 +1,4 @@
-"""The commands of docs/cluster.md that need a Slurm, on the one-machine cluster that the page itself starts."""
+"""The commands in docs/cluster.md that need Slurm, on the one-machine cluster that the page starts."""
 
 import shutil
 import tempfile
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
-    """A desk whose mini cluster is a folder of its own, and is stopped in any case."""
+    """A desk with its own mini cluster, which is always stopped at the end."""
     skip_without_slurm()
-    cluster = tempfile.mkdtemp(prefix="segdist-docs-")  # a Unix socket's path must be short
+    cluster = tempfile.mkdtemp(prefix="segdist-docs-")  # the path of a Unix socket must be short
     desk = Desk(tmp_path / "desk", {"SEGDIST_CLUSTER": cluster})
     try:
         yield desk
@@ -28,7 +28,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
         shutil.rmtree(cluster, ignore_errors=True)
 
 
-def test_pipeline_on_the_mini_cluster_is_submitted_and_watched_as_the_page_shows(desk: Desk) -> None:
+def test_a_pipeline_is_submitted_and_watched_on_the_mini_cluster(desk: Desk) -> None:
     shown = [command.text for command in commands(ROOT / "docs" / "cluster.md")]
     start = shown.index('eval "$(slurm/mini_cluster.sh start)"')
     watching = shown.index("segdist queue demo")

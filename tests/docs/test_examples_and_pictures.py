@@ -1,4 +1,4 @@
-"""The example script runs from its first cell to its last; the docs' pictures are made by one command."""
+"""The example script runs from start to finish, and one command makes the pictures of the docs."""
 
 import json
 import re
@@ -16,7 +16,7 @@ EXAMPLE = ROOT / "docs" / "examples" / "zero_to_prediction.py"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def test_every_cell_of_the_example_is_a_cell() -> None:
+def test_the_example_has_valid_cells() -> None:
     cells = re.split(r"^# %%", EXAMPLE.read_text(), flags=re.MULTILINE)
     assert cells[0] == ""
     assert len(cells) > 10
@@ -27,7 +27,7 @@ def test_every_cell_of_the_example_is_a_cell() -> None:
 
 
 @pytest.mark.slow
-def test_example_goes_from_nothing_to_a_prediction(tmp_path: Path) -> None:
+def test_the_example_leads_from_no_data_to_a_prediction(tmp_path: Path) -> None:
     desk = Desk(tmp_path / "desk")
     text = EXAMPLE.read_text()
     assert "\nSTEPS = 120\n" in text
@@ -35,7 +35,7 @@ def test_example_goes_from_nothing_to_a_prediction(tmp_path: Path) -> None:
     said = desk.run("python example.py")
     score = re.search(r"^mean IoU +([\d.]+)$", said, re.MULTILINE)
     assert score is not None
-    assert float(score[1]) > 0.4  # a guess of the largest class alone gives 0.3
+    assert float(score[1]) > 0.4  # always predicting the largest class gives 0.3
     for name in ("patches.png", "prediction.png"):
         with Image.open(desk.folder / "zero" / name) as picture:
             assert picture.width > 300
@@ -43,7 +43,7 @@ def test_example_goes_from_nothing_to_a_prediction(tmp_path: Path) -> None:
     assert "finished already" in desk.run("python example.py")
 
 
-def test_every_picture_of_the_docs_is_made_by_the_command() -> None:
+def test_the_command_makes_every_picture_of_the_docs() -> None:
     made = set(re.findall(r'"((?:images/)?[\w-]+\.(?:png|svg))"\)', (ROOT / "docs" / "make_pictures.py").read_text()))
     shown = {
         (page.parent / target).relative_to(ROOT / "docs").as_posix()
@@ -76,5 +76,5 @@ def test_pictures_are_made_from_a_run(tmp_path: Path) -> None:
     if CHROMIUM:
         with Image.open(out / "report.png") as picture:
             colors = picture.convert("RGB")
-        assert colors.getpixel((40, 400)) == (255, 255, 255)  # the light page's margin
-        assert sum(colors.getpixel((picture.width - 40, 400))) < 150  # the dark one's
+        assert colors.getpixel((40, 400)) == (255, 255, 255)  # margin of the light page
+        assert sum(colors.getpixel((picture.width - 40, 400))) < 150  # margin of the dark page

@@ -1,4 +1,4 @@
-"""Every command and every line of Python in docs/inference.md works as it stands."""
+"""Every command and every line of Python in docs/inference.md works as written."""
 
 import os
 import re
@@ -29,7 +29,7 @@ PAGE = (ROOT / "docs" / "inference.md").read_text()
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data/synthetic and runs, as after the first steps of the README."""
+    """A folder with data/synthetic and runs, as after the README's first steps."""
     desk = tmp_path_factory.mktemp("desk")
     manifest = read_manifest(tiny_set(desk / "data", "synthetic"))
     config = ModelConfig(width=4, depth=2)
@@ -66,18 +66,18 @@ def test_the_page_has_commands() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in INFERENCE_COMMANDS if command.startswith("torchrun")])
-def test_torchrun_commands(at_desk: Path, command: str) -> None:
-    # First: later on the page, calibration changes the model, and with it what the default folder takes.
+def test_torchrun_commands_run(at_desk: Path, command: str) -> None:
+    # These run first: calibration, later on the page, changes the model and so what the default folder accepts.
     words = shlex.split(command)[1:]
     words[words.index("jobs/infer.py")] = str(ROOT / "jobs" / "infer.py")
     subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("command", [command for command in INFERENCE_COMMANDS if command.startswith("segdist")])
-def test_segdist_commands(at_desk: Path, command: str) -> None:
+def test_segdist_commands_run(at_desk: Path, command: str) -> None:
     if "export" in command:
         pytest.importorskip("onnxruntime")
-    # In order, the array's tasks come before the run that merges them.
+    # The order matters: the array's tasks must run before the merge.
     assert cli.main(shlex.split(command)[1:]) == 0
 
 
@@ -88,7 +88,7 @@ def test_the_frontier_is_drawn(at_desk: Path) -> None:
     assert (at_desk / "frontier.png").is_file()
 
 
-def test_python_lines(at_desk: Path) -> None:
+def test_python_lines_run(at_desk: Path) -> None:
     source = next(Path("data/synthetic/source/test/images").iterdir())
     Image.open(source).save("image.png")
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -1,4 +1,4 @@
-"""The docs as a site, and the walks through the code in the page on architecture."""
+"""The docs as a site, and the code walkthroughs on the architecture page."""
 
 import importlib
 import re
@@ -16,13 +16,13 @@ ARCHITECTURE = ROOT / "docs" / "architecture.md"
 
 
 def build(config: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    # Not --quiet: warnings that aren't shown don't count for --strict.
+    # Without --quiet, since --strict ignores warnings that aren't shown.
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(config), "-d", str(out)]
     return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
 
 
 class Ids(HTMLParser):
-    """The ids of a page's headings."""
+    """Collects the ids of a page's headings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Ids(HTMLParser):
 
 
 @pytest.mark.slow
-def test_the_site_has_every_page_and_the_reference_of_all_that_is_public(tmp_path: Path) -> None:
+def test_the_site_has_every_page_and_the_reference_of_the_public_api(tmp_path: Path) -> None:
     done = build(ROOT / "mkdocs.yml", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for page in (ROOT / "docs").glob("*.md"):
@@ -46,7 +46,7 @@ def test_the_site_has_every_page_and_the_reference_of_all_that_is_public(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_link_to_nothing_stops_the_site(tmp_path: Path) -> None:
+def test_a_broken_link_fails_the_build(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text("[gone](gone.md)")
     text = (ROOT / "mkdocs.yml").read_text()
@@ -55,7 +55,7 @@ def test_a_link_to_nothing_stops_the_site(tmp_path: Path) -> None:
     assert build(tmp_path / "mkdocs.yml", tmp_path / "site").returncode != 0
 
 
-def test_files_and_names_in_the_walks_exist() -> None:
+def test_files_and_names_in_the_walkthroughs_exist() -> None:
     walks = ARCHITECTURE.read_text().partition("## Three walks")[2].partition("\n## ")[0]
     files = re.findall(r"`((?:segdist|shards|slurm|jobs)/[\w/]+\.py)`", walks)
     assert len(files) > 25

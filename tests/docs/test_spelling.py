@@ -13,16 +13,16 @@ BRITISH = re.compile(
     re.IGNORECASE,
 )
 KEPT = ("unlabelled", "labelledby")
-"""A setting that users have in their files, and an attribute of HTML."""
+"""A setting in users' files, and an HTML attribute."""
 
 
 def british(text: str) -> set[str]:
-    """The words of a text that are spelled the British way."""
+    """Words in `text` with British spelling."""
     words = (match for match in re.finditer(r"\w+", text) if BRITISH.search(match[0]))
     return {match[0] for match in words if not any(kept in match[0].lower() for kept in KEPT)}
 
 
-def test_british_words_are_seen() -> None:
+def test_british_words_are_found() -> None:
     assert british("Colours of a labelled neighbour, normalised") == {"Colours", "labelled", "neighbour", "normalised"}
 
 

@@ -1,4 +1,4 @@
-"""The command: gives numbers to children, counts what came out, and starts another child where one died."""
+"""The command: sends numbers to child processes, counts the outcomes, and replaces children that die."""
 
 import argparse
 import subprocess
@@ -14,21 +14,21 @@ from segdist.core.terminal import Progress
 from tests.fuzz.subjects import SUBJECTS
 
 MEMORY = 3 << 30
-"""Bytes of address space of a child; Python with its libraries takes one gigabyte of it."""
+"""Bytes of address space per child, of which Python and its libraries use one gigabyte."""
 
 
 @dataclass
 class Outcome:
-    """What came of one subject's files."""
+    """Outcomes for one subject's files."""
 
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
 
 def fuzz(names: Sequence[str], files: int, seed: int, *, first: int = 0, quiet: bool = False) -> dict[str, Outcome]:
-    """Read `files` damaged files of each subject; the same ones for the same seed."""
+    """Read `files` damaged files of each subject, determined by `seed`."""
     outcomes = {name: Outcome() for name in names}
-    # By turns, so that a run that is stopped has seen something of all.
+    # Interleaved, so that even an interrupted run covers all subjects.
     todo = [(name, number) for number in range(first, first + files) for name in names]
     with Progress("reading damaged files", total=len(todo), unit="files", quiet=quiet) as progress:
         while todo:
@@ -38,7 +38,7 @@ def fuzz(names: Sequence[str], files: int, seed: int, *, first: int = 0, quiet: 
 
 
 def _child(todo: list[tuple[str, int]], seed: int, outcomes: dict[str, Outcome], progress: Progress) -> int:
-    """Let one child work through `todo` as far as it comes; returns how far."""
+    """Let one child work through `todo` as far as it can; return how far it got."""
     with tempfile.TemporaryFile("w+") as errors:
         return _child_with(errors, todo, seed, outcomes, progress)
 
@@ -63,7 +63,7 @@ def _child_with(
                 child.stdin.write(f"{name} {number}\n")
             child.stdin.close()
         except OSError:
-            pass  # it died; the lines that it left are given to the next one
+            pass  # it died; the next child gets the remaining lines
 
     feeder = threading.Thread(target=feed, daemon=True)
     feeder.start()

@@ -1,7 +1,7 @@
-"""The process that reads damaged files, one after another, under a limit of memory; it may crash.
+"""The process that reads damaged files one after another with limited memory; it may crash.
 
-Standard input: lines `subject number`; standard output: per line `begin` and `end`, with what came out. The damage of
-(subject, number, seed) is always the same.
+Reads lines `subject number` from standard input and prints `begin` and `end`, with the outcome, for each. The damage is
+determined by (subject, number, seed).
 """
 
 import contextlib
@@ -22,15 +22,15 @@ from tests.fuzz.damage import DAMAGES, FORGERIES
 from tests.fuzz.subjects import SUBJECTS, Subject
 
 SECONDS = 20
-"""That a file may take, on a machine that does much else as well."""
+"""Time limit per file, generous for a busy machine."""
 
 
 class TooSlow(BaseException):
-    """Not an Exception, which readers would take for damage."""
+    """A BaseException, since readers would treat an Exception as damage."""
 
 
 class Case:
-    """A subject with its good file, damaged anew for each number."""
+    """A subject with its valid file, damaged differently for each number."""
 
     def __init__(self, subject: Subject, scratch: Path) -> None:
         self.subject = subject
@@ -43,7 +43,7 @@ class Case:
         self.scratch = scratch
 
     def run(self, seed: int, number: int) -> tuple[str, str]:
-        """("pixels" or "refused" or "FAILED", what was done and what came of it)."""
+        """("pixels", "refused" or "FAILED", a description of the damage and the result)."""
         random = np.random.default_rng((seed, zlib.crc32(self.subject.name.encode()), number))
         ways = {**DAMAGES, **(FORGERIES if "png" in self.subject.name else {})}
         way = sorted(ways)[int(random.integers(0, len(ways)))]

@@ -1,4 +1,4 @@
-"""Ways to damage a file, each a function of a generator and the good bytes."""
+"""Ways to damage a file, each a function of a random generator and the valid bytes."""
 
 import struct
 import zlib
@@ -9,7 +9,7 @@ import numpy as np
 Damage = Callable[[np.random.Generator, bytes], bytes]
 
 TELLING = (0, 1, 2, 3, 7, 255, 256, 60_000, 65_535, 65_536, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-"""Numbers at which programs go wrong."""
+"""Numbers that often break programs."""
 
 
 def cut(random: np.random.Generator, content: bytes) -> bytes:
@@ -40,7 +40,7 @@ def insert_or_remove(random: np.random.Generator, content: bytes) -> bytes:
 
 
 def random_header(random: np.random.Generator, content: bytes) -> bytes:
-    """Telling numbers where sizes, counts and offsets are: TIFF directories stand at the front or at the end."""
+    """Edge-case numbers where sizes, counts and offsets are: TIFF directories are at the start or the end."""
     changed = bytearray(content)
     for _ in range(int(random.integers(1, 4))):
         reach = min(len(content), int(random.choice([32, 256, 1024])))
@@ -55,7 +55,7 @@ def random_header(random: np.random.Generator, content: bytes) -> bytes:
 
 
 def claims_of_png(random: np.random.Generator, content: bytes) -> bytes:
-    """Another size, depth or color type, with a checksum that fits."""
+    """Change size, depth or color type, with a matching checksum."""
     if not content.startswith(b"\x89PNG"):
         return random_header(random, content)
     header = bytearray(content[16:29])
@@ -72,4 +72,4 @@ DAMAGES: dict[str, Damage] = {
     for function in (cut, flip_bits, flip_bits_of_header, overwrite, insert_or_remove, random_header)
 }
 FORGERIES: dict[str, Damage] = {claims_of_png.__name__: claims_of_png}
-"""Damage that makes the checksums fit again: then other pixels are right."""
+"""Damage that updates the checksums, so that different pixels are correct."""

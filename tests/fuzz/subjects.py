@@ -1,4 +1,4 @@
-"""What is damaged: small good files of every kind that the program reads, and what must come out of them."""
+"""What is damaged: small valid files of every kind that the program reads, and the expected results."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,28 +26,28 @@ BY_VALUE = MaskReader(MasksConfig(classes=("all=0-",), unknown="ignore"))
 BY_COLOR = MaskReader(MasksConfig(classes=("black=#000000",), unknown="nearest"))
 
 MOST_PIXELS = 1 << 20
-"""Of a file that claims more, windows are read."""
+"""For files that claim more pixels, only windows are read."""
 
 
 class WrongContent(Exception):
-    """What was read is neither what the file said nor what it held."""
+    """The content read matches neither the damaged file nor the original."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A kind of file: how a good one is made, what reads it, and which of its bytes may be damaged."""
+    """A kind of file: how to make a valid one, how to read it, and which bytes may be damaged."""
 
     name: str
     write: Callable[[Path], Path]
-    """Makes the good file in an empty folder, and returns what is damaged: a file, or a folder of files."""
+    """Makes the valid file in an empty folder; returns what to damage, a file or a folder of files."""
     read: Callable[[Path], object]
-    """Reads it all. Raises UserError for damage that it found, WrongContent for what may not happen."""
+    """Reads everything. Raises UserError for detected damage and WrongContent for undetected damage."""
     checksums: bool = False
-    """The content is protected: where reading succeeds, it must equal that of the good file."""
+    """Whether checksums protect the content, so that anything read must equal the original."""
 
 
 def read_image(path: Path) -> object:
-    """All pages of an image, as seen and as a mask; returns the pixels of the first."""
+    """Read all pages, as an image and as a mask; return the pixels of the first."""
     first = None
     for address in page_addresses(path)[:8]:
         with open_image(address) as image:
@@ -62,7 +62,7 @@ def read_image(path: Path) -> object:
 def _some(
     height: int, width: int, read: Callable[..., np.ndarray], channels: tuple[int, ...], dtype: np.dtype
 ) -> list[bytes]:
-    """The image, or three windows of a large one; each must have the shape that was asked for."""
+    """Read the image, or three windows of a large one; each must have the requested shape."""
     windows = [(0, height, 0, width)]
     if height * width > MOST_PIXELS:
         h, w = min(height, 100), min(width, 100)
@@ -126,14 +126,14 @@ def _shard_set(encoding: str) -> Callable[[Path], Path]:
         )  # type: ignore[arg-type]
         make_shards(config, quiet=True)
         for path in (folder / "set" / "source").rglob("*.png"):
-            path.unlink()  # no part of the set
+            path.unlink()  # not part of the set
         return folder / "set"
 
     return write
 
 
 def read_set(folder: Path) -> object:
-    """Every record of a shard set, with what the index says of it."""
+    """Read every record of a shard set and its index entry."""
     shard_set = ShardSet(folder, check="records")
     found: list[bytes] = []
     for split in ("train", "val"):
@@ -145,7 +145,7 @@ def read_set(folder: Path) -> object:
 
 
 def read_csv(path: Path) -> object:
-    """Rows whose values are all texts."""
+    """Read a table whose values must all be strings."""
     rows = csv_rows(path)
     if not all(isinstance(value, str) for row in rows for value in row.values()):
         raise WrongContent(f"{rows}")

@@ -1,4 +1,4 @@
-"""A short run of the fuzzer, and that it notices what it is there for."""
+"""A short run of the fuzzer, and checks that it detects failures."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from tests.fuzz.child import Case
 from tests.fuzz.subjects import SUBJECTS, Subject, WrongContent
 
 FILES = 20
-"""Of each kind; about 20 seconds in all."""
+"""Files per kind; about 20 seconds in total."""
 
 
-def test_damaged_files_end_in_pixels_or_in_a_message_that_names_them() -> None:
+def test_damaged_files_give_pixels_or_an_error_that_names_them() -> None:
     outcomes = fuzz([subject.name for subject in SUBJECTS], FILES, seed=0, quiet=True)
     failures = [failure for outcome in outcomes.values() for failure in outcome.failures]
     assert not failures, "\n".join(failures[:10])
@@ -39,7 +39,7 @@ def raises(error: Exception) -> object:
         (lambda path: path.read_bytes(), "other content"),
     ],
 )
-def test_what_may_not_happen_is_a_failure(tmp_path: Path, read: object, what: str) -> None:
+def test_wrong_behavior_counts_as_a_failure(tmp_path: Path, read: object, what: str) -> None:
     def once_good(path: Path) -> object:
         return b"" if "good" in path.parts else read(path)  # type: ignore[operator]
 
@@ -49,7 +49,7 @@ def test_what_may_not_happen_is_a_failure(tmp_path: Path, read: object, what: st
     assert all(what in told for _, told in outcomes)
 
 
-def test_a_file_is_damaged_the_same_way_again(tmp_path: Path) -> None:
+def test_damage_is_reproducible(tmp_path: Path) -> None:
     seen: list[bytes] = []
     case = Case(Subject("a", write, lambda path: seen.append(path.read_bytes())), tmp_path)
     for number in (1, 2, 1):

@@ -1,4 +1,4 @@
-"""The settings of a chain of jobs: make-shards' options as they are, a name that comes first, minutes."""
+"""Settings of a job chain: options of make-shards, a leading name, minutes."""
 
 import json
 import re
@@ -17,7 +17,7 @@ def chain(*arguments: str) -> ChainConfig:
     return parse(PipelineConfig, name_first(list(arguments)), "pipeline", "").job
 
 
-def test_a_name_may_come_first() -> None:
+def test_a_name_can_come_first() -> None:
     assert chain("cells").name == "cells"
     assert chain("--name", "cells").name == "cells"
     assert chain("cells", "--fresh").name == "cells"
@@ -25,7 +25,7 @@ def test_a_name_may_come_first() -> None:
     assert parse(SubmitPipelineConfig, name_first(["cells"]), "submit pipeline", "").job.name == "cells"
 
 
-def test_options_of_make_shards_go_to_make_shards_and_nothing_else_does() -> None:
+def test_only_options_of_make_shards_go_to_make_shards() -> None:
     tables = chain(
         *("cells", "--images.folder", "photos", "--masks.folder", "labels", "--split.test", "0.3", "--minutes", "7")
     ).tables()
@@ -39,20 +39,20 @@ def test_options_of_make_shards_go_to_make_shards_and_nothing_else_does() -> Non
     assert tables["infer"] == {}
 
 
-def test_an_option_wins_over_the_table() -> None:
+def test_an_option_overrides_the_table() -> None:
     table = json.dumps({"patches": {"size": 64, "per_image": 5}})
     found = chain("--make-shards", table, "--patches.size", "96").tables()["make_shards"]
     assert found["patches"] == {"size": 96, "per_image": 5}
 
 
-def test_the_length_is_given_once() -> None:
+def test_the_length_is_given_only_once() -> None:
     with pytest.raises(UserError, match="--minutes and epochs of train"):
         chain("--minutes", "5", "--train", '{"epochs": 3}')
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_from_two_folders_to_scores_and_report_with_nothing_set(tmp_path: Path) -> None:
+def test_two_folders_lead_to_scores_and_a_report_with_default_settings(tmp_path: Path) -> None:
     for number in range(8):
         mask = blobs(number)
         image = (noise(number, 120, 120) // 4 + mask // 2).astype("uint8")

@@ -1,4 +1,4 @@
-"""Defaults < preset < file < command line; unknown and wrong settings refused by name; help without heavy imports."""
+"""Precedence (defaults < preset < file < command line), refusals by name, and help without heavy imports."""
 
 import re
 import subprocess
@@ -38,7 +38,7 @@ class Config:
             raise UserError(f"--epochs {self.epochs}: must be at least 1")
 
 
-def test_command_line_wins_over_file_over_preset_over_default(tmp_path: Path) -> None:
+def test_the_command_line_overrides_file_preset_and_defaults(tmp_path: Path) -> None:
     file = tmp_path / "job.toml"
     file.write_text("rate = 0.2\n[section]\nwidth = 8\n")
     preset = {"epochs": 7, "rate": 0.9, "section": {"width": 32}}
@@ -53,7 +53,7 @@ def test_short_flags_and_dry_run() -> None:
     assert command.dry_run
 
 
-def test_a_value_that_is_wrong_in_the_file_can_be_mended_on_the_command_line(tmp_path: Path) -> None:
+def test_a_wrong_value_in_the_file_can_be_overridden_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text("epochs = 0")
     with pytest.raises(UserError, match="--epochs 0"):
         parse(Config, ["--config", str(tmp_path / "job.toml")], "job", "")
@@ -67,9 +67,7 @@ def test_an_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--epoch", "3"], ["-e", "three"], ["--section.width", "1.5"]])
-def test_bad_arguments_end_with_code_2_and_name_themselves(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_arguments_are_named_and_give_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         parse(Config, arguments, "job", "")
     assert error.value.code == 2
@@ -88,7 +86,7 @@ def test_an_unknown_job_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_help_of_every_job_comes_without_torch(job: str) -> None:
+def test_help_of_every_job_does_not_import_torch(job: str) -> None:
     code = (
         "import sys; from jobs.cli import main\n"
         "try: main([sys.argv[1], '--help'])\n"
@@ -101,12 +99,12 @@ def test_help_of_every_job_comes_without_torch(job: str) -> None:
 
 
 @pytest.mark.parametrize("script", ["make_shards", "train", "infer"])
-def test_the_jobs_are_scripts_too(script: str) -> None:
+def test_jobs_can_be_run_as_scripts(script: str) -> None:
     done = subprocess.run([sys.executable, f"jobs/{script}.py", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_number_of_epochs_overrules_a_presets_steps(tmp_path: Path) -> None:
+def test_epochs_override_the_steps_of_a_preset(tmp_path: Path) -> None:
     assert find_preset(["--preset", "fast"])[1]["steps"] == 600
     assert find_preset(["--preset", "fast", "--preset=paper"])[0] == "paper"
     assert "steps" not in find_preset(["--preset", "fast", "-e", "3"])[1]
@@ -114,7 +112,7 @@ def test_a_number_of_epochs_overrules_a_presets_steps(tmp_path: Path) -> None:
     assert "steps" not in find_preset(["--preset=fast", "--config", str(tmp_path / "job.toml")])[1]
 
 
-def test_the_methods_short_forms() -> None:
+def test_short_flags_of_the_method_are_accepted() -> None:
     from segdist.training.config import TrainConfig
 
     config = parse(TrainConfig, ["-e", "100", "-l", "0.01", "-b", "16", "-f", "patches_s96"], "train", "").job
@@ -122,8 +120,8 @@ def test_the_methods_short_forms() -> None:
 
 
 @pytest.mark.parametrize("script", ["train", "infer"])
-def test_torchrun_takes_none_of_our_flags_for_its_own(script: str) -> None:
-    """torchrun's parser completes shortened flags, also behind the script: `--run` was ambiguous to it."""
+def test_torchrun_does_not_consume_our_flags(script: str) -> None:
+    """torchrun's parser expands abbreviated flags even after the script, so `--run` would be ambiguous."""
     from torch.distributed.run import get_args_parser
 
     parser = get_args_parser()
@@ -134,7 +132,7 @@ def test_torchrun_takes_none_of_our_flags_for_its_own(script: str) -> None:
         assert parser.parse_args(["--standalone", f"jobs/{script}.py", flag, "x"]).training_script_args == [flag, "x"]
 
 
-def test_the_command_to_do_it_again_names_a_launcher_for_as_many_ranks() -> None:
+def test_the_command_to_reproduce_a_run_launches_the_same_number_of_ranks() -> None:
     from jobs.command_line import launch_command
     from segdist.ranks.launchers import RankEnvironment
 

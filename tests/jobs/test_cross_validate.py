@@ -1,4 +1,4 @@
-"""`segdist cross-validate` as real processes: equal to separate runs, resumable, refusing what would flatter."""
+"""`segdist cross-validate` as real processes: equal to separate runs, resumable, refusing settings that bias scores."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_scores_are_those_of_separate_runs_to_the_integer(place: Path) -> None:
+def test_the_scores_match_separate_runs_exactly(place: Path) -> None:
     shard_set = ShardSet(place / "data" / "tiny")
     partition = divide(shard_set, FOLDS, seed=0)
     total = np.zeros((3, 3), np.int64)
@@ -66,7 +66,7 @@ def test_the_scores_are_those_of_separate_runs_to_the_integer(place: Path) -> No
     assert np.sum([one["confusion_matrix"] for one in scores["per_fold"]], axis=0).tolist() == total.tolist()
 
 
-def test_it_says_what_it_found(place: Path) -> None:
+def test_the_results_are_printed_and_reported(place: Path) -> None:
     told = (place / "told.txt").read_text()
     for expected in (
         "2 folds of 10 labeled images: 5, 5 held out",
@@ -111,7 +111,7 @@ def test_the_same_command_again_changes_nothing(place: Path) -> None:
     assert fold_results(place / "runs" / "whole") == before
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(place: Path) -> None:
+def test_it_ends_with_the_same_bytes_after_random_kills(place: Path) -> None:
     draw = random.Random(5)
     log = place / "killed.log"
     for _ in range(2):
@@ -126,7 +126,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(place: Path) -> No
     shutil.rmtree(place / "runs" / "killed")
 
 
-def test_another_seed_divides_and_trains_differently(place: Path) -> None:
+def test_another_seed_in_the_same_folder_is_refused(place: Path) -> None:
     refused = run(cross_validation("whole", seed=1), place, check=False)
     assert refused.returncode == USAGE
     assert "seed: there 0, now 1" in refused.stdout + refused.stderr
@@ -152,14 +152,14 @@ def test_predictions_that_would_not_be_out_of_fold_are_refused(
     assert expected in refused.stderr
 
 
-def test_a_set_that_the_models_were_not_trained_on_is_refused(place: Path) -> None:
+def test_a_set_not_used_in_training_is_refused(place: Path) -> None:
     tiny_set(place / "data", "other", seed=9)
     refused = run(job("infer", ["-m", "runs/whole", "-f", "other", "--out-of-fold"]), place, check=False)
     assert refused.returncode == USAGE
     assert "not the set that the models were trained on" in refused.stderr
 
 
-def test_an_image_that_can_not_be_read_any_more_is_no_reason_for_better_scores(place: Path) -> None:
+def test_an_unreadable_image_is_not_silently_left_out_of_the_scores(place: Path) -> None:
     folder = place / "data" / "tiny" / "source" / "train" / "images"
     image, before = folder / "0003.png", (folder / "0003.png").read_bytes()
     try:

@@ -1,4 +1,4 @@
-"""`--dry-run` writes nothing that stays, whatever the command."""
+"""`--dry-run` leaves no files behind, whatever the command."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_a_dry_run_changes_no_file(
     told = capfd.readouterr()
     assert told.out, told.err
     assert snapshot(place) == before
-    # A set that this chain would not make is refused, and that is told, too.
+    # A dry run also refuses an existing set with a different recipe.
     assert code == (2 if name == "pipeline of a set that is there" else 0), told.err
 
 

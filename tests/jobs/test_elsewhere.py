@@ -1,4 +1,4 @@
-"""What only Linux, or only Unix, has isn't needed in one process: a set is built, trained on, images are segmented."""
+"""Single-process jobs need nothing specific to Linux or Unix."""
 
 import subprocess
 import sys
@@ -33,14 +33,14 @@ sys.exit(main(sys.argv[1:]))
 
 
 def elsewhere(cwd: Path, *arguments: str) -> None:
-    """Run a segdist command on a system without all that."""
+    """Run a segdist command on a simulated system without those features."""
     command = [sys.executable, "-c", ELSEWHERE, *arguments]
     done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_set_is_built_trained_on_and_its_images_segmented(tmp_path: Path) -> None:
+def test_a_set_can_be_built_trained_on_and_segmented(tmp_path: Path) -> None:
     here = tiny_set(tmp_path / "here", "synthetic")
     drawn = ["--synthetic.train", "10", "--synthetic.test", "3", "--synthetic.width", "70", "--synthetic.height", "90"]
     elsewhere(tmp_path, "make-shards", *drawn, "--patches.size", "32", "--patches.per-image", "6")

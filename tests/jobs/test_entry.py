@@ -1,4 +1,4 @@
-"""Who speaks when several ranks see the same bad input."""
+"""Which rank reports an error when several see the same bad input."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def refuse(argv: Sequence[str] | None) -> int:
 
 
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID"])
-def test_other_ranks_leave_rank_0_the_time_to_speak(
+def test_other_ranks_give_rank_0_time_to_report(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str
 ) -> None:
     waited: list[float] = []
@@ -24,12 +24,12 @@ def test_other_ranks_leave_rank_0_the_time_to_speak(
     assert not waited
     monkeypatch.setenv(variable, "1")
     assert entry.run_job(refuse) == entry.USAGE
-    # A launcher would have ended it meanwhile, had rank 0 left.
+    # By then, a launcher would have stopped this rank if rank 0 had exited.
     assert waited == [entry.TIME_FOR_RANK_0]
     assert capsys.readouterr().err == "rank 1: error: the masks are missing\n"
 
 
-def test_a_rank_that_alone_meets_an_error_says_so_at_once(
+def test_an_error_on_one_rank_is_reported_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def damaged(argv: Sequence[str] | None) -> int:
@@ -43,7 +43,7 @@ def test_a_rank_that_alone_meets_an_error_says_so_at_once(
     assert capsys.readouterr().err == "rank 3: error: a damaged record\n"
 
 
-def test_a_job_that_lost_its_peers_says_so_with_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_that_lost_its_peers_has_its_own_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     def lonely(argv: list[str] | None) -> int:
         raise RuntimeError("[gloo] Connection closed by peer")
 

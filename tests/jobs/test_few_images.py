@@ -1,4 +1,4 @@
-"""Sets that end without a validation patch say so, and so does training; empty tiles are no copies of each other."""
+"""Sets with few images: missing validation patches are reported, and empty tiles don't count as copies."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def make(root: Path, *more: str) -> list[str]:
     return ["make-shards", "-f", "few", *folders, *classes, *more]
 
 
-def test_one_image_is_trained_on_without_a_score(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_single_image_is_trained_on_without_a_score(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     add(tmp_path, "a.png", noise(0), labels())
     assert main(make(tmp_path)) == 0
     assert "0 validation patches: there is one image" in capfd.readouterr().err
@@ -44,9 +44,7 @@ def test_one_image_is_trained_on_without_a_score(tmp_path: Path, capfd: pytest.C
     assert summary["best_mean_iou"] is None
 
 
-def test_the_pages_of_the_only_stack_and_a_single_group_are_named_as_the_reason(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_single_stack_or_group_is_named_as_the_reason(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pages = np.stack([noise(number) for number in range(3)])
     for kind, array in (("images", pages), ("masks", np.stack([bright(page) for page in pages]))):
         (tmp_path / kind).mkdir()
@@ -72,7 +70,7 @@ def test_validation_images_of_background_alone_are_named_as_the_reason(
     assert "those of the 1 validation images hold only background" in capfd.readouterr().err
 
 
-def test_tiles_without_data_are_no_copies_of_each_other(tmp_path: Path) -> None:
+def test_tiles_without_data_do_not_count_as_copies(tmp_path: Path) -> None:
     for number in range(6):
         add(tmp_path, f"{number}.png", noise(number), labels())
     for number in (6, 7, 8):
@@ -87,13 +85,13 @@ def test_tiles_without_data_are_no_copies_of_each_other(tmp_path: Path) -> None:
         build_own(tmp_path, name="copies", split=split)
 
 
-def test_libraries_say_nothing_before_the_message(tmp_path: Path) -> None:
+def test_libraries_print_nothing_before_the_message(tmp_path: Path) -> None:
     for number in range(2):
         add(tmp_path, f"{number}.tif", noise(number), labels(), f"{number}.tif")
     path = tmp_path / "images" / "1.tif"
     content = bytearray(path.read_bytes())
     first = int.from_bytes(content[4:8], "little")
-    content[first + 2 : first + 14] = b"\xff" * 12  # a tag that makes no sense
+    content[first + 2 : first + 14] = b"\xff" * 12  # an invalid tag
     path.write_bytes(content)
     (tmp_path / "images" / "2.tif").write_bytes(path.read_bytes()[: first + 20])
     save(tmp_path / "masks" / "2.tif", labels())

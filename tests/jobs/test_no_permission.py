@@ -1,4 +1,4 @@
-"""Files and folders that may not be read or written end in a message, for whoever has no privileges."""
+"""Files and folders without permission lead to clear messages, tested without root privileges."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.support.sets import add, labels, noise
 
 ROOT = Path(__file__).parents[2]
 
-# All cases in one process: each is a path, its mode meanwhile, and a command.
+# All cases run in one process. Each is a path, its mode during the command, and the command.
 RUN = """
 import contextlib, io, json, os, pathlib, shutil, sys
 from jobs import infer, make_shards, shard_sets
@@ -48,7 +48,7 @@ def desk(tmp_path: Path) -> Iterator[Path]:
 
 
 def run(desk: Path, cases: list[Case]) -> list[tuple[int, str]]:
-    """Exit code and output of each command, without the privilege to read everything."""
+    """Exit code and output of each command, run without root's file privileges."""
     plain = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     command = [*plain, sys.executable, "-c", RUN, json.dumps(cases)]
     done = subprocess.run(
@@ -63,7 +63,7 @@ BUILD = ["make-shards", "-f", "s", "--processes", "1", "--images.folder", "image
 BUILD += ["--masks.classes", "a=0", "b=255", "--patches.size", "16"]
 
 
-def test_what_may_not_be_read_or_written_is_named(desk: Path) -> None:
+def test_unreadable_or_unwritable_paths_are_named(desk: Path) -> None:
     cases = {
         ("images/1.png", 0o000): "images/1.png: no permission to read it",
         ("masks/1.png", 0o000): "masks/1.png: no permission to read it",
@@ -78,7 +78,7 @@ def test_what_may_not_be_read_or_written_is_named(desk: Path) -> None:
         assert message in shown
 
 
-def test_a_set_that_may_not_be_read_or_written(desk: Path) -> None:
+def test_an_unreadable_or_unwritable_set_is_named(desk: Path) -> None:
     cases = [
         ("data/s", 0o555, "inspect", USAGE, "can't be written (Permission denied); name another file with --out"),
         ("data/s/manifest.json", 0o000, "inspect", USAGE, "manifest.json: can't be read (Permission denied)"),
@@ -92,7 +92,7 @@ def test_a_set_that_may_not_be_read_or_written(desk: Path) -> None:
         assert message in shown
 
 
-def test_an_unreadable_folder_does_not_end_infer_for_the_others(desk: Path) -> None:
+def test_an_unreadable_folder_does_not_stop_infer_for_other_images(desk: Path) -> None:
     write_model(desk / "run")
     add(desk, "closed/a.png", noise(7))
     command = ["infer", "-m", "run/best.safetensors", "-i", "images", "-o", "out", "--quiet"]

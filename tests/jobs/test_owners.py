@@ -1,4 +1,4 @@
-"""Two jobs at once in one folder, and a job whose launcher is killed: as people start them."""
+"""Two jobs in one folder, and a job whose launcher is killed, started as users do."""
 
 import json
 import os
@@ -21,12 +21,12 @@ def place(tmp_path: Path) -> Path:
 
 
 def rows(place: Path) -> Counter[tuple[str, int]]:
-    """How often each row is there."""
+    """How often each row occurs."""
     lines = (place / "runs" / "one" / "metrics.jsonl").read_text().splitlines()
     return Counter((row["kind"], row["step"]) for row in map(json.loads, lines))
 
 
-def test_the_second_of_two_trainings_is_refused_and_names_the_first(place: Path) -> None:
+def test_a_second_training_is_refused_naming_the_first(place: Path) -> None:
     command = job("train", [*TRAINING, "--steps", "1000", *TINY_NET, *QUIET])
     first = start(command, place, place / "log")
     wait_until(lambda: (place / "runs" / "one" / "metrics.jsonl").exists())
@@ -39,7 +39,7 @@ def test_the_second_of_two_trainings_is_refused_and_names_the_first(place: Path)
 
 
 @pytest.mark.slow
-def test_after_a_kill_the_same_command_resumes_at_once_and_its_ranks_are_gone(place: Path) -> None:
+def test_after_a_kill_ranks_are_gone_and_the_same_command_resumes_at_once(place: Path) -> None:
     def command(steps: int) -> list[str]:
         return job("train", [*TRAINING, "--steps", str(steps), *TINY_NET, *QUIET], ranks=2)
 
@@ -48,7 +48,7 @@ def test_after_a_kill_the_same_command_resumes_at_once_and_its_ranks_are_gone(pl
     wait_until(lambda: list(checkpoints.glob("step-*.pt")))
     ranks = [number for number, _ in processes("one", place) if number != launcher.pid]
     assert len(ranks) == 2
-    launcher.send_signal(signal.SIGKILL)  # the launcher alone
+    launcher.send_signal(signal.SIGKILL)  # only the launcher
     launcher.wait()
     done = max(int(path.stem.split("-")[1]) for path in checkpoints.glob("step-*.pt"))
     run(command(done + 7), place)
@@ -57,7 +57,7 @@ def test_after_a_kill_the_same_command_resumes_at_once_and_its_ranks_are_gone(pl
     assert not list((place / "runs" / "one").glob(".owners"))
 
 
-def test_builders_of_one_recipe_share_a_set_and_others_are_refused(tmp_path: Path) -> None:
+def test_builders_with_the_same_recipe_share_a_set_and_others_are_refused(tmp_path: Path) -> None:
     options = ["--synthetic.train", "40", "--synthetic.test", "1", "--patches.per-image", "40", "--shard-mb", "1"]
     command = job("make_shards", ["-f", "many", *options, "--processes", "1"])
     builders = [start(command, tmp_path, tmp_path / f"log{number}") for number in range(2)]

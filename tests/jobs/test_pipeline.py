@@ -1,4 +1,4 @@
-"""`segdist pipeline`: interrupted at any of its jobs it leaves nothing running, and goes on."""
+"""`segdist pipeline`: interrupted in any job, it leaves nothing running and can be resumed."""
 
 import json
 import os
@@ -23,13 +23,13 @@ CHAIN = {
 
 
 def write_chain(folder: Path, **train: object) -> list[str]:
-    """The command of the chain, its settings in `folder`."""
+    """Write the chain's settings to `folder`; return the command."""
     (folder / "chain.json").write_text(json.dumps(CHAIN | {"train": CHAIN["train"] | train}))  # type: ignore[operator]
     return job("pipeline", ["--config", "chain.json"])
 
 
 def start_training(command: Sequence[str], folder: Path) -> "subprocess.Popen[bytes]":
-    """Start the chain, output into `folder`/log, and wait until its training is under way."""
+    """Start the chain, logging to `folder`/log, and wait until training is under way."""
     process = start(command, folder, folder / "log")
     metrics = folder / "runs" / "chain" / "metrics.jsonl"
     wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
@@ -38,10 +38,10 @@ def start_training(command: Sequence[str], folder: Path) -> "subprocess.Popen[by
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_pipeline_stops_its_ranks_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_to_the_pipeline_stops_its_ranks_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     command, log = write_chain(tmp_path), tmp_path / "log"
     process = start_training(command, tmp_path)
-    process.send_signal(number)  # to this process alone
+    process.send_signal(number)  # only to this process
     assert process.wait(60) == STOPPED, log.read_text()
     said = log.read_text()
     assert "stopped; the same command resumes from there" in said
@@ -64,15 +64,15 @@ def test_a_second_ctrl_c_does_not_wait_for_ranks_that_hang(tmp_path: Path) -> No
     time.sleep(1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(15) == 128 + signal.SIGINT  # the agent alone would wait for half a minute
+    assert process.wait(15) == 128 + signal.SIGINT  # the agent would wait for half a minute
     wait_until(lambda: not list(processes("chain", tmp_path)), 15)
 
 
-def test_settings_of_any_job_are_checked_before_the_first_begins(tmp_path: Path) -> None:
+def test_settings_of_all_jobs_are_checked_before_the_first_starts(tmp_path: Path) -> None:
     command = write_chain(tmp_path, epohcs=3)
     failed = run(command, tmp_path, check=False)
     assert failed.returncode == USAGE, failed.stderr
     assert "unknown key epohcs; did you mean epochs?" in failed.stderr
     assert "Traceback" not in failed.stderr
-    assert not failed.stdout  # it is told before the shards are made
+    assert not failed.stdout  # refused before the shards are made
     assert not (tmp_path / "data").exists()

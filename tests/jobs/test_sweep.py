@@ -1,4 +1,4 @@
-"""The sweep of the docs: its trials are commands that `segdist train` understands."""
+"""The sweep in the docs: its trials are valid `segdist train` commands."""
 
 import shlex
 from pathlib import Path
@@ -13,11 +13,11 @@ SWEEP = Path(__file__).parents[2] / "docs" / "examples" / "sweep.yaml"
 
 
 def value_of(parameter: dict[str, Any]) -> Any:
-    """A value that the sweep could try."""
+    """A value from the sweep."""
     return parameter["values"][0] if "values" in parameter else parameter["min"]
 
 
-def test_every_trial_is_a_command_that_train_understands() -> None:
+def test_every_trial_is_a_valid_train_command() -> None:
     sweep = yaml.safe_load(SWEEP.read_text())
     script = sweep["command"][3]
     assert sweep["command"][-1] == "${args}"
@@ -32,7 +32,7 @@ def test_every_trial_is_a_command_that_train_understands() -> None:
     assert "WANDB_RUN_ID" in config.name
 
 
-def test_what_the_sweep_maximizes_is_logged() -> None:
+def test_the_metric_maximized_by_the_sweep_is_logged() -> None:
     sweep = yaml.safe_load(SWEEP.read_text())
     reporter = (SWEEP.parents[2] / "segdist" / "training" / "reporter.py").read_text()
     group, name = sweep["metric"]["name"].split("/")

@@ -1,4 +1,4 @@
-"""Every message that the page explains is one that the program can say."""
+"""Every message explained on the troubleshooting page exists in the program."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ HEADINGS = re.findall(r"^### `(.+)`$", (ROOT / "docs" / "troubleshooting.md").re
 
 @cache
 def texts() -> list[str]:
-    """All texts in the program, values replaced by `…`."""
+    """All strings in the program, with values replaced by `…`."""
     found = []
     for room in ("shards", "segdist", "jobs", "slurm"):
         for file in sorted((ROOT / room).rglob("*.py")):
@@ -27,15 +27,15 @@ def texts() -> list[str]:
 
 
 def says(text: str, heading: str) -> bool:
-    """Whether a text of the program has the heading's fixed parts, in their order."""
+    """Whether `text` contains the heading's fixed parts in order."""
     parts = [re.escape(part) for part in heading.split("…")]
     return re.search(".*?".join(parts), text, re.DOTALL) is not None
 
 
 @pytest.mark.parametrize("heading", HEADINGS)
-def test_message_is_one_that_the_program_says(heading: str) -> None:
+def test_the_program_has_this_message(heading: str) -> None:
     assert any(says(text, heading) for text in texts()), f"no message like {heading!r} in the program any more"
 
 
-def test_page_has_its_messages() -> None:
+def test_the_page_explains_many_messages() -> None:
     assert len(HEADINGS) > 35
