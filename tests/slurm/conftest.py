@@ -1,4 +1,4 @@
-"""One Slurm cluster for all tests of a session, started from nothing in a folder of its own and removed at the end."""
+"""One Slurm cluster per test session, started in its own folder and removed at the end."""
 
 import os
 import shutil
@@ -14,9 +14,9 @@ from tests.support.cluster import MINI_CLUSTER, Cluster, skip_without_slurm
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Six nodes of 16 claimed cores and 4 fake GPUs; Slurm's commands in this process talk to it."""
+    """Six nodes with 16 claimed cores and 4 fake GPUs each; Slurm commands in this process use it."""
     skip_without_slurm()
-    # Not pytest's tmp_path: a Unix socket's path must be short.
+    # Not pytest's tmp_path, since the path of a Unix socket must be short.
     folder = Path(tempfile.mkdtemp(prefix="segdist-slurm-"))
     before = os.environ.get("SLURM_CONF")
     try:

@@ -1,4 +1,4 @@
-"""docs/cluster.md says what is so: its tests and profile keys exist, its profile and its commands are accepted."""
+"""docs/cluster.md is accurate: the tests and profile keys it names exist, its profile and commands are accepted."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
 
 
-def test_every_test_that_backs_a_line_exists() -> None:
+def test_every_test_cited_by_the_page_exists() -> None:
     sources = "\n".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     names = re.findall(r"`(test_\w+)(?:\[([\w ]+)[^`]*)?`", PAGE)
     assert len(names) > 12
@@ -24,7 +24,7 @@ def test_every_test_that_backs_a_line_exists() -> None:
             assert f"@scenario\ndef {case}(" in sources, case
 
 
-def test_every_key_of_a_profile_is_named() -> None:
+def test_every_profile_key_is_listed() -> None:
     listed = re.search(r"All keys: `([^`]*)`", PAGE)
     assert listed is not None
     assert sorted(listed[1].split()) == sorted(item.name for item in fields(Profile))
@@ -37,7 +37,7 @@ def test_the_example_profile_is_valid(tmp_path: Path) -> None:
     assert load_profile(str(tmp_path / "mycluster.toml"), "train").ranks_per_node == 8
 
 
-def test_every_submission_that_is_shown_can_be_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_submission_shown_can_be_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
     for name in ("scans", "masks", "new-scans"):

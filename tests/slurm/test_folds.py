@@ -1,5 +1,4 @@
-"""A cross-validation on the real Slurm of the fixture: a fold that is interrupted comes back, and the bytes are those
-of one machine."""
+"""Cross-validation on real Slurm: an interrupted fold resumes, and the bytes match those of a single machine."""
 
 import json
 import os
@@ -36,9 +35,7 @@ SEGDIST_TEST_BRAKE = "brake"
 """
 
 
-def test_a_fold_that_is_interrupted_comes_back_and_the_result_is_that_of_one_machine(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_an_interrupted_fold_resumes_and_the_result_matches_a_single_machine(cluster: Cluster, tmp_path: Path) -> None:
     tiny_set(tmp_path / "data")
     (tmp_path / "profile.toml").write_text(PROFILE)
     brake = Brake(tmp_path / "brake")
@@ -56,7 +53,7 @@ def test_a_fold_that_is_interrupted_comes_back_and_the_result_is_that_of_one_mac
     def both_train() -> bool:
         return all(list((folder / f"fold-{fold}" / "checkpoints").glob("step-*.pt")) for fold in (1, 2))
 
-    # At the same time: neither can have finished behind the brake when the other one has its first checkpoint.
+    # Both run at once: the brake keeps either from finishing before the other has its first checkpoint.
     wait_until("both folds train", both_train, ended(lambda: now("train")))
     assert not any((folder / f"fold-{fold}" / "last.safetensors").exists() for fold in (1, 2))
     subprocess.run(["scancel", "--signal=USR2", f"{now('train').record.job_id}_1"], check=True)

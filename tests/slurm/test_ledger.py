@@ -1,4 +1,4 @@
-"""The ledger: starts are counted, and three without progress are enough."""
+"""The ledger counts starts and detects three starts without progress."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from slurm.ledger import STARTS_WITHOUT_PROGRESS, Ledger, Start, fingerprint
 
 
-def test_a_ledger_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_ledger_survives_a_round_trip(tmp_path: Path) -> None:
     ledger = Ledger.read(tmp_path / "7_ledger.json")
     ledger.begin("node1", "a")
     ledger.close("failed", "the reason")
@@ -21,13 +21,13 @@ def test_a_ledger_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.integers(0, 2))
-def test_standstill_means_the_same_state_at_the_last_three_starts_and_now(states: list[int], now: int) -> None:
+def test_no_progress_means_the_same_state_at_the_last_three_starts_and_now(states: list[int], now: int) -> None:
     ledger = Ledger(Path("unused"), [Start(0.0, "node1", str(state)) for state in states])
     same = len(states) >= STARTS_WITHOUT_PROGRESS and set(states[-STARTS_WITHOUT_PROGRESS:]) == {now}
     assert bool(ledger.standstill(str(now))) == same
 
 
-def test_progress_is_a_new_file_or_a_grown_one_and_nothing_else(tmp_path: Path) -> None:
+def test_progress_means_a_new_or_larger_file(tmp_path: Path) -> None:
     patterns = (f"{tmp_path}/**/*.tar",)
     seen = [fingerprint(patterns)]
     (tmp_path / "a.tar").write_text("x")

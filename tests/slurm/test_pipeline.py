@@ -1,4 +1,4 @@
-"""Chains of jobs on the real Slurm of the fixture, and the same chains without Slurm; the jobs only greet or fail."""
+"""Job chains on real Slurm and without Slurm, with jobs that only greet or fail."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def link(folder: Path, name: str, *tasks: Task) -> Link:
-    """One link; its product is what the first task writes."""
+    """One link, whose product is the first task's output."""
     return Link(Order(name, tasks, profile(), folder / "slurm"), f"{folder}/0.txt")
 
 
@@ -31,17 +31,17 @@ def greeting(folder: Path, name: str, *words: str) -> Link:
 
 
 def run_chain(*links: Link, cluster: str = "slurm") -> list[Placed]:
-    """Submit a chain; nobody listens to what it says."""
+    """Submit a chain without printing."""
     with SUBMITTING:
         return submit_chain(links, cluster, lambda line: None)  # type: ignore[arg-type]
 
 
 def whats(placed: list[Placed]) -> list[str]:
-    """What became of each link."""
+    """The outcome for each link."""
     return [item.what for item in placed]
 
 
-def test_links_run_one_after_another_and_finished_ones_are_not_done_again(cluster: Cluster, tmp_path: Path) -> None:
+def test_links_run_in_order_and_finished_ones_are_not_repeated(cluster: Cluster, tmp_path: Path) -> None:
     array = link(tmp_path, "array", *(toy("greet", tmp_path, str(number)) for number in range(3)))
     links = array, greeting(tmp_path, "second"), greeting(tmp_path, "third")
     (tmp_path / "hold").touch()
@@ -52,7 +52,7 @@ def test_links_run_one_after_another_and_finished_ones_are_not_done_again(cluste
     assert wait_for_end(tmp_path, "third").finished
     assert [item.record.job_id for item in run_chain(*links)] == [item.record.job_id for item in first]
     assert whats(run_chain(*links)) == ["finished already"] * 3
-    # Other arguments make another second link, and so a new third one.
+    # Different arguments make a new second link, and therefore a new third one.
     again = run_chain(links[0], greeting(tmp_path, "second", "hello"), links[2])
     assert whats(again) == ["finished already", "submitted", "submitted"]
     assert wait_for_end(tmp_path, "third").finished
@@ -73,12 +73,12 @@ def test_a_failed_first_link_cancels_the_others_and_they_say_why(cluster: Cluste
     assert "first (job" in second.reason
     assert "the masks are missing" in second.reason
     assert "second was also canceled" in third.reason
-    # Mended and submitted again, all of it runs.
+    # Once fixed and submitted again, all links run.
     assert whats(run_chain(*(greeting(tmp_path, name) for name in ("first", "second", "third")))) == ["submitted"] * 3
     assert wait_for_end(tmp_path, "third").finished
 
 
-def test_two_chains_at_once_do_not_meet(cluster: Cluster, tmp_path: Path) -> None:
+def test_concurrent_chains_do_not_interfere(cluster: Cluster, tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     threads = [
         threading.Thread(target=run_chain, args=[greeting(folder, "first"), greeting(folder, "second", folder.name)])
@@ -93,15 +93,15 @@ def test_two_chains_at_once_do_not_meet(cluster: Cluster, tmp_path: Path) -> Non
         assert (folder / "0.txt").read_text().startswith(folder.name)
 
 
-def test_gpus_reach_the_job_as_asked(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_gets_the_requested_gpus(cluster: Cluster, tmp_path: Path) -> None:
     order = Order("gpus", (toy("greet", tmp_path),), profile(gpus_per_node=3, tasks_per_node=None), tmp_path / "slurm")
     run_chain(Link(order, "unused"))
     assert wait_for_end(tmp_path, "gpus").finished
-    assert sorted(path.name for path in tmp_path.glob("*.txt")) == ["0.txt", "1.txt", "2.txt"]  # a rank per GPU
+    assert sorted(path.name for path in tmp_path.glob("*.txt")) == ["0.txt", "1.txt", "2.txt"]  # one rank per GPU
     assert (tmp_path / "0.txt").read_text() == "0,1,2"
 
 
-def test_the_dry_run_shows_the_script_that_is_submitted(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_dry_run_shows_the_submitted_script(cluster: Cluster, tmp_path: Path) -> None:
     (placed,) = run_chain(greeting(tmp_path, "greet"))
     assert (
         sbatch_script(placed.link.order) == (tmp_path / "slurm" / f"{placed.record.job_id}_submission.sh").read_text()
@@ -109,7 +109,7 @@ def test_the_dry_run_shows_the_script_that_is_submitted(cluster: Cluster, tmp_pa
     assert wait_for_end(tmp_path, "greet").finished
 
 
-def test_code_that_changed_since_submission_is_warned_of(cluster: Cluster, tmp_path: Path) -> None:
+def test_changed_code_since_submission_causes_a_warning(cluster: Cluster, tmp_path: Path) -> None:
     task = toy("greet", tmp_path)
     older = Task(task.arguments, task.folder, type(task.code)("0123456789ab", "of yesterday"), task.entry)
     run_chain(link(tmp_path, "old", older), greeting(tmp_path, "new"))
@@ -118,7 +118,7 @@ def test_code_that_changed_since_submission_is_warned_of(cluster: Cluster, tmp_p
     assert standing(tmp_path, "new").record.code == str(task.code)
 
 
-def test_a_link_in_the_way_is_named_with_the_way_out(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_conflicting_link_is_named_with_the_fix(cluster: Cluster, tmp_path: Path) -> None:
     waiting = Link(Order("wait", (toy("plod", tmp_path),), profile(), tmp_path / "slurm"), f"{tmp_path}/never")
     (placed,) = run_chain(waiting)
     with pytest.raises(UserError, match=f"scancel {placed.record.job_id}"):
@@ -127,7 +127,7 @@ def test_a_link_in_the_way_is_named_with_the_way_out(cluster: Cluster, tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["local"])
-def test_without_slurm_the_links_run_here_one_after_another(kind: str, tmp_path: Path) -> None:
+def test_without_slurm_links_run_locally_in_order(kind: str, tmp_path: Path) -> None:
     two_ranks = Link(
         Order("ranks", (toy("greet", tmp_path),), profile(tasks_per_node=2), tmp_path / "slurm"), f"{tmp_path}/1.txt"
     )
@@ -147,9 +147,9 @@ def test_without_slurm_a_failed_link_stops_the_chain_with_its_reason(tmp_path: P
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_without_slurm_an_interrupted_link_stops_in_good_order_or_at_once(tmp_path: Path, times: int) -> None:
+def test_without_slurm_an_interrupted_link_stops_cleanly_or_at_once(tmp_path: Path, times: int) -> None:
     script = (
-        # A test run that was started in the background ignores Ctrl-C, and so would this.
+        # A test run started in the background ignores Ctrl-C, which this process would inherit.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys; from pathlib import Path; from tests.support.cluster import toy; "
         "from tests.slurm.test_pipeline import link, run_chain; folder = Path(sys.argv[1]); "
@@ -161,10 +161,10 @@ def test_without_slurm_an_interrupted_link_stops_in_good_order_or_at_once(tmp_pa
     ) as chain:
         wait_until("it counts", (tmp_path / "steps" / "2").exists)
         for _ in range(times):
-            os.killpg(chain.pid, signal.SIGINT)  # all of the group, as a terminal does
+            os.killpg(chain.pid, signal.SIGINT)  # the whole group, as a terminal does
             time.sleep(1)
         _, said = chain.communicate(timeout=30)
-    assert said.count("Traceback") == 1  # run_chain's own; submitit's is none of the person's business
+    assert said.count("Traceback") == 1  # from run_chain only; submitit's is hidden
 
     def counts_on() -> str:
         return "it counts on" if (tmp_path / "steps" / "60").exists() else ""

@@ -1,4 +1,4 @@
-"""Cluster profiles: what they say reaches sbatch, what they must not say is refused by name."""
+"""Cluster profiles: settings reach sbatch, and invalid ones are refused by name."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.support.cluster import toy
 
 
 def written(tmp_path: Path, text: str) -> str:
-    """The path of a profile with this text."""
+    """Write a profile with this text; return its path."""
     path = tmp_path / "profile.toml"
     path.write_text(text)
     return str(path)
@@ -23,7 +23,7 @@ def test_every_example_is_valid_for_every_job(name: str, job: str) -> None:
     assert load_profile(name, job).ranks_per_node >= 1
 
 
-def test_a_jobs_table_is_laid_over_the_rest(tmp_path: Path) -> None:
+def test_a_jobs_table_overrides_the_defaults(tmp_path: Path) -> None:
     text = '[environment]\nA = "1"\n[jobs.train]\nnodes = 4\nenvironment = {B = "2"}'
     train, infer = (load_profile(written(tmp_path, text), job) for job in ("train", "infer"))
     assert (train.nodes, train.environment) == (4, {"A": "1", "B": "2"})
@@ -53,12 +53,12 @@ def test_a_wrong_profile_is_refused_with_file_and_key(tmp_path: Path, text: str,
     assert "profile.toml" in str(caught.value)
 
 
-def test_a_profile_that_does_not_exist_names_the_examples() -> None:
+def test_a_missing_profile_is_refused_listing_the_examples() -> None:
     with pytest.raises(UserError, match=r"neither a file nor one of the examples \(gpu-node, gpu-nodes, local, mini\)"):
         load_profile("nowhere", "train")
 
 
-def test_all_that_a_profile_asks_for_stands_in_the_script(tmp_path: Path) -> None:
+def test_all_profile_settings_are_in_the_script(tmp_path: Path) -> None:
     text = """
         partition = "gpu"
         account = "lab"
@@ -105,7 +105,7 @@ def test_all_that_a_profile_asks_for_stands_in_the_script(tmp_path: Path) -> Non
     )
 
 
-def test_a_job_may_take_fewer_nodes(tmp_path: Path) -> None:
+def test_a_job_can_accept_fewer_nodes(tmp_path: Path) -> None:
     profile = load_profile(written(tmp_path, "nodes = 4\nnodes_min = 2\ntasks_per_node = 8"), "train")
     script = sbatch_script(Order("train", (toy("greet", tmp_path),), profile, tmp_path / "slurm")).splitlines()
     assert "#SBATCH --nodes=2-4" in script
@@ -114,6 +114,6 @@ def test_a_job_may_take_fewer_nodes(tmp_path: Path) -> None:
     assert "--ntasks-per-node=8" in next(line for line in script if line.startswith("srun "))
 
 
-def test_torchrun_gets_one_slurm_task_a_node(tmp_path: Path) -> None:
+def test_torchrun_gets_one_slurm_task_per_node(tmp_path: Path) -> None:
     profile = load_profile(written(tmp_path, 'gpus_per_node = 8\nlauncher = "torchrun"'), "train")
     assert (profile.tasks, profile.ranks_per_node) == (1, 8)

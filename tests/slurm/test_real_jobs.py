@@ -1,8 +1,8 @@
-"""The product on the real Slurm of the fixture: the pipeline to a score, and runs that meet every kind of interruption.
+"""Real jobs on real Slurm: the pipeline up to a score, and runs with every kind of interruption.
 
-The parts are slow because Slurm is, so all are started at once, in threads, by the first test; each test then waits
-for its part and looks at what it left. Jobs that shall be interrupted run with a brake (`tests.support.braked`), so
-that neither a fast machine finishes them too soon nor a slow one brings a test to its limits.
+Slurm is slow, so the first test starts all parts at once, in threads; each test then waits for its part and checks the
+results. Jobs to be interrupted run with a brake (`tests.support.braked`), so that they neither finish too early on a
+fast machine nor time out on a slow one.
 """
 
 import filecmp
@@ -64,7 +64,7 @@ nodelist = "NODES"
 OMP_NUM_THREADS = "1"
 SEGDIST_TEST_BRAKE = "battered-brake"
 """
-"""On nodes of its own, which it may lose."""
+"""Runs on its own nodes, which may be preempted or crash."""
 SHRINKING = """
 partition = "main"
 memory_gb = 3
@@ -75,9 +75,9 @@ exclude = "node[1-4]"
 OMP_NUM_THREADS = "1"
 SEGDIST_TEST_BRAKE = "shrunk-brake"
 """
-"""On two nodes, or on the one that is left."""
+"""Runs on two nodes, or on the remaining one."""
 GENTLY, HARD = 0.1, 1.0
-"""Seconds of brake on each step: on the way to an interruption, and while it is on its way."""
+"""Brake in seconds per step: before an interruption, and while it takes effect."""
 PIPELINE = {
     "make_shards": {
         "shard_mb": 1,
@@ -96,44 +96,44 @@ PIPELINE = {
 
 @dataclass
 class Workplace:
-    """A folder with `data/` and `runs/`, in which `segdist` is called."""
+    """A folder with `data/` and `runs/`, in which `segdist` is run."""
 
     folder: Path
 
     def run(self, *words: str | Path, **variables: str) -> str:
-        """Run a command as a person would; its output."""
-        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), **variables}  # the nodes find `tests` in the checkout
+        """Run a command as a user would; return its output."""
+        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), **variables}  # nodes import `tests` from the checkout
         done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, f"{' '.join(map(str, words))}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def segdist(self, *arguments: str) -> str:
-        """`segdist …`; its output."""
+        """Run `segdist …`; return its output."""
         return self.run(sys.executable, "-m", "jobs.cli", *arguments)
 
     def standing(self, run: str, name: str) -> Standing:
-        """How a link of a run stands."""
+        """Status of a link of a run."""
         return {item.record.name: item for item in standings(self.folder / "runs" / run / "slurm")}[name]
 
     def wait_for(self, run: str, name: str, what: str, condition: Callable[[Standing], bool]) -> Standing:
-        """Wait until a link of a run stands as `condition` says; an error at once when it has ended otherwise."""
+        """Wait until a link's status meets `condition`; fail at once if it has ended otherwise."""
         return wait_for(f"{run}: {name} {what}", condition, lambda: self.standing(run, name))
 
     def finish(self, run: str, name: str) -> Standing:
-        """Wait for the end of a link."""
+        """Wait until a link has finished."""
         return self.wait_for(run, name, "finished", lambda now: now.finished and not now.alive)
 
     def reach(self, run: str, step: int) -> None:
-        """Wait until a training has a checkpoint of this step, or a later one."""
+        """Wait until a training has a checkpoint of this step or a later one."""
         wait_until(f"{run}: step {step}", lambda: self.step(run) >= step, ended(lambda: self.standing(run, "train")))
 
     def step(self, run: str) -> int:
-        """Step of the newest checkpoint, 0 without any."""
+        """Step of the newest checkpoint, or 0."""
         folder = self.folder / "runs" / run / "checkpoints"
         return max((int(path.stem.split("-")[1]) for path in folder.glob("step-*.pt")), default=0)
 
     def job(self, run: str, name: str) -> str:
-        """Id of the latest job of a link."""
+        """Id of a link's latest job."""
         return self.standing(run, name).record.job_id
 
     def log(self, run: str) -> str:
@@ -143,16 +143,16 @@ class Workplace:
 
 @dataclass
 class Battered:
-    """What was seen while a run met one interruption after another."""
+    """Observations of a run that was interrupted repeatedly."""
 
     starts_after: dict[str, int] = field(default_factory=dict)
-    """Kind of interruption → starts of the job once it ran again."""
+    """Kind of interruption → number of starts once the job ran again."""
     cancelled: Standing | None = None
 
 
 @pytest.fixture(scope="module")
 def workplace(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    """With the shard set `cells`, built in one process, and the profiles."""
+    """A workplace with the profiles and the shard set `cells`, built in one process."""
     place = Workplace(tmp_path_factory.mktemp("workplace"))
     (place.folder / "profile.toml").write_text(PROFILE)
     (place.folder / "torchrun.toml").write_text(TORCHRUN)
@@ -169,7 +169,7 @@ def workplace(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Wor
 
 @pytest.fixture(scope="module")
 def parts(cluster: Cluster, workplace: Workplace) -> Iterator[dict[str, Future[Any]]]:
-    """All long parts, at once; some need the model that another one trains."""
+    """All long parts, run concurrently; some need the model that another trains."""
     first = (whole_pipeline, other_pipeline, calm_run, battered_run, local_pipeline, plain_sbatch, shrunk_run)
     second = (crashed_inference, array_inference)
     with ThreadPoolExecutor(len(first) + len(second)) as pool:
@@ -177,7 +177,7 @@ def parts(cluster: Cluster, workplace: Workplace) -> Iterator[dict[str, Future[A
 
         def after_the_pipeline(part: Callable[[Workplace, Cluster], Any]) -> Any:
             started["whole_pipeline"].result()
-            started["shrunk_run"].result()  # on the nodes that the next one crashes
+            started["shrunk_run"].result()  # uses the nodes that the next part crashes
             return part(workplace, cluster)
 
         yield started | {part.__name__: pool.submit(after_the_pipeline, part) for part in second}
@@ -197,7 +197,7 @@ def whole_pipeline(workplace: Workplace, cluster: Cluster) -> str:
 
 
 def other_pipeline(workplace: Workplace, cluster: Cluster) -> None:
-    """The same under another name beside it: training through torchrun, inference in an array."""
+    """The same pipeline under another name, concurrently: training with torchrun, inference as an array."""
     workplace.segdist(
         "submit", "pipeline", "--config", "pipeline.json", "--profile", "torchrun.toml", "--name", "other",
         "--infer-tasks", "2",
@@ -206,14 +206,14 @@ def other_pipeline(workplace: Workplace, cluster: Cluster) -> None:
 
 
 def local_pipeline(workplace: Workplace, cluster: Cluster) -> str:
-    """The same without Slurm."""
+    """The same pipeline without Slurm."""
     return workplace.segdist(
         "submit", "pipeline", "--config", "pipeline.json", "--profile", "local", "--cluster", "local", "--name", "local"
     )
 
 
 def calm_run(workplace: Workplace, cluster: Cluster) -> None:
-    """A training that nothing happens to, with the shard set copied to the nodes first."""
+    """An uninterrupted training, with the shard set staged to the nodes first."""
     workplace.segdist(
         "submit", "train", "--profile", "calm.toml", "--stage-to", str(workplace.folder / "node-disk"),
         "--", *TRAINING, "--name", "calm",
@@ -222,13 +222,13 @@ def calm_run(workplace: Workplace, cluster: Cluster) -> None:
 
 
 def battered_run(workplace: Workplace, cluster: Cluster) -> Battered:
-    """The same training, on the two nodes that may be preempted and crashed."""
+    """The same training on the two nodes that are preempted and crashed."""
     seen = Battered()
     brake = Brake(workplace.folder / "battered-brake")
     submit = ("submit", "train", "--profile", "battered.toml", "--", *TRAINING, "--name", "battered")
 
     def let_it_train() -> None:
-        """Until it has a checkpoint of the current start, and holds nearly still."""
+        """Let it train until the current start has a checkpoint, then nearly stop it."""
         brake.set(GENTLY)
         workplace.reach("battered", workplace.step("battered") + 5)
         brake.set(HARD)
@@ -257,7 +257,7 @@ def battered_run(workplace: Workplace, cluster: Cluster) -> Battered:
 
     workplace.segdist(*submit)
     let_it_train()
-    # The limit is moved to now; within a minute Slurm does what it does at a limit: the profile's signal first.
+    # Move the limit to now; within a minute, Slurm enforces it, starting with the profile's signal.
     job = f"JobId={workplace.job('battered', 'train')}"
     subprocess.run(["scontrol", "update", job, "TimeLimit=2"], check=True)
     next_start("time limit", 2)
@@ -271,7 +271,7 @@ EXACT = (*TRAINING, "--exact", "--threads", "1", "--tracking.wandb", "off")
 
 
 def shrunk_run(workplace: Workplace, cluster: Cluster) -> str:
-    """An exact training that loses a node and finishes without it, and the same in one process; the former's log."""
+    """An exact training that finishes after losing a node, and the same in one process; return the former's log."""
     brake = Brake(workplace.folder / "shrunk-brake")
     brake.set(GENTLY)
     workplace.segdist("submit", "train", "--profile", "shrinking.toml", "--", *EXACT, "--name", "shrunk")
@@ -292,7 +292,7 @@ MASKS = ("-m", "runs/whole", "-f", "whole", "--split", "train", "--overlap", "0.
 
 
 def crashed_inference(workplace: Workplace, cluster: Cluster) -> tuple[int, Standing]:
-    """An inference that loses a node, beside one that doesn't; finished images at the crash, and how it stands then."""
+    """An inference that loses a node and one that doesn't; return images finished at the crash and the final status."""
     brake = Brake(workplace.folder / "crashed-brake")
     brake.set(GENTLY)
     workplace.segdist("submit", "infer", "--profile", "profile.toml", "--", *MASKS, "--out", "calm-masks")
@@ -311,7 +311,7 @@ def crashed_inference(workplace: Workplace, cluster: Cluster) -> tuple[int, Stan
 
 
 def array_inference(workplace: Workplace, cluster: Cluster) -> None:
-    """The pipeline's inference once more, as a job array."""
+    """The pipeline's inference again, as a job array."""
     workplace.segdist(
         "submit", "infer", "--profile", "profile.toml", "--tasks", "2",
         "--", "-m", "runs/whole", "-f", "whole", "--out", "array", "--output.figures", "1",
@@ -320,7 +320,7 @@ def array_inference(workplace: Workplace, cluster: Cluster) -> None:
 
 
 def plain_sbatch(workplace: Workplace, cluster: Cluster) -> str:
-    """The templates for those who don't want submitit, with a signal to the training; the training's log."""
+    """The sbatch templates (without submitit), with a signal to the training; return the training's log."""
     templates = CHECKOUT / "slurm" / "templates"
     brake = Brake(workplace.folder / "plain-brake")
     brake.set(GENTLY)
@@ -362,14 +362,14 @@ def plain_sbatch(workplace: Workplace, cluster: Cluster) -> str:
 
 
 def last_checkpoint(workplace: Workplace, run: str) -> dict[str, Any]:
-    """The state at the last step."""
+    """The checkpoint of the last step."""
     path = workplace.folder / "runs" / run / "checkpoints" / f"step-{STEPS:08}.pt"
     state: dict[str, Any] = torch.load(path, weights_only=True)
     return state
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A tree of dictionaries and lists as one dictionary."""
+    """Flatten nested dictionaries and lists into one dictionary."""
     if isinstance(value, dict):
         items = value.items()
     elif isinstance(value, list | tuple):
@@ -389,7 +389,7 @@ def test_the_pipeline_reaches_a_score_on_two_nodes_of_two_ranks(
     for words in ("submitted as job", "runs/whole/slurm", "segdist queue whole", "scancel"):
         assert words in said
     links = ["make-shards", "finish-shards", "train", "infer", "report"]
-    queue = workplace.segdist("queue", "whole").splitlines()[1:][: len(links)]  # further inferences may follow
+    queue = workplace.segdist("queue", "whole").splitlines()[1:][: len(links)]  # more inferences may follow
     assert [line.split()[1] for line in queue] == links
     assert all("COMPLETED" in line for line in queue)
     assert (workplace.folder / "runs/whole/report.html").stat().st_size > 10_000
@@ -406,7 +406,7 @@ def test_an_array_of_shard_builders_gives_the_bytes_of_one_process(
     assert filecmp.cmpfiles(one, many, names, shallow=False) == (names, [], [])
 
 
-def test_two_pipelines_at_once_do_not_meet_and_torchrun_gives_the_bits_of_srun(
+def test_concurrent_pipelines_do_not_interfere_and_torchrun_gives_the_bits_of_srun(
     parts: dict[str, Future[Any]], workplace: Workplace
 ) -> None:
     parts["whole_pipeline"].result()
@@ -423,9 +423,7 @@ def test_two_pipelines_at_once_do_not_meet_and_torchrun_gives_the_bits_of_srun(
     assert "4 ranks on cpu" in workplace.log("other")
 
 
-def test_a_pipeline_that_is_submitted_again_reuses_what_is_finished(
-    parts: dict[str, Future[Any]], workplace: Workplace
-) -> None:
+def test_a_resubmitted_pipeline_reuses_finished_work(parts: dict[str, Future[Any]], workplace: Workplace) -> None:
     parts["whole_pipeline"].result()
     assert workplace.segdist(*SUBMIT_WHOLE).count("finished already") == 5
 
@@ -439,7 +437,7 @@ def test_the_pipeline_runs_without_slurm_and_says_so(parts: dict[str, Future[Any
 
 
 @pytest.mark.parametrize(("kind", "starts"), [("preemption", 2), ("node crash", 3), ("time limit", 2)])
-def test_a_training_comes_back_after(kind: str, starts: int, parts: dict[str, Future[Any]]) -> None:
+def test_a_training_resumes_after(kind: str, starts: int, parts: dict[str, Future[Any]]) -> None:
     seen: Battered = parts["battered_run"].result()
     assert seen.starts_after[kind] == starts
 
@@ -484,7 +482,7 @@ def test_an_exact_training_that_loses_a_node_ends_with_the_bits_of_a_single_proc
     assert len({digest(workplace.folder / "runs" / name) for name in ("alone", "shrunk")}) == 1
 
 
-def test_the_run_stays_one_run_in_wandb(parts: dict[str, Future[Any]], workplace: Workplace) -> None:
+def test_an_interrupted_run_stays_one_run_in_wandb(parts: dict[str, Future[Any]], workplace: Workplace) -> None:
     parts["battered_run"].result()
     pieces = list((workplace.folder / "runs/battered/wandb").glob("offline-run-*"))
     assert len(pieces) >= 4
@@ -500,7 +498,7 @@ def test_staged_shards_are_read_from_the_node(parts: dict[str, Future[Any]], wor
     assert config["config"]["data"] == [str(copies[0])]
 
 
-def test_an_inference_comes_back_after_a_node_crash_with_the_same_masks(
+def test_an_inference_resumes_after_a_node_crash_with_the_same_masks(
     parts: dict[str, Future[Any]], workplace: Workplace
 ) -> None:
     kept, standing = parts["crashed_inference"].result()

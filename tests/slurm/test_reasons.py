@@ -1,4 +1,4 @@
-"""What Slurm says of a job, in words for a person; a small program stands for squeue."""
+"""Slurm's job states in plain words, tested with a fake squeue."""
 
 import shutil
 from collections import namedtuple
@@ -22,7 +22,9 @@ def squeue(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 
 @pytest.mark.parametrize(("reason", "told"), [("TimeLimit", OUT_OF_TIME), ("None", FROM_OUTSIDE)])
-def test_a_time_limit_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, told: str) -> None:
+def test_a_time_limit_is_reported_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, told: str
+) -> None:
     squeue(tmp_path, monkeypatch, f"echo '16|RUNNING|None'; echo '17|COMPLETING|{reason}'")
     assert state_and_reason("17") == ("COMPLETING", reason)
     assert state_of("18") == "GONE"
@@ -32,7 +34,7 @@ def test_a_time_limit_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert told in ledger.read_text()
 
 
-def test_a_slurm_that_does_not_answer_is_given_up_in_time(
+def test_an_unresponsive_slurm_is_given_up_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     squeue(tmp_path, monkeypatch, "echo 'error: slurm_receive_msg' >&2; exit 1")
@@ -42,7 +44,7 @@ def test_a_slurm_that_does_not_answer_is_given_up_in_time(
     assert ask_slurm("squeue", limit=0.5) is None
 
 
-def test_a_removed_run_folder_names_the_jobs_that_are_left(
+def test_a_removed_run_folder_names_the_remaining_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -52,7 +54,7 @@ def test_a_removed_run_folder_names_the_jobs_that_are_left(
     assert "removed while jobs for it are in the queue (17 RUNNING)" in capsys.readouterr().err
 
 
-def test_a_job_without_a_word_on_a_full_disk_gets_that_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_failure_on_a_full_disk_gets_that_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     failed = JobState("FAILED", "exit code 9")
     assert standing._on_a_full_disk(tmp_path, failed) == failed

@@ -1,4 +1,4 @@
-"""Who asks Slurm for a requeue when ranks have lost their peers; small programs stand for squeue and scontrol."""
+"""Which rank requests a requeue after losing its peers, tested with fake squeue and scontrol."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from slurm.requeue import PEER_GRACE, TURN, WAIT_FOR_THE_END, Comeback, JobFaile
 def loses_its_peers(
     local_rank: int, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[float], list[str]]:
-    """What a rank waits for, in seconds, and what it asks Slurm, whose job is in `state`."""
+    """A rank's waits in seconds, and its requests to Slurm, for a job in `state`."""
     asked = tmp_path / "asked"
     for name, answer in (("squeue", f"echo '17|{state}|None'"), ("scontrol", "")):
         program = tmp_path / name
@@ -32,15 +32,15 @@ def test_the_first_rank_of_a_node_asks_at_once(tmp_path: Path, monkeypatch: pyte
     assert [wait for wait in waits if wait >= 1] == [PEER_GRACE, WAIT_FOR_THE_END]
 
 
-def test_the_others_ask_in_turn_if_they_still_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ranks before it may be the ones that are gone."""
+def test_the_others_ask_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks before it may be dead."""
     waits, asked = loses_its_peers(3, "RUNNING", tmp_path, monkeypatch)
     assert asked == ["scontrol requeue 17"]
     assert [wait for wait in waits if wait >= 1] == [PEER_GRACE, 3 * TURN, WAIT_FOR_THE_END]
 
 
 @pytest.mark.parametrize("state", ["COMPLETING", "PENDING", "REQUEUED"])
-def test_a_job_that_comes_back_already_is_left_alone(
+def test_a_job_already_being_requeued_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     _, asked = loses_its_peers(1, state, tmp_path, monkeypatch)

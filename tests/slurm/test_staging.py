@@ -1,4 +1,4 @@
-"""The copy of a folder on a node's own disk: whole, verified, made once."""
+"""Staging a folder to a node's local disk: complete, verified, copied once."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from slurm.staging import staged
 
 
 def make_set(folder: Path) -> Path:
-    """A folder with files on two levels."""
+    """Create a folder with files on two levels."""
     (folder / "train").mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
     (folder / "train" / "000.tar").write_bytes(os.urandom(100_000))
@@ -23,9 +23,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_copy_equals_the_original_and_is_found_by_the_other_ranks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_copy_equals_the_original_and_other_ranks_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_set(tmp_path / "set")
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
     copy = staged(source, "$NODE_DISK", local_rank=0)
@@ -34,7 +32,7 @@ def test_the_copy_equals_the_original_and_is_found_by_the_other_ranks(
     assert [path.name for path in (tmp_path / "disk").iterdir()] == [copy.name]
 
 
-def test_a_copy_is_used_again_until_the_original_changes(tmp_path: Path) -> None:
+def test_a_copy_is_reused_until_the_original_changes(tmp_path: Path) -> None:
     source = make_set(tmp_path / "set")
     first = staged(source, str(tmp_path / "disk"), 0)
     marker = first / "marker"

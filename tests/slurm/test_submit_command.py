@@ -1,4 +1,4 @@
-"""`segdist submit` and `segdist queue` before anything is submitted: plans, refusals, the dry run. No Slurm needed."""
+"""`segdist submit` and `segdist queue` up to the submission: plans, refusals and dry runs, without Slurm."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def commands(links: list) -> list[list[tuple[str, ...]]]:  # type: ignore[type-a
     return [[task.arguments for task in link.order.tasks] for link in links]
 
 
-def test_shards_are_made_by_an_array_and_a_job_that_finishes() -> None:
+def test_shards_are_made_by_an_array_and_a_finishing_job() -> None:
     links = shard_links(Submission("mini", "slurm", tasks=2), ["-f", "cells"])
     assert [link.order.name for link in links] == ["make-shards", "finish-shards"]
     assert commands(links) == [
@@ -51,21 +51,21 @@ def test_inference_over_an_array_ends_with_the_merge_by_a_single_rank() -> None:
     assert [(link.order.profile.nodes, link.order.profile.ranks_per_node) for link in links] == [(1, 1), (1, 1)]
 
 
-def test_a_training_shows_progress_by_its_checkpoints_and_logs_into_its_run() -> None:
+def test_a_trainings_checkpoints_show_its_progress_and_its_run_holds_the_logs() -> None:
     (link,) = train_links(MINI, ["-f", "cells", "--name", "first"])
     assert link.order.folder == Path("runs/first/slurm").absolute()
     assert link.order.tasks[0].progress == ("runs/first/checkpoints/step-*.pt",)
     assert (link.order.profile.nodes, link.order.profile.ranks_per_node) == (2, 2)
 
 
-def test_staging_names_set_and_run_so_that_the_copy_changes_neither() -> None:
+def test_staging_keeps_the_names_of_set_and_run() -> None:
     (link,) = train_links(Submission("mini", "slurm", stage_to="$TMPDIR"), ["-f", "cells"])
     task = link.order.tasks[0]
     assert task.stage == str(Path("data/cells").absolute())
     assert task.arguments[-4:] == ("--data", task.stage, "--name", "runs/cells")
 
 
-def test_the_folds_are_tasks_of_one_array_with_the_ranks_of_the_profile_and_in_one_wandb_group() -> None:
+def test_folds_are_tasks_of_one_array_with_the_profiles_ranks_and_one_wandb_group() -> None:
     config = SubmitFoldsConfig(data="cells", folds=3, train={"preset": "fast", "seed": 7})
     links = fold_links(MINI, config, Path("runs/cells-cv/pipeline"))
     assert [link.order.name for link in links] == ["train", "infer-out-of-fold", "finish-folds"]
@@ -103,24 +103,24 @@ def test_the_folds_are_tasks_of_one_array_with_the_ranks_of_the_profile_and_in_o
         ({"infer": {"output": {"probability_format": "tiff"}}}, "the scores need output.probabilities"),
     ],
 )
-def test_what_no_cross_validation_can_do_is_refused_before_it_begins(settings: dict[str, Any], message: str) -> None:
+def test_impossible_cross_validations_are_refused_before_submission(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         SubmitFoldsConfig(**settings).validate()
 
 
-def test_a_jobs_own_tracking_settings_count_over_those_of_all_folds() -> None:
+def test_a_jobs_own_tracking_settings_override_the_shared_ones() -> None:
     own = {"tracking": {"wandb": "offline"}}
     tables = SubmitFoldsConfig(data="cells", train=own, tracking={"wandb": "off"}).tables()
     assert tables["train"]["tracking"] == {"group": "cells-cv", "wandb": "offline"}
     assert tables["infer"]["tracking"] == {"group": "cells-cv", "wandb": "off"}
 
 
-def test_off_slurm_the_folds_are_jobs_one_after_another() -> None:
+def test_off_slurm_the_folds_run_one_after_another() -> None:
     links = fold_links(Submission("local", "local"), SubmitFoldsConfig(data="cells", folds=2), Path("settings"))
     assert [link.order.name for link in links] == ["train-1", "train-2", "infer-out-of-fold", "finish-folds"]
 
 
-def test_the_pipeline_hands_each_job_its_table_through_the_run_folder() -> None:
+def test_the_pipeline_passes_each_job_its_table_in_the_run_folder() -> None:
     folder = Path("runs/demo/pipeline")
     train = {"preset": "fast", "epochs": 2}
     links = pipeline_links(MINI, "demo", {"seed": 3}, train, {}, infer_tasks=1, settings=folder)
@@ -136,7 +136,7 @@ def test_the_pipeline_hands_each_job_its_table_through_the_run_folder() -> None:
     assert {link.order.folder for link in links} == {Path("runs/demo/slurm").absolute()}
 
 
-def test_other_settings_make_another_job_and_leave_the_queued_ones_theirs() -> None:
+def test_different_settings_make_a_new_job_and_do_not_change_queued_ones() -> None:
     folder = Path("runs/demo/pipeline")
     for epochs in (2, 3):
         pipeline_links(MINI, "demo", {}, {"epochs": epochs}, {}, infer_tasks=1, settings=folder)
@@ -168,7 +168,7 @@ def test_other_settings_make_another_job_and_leave_the_queued_ones_theirs() -> N
         ),
     ],
 )
-def test_what_can_not_work_is_refused_before_it_is_queued(arguments: list[str], words: str) -> None:
+def test_impossible_submissions_are_refused_before_queueing(arguments: list[str], words: str) -> None:
     with pytest.raises(UserError) as caught:
         submit.main([*arguments[:1], "--dry-run", *arguments[1:]])
     assert words in str(caught.value)
@@ -185,14 +185,14 @@ def test_the_dry_run_prints_a_script_for_each_link_and_submits_nothing(capsys: p
     assert not Path("runs").exists()
 
 
-def test_an_empty_queue_says_so_and_an_unknown_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_queue_is_reported_and_an_unknown_run_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert show_queue.main([]) == 0
     assert "nothing was submitted from this folder" in capsys.readouterr().out
     with pytest.raises(UserError, match="cells: nothing was submitted for a run with that name"):
         show_queue.main(["cells"])
 
 
-def test_inputs_that_are_not_there_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_inputs_cause_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     (Path("data") / "here").mkdir(parents=True)
     Path("data/here/manifest.json").touch()
     submit.main(["train", "--profile", "mini", "--dry-run", "--", "-f", "here", "there", "--epoch-steps", "5"])
@@ -225,10 +225,10 @@ def test_a_percent_sign_which_slurm_would_expand_is_refused() -> None:
         submit.main(["train", "--dry-run", "--profile", "mini", "--", "-f", "cells", "--name", "50%j"])
 
 
-def test_the_same_pipeline_submitted_twice_at_once_is_one(tmp_path: Path) -> None:
+def test_submitting_a_pipeline_twice_at_once_queues_it_once(tmp_path: Path) -> None:
     fake = tmp_path / "bin"
     fake.mkdir()
-    # sbatch takes its time; squeue knows the jobs that it took; sacct knows nothing.
+    # A slow sbatch; squeue lists the jobs it accepted, and sacct none.
     (fake / "sbatch").write_text(
         f"#!/bin/sh\nsleep 0.3\nid=$(mktemp -u XXXXXX | cksum | cut -c1-6)\necho $id >>{tmp_path}/queue\n"
         "echo Submitted batch job $id\n"
@@ -250,10 +250,8 @@ def test_the_same_pipeline_submitted_twice_at_once_is_one(tmp_path: Path) -> Non
     assert len((tmp_path / "queue").read_text().split()) == 4
 
 
-def test_submitit_still_writes_the_script_that_the_dry_run_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`sbatch_script` calls private functions of submitit, whose public ones write the script only with a Slurm."""
+def test_submitit_writes_the_script_shown_by_the_dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sbatch_script` calls private functions of submitit, whose public ones need Slurm to write the script."""
     fake = tmp_path / "bin"
     fake.mkdir()
     (fake / "sbatch").write_text("#!/bin/sh\necho Submitted batch job 4711\n")

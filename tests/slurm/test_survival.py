@@ -1,8 +1,7 @@
-"""What happens to a job at each kind of interruption, with jobs that only count; on the real Slurm of the fixture.
+"""Every kind of interruption on real Slurm, with jobs that only count.
 
-The scenarios wait for Slurm most of the time, so all of them run at once; each is one test. The jobs count until they
-are allowed to end, and a scenario waits for what it has caused before it goes on, so that a machine's speed decides
-nothing.
+The scenarios mostly wait for Slurm, so all run concurrently; each is one test. Jobs count until allowed to end, and a
+scenario waits for each effect before continuing, so results don't depend on the machine's speed.
 """
 
 import re
@@ -24,14 +23,14 @@ SCENARIOS: dict[str, Scenario] = {}
 
 
 def scenario(function: Scenario) -> Scenario:
-    """Run `function` beside the others, as the test `test_survival[name of the function]`."""
+    """Run `function` concurrently with the others, as the test `test_survival[name of the function]`."""
     SCENARIOS[function.__name__] = function
     return function
 
 
 @pytest.fixture(scope="module")
 def running(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
-    """All scenarios, each in a thread and a folder of its own."""
+    """All scenarios, each in its own thread and folder."""
     with ThreadPoolExecutor(len(SCENARIOS)) as pool:
         yield {
             name: pool.submit(function, cluster, tmp_path_factory.mktemp(f"scenario{number}"))
@@ -40,41 +39,41 @@ def running(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def counting(folder: Path, progress: str = "steps/*", torchrun: int = 0) -> Task:
-    """The job that counts; its steps are its progress."""
+    """The counting job, whose progress is its steps."""
     return toy("count", folder, progress=(str(folder / progress),), torchrun=torchrun)
 
 
 def steps(folder: Path) -> int:
-    """How far the job has counted."""
+    """The job's current count."""
     return max((int(path.name) for path in (folder / "steps").glob("*")), default=0)
 
 
 def wait_for_steps(folder: Path, more: int) -> None:
-    """Wait until the job has counted on by so many."""
+    """Wait until the job has counted `more` steps."""
     goal = steps(folder) + more
     wait_until(f"it counts to {goal}", lambda: steps(folder) >= goal, ended(lambda: standing(folder, "count")))
 
 
 def free_nodes(names: str) -> int:
-    """How many of the nodes are idle."""
+    """Number of idle nodes among `names`."""
     command = ["sinfo", "--noheader", "--Node", f"--nodes={names}", "--format=%N %t"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return len({line.split()[0] for line in lines if line.split()[1] == "idle"})
 
 
 def wait_for_start(folder: Path, number: int) -> None:
-    """Wait until the job has been started so often."""
+    """Wait until the job has been started `number` times."""
     wait_for(f"start {number}", lambda now: now.starts >= number, lambda: standing(folder, "count"))
 
 
 def let_it_end(folder: Path) -> Standing:
-    """The job may end now; how it stands then."""
+    """Let the job end; return its final status."""
     (folder / "enough").touch()
     return wait_for_end(folder, "count", standing(folder, "count").starts)
 
 
 @scenario
-def a_job_that_is_told_to_stop_is_requeued_by_submitit_and_continues(cluster: Cluster, folder: Path) -> None:
+def a_job_told_to_stop_is_requeued_by_submitit_and_resumes(cluster: Cluster, folder: Path) -> None:
     record = place("count", counting(folder), nodes=2, tasks_per_node=2)
     wait_for_steps(folder, 3)
     subprocess.run(["scancel", "--signal=USR2", record.job_id], check=True)
@@ -89,8 +88,8 @@ def a_job_that_is_told_to_stop_is_requeued_by_submitit_and_continues(cluster: Cl
 
 
 @scenario
-def a_job_that_may_take_fewer_nodes_comes_back_without_the_one_that_died(cluster: Cluster, folder: Path) -> None:
-    # Slurm starts it with the nodes that are free by then.
+def a_job_that_accepts_fewer_nodes_resumes_without_the_dead_one(cluster: Cluster, folder: Path) -> None:
+    # Slurm starts it with the nodes free at that time.
     wait_until("two nodes are free", lambda: free_nodes("node[5-6]") == 2)
     record = place("count", counting(folder), nodes=2, nodes_min=1, exclude="node[1-4]")
     wait_for_steps(folder, 2)
@@ -118,8 +117,8 @@ def scancel_ends_a_job_with_a_checkpoint_and_without_a_requeue(cluster: Cluster,
 
 
 @scenario
-def three_starts_without_progress_end_the_job_with_the_reason(cluster: Cluster, folder: Path) -> None:
-    # Its progress is looked for where it never writes.
+def three_starts_without_progress_end_the_job_with_a_reason(cluster: Cluster, folder: Path) -> None:
+    # Progress is expected in files that the job never writes.
     record = place("count", counting(folder, progress="nothing/*"))
     for start in (1, 2, 3):
         wait_for_start(folder, start)
@@ -131,7 +130,7 @@ def three_starts_without_progress_end_the_job_with_the_reason(cluster: Cluster, 
 
 
 @scenario
-def progress_at_each_start_allows_any_number_of_them(cluster: Cluster, folder: Path) -> None:
+def progress_at_each_start_allows_any_number_of_starts(cluster: Cluster, folder: Path) -> None:
     record = place("count", counting(folder))
     for start in (1, 2, 3, 4):
         wait_for_start(folder, start)
@@ -143,23 +142,23 @@ def progress_at_each_start_allows_any_number_of_them(cluster: Cluster, folder: P
 
 
 @scenario
-def a_rank_that_loses_its_peers_has_the_job_requeued(cluster: Cluster, folder: Path) -> None:
+def a_rank_that_loses_its_peers_gets_the_job_requeued(cluster: Cluster, folder: Path) -> None:
     place("loss", toy("lose_peers_once", folder), nodes=2, tasks_per_node=3)
     end = wait_for_end(folder, "loss", starts=2)
     assert (end.state, end.starts) == ("COMPLETED", 2)
     assert log(folder).count("lost its peers") == 6
-    assert 1 <= log(folder).count("requests a requeue") <= 2  # of six ranks, at most one on each node
+    assert 1 <= log(folder).count("requests a requeue") <= 2  # of six ranks, at most one per node
 
 
 @scenario
-def the_exit_code_for_lost_peers_has_the_job_requeued_as_well(cluster: Cluster, folder: Path) -> None:
+def the_exit_code_for_lost_peers_also_gets_the_job_requeued(cluster: Cluster, folder: Path) -> None:
     place("loss", toy("lose_peers_by_code_once", folder), nodes=2)
     end = wait_for_end(folder, "loss", starts=2)
     assert (end.state, end.starts) == ("COMPLETED", 2)
 
 
 @scenario
-def an_error_of_one_rank_fails_the_job_although_its_peers_are_lost(cluster: Cluster, folder: Path) -> None:
+def an_error_on_one_rank_fails_the_job_even_if_other_ranks_lose_their_peer(cluster: Cluster, folder: Path) -> None:
     place("bug", toy("one_rank_fails", folder), nodes=2)
     end = wait_for_end(folder, "bug")
     assert (end.state, end.starts) == ("FAILED", 1)
@@ -167,7 +166,7 @@ def an_error_of_one_rank_fails_the_job_although_its_peers_are_lost(cluster: Clus
 
 
 @scenario
-def a_node_that_dies_has_the_job_requeued_on_the_others(cluster: Cluster, folder: Path) -> None:
+def a_job_on_a_dead_node_is_requeued(cluster: Cluster, folder: Path) -> None:
     place("count", counting(folder), nodes=1, nodelist="node4")
     wait_for_steps(folder, 3)
     cluster.crash("node4")
@@ -181,7 +180,7 @@ def a_node_that_dies_has_the_job_requeued_on_the_others(cluster: Cluster, folder
 
 
 @scenario
-def a_job_of_a_higher_partition_preempts_and_the_job_comes_back(cluster: Cluster, folder: Path) -> None:
+def a_job_preempted_by_a_higher_partition_resumes(cluster: Cluster, folder: Path) -> None:
     place("count", counting(folder), nodelist="node3")
     wait_for_steps(folder, 3)
     place("greet", toy("greet", folder), partition="urgent", nodelist="node3", exclusive=True)
@@ -192,7 +191,7 @@ def a_job_of_a_higher_partition_preempts_and_the_job_comes_back(cluster: Cluster
 
 
 @scenario
-def a_requeue_by_somebody_else_goes_on_from_the_checkpoint(cluster: Cluster, folder: Path) -> None:
+def a_job_requeued_by_someone_else_resumes_from_its_checkpoint(cluster: Cluster, folder: Path) -> None:
     record = place("count", counting(folder), tasks_per_node=2)
     wait_for_steps(folder, 3)
     subprocess.run(["scontrol", "requeue", record.job_id], check=True)
@@ -205,7 +204,7 @@ def a_requeue_by_somebody_else_goes_on_from_the_checkpoint(cluster: Cluster, fol
 
 
 @scenario
-def one_task_of_an_array_comes_back_without_the_others(cluster: Cluster, folder: Path) -> None:
+def one_array_task_is_requeued_without_the_others(cluster: Cluster, folder: Path) -> None:
     record = place("count", counting(folder), counting(folder))
     over = ended(lambda: standing(folder, "count"))
     wait_until("both tasks count", lambda: log(folder).count("counting from") == 2, over)
@@ -217,7 +216,7 @@ def one_task_of_an_array_comes_back_without_the_others(cluster: Cluster, folder:
 
 
 @scenario
-def a_job_without_handlers_of_its_own_is_requeued_and_cancelled_as_well(cluster: Cluster, folder: Path) -> None:
+def a_job_without_signal_handlers_is_also_requeued_and_canceled(cluster: Cluster, folder: Path) -> None:
     record = place("plain", toy("plod", folder))
     over = ended(lambda: standing(folder, "plain"))
     wait_until("it runs", lambda: "plodding" in log(folder), over)
@@ -229,7 +228,7 @@ def a_job_without_handlers_of_its_own_is_requeued_and_cancelled_as_well(cluster:
 
 
 @scenario
-def torchrun_on_each_node_stops_and_comes_back_like_srun(cluster: Cluster, folder: Path) -> None:
+def torchrun_on_each_node_stops_and_resumes_like_srun(cluster: Cluster, folder: Path) -> None:
     record = place("count", counting(folder, torchrun=2), nodes=2)
     wait_for_steps(folder, 3)
     subprocess.run(["scancel", "--signal=USR2", record.job_id], check=True)
@@ -240,7 +239,7 @@ def torchrun_on_each_node_stops_and_comes_back_like_srun(cluster: Cluster, folde
 
 
 @scenario
-def a_suspended_job_is_called_one_and_says_how_it_continues(cluster: Cluster, folder: Path) -> None:
+def a_suspended_job_is_reported_with_how_to_resume_it(cluster: Cluster, folder: Path) -> None:
     record = place("count", counting(folder))
     wait_for_steps(folder, 2)
     subprocess.run(["scontrol", "suspend", record.job_id], check=True)
@@ -253,7 +252,7 @@ def a_suspended_job_is_called_one_and_says_how_it_continues(cluster: Cluster, fo
 
 
 @scenario
-def a_time_limit_that_comes_without_a_signal_is_called_one(cluster: Cluster, folder: Path) -> None:
+def a_time_limit_without_a_signal_is_reported_as_one(cluster: Cluster, folder: Path) -> None:
     place("count", counting(folder), time_minutes=1, signal_seconds=0)
     end = wait_for_end(folder, "count")
     assert end.state == "TIMEOUT"
@@ -261,7 +260,7 @@ def a_time_limit_that_comes_without_a_signal_is_called_one(cluster: Cluster, fol
 
 
 @scenario
-def a_job_whose_run_folder_is_gone_is_still_found_in_the_queue(cluster: Cluster, folder: Path) -> None:
+def a_job_with_a_missing_run_folder_is_still_found_in_the_queue(cluster: Cluster, folder: Path) -> None:
     record = place("count", counting(folder))
     wait_for_steps(folder, 2)
     (folder / "slurm").rename(folder / "moved")

@@ -1,4 +1,4 @@
-"""What is sent to the nodes: configs and import paths, in a few hundred bytes, made without the heavy libraries."""
+"""What is sent to the nodes: configs and import paths, a few hundred bytes, created without heavy libraries."""
 
 import pickletools
 import subprocess
@@ -15,19 +15,19 @@ HEAVY = ("torch", "wandb", "webdataset", "matplotlib")
 
 
 def pickled(folder: Path, **options: object) -> bytes:
-    """A training's task, in the file that submitit writes for the nodes."""
+    """A training task in the file that submitit writes for the nodes."""
     arguments = ("train", "-f", "cells", "--preset", "fast", "--name", "first")
     task = Task(arguments, str(folder), current_version(), progress=("runs/first/checkpoints/step-*.pt",), **options)  # type: ignore[arg-type]
     DelayedSubmission(task).dump(folder / "task.pkl")
     return (folder / "task.pkl").read_bytes()
 
 
-def test_a_pickle_is_small_and_names_classes_of_ours_and_of_submitit_only(tmp_path: Path) -> None:
+def test_a_pickle_is_small_and_names_only_our_classes_and_submitits(tmp_path: Path) -> None:
     content = pickled(tmp_path, stage="/data/cells", stage_to="$TMPDIR", torchrun=8)
     assert len(content) < 2000
     opcodes = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(content)]
-    # A class is named by the two texts before its opcode. A closure or a function of a script would come by value,
-    # through cloudpickle's own functions.
+    # A class is named by the two strings before its opcode. A closure or a script's function would be pickled by value,
+    # with cloudpickle's own functions.
     texts = [argument for name, argument in opcodes if "UNICODE" in name]
     assert "slurm.task" in texts
     assert not any(isinstance(text, str) and "cloudpickle" in text for text in texts)
@@ -35,7 +35,7 @@ def test_a_pickle_is_small_and_names_classes_of_ours_and_of_submitit_only(tmp_pa
     assert sum(name == "STACK_GLOBAL" for name, _ in opcodes) <= 4
 
 
-def test_a_pickle_is_read_without_the_heavy_libraries(tmp_path: Path) -> None:
+def test_a_pickle_is_loaded_without_heavy_libraries(tmp_path: Path) -> None:
     pickled(tmp_path)
     script = (
         "import pickle, sys; task = pickle.load(open(sys.argv[1], 'rb')).function; "
@@ -55,7 +55,7 @@ def test_a_pickle_is_read_without_the_heavy_libraries(tmp_path: Path) -> None:
         "pipeline --profile mini --dry-run --name demo",
     ],
 )
-def test_a_submission_needs_no_heavy_library_on_the_login_node(words: str, tmp_path: Path) -> None:
+def test_a_submission_imports_no_heavy_library_on_the_login_node(words: str, tmp_path: Path) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); from jobs import submit; "
         f"submit.main(sys.argv[1:]); print([name for name in {HEAVY} if name in sys.modules])"

@@ -1,4 +1,4 @@
-"""A job's reason for failing reaches the person who asks, whatever ended it; on this machine, without Slurm."""
+"""The user sees why a job failed, whatever ended it; tested without Slurm."""
 
 import signal
 import subprocess
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def fails(folder: Path, *entry: str, **profile_changes: Any) -> str:
-    """Run a job of one link that fails; what the person is told."""
+    """Run a failing job of one link; return the message to the user."""
     task = toy(entry[0], folder, *entry[1:], torchrun=profile_changes.pop("torchrun", 0))
     link = Link(Order("job", (task,), profile(**profile_changes), folder / "slurm"), f"{folder}/product")
     with pytest.raises(UserError) as error:
@@ -39,7 +39,7 @@ def fails(folder: Path, *entry: str, **profile_changes: Any) -> str:
         (("die", "0", "SIGSEGV"), "killed by SIGSEGV (a crash in compiled code)"),
     ],
 )
-def test_the_reason_is_told_and_stays_in_the_queue(
+def test_the_reason_is_reported_and_stays_in_the_queue(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -56,19 +56,19 @@ def test_the_reason_is_told_and_stays_in_the_queue(
     assert line.rstrip().endswith(reason)
 
 
-def test_a_killed_rank_is_the_reason_and_not_what_its_peers_met(tmp_path: Path) -> None:
+def test_a_killed_rank_is_the_reason_not_the_errors_of_its_peers(tmp_path: Path) -> None:
     told = fails(tmp_path, "die", "1", "SIGKILL", "peers notice", tasks_per_node=2)
     assert f"job failed: rank 1: {signal_reason(signal.SIGKILL)}\n" in told
 
 
 @pytest.mark.slow
-def test_a_killed_rank_of_torchrun_is_named_as_well(tmp_path: Path) -> None:
+def test_a_killed_rank_of_torchrun_is_also_named(tmp_path: Path) -> None:
     told = fails(tmp_path, "die", "1", "SIGSEGV", torchrun=2)
     assert f"job failed: rank 1: {signal_reason(signal.SIGSEGV)}\n" in told
 
 
 @pytest.mark.parametrize("kernel", [True, False])
-def test_a_rank_ends_with_its_launcher(tmp_path: Path, kernel: bool) -> None:
+def test_a_rank_exits_with_its_launcher(tmp_path: Path, kernel: bool) -> None:
     rank = (
         "import os, sys, time; from segdist.core import launcher\n"
         f"if not {kernel}: launcher._killed_by_kernel = lambda: False; launcher.LOOK_EVERY = 0.05\n"
@@ -85,7 +85,7 @@ def test_a_rank_ends_with_its_launcher(tmp_path: Path, kernel: bool) -> None:
     wait_until(lambda: not list(processes("the rank", tmp_path)))
 
 
-def test_a_rank_that_a_shell_started_outlives_it(tmp_path: Path) -> None:
+def test_a_rank_started_by_a_shell_outlives_it(tmp_path: Path) -> None:
     rank = (
         "import time; from pathlib import Path; from segdist.core.launcher import end_with_launcher\n"
         "end_with_launcher(); Path('ready').touch()\n"

@@ -1,4 +1,4 @@
-"""A U-Net with a brake: a test holds a job where it wants it, on slow machines as on fast ones."""
+"""A U-Net with a brake, which lets a test slow a job down on any machine."""
 
 import os
 import time
@@ -10,31 +10,31 @@ import torch
 from segdist.model.unet import UNet
 
 BRAKE = "SEGDIST_TEST_BRAKE"
-"""Environment variable with the path of the brake."""
+"""Environment variable with the path of the brake file."""
 
 
 class Brake:
-    """A file that says how many seconds each forward pass takes more; without the file, none.
+    """A file with the extra seconds per forward pass; without the file, none.
 
-    Seconds and no standstill: a job that is told to stop does so after a step.
+    It delays rather than blocks, because a job told to stop does so after a step.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def set(self, seconds: float) -> None:
-        """Pull it."""
+        """Slow the job down."""
         draft = self.path.with_suffix(".draft")
         draft.write_text(str(seconds))
         draft.replace(self.path)
 
     def release(self) -> None:
-        """Let the job go as fast as it can."""
+        """Let the job run at full speed."""
         self.path.unlink()
 
 
 class BrakedUNet(UNet):
-    """The U-Net, with the same weights; each pass waits first if there is a brake."""
+    """A U-Net with the same weights; each forward pass waits first if the brake is set."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """As `UNet`."""

@@ -1,4 +1,4 @@
-"""What the cluster tests say to Slurm, and the jobs that they submit."""
+"""Helpers for the cluster tests: Slurm commands and submissions."""
 
 import os
 import shutil
@@ -20,18 +20,18 @@ from slurm.task import Task
 
 MINI_CLUSTER = Path(__file__).parents[2] / "slurm" / "mini_cluster.sh"
 SUBMITTING = threading.Lock()
-"""`submit` changes the environment of the process for a moment."""
+"""Needed because `submit` changes the environment of the process temporarily."""
 PATIENCE = 900.0
-"""Seconds after which a test gives up waiting for what may still happen: far above what anything takes on a busy
-machine. What can't happen any more is noticed sooner."""
+"""Seconds after which a test gives up waiting for something still possible: far longer than anything takes on a busy
+machine. What has become impossible is noticed sooner."""
 LOOK_EVERY = 2.0
-"""Seconds between two looks whether the awaited can still happen."""
+"""Seconds between checks whether the condition can still be met."""
 
 TOOLS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "unshare")
 
 
 def skip_without_slurm() -> None:
-    """Skip a test where the mini cluster can't be started, loudly."""
+    """Skip a test, with a clear reason, where the mini cluster can't start."""
     search = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     missing = [tool for tool in TOOLS if shutil.which(tool, path=search) is None]
     if missing or os.geteuid() != 0:
@@ -45,11 +45,11 @@ class Cluster:
     folder: Path
 
     def crash(self, node: str) -> None:
-        """Cut a node's power."""
+        """Simulate a power loss of a node."""
         subprocess.run([MINI_CLUSTER, "crash", self.folder, node], check=True)
 
     def boot(self, node: str) -> None:
-        """Switch it on again."""
+        """Boot a node again."""
         subprocess.run([MINI_CLUSTER, "boot", self.folder, node], check=True)
 
 
@@ -67,7 +67,7 @@ def toy(entry: str, folder: Path, *arguments: object, **options: Any) -> Task:
 def profile(**changes: Any) -> Profile:
     """The mini cluster's profile for one rank on one node, with `changes`.
 
-    Nodes 3 to 6 are left to the tests that ask for them, to preempt or to crash.
+    Nodes 3 to 6 are reserved for tests that preempt or crash them.
     """
     where = {} if {"nodelist", "exclude"} & changes.keys() else {"exclude": "node[3-6]"}
     return replace(load_profile("mini", "make-shards"), memory_gb=1.0, **where, **changes)
@@ -81,7 +81,7 @@ def place(name: str, *tasks: Task, **changes: Any) -> Record:
 
 
 def standing(folder: Path, name: str) -> Standing:
-    """How the latest submission of `name` stands."""
+    """Status of the latest submission of `name`."""
     return {item.record.name: item for item in standings(folder / "slurm")}[name]
 
 
@@ -89,7 +89,7 @@ def wait_until(what: str, condition: Callable[[], bool], hopeless: Callable[[], 
     """Wait until `condition` holds.
 
     Args:
-        hopeless: why it can't come to hold any more, or nothing; see `ended`.
+        hopeless: returns why `condition` can no longer be met, or ""; see `ended`.
     """
     deadline = time.monotonic() + PATIENCE
     next_look = time.monotonic() + LOOK_EVERY
@@ -105,9 +105,9 @@ def wait_until(what: str, condition: Callable[[], bool], hopeless: Callable[[], 
 
 
 def ended(look: Callable[[], Standing]) -> Callable[[], str]:
-    """For `wait_until`: a job that has ended, or a task of an array, brings nothing any more.
+    """A `hopeless` for `wait_until`: the job, or a task of the array, has ended.
 
-    Believed when seen three times in a row, because a job that is being requeued may look ended for a moment.
+    It must be seen three times in a row, because a job being requeued can look ended for a moment.
     """
     times = 0
 
@@ -128,10 +128,10 @@ def wait_for(
     look: Callable[[], Standing],
     hopeless: Callable[[], str] | None = None,
 ) -> Standing:
-    """Wait until a job that `look` looks at stands as `condition` says; how it stands then.
+    """Wait until the status returned by `look` meets `condition`; return that status.
 
     Args:
-        hopeless: as for `wait_until`; by default, that the job has ended.
+        hopeless: as for `wait_until`; by default, whether the job has ended.
     """
     seen: list[Standing] = []
 
@@ -146,10 +146,10 @@ def wait_for(
 
 
 def wait_for_end(folder: Path, name: str, starts: int = 1) -> Standing:
-    """Wait until nothing of a submission waits or runs any more; how it stands then.
+    """Wait until no job of a submission is pending or running; return the final status.
 
     Args:
-        starts: how often the job is to be started; once more is an error.
+        starts: expected number of starts; more is an error.
     """
 
     def too_many() -> str:
@@ -160,5 +160,5 @@ def wait_for_end(folder: Path, name: str, starts: int = 1) -> Standing:
 
 
 def log(folder: Path) -> str:
-    """All that the jobs with logs in `folder` wrote to standard error and output."""
+    """Standard output and error of the jobs with logs in `folder`."""
     return "\n".join(path.read_text() for path in sorted((folder / "slurm").glob("*_log.*")))

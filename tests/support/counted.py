@@ -1,6 +1,6 @@
-"""A job that notes what each of its ranks asks of the file system: counted.py FOLDER JOB ARGUMENTS.
+"""A job that records the file system operations of each rank: counted.py FOLDER JOB ARGUMENTS.
 
-Rank N leaves `FOLDER/N`, a line for each operation on a name: `open data/cells/manifest.json`.
+Rank N writes `FOLDER/N`, one line per operation on a path: `open data/cells/manifest.json`.
 """
 
 import atexit
@@ -13,11 +13,11 @@ from typing import Any
 
 AUDITED = ("open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.utime")
 UNAUDITED = ("stat", "lstat", "access", "readlink")
-"""Python tells its auditors nothing of these."""
+"""Operations that raise no audit events."""
 
 
 def note_operations(target: Path) -> None:
-    """From now on to the end of the process, note every operation on a name; `target` is written at the end."""
+    """Record every operation on a path from now on; write them to `target` at exit."""
     seen: list[str] = []
 
     def note(what: str, name: object) -> None:
@@ -42,7 +42,7 @@ def note_operations(target: Path) -> None:
 
 
 def main(folder: str, job: str, *arguments: str) -> int:
-    """Run the job; its exit code."""
+    """Run the job; return its exit code."""
     from jobs.entry import run_job
 
     note_operations(Path(folder).absolute() / os.environ.get("RANK", "0"))

@@ -1,7 +1,7 @@
-"""Where the commands of a page are run: a folder that looks like a checkout, with everything made small.
+"""A folder for running the commands of a page: it looks like a checkout, with smaller settings.
 
-Wrappers around `segdist` and `torchrun` come first on the PATH and add options to what the page says, so that its
-commands run as they stand, inside loops and other programs too.
+Wrappers around `segdist` and `torchrun` come first on the PATH and add options, so that the page's commands run as
+written, even inside loops and other programs.
 """
 
 import os
@@ -24,8 +24,8 @@ SMALLER = {
     + '\'{"steps": 4, "model": {"width": 4, "depth": 2}}\' --minutes 0 --tracking \'{"wandb": "off"}\'',
     "train": '--steps "$(cat "$DESK/steps")" --model.width 4 --model.depth 2',
 }
-"""Options that a job gets in addition; each training goes one step further than the one before, so that it has
-something to do where it goes on with a run."""
+"""Additional options for each job; each training takes one step more than the previous one, so that a resumed run has
+something to do."""
 
 DEMO = """name = "demo"
 processes = 2
@@ -39,18 +39,18 @@ preset = "fast"
 steps = 6
 model = { width = 4, depth = 2 }
 """
-"""In the place of jobs/demo.toml."""
+"""Replaces jobs/demo.toml."""
 
 TOOLS = Path(sys.executable).parent
 
 
 @dataclass
 class Desk:
-    """A folder to run a page's commands in.
+    """A folder in which to run a page's commands.
 
     Args:
-        folder: made here; commands run in it.
-        environ: variables beside the usual ones.
+        folder: created here; commands run in it.
+        environ: additional environment variables.
     """
 
     folder: Path
@@ -73,10 +73,10 @@ class Desk:
         self.environ = usual | {"WANDB_MODE": "offline"} | self.environ
 
     def run(self, command: str, code: int = 0, **environ: str) -> str:
-        """Run lines in bash; their output and errors.
+        """Run lines in bash; return standard output and error.
 
         Raises:
-            AssertionError: they ended with another exit code.
+            AssertionError: the exit code is not `code`.
         """
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],
@@ -92,20 +92,20 @@ class Desk:
         return done.stdout
 
     def images(self, folder: str, names: list[str], channels: int = 1) -> None:
-        """Noisy images, 70 x 90, with a bright square in each."""
+        """Write noisy images of 70 x 90 pixels with a bright square each."""
         for name in names:
             noise = np.random.default_rng(len(name)).integers(0, 50, (70, 90, channels))
             image = np.where(square(name)[..., None], 180, 60) + noise
             save(self.folder / folder / name, image if channels == 3 else image[..., 0])
 
     def masks(self, folder: str, names: dict[str, str], values: tuple[int, ...]) -> None:
-        """Masks of `images`: mask name by image name; `values` for the background and for stripes of the square."""
+        """Write masks of `images`; `names` maps image to mask names, `values` are for background and square stripes."""
         for image, name in names.items():
             stripes = np.array(values[1:])[np.arange(90) % (len(values) - 1)]
             save(self.folder / folder / name, np.where(square(image), stripes, values[0]))
 
     def _wrap(self, program: str, added: dict[str, str]) -> None:
-        """Put a `program` before the real one that adds options where its arguments match a pattern."""
+        """Put a wrapper before the real `program` that adds options if its arguments match a pattern."""
         lines = ["#!/bin/bash", f'DESK="{self.folder}"', 'case " $* " in']
         for pattern, options in added.items():
             count = 'echo $(($(cat "$DESK/steps") + 1)) >"$DESK/steps"'
@@ -118,7 +118,7 @@ class Desk:
 
 
 def square(name: str) -> np.ndarray:
-    """Where the square of an image is; bool (70, 90)."""
+    """Mask of an image's square, bool (70, 90)."""
     top, left = np.random.default_rng(sum(map(ord, name))).integers(0, 40, 2)
     inside = np.zeros((70, 90), bool)
     inside[top : top + 30, left : left + 30] = True
@@ -126,6 +126,6 @@ def square(name: str) -> np.ndarray:
 
 
 def save(path: Path, array: np.ndarray) -> None:
-    """As an 8-bit picture."""
+    """Save as an 8-bit image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array.astype(np.uint8)).save(path)

@@ -1,6 +1,6 @@
-"""One rank in a process group of its own: what the ranks say to each other, through NCCL where there is a GPU.
+"""A process group of one rank that runs all kinds of communication, with NCCL if there is a GPU.
 
-A job of one rank makes no group; this tries on one card the calls that several ranks make on several.
+A job with one rank creates no group; this tests on one GPU the calls that several ranks make.
 """
 
 import copy
@@ -15,7 +15,7 @@ from segdist.training.data_parallel import BUFFERS_STAY
 
 
 def main(device_name: str) -> None:
-    """Try every kind of call; prints "all is well" at the end."""
+    """Run every kind of call; print "all is well" at the end."""
     device = torch.device(device_name)
     store = dist.HashStore()
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
@@ -55,7 +55,7 @@ def main(device_name: str) -> None:
         together(images).mean().backward()
     if device.type == "cuda":
         torch.cuda.synchronize()
-        # How a rank leaves after an error; the orderly end would wait for the others.
+        # How a rank exits after an error; the normal shutdown would wait for the others.
         dist.group.WORLD._get_backend(device).abort()  # type: ignore[union-attr]
     else:
         dist.destroy_process_group()

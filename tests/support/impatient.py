@@ -1,4 +1,4 @@
-"""A job whose ranks wait for each other for a few seconds only: impatient.py SECONDS JOB ARGUMENTS."""
+"""A job whose ranks wait only a few seconds for each other: impatient.py SECONDS JOB ARGUMENTS."""
 
 import functools
 import sys
@@ -8,7 +8,7 @@ from segdist.ranks import process_group
 
 
 def main(seconds: str, job: str, *arguments: str) -> int:
-    """Run the job; its exit code."""
+    """Run the job; return its exit code."""
     import importlib
 
     from jobs.entry import run_job

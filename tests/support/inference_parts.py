@@ -25,7 +25,7 @@ from shards.manifest import ClassInfo
 
 CLASSES = (ClassInfo("ground", (0, 0, 0)), ClassInfo("line", (230, 159, 0)), ClassInfo("spot", (86, 180, 233)))
 SHAPES = {"small": (13, 9), "odd": (61, 83), "tall": (331, 47), "large": (257, 301)}
-"""Divisible by nothing; the last is large enough to be cut between ranks at a tile side of 16."""
+"""Odd sizes; the last is large enough to be split between ranks at a tile side of 16."""
 
 
 def write_model(
@@ -42,7 +42,7 @@ def write_model(
     torch.manual_seed(seed)
     config = ModelConfig(width=width, depth=depth)
     model = build_model(config, channels, len(classes))
-    # Spread the logits, so that all classes occur and rounding matters.
+    # Scale up the logits so that all classes occur and rounding matters.
     with torch.no_grad():
         model.head.weight.mul_(20)  # type: ignore[union-attr, operator]
     card = ModelCard(config, classes, channels, dtype, patch, (mean,) * channels, (60.0,) * channels, 2**depth)
@@ -68,7 +68,7 @@ def write_truth(folder: Path, shapes: dict[str, tuple[int, int]] | None = None) 
 
 
 def image_task(number: int, rows: int, across: int) -> ImageTask:
-    """An image of `rows` x `across` tiles, which are its pixels."""
+    """An image of `rows` x `across` tiles of one pixel each."""
     grid = make_grid(rows, across, tile=1, overlap=0, batch=1)
     header, region = Header(rows, across, 1, "uint8"), Region(0, rows, 0, across)
     return ImageTask(
@@ -86,7 +86,7 @@ def image_task(number: int, rows: int, across: int) -> ImageTask:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every result file; not the state and the times, which are those of each start."""
+    """SHA-256 of every result file, except for state and timings, which differ between starts."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -100,7 +100,7 @@ def labels(path: Path) -> np.ndarray:
 
 
 def start(arguments: list[str], ranks: int = 1, prelude: str = "") -> list[subprocess.Popen[bytes]]:
-    """Start a job as real processes with torchrun's variables; `prelude` is run before it."""
+    """Start a job as real processes with torchrun's variables; `prelude` runs first."""
     code = f"import sys; {prelude}; from jobs.entry import run_job; from jobs.infer import main; "
     code += "sys.exit(run_job(main, sys.argv[1:]))"
     port = str(20000 + os.getpid() * 7 % 30000 + ranks)
@@ -115,6 +115,6 @@ def start(arguments: list[str], ranks: int = 1, prelude: str = "") -> list[subpr
 
 
 def run(arguments: list[str], ranks: int = 1, prelude: str = "pass") -> int:
-    """Run a job to its end; returns rank 0's exit code."""
+    """Run a job to its end; return rank 0's exit code."""
     codes = [process.wait(timeout=300) for process in start(arguments, ranks, prelude)]
     return codes[0]

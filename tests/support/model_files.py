@@ -25,7 +25,7 @@ CARD = ModelCard(
 
 
 def write_model_file(path: Path, **changes: object) -> Path:
-    """A model file whose card is changed; None takes a key away."""
+    """Write a model file with changes to its card; None removes a key."""
     values = json.loads(card_text(CARD)) | changes
     values = {key: value for key, value in values.items() if value is not None}
     save_file(UNet(1, 2, width=4, depth=2).state_dict(), path, metadata={CARD_KEY: json.dumps(values)})

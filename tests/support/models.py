@@ -1,4 +1,4 @@
-"""Models as users write them, each for one situation; factories for `--model.factory tests.support.models:NAME`."""
+"""User-style models, one per situation; factories for `--model.factory tests.support.models:NAME`."""
 
 import urllib.error
 from typing import Any
@@ -13,7 +13,7 @@ def conv(before: int, after: int) -> nn.Sequential:
 
 
 class Plain(nn.Module):
-    """Logits, as it should be."""
+    """Returns logits, as expected."""
 
     stride_multiple = 1
 
@@ -29,7 +29,7 @@ class Plain(nn.Module):
 
 
 class Dictionary(Plain):
-    """As torchvision: main and auxiliary output, the latter at half the size, and something else."""
+    """Like torchvision: main output, auxiliary output at half the size, and an extra entry."""
 
     def forward(self, images: torch.Tensor) -> Any:
         """A dictionary in which the main output comes last."""
@@ -39,24 +39,24 @@ class Dictionary(Plain):
 
 
 class DeepSupervision(Plain):
-    """A tuple while it is trained, logits afterwards."""
+    """Returns a tuple during training and logits otherwise."""
 
     def forward(self, images: torch.Tensor) -> Any:
-        """Main and auxiliary output of one size."""
+        """Main and auxiliary output of the same size."""
         features = self.body(images)
         return (self.head(features), [self.extra_head(features)]) if self.training else self.head(features)
 
 
 class UnusedHead(Plain):
-    """Parameters that get no gradient."""
+    """Has parameters without gradients."""
 
     def forward(self, images: torch.Tensor) -> Any:
-        """Without the second head."""
+        """Leaves out the second head."""
         return self.head(self.body(images))
 
 
 class Quarter(Plain):
-    """Logits of a quarter of the size."""
+    """Returns logits of a quarter of the size."""
 
     stride_multiple = 4
 
@@ -66,7 +66,7 @@ class Quarter(Plain):
 
 
 class OneMore(Plain):
-    """A channel too many."""
+    """Returns one channel too many."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, num_classes + 1)
@@ -81,20 +81,20 @@ class Nothing(Plain):
 
 
 class Pooled(Plain):
-    """Image pooling with batch norm, as ASPP has it."""
+    """Image pooling with batch norm, as in ASPP."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, num_classes)
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
 
     def forward(self, images: torch.Tensor) -> Any:
-        """Adds what it has pooled."""
+        """Adds the pooled features."""
         features = self.body(images)
         return self.head(features + self.pool(features)) + self.extra_head(features)
 
 
 class ExtraState(Plain):
-    """State that is no tensor."""
+    """Has state that is not a tensor."""
 
     def get_extra_state(self) -> Any:
         """A dictionary."""
@@ -105,7 +105,7 @@ class ExtraState(Plain):
 
 
 class Tied(Plain):
-    """Two heads that share their weights."""
+    """Two heads with shared weights."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, num_classes)
@@ -113,7 +113,7 @@ class Tied(Plain):
 
 
 def pretrained(in_channels: int, num_classes: int, weights: str | None = "everything") -> nn.Module:
-    """Wants to download."""
+    """Tries to download."""
     if weights is not None:
         raise urllib.error.URLError("Temporary failure in name resolution")
     return Plain(in_channels, num_classes)

@@ -1,7 +1,7 @@
 """A job whose ranks share one GPU: torchrun tests/support/one_card.py JOB GIB ARGUMENTS.
 
-NCCL refuses two ranks on one card, so gloo carries the GPU's tensors, too. GIB is the memory of the card that each rank
-may take. Without a GPU it is the job as it is.
+NCCL refuses two ranks on one GPU, so gloo transfers the GPU tensors, too. GIB is the GPU memory available to each rank.
+Without a GPU, the job runs unchanged.
 """
 
 import sys
@@ -14,7 +14,7 @@ from segdist.ranks import process_group
 
 
 def main(job: str, gib: str, *arguments: str) -> int:
-    """Run the job on the first GPU; its exit code."""
+    """Run the job on the first GPU; return its exit code."""
     from jobs import cli
 
     if torch.cuda.is_available():

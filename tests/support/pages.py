@@ -1,6 +1,6 @@
-"""The commands that a page of the docs shows: fenced `bash` blocks, and indented blocks that begin like a command.
+"""The commands shown on a docs page: fenced `bash` blocks, and indented blocks that start with a command.
 
-`…` stands for options that the page leaves to the reader. A command may go over several lines with a backslash.
+`…` means options left to the reader. A backslash continues a command on the next line.
 Tests in tests/docs run them with `run_page`, in the order of the page; for the others, `NOT_RUN` says why not.
 """
 
@@ -15,10 +15,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 INFERENCE_COMMANDS = re.findall(
     r"^    (segdist .*|torchrun .*)$", (ROOT / "docs" / "inference.md").read_text(), re.MULTILINE
 )
-"""What docs/inference.md shows; tests/docs/test_inference_docs.py runs it."""
+"""The commands in docs/inference.md, which tests/docs/test_inference_docs.py runs."""
 PROGRAMS = ("segdist", "torchrun", "python", "bash", "wandb", "tensorboard", "pip", "for", "source", "eval", "tail")
 PROGRAMS += ("mkdocs", "apt-get", "slurm/mini_cluster.sh", "export")
-"""First words by which a line of an indented block is known as a command, and not as output or a file listing."""
+"""First words that mark a line of an indented block as a command rather than output or a file listing."""
 BENCHMARK = "takes many minutes and an idle machine"
 THESE_TESTS = "is what runs this"
 THAT_CLUSTER = "needs the cluster of the example; tests/slurm/test_docs.py plans it with --dry-run"
@@ -69,7 +69,7 @@ NOT_RUN = {
 
 @dataclass(frozen=True)
 class Command:
-    """A command as the page shows it, on one line, without its comment."""
+    """A command as shown on the page, joined into one line, without its comment."""
 
     page: Path
     line: int
@@ -77,7 +77,7 @@ class Command:
 
 
 def commands(page: Path) -> list[Command]:
-    """All commands of a page's blocks, in their order."""
+    """All commands in a page's blocks, in order."""
     found: list[Command] = []
     fence = ""
     unfinished = ""
@@ -89,7 +89,7 @@ def commands(page: Path) -> list[Command]:
         if fence not in ("", "bash", "sh") or not shown.strip():
             continue
         text = re.sub(r"(^|\s)#\s.*$", "", shown).strip()
-        # Two or more blanks begin an explanation beside the command.
+        # Two or more spaces start an explanation next to the command.
         text = re.split(r" {2,}(?=[^-\s])", text)[0] if not unfinished else text
         if unfinished:
             text = f"{unfinished} {text}"
@@ -102,7 +102,7 @@ def commands(page: Path) -> list[Command]:
 
 
 def inline_code(page: Path) -> list[str]:
-    """The code spans of a page's running text and tables, those over two lines too."""
+    """The code spans in a page's text and tables, including those that span two lines."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     text = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
     return [re.sub(r"\s+", " ", span) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]

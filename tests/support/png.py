@@ -1,4 +1,4 @@
-"""PNG files of kinds that Pillow doesn't write."""
+"""PNG files that Pillow can't write."""
 
 import struct
 import zlib
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def png_of_16_bit(array: np.ndarray) -> bytes:
-    """A PNG of uint16 (H, W, C), its rows under all five filters in turn."""
+    """A PNG of uint16 (H, W, C) whose rows cycle through all five filters."""
     height, width, channels = array.shape
     kind, size = {2: 4, 3: 2, 4: 6}[channels], 2 * channels
     above, rows = [0] * (width * size), b""

@@ -1,4 +1,4 @@
-"""Small runs for tests: seconds, not minutes, but the real program."""
+"""Small runs of the real program for tests, which take seconds."""
 
 import contextlib
 import json
@@ -31,13 +31,13 @@ def job(name: str, arguments: Sequence[str], ranks: int = 1, torchrun: Sequence[
 
 
 def cross_validation(name: str, **train: object) -> list[str]:
-    """The command of a cross-validation of the set `tiny` in a few steps."""
+    """The command of a short cross-validation of the set `tiny`."""
     tables = ["--train", json.dumps(FOLD_TRAINING | train), "--tracking", '{"wandb": "off"}']
     return job("cross_validate", ["-f", "tiny", "--name", name, "--folds", str(FOLDS), "--processes", "1", *tables])
 
 
 def script(path: Path, arguments: Sequence[str], ranks: int = 1, torchrun: Sequence[str] = ()) -> list[str]:
-    """The same for any Python file."""
+    """Like `job`, for any Python file."""
     command = [str(path), *arguments]
     if ranks == 1 and not torchrun:
         return [sys.executable, *command]
@@ -46,7 +46,7 @@ def script(path: Path, arguments: Sequence[str], ranks: int = 1, torchrun: Seque
 
 
 def run(command: Sequence[str], cwd: Path, check: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run to the end; a failure shows what was printed."""
+    """Run to the end; a failure shows the output."""
     done = subprocess.run(command, cwd=cwd, env=environment(**environ), capture_output=True, text=True, check=False)
     if check and done.returncode:
         raise AssertionError(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -54,7 +54,7 @@ def run(command: Sequence[str], cwd: Path, check: bool = True, **environ: str) -
 
 
 def start(command: Sequence[str], cwd: Path, log: Path, **environ: str) -> "subprocess.Popen[bytes]":
-    """Start in a process group of its own, output into `log`."""
+    """Start in a new process group, with output to `log`."""
     with log.open("ab") as file:
         return subprocess.Popen(
             command, cwd=cwd, env=environment(**environ), stdout=file, stderr=file, start_new_session=True
@@ -62,9 +62,9 @@ def start(command: Sequence[str], cwd: Path, log: Path, **environ: str) -> "subp
 
 
 def processes(word: str, cwd: Path) -> Iterator[tuple[int, bytes]]:
-    """Number and environment of the processes with `word` among their arguments that were started in `cwd`.
+    """Id and environment of processes started in `cwd` with `word` among their arguments.
 
-    torchrun's workers are in sessions of their own, so a process group is not enough to find them.
+    torchrun's workers have their own sessions, so a process group does not contain them.
     """
     for folder in Path("/proc").iterdir():
         try:
@@ -72,11 +72,11 @@ def processes(word: str, cwd: Path) -> Iterator[tuple[int, bytes]]:
             if word.encode() in words and (folder / "cwd").resolve() == cwd.resolve():
                 yield int(folder.name), (folder / "environ").read_bytes()
         except (OSError, ValueError):
-            continue  # no process, or one that ended just now
+            continue  # not a process, or it just ended
 
 
 def kill_all(process: "subprocess.Popen[bytes]", word: str, cwd: Path) -> None:
-    """SIGKILL to a process and every other one of its job, as a dying node would do it; wait for the end."""
+    """Send SIGKILL to all processes of a job, as if its node died; wait for the end."""
     for number, _ in list(processes(word, cwd)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
@@ -84,7 +84,7 @@ def kill_all(process: "subprocess.Popen[bytes]", word: str, cwd: Path) -> None:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without a launcher's variables, one thread a rank."""
+    """This process's environment without launcher variables, and with one thread per rank."""
     environ = {
         key: value
         for key, value in os.environ.items()

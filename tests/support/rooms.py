@@ -1,9 +1,8 @@
-"""The rooms of the house and the arrows between them, read from the imports.
+"""The rooms (packages) of the project and the arrows (imports) between them.
 
 `python -m tests.support.rooms` prints them.
 
-A room is a package. An arrow goes from the room that imports to the room that is imported, imports inside functions
-included.
+An arrow points from the importing to the imported room. Imports inside functions count.
 """
 
 import ast
@@ -23,18 +22,18 @@ FLOORS = (
     ("segdist",),
     ("jobs",),
 )
-"""From the ground up: a room imports rooms of lower floors, never one on its own floor. `shards` and `segdist` stand
-for the modules that lie next to their rooms."""
+"""From the ground up: a room imports only from lower floors, never from its own. `shards` and `segdist` mean the
+modules directly in those packages."""
 ROOMS = tuple(room for floor in FLOORS for room in floor)
 CLOSED = {
     "slurm": {"segdist.core"},
     "shards.read": {"segdist.core", "shards"},
 }
-"""Rooms that import fewer others than their floor would allow."""
+"""Rooms allowed fewer imports than their floor permits."""
 
 
 def allowed(room: str) -> set[str]:
-    """The rooms that `room` may import beside itself."""
+    """The rooms that `room` may import, in addition to itself."""
     floor = next(number for number, rooms in enumerate(FLOORS) if room in rooms)
     below = {other for rooms in FLOORS[:floor] for other in rooms}
     if room != "jobs":
@@ -43,14 +42,14 @@ def allowed(room: str) -> set[str]:
 
 
 def room_of(module: str) -> str:
-    """The room in which a module lies: `shards.read.order` → `shards.read`, `shards.manifest` → `shards`."""
+    """The room of a module: `shards.read.order` → `shards.read`, `shards.manifest` → `shards`."""
     parts = module.split(".")
     inner = ".".join(parts[:2])
     return inner if inner in ROOMS else parts[0]
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
-    """Dotted name and file of every module; a package's own name stands for its `__init__`."""
+    """Dotted name and file of every module; a package's name means its `__init__`."""
     found = {}
     for package in sorted({room.split(".")[0] for room in ROOMS}):
         for path in sorted((root / package).rglob("*.py")):
@@ -60,7 +59,7 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
 
 
 def imported_names(source: str) -> set[str]:
-    """Dotted names of everything that a module imports, inside functions too; relative imports are not used."""
+    """Dotted names of everything that a module imports, including inside functions; relative imports are refused."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -83,14 +82,14 @@ def arrows(graph: dict[str, set[str]]) -> dict[tuple[str, str], list[tuple[str, 
     found: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     for module, targets in sorted(graph.items()):
         for target in sorted(targets):
-            # `from shards.read import order` names the package too, which says nothing that the module doesn't.
+            # `from shards.read import order` also names the package, which adds no information.
             if room_of(module) != room_of(target) and not any(other.startswith(f"{target}.") for other in targets):
                 found[room_of(module), room_of(target)].append((module, target))
     return found
 
 
 def wrong_arrows(graph: dict[str, set[str]]) -> list[str]:
-    """The imports that go upwards or sideways, one line each."""
+    """Imports that go up or sideways, one line each."""
     return [
         f"{module} imports {target}: {source} may not import {to}"
         for (source, to), pairs in arrows(graph).items()
@@ -100,7 +99,7 @@ def wrong_arrows(graph: dict[str, set[str]]) -> list[str]:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """Modules that import each other in a circle; empty if there are none."""
+    """Modules that form an import cycle, or an empty list."""
     packages = {module for module, path in modules().items() if path.name == "__init__.py"}
     try:
         graphlib.TopologicalSorter(
@@ -112,7 +111,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def picture(graph: dict[str, set[str]]) -> str:
-    """The floors from the top down: lines of code and number of modules of each room, and the rooms that it imports."""
+    """The floors from the top down, with modules, lines of code and imports of each room."""
     between, files = arrows(graph), modules()
     lines = []
     for floor in reversed(FLOORS):
@@ -126,13 +125,13 @@ def picture(graph: dict[str, set[str]]) -> str:
 
 
 def main() -> int:
-    """Print rooms, arrows, and what is wrong with them; 1 if anything is."""
+    """Print rooms, arrows and problems; return 1 if there are problems."""
     graph = import_graph()
     print(picture(graph))
     problems = wrong_arrows(graph)
     if cycle := circle(graph):
-        problems.append("a circle: " + " → ".join(cycle))
-    print("\n".join(problems) or "no arrow goes upwards or sideways, no circle among modules")
+        problems.append("import cycle: " + " → ".join(cycle))
+    print("\n".join(problems) or "no imports go up or sideways; no cycles")
     return 1 if problems else 0
 
 

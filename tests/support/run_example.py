@@ -1,4 +1,4 @@
-"""A run folder as the jobs leave it, made up in milliseconds, for the tests of status and report."""
+"""A fake run folder like those of real jobs, for the tests of status and report."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ from PIL import Image
 CLASSES = ["background", "cell wall", "nucleus"]
 STEPS, PER_EPOCH, LOG_EVERY = 400, 40, 10
 BEGAN = 1_780_000_000.0
-"""Time of the first start; a row comes every 5 s."""
+"""Time of the first start; there is a row every 5 s."""
 
 
 def confusion(accuracy: float, classes: int, pixels: int = 10_000) -> list[list[int]]:
-    """Counts where `accuracy` of each class is right and the rest is spread over the others."""
+    """Counts with a share `accuracy` of each class correct and the rest spread over the others."""
     matrix = np.full((classes, classes), round(pixels * (1 - accuracy) / max(classes - 1, 1)))
     np.fill_diagonal(matrix, round(pixels * accuracy))
     found: list[list[int]] = matrix.tolist()
@@ -34,8 +34,8 @@ def write_run(
     """Write config, rows, events and summary.
 
     Args:
-        state: how the run ended; None: it is still running.
-        level: the mean IoU that the run comes close to.
+        state: how the run ended, or None if it is still running.
+        level: the mean IoU that the run approaches.
     """
     names = classes or CLASSES
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def write_run(
 def write_predictions(
     folder: Path, images: list[str], *, classes: list[str] | None = None, level: float = 0.9, figures: bool = True
 ) -> Path:
-    """Write scores.json and a colored rectangle as figure per image; later images are worse."""
+    """Write scores.json, and a colored rectangle as each image's figure; later images score worse."""
     names = classes or CLASSES
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     scored = []

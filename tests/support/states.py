@@ -1,4 +1,4 @@
-"""Comparing what trainings leave behind: states bit by bit, rows of figures without their timings."""
+"""Comparing the results of trainings: states bit for bit, metrics without timings."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ TIMINGS = {"time", "samples_per_s", "data_wait", "memory_mb", "rank_s_median", "
 
 
 def flat(value: Any) -> list[Any]:
-    """Tensors and numbers of a state, in order."""
+    """All tensors and numbers in a state, in order."""
     if isinstance(value, dict):
         return [leaf for key in value for leaf in flat(value[key])]
     if isinstance(value, list | tuple):
@@ -32,7 +32,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run without their timings."""
+    """The metrics rows of a run, without timings."""
     rows = read_rows(folder / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
 
@@ -47,7 +47,7 @@ def final_state(folder: Path) -> dict[str, Any]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Figures, final state and model files of two runs are the same, bit by bit."""
+    """Assert that metrics, final state and model files of two runs are identical, bit for bit."""
     assert metrics(one) == metrics(other)
     assert same(final_state(one), final_state(other))
     for name in ("best.safetensors", "last.safetensors"):
@@ -57,9 +57,9 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of a run's weights, optimizer state, averages and rows of figures: equal bits, equal digest."""
+    """SHA-256 of a run's weights, optimizer state, averages and metrics."""
     state = final_state(folder)
-    learner = {key: value for key, value in state["learner"].items() if key != "loss_sums"}  # a row per rank
+    learner = {key: value for key, value in state["learner"].items() if key != "loss_sums"}  # one row per rank
     whole = hashlib.sha256()
     for leaf in flat([learner, state["counters"]]):
         whole.update(leaf.contiguous().numpy().tobytes() if isinstance(leaf, torch.Tensor) else repr(leaf).encode())
@@ -68,7 +68,7 @@ def digest(folder: Path) -> str:
 
 
 def fold_results(folder: Path) -> dict[str, str]:
-    """Checksum of every file that a cross-validation promises: models, predictions, scores; the name is left out."""
+    """Checksums of a cross-validation's models, predictions and scores, independent of its name."""
     kept = [folder / "scores.json", *folder.glob(f"fold-*/{LAST_MODEL}")]
     kept += [
         path

@@ -1,6 +1,6 @@
-"""Ranks that are threads of one process, for laws about any number of ranks that real processes would take minutes for.
+"""Ranks as threads of one process, for properties of any number of ranks that would take minutes with real processes.
 
-Sums are taken in a random order each time: what must not depend on the order is shown not to.
+Sums are taken in random order, which exposes any dependence on the order.
 """
 
 import random
@@ -52,7 +52,7 @@ class ThreadRanks(Ranks):
 
 
 def on_ranks(world_size: int, work: Callable[[Ranks], Result]) -> list[Result]:
-    """What `work` returns on each of `world_size` ranks; an error of one is raised here."""
+    """Run `work` on each of `world_size` ranks; return the results, or raise a rank's error."""
     board: list[Any] = [None] * world_size
     barrier = threading.Barrier(world_size, timeout=60)
     results: list[Any] = [None] * world_size

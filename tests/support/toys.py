@@ -1,4 +1,4 @@
-"""Small jobs for the cluster tests: they stop, die and continue as training does, without torch."""
+"""Small jobs for the cluster tests, which stop, die and resume like training, without torch."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from segdist.core.errors import UserError
 
 
 def greet(arguments: Sequence[str]) -> int:
-    """Write this rank's place into `<folder>/<rank>.txt`, once there is no file `<folder>/hold`."""
+    """Write the arguments and visible GPUs to `<folder>/<rank>.txt` once there is no file `<folder>/hold`."""
     folder = Path(arguments[0])
     while (folder / "hold").exists():
         time.sleep(0.1)
@@ -31,10 +31,10 @@ def fail(arguments: Sequence[str]) -> int:
 
 
 def count(arguments: Sequence[str]) -> int:
-    """Count in the file `<folder>/steps/<n>`, a step each 0.3 s, until there is a file `<folder>/enough`.
+    """Count by creating `<folder>/steps/<n>` every 0.3 s until there is a file `<folder>/enough`.
 
-    Told to stop, it returns 75 at the next step, as training does; the count is the checkpoint from which it goes on.
-    That last step takes as many seconds as a second argument says, and leaves a file `<folder>/saved`.
+    When told to stop, it returns 75 at the next step, like training; the count is its checkpoint. That last step takes
+    as many seconds as the second argument gives and creates `<folder>/saved`.
     """
     folder = Path(arguments[0])
     told = []
@@ -58,7 +58,7 @@ def count(arguments: Sequence[str]) -> int:
 
 
 def plod(arguments: Sequence[str]) -> int:
-    """Work without handlers of its own."""
+    """Work without signal handlers."""
     print("plodding", flush=True)
     for _ in range(1000):
         time.sleep(1)
@@ -66,19 +66,19 @@ def plod(arguments: Sequence[str]) -> int:
 
 
 def lose_peers_once(arguments: Sequence[str]) -> int:
-    """In the first start every rank meets the error of a peer that is gone."""
+    """In the first start, every rank gets the error of a lost peer."""
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
     return 0
 
 
 def lose_peers_by_code_once(arguments: Sequence[str]) -> int:
-    """The same, from a job that has shown its traceback itself and tells by its exit code."""
+    """The same, reported by exit code instead of an exception."""
     return 76 if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" else 0
 
 
 def one_rank_fails(arguments: Sequence[str]) -> int:
-    """Rank 1 has a bug; the other ranks see only that it is gone."""
+    """Rank 1 has a bug; the other ranks see only a lost peer."""
     failing = Path(arguments[0]) / "failing"
     if os.environ["SLURM_PROCID"] == "1":
         failing.touch()
@@ -98,7 +98,7 @@ def crash(arguments: Sequence[str]) -> int:
 
 
 def die(arguments: Sequence[str]) -> int:
-    """The rank that the second argument names dies of the signal that the third names; the others wait for ever."""
+    """The rank named by the second argument dies from the signal named by the third; the others wait forever."""
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     if rank == arguments[1]:
         os.kill(os.getpid(), getattr(signal, arguments[2]))

@@ -1,10 +1,10 @@
-"""A stand-in for a training job that only tracks: does what its standard input says, one command a line.
+"""A stand-in for a training job that only tracks, controlled by its standard input, one command per line.
 
 log FIRST LAST    rows FIRST..LAST, `val/mean_iou` in every fifth, answered by "logged"
 picture STEP      a validation patch with masks and a confusion matrix
 table STEP        a table
 artifact PATH     a file as an artifact
-safe              waits until W&B has everything on the disk, answered by "safe"
+safe              waits until W&B has written everything to disk, answered by "safe"
 finish STATE      closes the trackers, answered by "finished"
 """
 
@@ -52,7 +52,7 @@ def main() -> None:
                 trackers.log_artifact(Path(path), "a name: with (anything)")
                 print("logged", flush=True)
             case ["safe"]:
-                time.sleep(3)  # twice the flush interval and a transmission
+                time.sleep(3)  # twice the flush interval plus a transmission
                 print("safe", flush=True)
             case ["finish", state]:
                 trackers.finish("stopped" if state == "stopped" else "finished")

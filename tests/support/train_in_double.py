@@ -1,7 +1,7 @@
-"""`jobs/train.py` in float64: equal up to rounding means here, on any processor, equal in all that float32 files hold.
+"""`jobs/train.py` in float64, so that results equal up to rounding are identical in float32 files on any processor.
 
-In float32 the rounding of a few steps can grow until a ReLU or a maximum falls the other way; how far depends on the
-processor. Nothing of the program offers float64, so torch is told that float32 means that.
+In float32, rounding errors of a few steps can grow until a ReLU or a maximum flips, depending on the processor. The
+program doesn't offer float64, so torch's float32 is redefined.
 """
 
 import sys
@@ -17,7 +17,7 @@ fused_sgd = torch._fused_sgd_  # type: ignore[attr-defined]
 
 
 def fused_sgd_with_single_flag(*values: Any, **options: Any) -> Any:
-    """The fused step takes its `found_inf` in float32 alone."""
+    """The fused step accepts `found_inf` only in float32."""
     return fused_sgd(*values, **options | {"found_inf": options["found_inf"].to(SINGLE)})
 
 

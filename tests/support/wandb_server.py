@@ -1,7 +1,7 @@
-"""The part of W&B's server that the client of wandb 0.31 uses, on 127.0.0.1, for tests.
+"""The part of the W&B server used by the wandb 0.31 client, on 127.0.0.1, for tests.
 
-Login, run upsert, resume, file stream, uploads, artifacts, and sweeps of one trial. Rows are kept as the server would
-keep them: a row whose line offset has been seen is not taken twice. Standard library only.
+Supports login, run upsert, resume, file stream, uploads, artifacts, and sweeps of one trial. As on the real server, a
+row with a known line offset is stored only once. Uses only the standard library.
 """
 
 import json
@@ -20,7 +20,7 @@ SWEEP = "sweep001"
 
 @dataclass
 class StoredRun:
-    """What the server knows of one run."""
+    """What the server knows about one run."""
 
     name: str
     project: str
@@ -35,7 +35,7 @@ class StoredRun:
 
 @dataclass
 class StoredArtifact:
-    """What the server knows of one artifact."""
+    """What the server knows about one artifact."""
 
     name: str
     type: str
@@ -44,7 +44,7 @@ class StoredArtifact:
 
 
 class WandbServer(ThreadingHTTPServer):
-    """Serves until `stop`; `hang` makes every later request wait, as a server does whose database has stopped."""
+    """Serves until `stop`; `hang` blocks every later request, like a server whose database has stopped."""
 
     daemon_threads = True
 
@@ -63,21 +63,21 @@ class WandbServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """What WANDB_BASE_URL has to be."""
+        """The value for WANDB_BASE_URL."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed breaks its connections; anything else should be seen."""
+        """Ignore connections broken by killed clients; show any other error."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
     def stop(self) -> None:
-        """From now on connections are refused."""
+        """Refuse connections from now on."""
         self.shutdown()
         self.server_close()
 
     def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one GraphQL request; `{}` to what the client can do without."""
+        """The answer to one GraphQL request; `{}` for requests the client can do without."""
         operation = query.split("(")[0].split("{")[0].split()[-1]
         self.requests.append(operation)
         match operation:
@@ -103,7 +103,7 @@ class WandbServer(ThreadingHTTPServer):
                 return {}
 
     def stream(self, name: str, body: dict[str, Any]) -> None:
-        """One request of the file stream: lines of history, summary and the exit code."""
+        """Handle a file stream request: history lines, summary and exit code."""
         run = self.runs[name]
         for file, content in body.get("files", {}).items():
             lines = [json.loads(line) for line in content["content"]] if file.endswith(".jsonl") else []
@@ -116,7 +116,7 @@ class WandbServer(ThreadingHTTPServer):
             run.exit_code = body.get("exitcode")
 
     def _artifact(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """Artifacts, which tables are too: named, given files and a manifest to upload, and committed."""
+        """Handle artifacts, including tables: naming, uploading files and a manifest, committing."""
         match operation:
             case "ArtifactType":
                 return {"project": {"artifact": None}}
@@ -153,7 +153,7 @@ class WandbServer(ThreadingHTTPServer):
         return {"uploadUrl": f"{self.url}/artifact/{number}/{file}", "uploadHeaders": []}
 
     def _sweep(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """A sweep of one trial: an agent is told to start `trial`, and to end when it runs nothing any more."""
+        """A sweep of one trial: the agent is told to start `trial`, and to exit when nothing is running."""
         match operation:
             case "UpsertSweep":
                 self.sweep = variables["config"]
@@ -230,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.requests.append("file_stream")
                 self.server.stream(self.path.split("/")[-2], json.loads(content))
                 self._answer({"limits": {}})
-            else:  # telemetry, which nobody reads here
+            else:  # ignore telemetry
                 self._answer({})
 
     def do_PUT(self) -> None:
@@ -251,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.hang:
             while self.server.hang:
                 time.sleep(0.1)
-            # Else it would depend on the moment which rows it took before it died.
+            # Otherwise, the rows accepted before it died would depend on timing.
             raise ConnectionAbortedError("what a server has taken while it hangs is lost")
         return body
 
@@ -273,7 +273,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Silence; the tests read `server.requests`."""
+        """Print nothing; the tests read `server.requests`."""
 
 
 @contextmanager
