@@ -1,4 +1,4 @@
-"""What the preset `auto` chooses from: the shard set, the device, and how much fits into the time."""
+"""The facts behind the choices of the preset `auto`: the shard set, the device, and the time available."""
 
 import time
 
@@ -18,19 +18,19 @@ from segdist.training.data import without_fold
 from shards.read.reader import ShardSet
 
 WARM_UP, TIMED = 1, 2
-"""Reference steps before and on the clock; on a GPU ten times as many."""
+"""Reference steps run before timing, and timed; ten times as many on a GPU."""
 
 
 def chosen_for(config: TrainConfig, ranks: Ranks) -> list[Choice] | None:
-    """The choices of `auto` for this run, the same on all ranks: rank 0 makes them. Collective.
+    """The choices of `auto` for this run, made by rank 0 for all ranks. Collective.
 
-    A run that has begun makes none anew: it keeps those of its start.
+    A resumed run keeps the choices made at its start.
 
     Args:
-        config: what the user has set; of it data, device, length and run folder count.
+        config: what the user has set; only data, device, length and run folder matter.
 
     Returns:
-        None for a run that was begun without choices, by a program that had none.
+        None for a run started by a segdist version without `auto`.
     """
     return ranks.on_main(lambda: _chosen_on_main(config, ranks))
 
@@ -45,11 +45,13 @@ def _chosen_on_main(config: TrainConfig, ranks: Ranks) -> list[Choice] | None:
     try:
         return [Choice(**values) for values in there]
     except TypeError as error:
-        raise UserError(f"{path}: damaged: its choices can't be read ({error})") from None
+        raise UserError(
+            f"{path}: damaged: its choices can't be read ({error}); restore it, or start a new run (another --name)"
+        ) from None
 
 
 def facts_of(config: TrainConfig, ranks: Ranks) -> Facts:
-    """The facts, from one rank's point of view; times a few steps where the length is given in minutes."""
+    """The facts on this rank; times a few steps if the length is given in minutes."""
     sets = [ShardSet(set_dir(name), check="none") for name in config.data]
     manifests = [without_fold(item, config).manifest for item in sets]
     first = manifests[0]
@@ -73,7 +75,7 @@ def facts_of(config: TrainConfig, ranks: Ranks) -> Facts:
 
 
 def reference_seconds(device: torch.device) -> float:
-    """Seconds of a reference step on `device`: forward, backward and update of a width-16 U-Net, 16 patches of 96²."""
+    """Seconds per reference step on `device`: forward, backward and update of a width-16 U-Net on 16 patches of 96²."""
     rounds = 10 if device.type == "cuda" else 1
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         model = UNet(1, 3, width=16).to(device)
@@ -98,7 +100,7 @@ def reference_seconds(device: torch.device) -> float:
 
 
 def bf16_instructions() -> bool:
-    """True if this CPU multiplies bf16 numbers by itself (AVX-512 BF16, AMX), which makes them faster than float32."""
+    """True if this CPU has bf16 instructions (AVX-512 BF16, AMX), which make bf16 faster than float32."""
     found = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool((found and found()) or (amx and amx()))

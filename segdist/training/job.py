@@ -1,4 +1,4 @@
-"""A training job around its loop: what the preset `auto` chooses before it, the report and the scores after it."""
+"""The training job: the choices of the preset `auto`, the training itself, then the report and the scores."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from segdist.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a training left behind; the same on all ranks."""
+    """The results of a training run; the same on all ranks."""
 
     folder: Path
     """The run folder."""
     state: State
     """"finished", or "stopped" if a signal asked for it: the same call resumes the run."""
     scores: dict[str, Any] | None
-    """Of the model that was kept, on the validation patches: `mean_iou`, `pixel_accuracy`, `loss`, `iou` and `dice` per
-    class, `confusion_matrix` (rows: true classes), `step`, `epoch`. None if nothing was validated."""
+    """Scores of the best model on the validation patches: `mean_iou`, `pixel_accuracy`, `loss`, `iou` and `dice` per
+    class, `confusion_matrix` (rows: true classes), `step`, `epoch`. None without validation patches."""
 
     @property
     def model(self) -> Path:
@@ -39,30 +39,30 @@ class TrainedRun:
 def with_choices(
     config: TrainConfig, read: Callable[[dict[str, Any]], TrainConfig], values: dict[str, Any], ranks: Ranks
 ) -> tuple[TrainConfig, list[Choice]]:
-    """The config that the preset `auto` completes, and those of its choices that the user didn't overrule. Collective.
+    """The config completed by the preset `auto`, and the choices the user didn't override. Collective.
 
     Args:
         config: as read without choices.
-        read: the config from a preset's settings, over which it lays what the user has set.
+        read: makes the config from a preset's settings, overridden by the user's.
         values: the preset's settings so far.
     """
     found = chosen_for(config, ranks)
-    if found is None:  # a run that was begun before this preset existed has the settings of the other
+    if found is None:  # the run was started before `auto` existed, with the settings of `paper`
         return read(preset_values(PAPER)), []
     config = read(merge(values, settings_of(found)))
     return config, in_force(found, to_dict(config))
 
 
 def choice_lines(choices: Sequence[Choice]) -> list[str]:
-    """What was chosen and why, a line each."""
+    """What was chosen and why, one line per choice."""
     return ["chosen:", *(f"  {choice.line()}" for choice in choices)] if choices else []
 
 
 def train(config: TrainConfig, ranks: Ranks, command: Sequence[str], choices: Sequence[Choice]) -> TrainedRun:
-    """Train to the end or to a request to stop, and write the report. Collective; see `Trainer`.
+    """Train to the end or until asked to stop, then write the report. Collective; see `Trainer`.
 
     Args:
-        command: what does the same again, for the run's description.
+        command: the command line that would repeat the run, for its description.
     """
     state = Trainer(config, ranks, command, choices).train()
     if ranks.is_main:

@@ -1,4 +1,4 @@
-"""What a training run tells: progress, a line per epoch, `metrics.jsonl`, trackers, `summary.json`. Rank 0 only."""
+"""Reporting of a training run: progress, a line per epoch, `metrics.jsonl`, trackers, `summary.json`. Rank 0 only."""
 
 import math
 import time
@@ -28,12 +28,12 @@ from shards.read.batches import Batch
 
 WITHOUT_EMA = ("loss_without_ema", "mean_iou_without_ema")
 NOT_TRACKED = {"kind", "step", "epoch", "time", "skipped", "slowest_rank"}
-"""Keys of a row of training figures that are not figures."""
+"""Keys in a row of training metrics that are not metrics."""
 
 
 @dataclass
 class _Pace:
-    """Steps, seconds and seconds of waiting for data since some moment."""
+    """Steps, elapsed seconds, and seconds spent waiting for data, since creation."""
 
     began: float = field(default_factory=time.monotonic)
     steps: int = 0
@@ -46,13 +46,13 @@ class _Pace:
 
 @dataclass
 class _RankSeconds:
-    """What a step of each rank took until it needed the others, over this start of the run."""
+    """Seconds per step that each rank computed before it needed the others, over this start of the run."""
 
     sums: list[float] = field(default_factory=list)
     steps: int = 0
 
     def add(self, seconds: Sequence[float], steps: int) -> dict[str, Any]:
-        """Add the means over `steps`; returns their spread for a row of figures, nothing for a single rank."""
+        """Add the means over `steps`. Returns their spread for a row of metrics, nothing for a single rank."""
         if len(seconds) < 2:
             return {}
         self.sums = [old + steps * new for old, new in zip(self.sums or [0.0] * len(seconds), seconds, strict=True)]
@@ -65,12 +65,12 @@ class _RankSeconds:
 
 
 class RunReporter:
-    """Tells how a run goes; on ranks other than 0 the methods only keep time.
+    """Reports a run's progress. On ranks other than 0, the methods only keep time.
 
     Args:
         classes: of the shard set.
-        start_trackers: called with the W&B run of the checkpoint that is resumed, when there is something to do.
-        quiet: no progress and no line per epoch.
+        start_trackers: opens the trackers, unless the run is already finished; gets the checkpoint's W&B run id.
+        quiet: print no progress and no line per epoch.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class RunReporter:
         self._nothing_to_do = False
 
     def open(self) -> None:
-        """Open the files of the run's folder, which exists by now. Rank 0 calls this."""
+        """Open the files in the run folder, which must exist. Only rank 0 calls this."""
         self._metrics = MetricsLog(self.folder / METRICS)
 
     def started(self, step: int, steps: int, metrics_position: int, checkpoint: dict[str, Any] | None) -> None:
-        """A start of the run at `step` of `steps`; rows of steps that will be done again are forgotten.
+        """Report a start at `step` of `steps`, and drop the rows of steps that will be repeated.
 
         Args:
             checkpoint: what the run resumes from; None for a new run.
@@ -113,8 +113,8 @@ class RunReporter:
         if step >= steps:
             if not self.quiet:
                 say(f"{self.folder}: finished already, after {step} steps; a larger --steps or --epochs extends it")
-            # Looking whether a run is finished is no part of its history: no event and no tracker. But one that was
-            # killed after its last checkpoint has still to be brought to its end.
+            # Starting a finished run again does nothing, so it gets no event and no tracker. But a run killed after
+            # its last checkpoint must still be marked as finished.
             self._nothing_to_do = [event["what"] for event in read_rows(self.folder / EVENTS)[-1:]] == ["finished"]
             if self._nothing_to_do:
                 return
@@ -123,19 +123,19 @@ class RunReporter:
         if checkpoint is not None and step < steps and not self.quiet:
             say(f"{self.folder}: resuming after step {step} of {steps}")
         self.trackers = self._start_trackers(None if checkpoint is None else checkpoint["trackers"]["run_id"])
-        # What a killed process had not yet sent, or everything if the run wasn't tracked before.
+        # Rows that a killed process hadn't sent yet, or all of them if the run wasn't tracked before.
         rows = [row for row in read_rows(self.folder / METRICS) if row["kind"] in ("train", "val")]
         self.trackers.catch_up([(row["step"], self._tracked(row)) for row in rows])
 
     @contextmanager
     def progress(self, step: int, steps: int) -> Iterator[None]:
-        """Show progress for the time of the context."""
+        """Show progress while the context is open."""
         self._rows, self._epoch = _Pace(), _Pace()
         with Progress("training", total=steps, unit="steps", quiet=self.quiet, done=step) as self._progress:
             yield
 
     def waiting_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Hand the batches on and note how long each was waited for."""
+        """Yield the batches, measuring how long each took to arrive."""
         iterator = iter(batches)
         while True:
             began = time.monotonic()
@@ -149,11 +149,11 @@ class RunReporter:
 
     @property
     def waited(self) -> float:
-        """Seconds that a step of this rank has waited for its batch since the last row of figures."""
+        """Mean seconds per step that this rank has waited for its batch since the last row of metrics."""
         return self._rows.waited / max(self._rows.steps, 1)
 
     def stepped(self, epoch: int) -> None:
-        """One more step is done."""
+        """Count a finished step."""
         self._rows.steps += 1
         self._epoch.steps += 1
         note = f"epoch {epoch + 1}{self._loss_text(', ')}"
@@ -162,7 +162,7 @@ class RunReporter:
         self._progress.advance(note=note)
 
     def trained(self, step: int, epoch: int, rate: float, figures: StepFigures) -> None:
-        """A row of training figures."""
+        """Write a row of training metrics."""
         self._loss = figures.loss
         pace, self._rows = self._rows, _Pace()
         if self._metrics is None:
@@ -187,18 +187,18 @@ class RunReporter:
             warn(f"step {step}: {figures.skipped} steps so far had NaN or infinite gradients and were skipped")
 
     def weights(self, step: int, epoch: int, model: nn.Module) -> None:
-        """A row with the checksums of the weights."""
+        """Write a row with the checksums of the weights."""
         if self._metrics is not None:
             self._metrics.append("weights", step, epoch=epoch, **weights_row(model))
 
     def validated(
         self, step: int, epoch: int, result: ValidationResult | None, latest: ValidationResult | None = None
     ) -> None:
-        """A row of scores, pictures for the trackers, a line of output.
+        """Write a row of scores, log pictures to the trackers, and print a line.
 
         Args:
-            result: of the model that is kept; None where there is nothing to validate on.
-            latest: of the latest weights, where the model that is kept is their moving average.
+            result: scores of the saved model; None without validation patches.
+            latest: scores of the latest weights, if the saved model is their moving average.
         """
         if self._metrics is None:
             return
@@ -218,15 +218,15 @@ class RunReporter:
         self._epoch = _Pace()
 
     def position(self) -> int | None:
-        """Length of the metrics file; for the checkpoint. None where rows still wait for room on the disk."""
+        """Length of the metrics file in bytes, for the checkpoint. None while rows wait for disk space."""
         return self._metrics.position() if self._metrics is not None else 0
 
     def tracker_state(self) -> dict[str, Any]:
-        """What the trackers want kept in the checkpoint."""
+        """The trackers' state, for the checkpoint."""
         return self.trackers.state()
 
     def finished(self, state: State, **summary: Any) -> None:
-        """The end of this start: "finished", "stopped" or "failed"."""
+        """Report the end of this start: "finished", "stopped" or "failed"."""
         if self._nothing_to_do and state == "finished":
             return
         if self._metrics is not None:
@@ -235,20 +235,20 @@ class RunReporter:
             write_summary(self.folder, state=state, skipped_steps=self._skipped, **summary)
             self._metrics.close()
             if not self.quiet:
-                self._say_where_it_stands(state, summary)
+                self._say_outcome(state, summary)
         if state == "finished":
             self._log_artifacts()
         self.trackers.finish(state)
 
     def _log_artifacts(self) -> None:
-        """Offer the trackers the best model, and the last checkpoint, from which the run can be extended elsewhere."""
+        """Log the best model, and the last checkpoint, which allows extending the run elsewhere."""
         checkpoint = max((self.folder / CHECKPOINTS).glob("step-*.pt"), default=None)
         for path, what in ((self.folder / BEST_MODEL, "best"), (checkpoint, "checkpoint")):
             if path is not None and path.is_file():
                 self.trackers.log_artifact(path, f"{self.folder.resolve().name}-{what}")
 
-    def _say_where_it_stands(self, state: State, summary: dict[str, Any]) -> None:
-        """How this start ended, the best epoch, and where everything is."""
+    def _say_outcome(self, state: State, summary: dict[str, Any]) -> None:
+        """Print how this start ended, the best epoch, and the paths of the results."""
         say(f"{self.folder}: {state} after step {summary['step']} of {summary['steps']}, {clock(summary['seconds'])}")
         if summary["best_step"] and (self.folder / BEST_MODEL).is_file():
             score = summary["best_mean_iou"]
@@ -257,12 +257,12 @@ class RunReporter:
             )
             where = f"epoch {summary['best_epoch'] + 1}, step {summary['best_step']}: {self.folder / BEST_MODEL}"
             say(f"  {what}, {where}" + ("" if score is not None else "; the set has 0 validation patches"))
-        say(f"  figures: {self.folder / METRICS}, checkpoints: {self.folder / 'checkpoints'}")
+        say(f"  metrics: {self.folder / METRICS}, checkpoints: {self.folder / 'checkpoints'}")
         if state == "stopped":
             say("  the same command resumes from here")
 
     def _tracked(self, row: dict[str, Any]) -> dict[str, float]:
-        """The figures of a row of `metrics.jsonl` under the names that trackers show."""
+        """The values in a row of `metrics.jsonl`, under the names used in trackers."""
         if row["kind"] == "train":
             known = {name: value for name, value in row.items() if name not in NOT_TRACKED and value is not None}
             return {f"train/{name}": value for name, value in known.items()} | {"epoch": row["epoch"]}
@@ -282,7 +282,7 @@ class RunReporter:
             )
 
     def _loss_text(self, separator: str) -> str:
-        """Nothing before the first figures have been fetched from the device."""
+        """The loss as text; empty until the first metrics arrive from the device."""
         return "" if math.isnan(self._loss) else f"{separator}loss {self._loss:.4f}"
 
     def _epoch_line(self, step: int, epoch: int) -> str:
@@ -299,7 +299,7 @@ class RunReporter:
 
 
 def memory_mb(device: torch.device) -> float:
-    """Highest memory so far in MB: of the GPU's allocator, or of this process."""
+    """Peak memory in MB: of the GPU's allocator, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return peak_memory_mb()

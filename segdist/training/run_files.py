@@ -1,4 +1,4 @@
-"""A run is a folder: its config, its rows of figures, its state. A job started again in it resumes."""
+"""The files in a run folder: config, metrics, events, state. A job started in an existing run folder resumes."""
 
 import json
 import math
@@ -27,14 +27,14 @@ MAY_CHANGE = {
     *("accumulate", "device", "threads", "data_check", "checksum_every"),
     *("log_every", "validate_every", "max_bad_steps", "check", "profile", "quiet", "checkpoint", "tracking"),
 }
-"""Settings that may differ when a run is continued: they don't change what is learned (but for `epochs`, `steps` and
-`minutes`, which extend it). The data is compared by its fingerprint, the precision by what was chosen."""
+"""Settings that may change when a run is resumed: they don't affect what is learned (except `epochs`, `steps` and
+`minutes`, which extend the run). Data is compared by fingerprint, and precision by what was chosen."""
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line. Only rank 0 has one that writes.
+    """`metrics.jsonl`: one JSON object per line. Only rank 0 writes it.
 
-    Rows that a full disk refuses wait in memory and are written with the next ones.
+    If the disk is full, rows wait in memory and are written with the next ones.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,13 +43,13 @@ class MetricsLog:
         self._waiting = b""
 
     def append(self, kind: str, step: int, **values: Any) -> None:
-        """Add a row; NaN and infinity become null, for they are no JSON."""
+        """Add a row; NaN and infinity become null, because JSON has neither."""
         row = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
         self._waiting += (json.dumps(_without_nan(row)) + "\n").encode()
         self._write()
 
     def position(self) -> int | None:
-        """Length in bytes of what is safely on disk; what a checkpoint remembers. None while rows wait for room."""
+        """Bytes safely on disk, for the checkpoint. None while rows wait for disk space."""
         self._write()
         if self._waiting:
             return None
@@ -57,7 +57,7 @@ class MetricsLog:
         return self._file.tell()
 
     def cut_back(self, position: int) -> None:
-        """Forget the rows after `position`: they belong to steps that are done again."""
+        """Drop the rows after `position`: their steps will be repeated."""
         self._file.truncate(min(position, self.path.stat().st_size))
         self._file.seek(0, os.SEEK_END)
 
@@ -71,19 +71,19 @@ class MetricsLog:
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
-            warn(f"{self.path}: {error.strerror}; its rows, and with them all checkpoints, wait for room")
+            warn(f"{self.path}: {error.strerror}; its rows and all checkpoints wait until there is disk space")
 
 
 def append_event(folder: Path, what: str, step: int, **values: Any) -> None:
-    """Note in `events.jsonl` what happened to the job: started, resumed, stopped, finished, failed, skipped_steps.
+    """Record in `events.jsonl` what happened to the job: started, resumed, stopped, finished, failed, skipped_steps.
 
-    Unlike the metrics, which tell of the learning and are cut back on resume, events are never taken back.
+    Metrics are cut back on resume; events never are.
     """
     try:
         with (folder / EVENTS).open("a") as file:
             file.write(json.dumps({"what": what, "step": step, **values, "time": round(time.time(), 3)}) + "\n")
     except OSError as error:
-        warn(f"{folder / EVENTS}: {error.strerror}; the event {what!r} is not noted")
+        warn(f"{folder / EVENTS}: {error.strerror}; the event {what!r} was not recorded")
 
 
 def describe_run(
@@ -94,12 +94,12 @@ def describe_run(
     machine: dict[str, str] | None = None,
     choices: Sequence[Choice] = (),
 ) -> dict[str, Any]:
-    """The contents of `config.json`: the config, what the data was, what "auto" became, code and library versions.
+    """The contents of `config.json`: config, data, the values chosen for "auto", code and library versions.
 
     Args:
-        command: what does the same again; empty where no command started the run.
-        machine: what the bits of an exact run depend on.
-        choices: of the preset `auto`.
+        command: the command line that would repeat the run; empty if no command started it.
+        machine: the properties of the machine that the bits of an exact run depend on.
+        choices: those of the preset `auto`.
     """
     values = {
         "config": to_dict(config),
@@ -117,10 +117,10 @@ def describe_run(
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """The config of the run in `folder`; a setting that an older one doesn't know is the default: what was done then.
+    """The config of the run in `folder`. Settings newer than the run get their default, which is how it was trained.
 
     Raises:
-        UserError: there is no config, a damaged one, or one of a later program.
+        UserError: the config is missing, damaged, or written by a newer segdist.
     """
     path = folder / CONFIG
     description = unstamped(read_file(path), RUN_VERSION, str(path))
@@ -128,7 +128,7 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 def check_same_run(folder: Path, description: dict[str, Any]) -> None:
-    """Refuse to go on with other settings than those that the folder's run was started with.
+    """Refuse to resume the folder's run with different settings.
 
     Raises:
         UserError: names each setting that differs, with both values; or a newer segdist wrote the folder.
@@ -140,20 +140,20 @@ def check_same_run(folder: Path, description: dict[str, Any]) -> None:
     differences = _differences(_identity(there), _identity(description))
     if differences:
         if any(key.startswith("machine") for key, _, _ in differences):
-            way_out = "--exact keeps to one kind of chip and one build; on another, start a new run with --init-from."
+            way_out = "--exact requires the same chip and build throughout; here, start a new run with --init-from."
         else:
-            way_out = "Use the same settings to go on with it, or another --name for a new one."
+            way_out = "Use the same settings to resume it, or another --name to start a new run."
         raise UserError(
             f"{folder} holds a run with other settings:\n"
-            + "\n".join(f"  {key}: there {before!r}, now {after!r}" for key, before, after in differences)
+            + "\n".join(f"  {key}: was {before!r}, now {after!r}" for key, before, after in differences)
             + f"\n{way_out}"
         )
 
 
 def length_of_run(config: TrainConfig) -> TrainConfig:
-    """The config with the length that its run was given at its start, where it is in minutes; else as it is.
+    """If the length is in minutes, the config with the number of steps fixed at the run's start; otherwise unchanged.
 
-    More minutes than at the start make the run longer in the same ratio.
+    More minutes than at the start lengthen the run proportionally.
     """
     path = config.run_dir / CONFIG
     if config.steps or not config.minutes or not path.exists():
@@ -176,7 +176,7 @@ def write_summary(folder: Path, **values: Any) -> None:
     try:
         write_json(folder / SUMMARY, stamped(_without_nan(values), RUN_VERSION))
     except OSError as error:
-        warn(f"{folder / SUMMARY}: {error.strerror}; it is not up to date")
+        warn(f"{folder / SUMMARY}: {error.strerror}; it is out of date")
 
 
 def _identity(description: dict[str, Any]) -> dict[str, Any]:

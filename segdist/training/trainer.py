@@ -1,8 +1,8 @@
 """A training run: build its parts, rehearse, loop, keep the best.
 
-One optimizer step sees the global batch B; sample and augmentation of each of its slots are functions of
-(seed, epoch, step, slot), and so is all other randomness: nothing but the tensors of the `Learner` and a few counters
-has to be restored for a run to go on as if it had never been stopped.
+One optimizer step sees the global batch B. The sample and augmentation in each of its slots are functions of
+(seed, epoch, step, slot), as is all other randomness. So a run resumes exactly from the tensors of the `Learner` and a
+few counters.
 """
 
 import os
@@ -57,26 +57,26 @@ class Counters:
     """Progress of a run; kept in the checkpoint."""
 
     step: int = 0
-    """Optimizer steps done, skipped ones included."""
+    """Optimizer steps done, including skipped ones."""
     best_mean_iou: float = -1.0
     best_epoch: int = 0
     best_step: int = 0
     seconds: float = 0.0
-    """Time spent in training, over all starts."""
+    """Training time, summed over all starts."""
     metrics_position: int = 0
     """Length of `metrics.jsonl` in bytes."""
 
 
 class Trainer:
-    """A training run in its folder, from one rank's point of view. Collective.
+    """One rank's part of a training run. Collective.
 
     Args:
-        config: checked.
-        command: what a person would type to do the same again; for the run's description.
-        choices: those of the preset `auto` that are in the config.
+        config: already validated.
+        command: the command line that would repeat the run; stored in its description.
+        choices: the choices of the preset `auto` that the config contains.
 
     Raises:
-        UserError: whatever can be refused before the run's folder is made or changed; see `TrainingData`,
+        UserError: any error found before the run folder is created or changed; see `TrainingData`,
             `make_initial_model`, `check_same_run`.
     """
 
@@ -87,7 +87,7 @@ class Trainer:
         if config.exact:
             config = fix_threads(config, ranks)
         if config.deterministic:
-            # Without the variable torch refuses matrix products on GPUs.
+            # Without this variable, torch refuses matrix products on GPUs.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         check_trackers(config.tracking)
@@ -109,7 +109,7 @@ class Trainer:
         self.learner = Learner(model, config.optim, engine, precision, ranks)
         largest = torch.iinfo(getattr(torch, data.dtype)).max
         augmenter = Augmenter(config.augment, config.seed, full_scale=float(largest))
-        # The same number on all ranks, of which some may have one sample less.
+        # The same number on all ranks, although some may have one sample fewer.
         parts = min(config.accumulate, config.batch_size // ranks.world_size)
         self.preprocess = Preprocessor(
             data.mean,
@@ -157,14 +157,14 @@ class Trainer:
         self._started = self._checkpointed = time.monotonic()
 
     def train(self) -> State:
-        """Train, or go on training, to the end or to a request to stop. Collective.
+        """Train to the end or until asked to stop; resumes a stopped run. Collective.
 
         Returns:
-            "finished", or "stopped" when a signal asked for it; the same config resumes from there.
+            "finished", or "stopped" if a signal asked for it; the same config resumes from there.
 
         Raises:
-            UserError: another job writes into the run's folder; too many bad gradients in a row; the batch doesn't fit
-                into memory; torch.compile fails.
+            UserError: another job is writing to the run folder; too many consecutive steps with bad gradients; the
+                batch doesn't fit into memory; torch.compile fails.
         """
         with ExitStack() as stack:
             self.ranks.on_main(lambda: stack.enter_context(owned(self.run_dir, "segdist train")))
@@ -183,7 +183,7 @@ class Trainer:
                         try:
                             state = self._loop()
                         except WaitEnded as ended:
-                            if self.ranks.world_size > 1:  # the others are in the middle of a step
+                            if self.ranks.world_size > 1:  # the other ranks are in mid-step
                                 raise
                             warn(str(ended))
                             self._save()
@@ -242,7 +242,7 @@ class Trainer:
         return "finished"
 
     def _open_run_dir(self) -> None:
-        """Make the run's folder, or take it up again, once all ranks have looked at what is in it."""
+        """Create or reopen the run folder, once all ranks have checked its contents."""
         self.ranks.barrier()
         if self.ranks.is_main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -269,20 +269,20 @@ class Trainer:
         return trackers
 
     def _resume(self) -> None:
-        """Take up the newest whole checkpoint; all ranks the one that rank 0 found."""
+        """Resume from the newest intact checkpoint; all ranks use the one that rank 0 found."""
         state = self.ranks.on_main(lambda: self.checkpoints.load_latest(self._fault_of))
         if state is not None:
             self.learner.load_state_dict(state["learner"])
             self.counters = Counters(**state["counters"])
         elif self.config.init_from and not run_dir(self.config.init_from).exists():
             raise UserError(
-                f"--init-from {self.config.init_from}: gone, and no checkpoint of {self.run_dir} is whole; bring the "
-                "weights back, or start a new run without them"
+                f"--init-from {self.config.init_from}: missing, and {self.run_dir} has no intact checkpoint; restore "
+                "the weights, or start a new run without them"
             )
         self.reporter.started(self.counters.step, self.steps, self.counters.metrics_position, state)
 
     def _validate(self, epoch: int) -> None:
-        """Score the validation patches and keep the model. Collective."""
+        """Score the validation patches and save the model. Collective."""
         result = self._score(self.learner.best_model)
         latest = None if self.learner.average is None else self._score(self.learner.model)
         if not self.ranks.is_main:
@@ -296,11 +296,11 @@ class Trainer:
         self.reporter.validated(at.step, epoch, result, latest)
 
     def _keep(self, name: str, card: ModelCard) -> bool:
-        """Write the model file `name`; False where the disk refuses it, which is no reason to stop."""
+        """Write the model file `name`. False if the write fails, which doesn't stop the run."""
         try:
             save_model(self.run_dir / name, self.learner.best_model.state_dict(), card)
         except OSError as error:
-            warn(f"{self.run_dir / name} of step {self.counters.step} could not be written: {error.strerror}")
+            warn(f"{self.run_dir / name}: could not write the model of step {self.counters.step}: {error.strerror}")
             return False
         return True
 
@@ -323,30 +323,30 @@ class Trainer:
         return step % self.steps_per_epoch == 0 or bool(every and step % every == 0)
 
     def _checkpoint_is_overdue(self) -> bool:
-        """By the clock of rank 0."""
+        """Measured by the clock of rank 0."""
         minutes = self.config.checkpoint.every_minutes
         return self.ranks.is_main and bool(minutes) and time.monotonic() - self._checkpointed > 60 * minutes
 
     def _save(self) -> None:
-        """Checkpoint; rank 0 writes it and the others don't wait. Collective."""
+        """Save a checkpoint. Rank 0 writes it; the others don't wait. Collective."""
         now = time.monotonic()
         self.counters.seconds += now - self._started
         self._started = self._checkpointed = now
         position = self.reporter.position()
         self.counters.metrics_position = position or 0
         state = self._state()
-        # Without its rows of figures a checkpoint would leave a gap in the history.
+        # A checkpoint without its rows in metrics.jsonl would leave a gap in the history.
         if self.ranks.is_main and position is not None:
             self.checkpoints.save(state, self.counters.step)
 
     def _try_checkpoint(self) -> None:
-        """Write a checkpoint and throw it away. Collective."""
+        """Write a checkpoint and delete it. Collective."""
         state = self._state()
         if self.ranks.is_main:
             self.checkpoints.try_out(state)
 
     def _state(self) -> dict[str, Any]:
-        """Everything that the next step depends on. Collective."""
+        """Everything the next step depends on. Collective."""
         return {
             "learner": self.learner.state_dict(),
             "counters": asdict(self.counters),
@@ -354,26 +354,27 @@ class Trainer:
         }
 
     def _fault_of(self, state: dict[str, Any]) -> str:
-        """Why a checkpoint can't be this run's; "" for one that can."""
+        """Why a checkpoint can't belong to this run; "" if it can."""
         weights, own = state.get("learner", {}).get("net"), self.learner.model.state_dict()
         if not isinstance(weights, dict) or weights.keys() != own.keys():
-            return "it is of another model"
+            return "it is for another model"
         other = [name for name, value in own.items() if getattr(weights[name], "shape", None) != value.shape]
-        return f"it is of another model: {other[0]} has another shape" if other else ""
+        return f"it is for another model: {other[0]} has another shape" if other else ""
 
     def _check_last_checkpoint(self, state: State) -> None:
         last = self.checkpoints.last_saved
         if state == "finished" and self.ranks.is_main and last != self.counters.step:
             raise UserError(
-                f"{self.run_dir}: step {self.counters.step} is done, but the disk took no checkpoint after step "
-                f"{last}; make room, then run the same command to resume from there"
+                f"{self.run_dir}: step {self.counters.step} is done, but no checkpoint could be written after step "
+                f"{last}; free disk space, then run the same command to resume from there"
             )
 
     def _headline(self) -> str:
         data, config = self.data, self.config
         return (
-            f"{self.run_dir}: {data.samples['train']} patches of {data.patch} x {data.patch} to train, "
-            f"{data.samples['val']} to validate; {self.steps} steps of {config.batch_size}, {data.steps_per_epoch} "
-            f"steps an epoch\n{self.ranks.world_size} ranks on {self.ranks.device.type}, {torch.get_num_threads()} "
+            f"{self.run_dir}: {data.samples['train']} patches of {data.patch} x {data.patch} for training, "
+            f"{data.samples['val']} for validation; {self.steps} steps, batch size {config.batch_size}, "
+            f"{data.steps_per_epoch} steps per epoch\n"
+            f"{self.ranks.world_size} ranks on {self.ranks.device.type}, {torch.get_num_threads()} "
             f"threads each, {self.precision.name} ({self.precision.reason})"
         )

@@ -1,4 +1,4 @@
-"""Scores on the validation patches: each patch once, the same figures on any number of ranks."""
+"""Scores on the validation patches: each patch counts once; the scores are the same on any number of ranks."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from shards.read.batches import Batch
 
 @dataclass(frozen=True)
 class Example:
-    """One validation patch for the trackers; uint8 arrays (P, P) or (P, P, 3)."""
+    """One validation patch to log: uint8 arrays (P, P) or (P, P, 3)."""
 
     image: np.ndarray
     truth: np.ndarray
@@ -32,16 +32,16 @@ class ValidationResult:
 
     loss: float
     confusion: torch.Tensor
-    """int64 (K, K) on the CPU, rows are the truth."""
+    """int64 (K, K) on the CPU; rows are true classes."""
     examples: list[Example]
-    """A few patches of the first batch; on rank 0 only."""
+    """A few patches from the first batch, on rank 0 only."""
 
     @property
     def mean_iou(self) -> float:
         return mean_iou(self.confusion)
 
     def row(self) -> dict[str, Any]:
-        """The figures as a row of `metrics.jsonl`."""
+        """The scores as a row of `metrics.jsonl`."""
         return {
             "loss": self.loss,
             "mean_iou": self.mean_iou,
@@ -63,10 +63,10 @@ def evaluate(
     num_classes: int,
     examples: int = 4,
 ) -> ValidationResult:
-    """Run `model` over this rank's validation batches and reduce. Collective.
+    """Run `model` on this rank's validation batches and reduce over ranks. Collective.
 
-    The batches are the same for any number of ranks and so, bit by bit, are the predictions: the confusion matrix
-    is summed as integers, the loss in the order of the batches.
+    The results are bit-identical on any number of ranks: the batches are the same, the confusion matrix is summed as
+    integers, and the loss is summed in the order of the batches.
     """
     model.eval()
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=ranks.device)
@@ -97,13 +97,13 @@ def _plain(item: tuple[int, torch.Tensor, torch.Tensor]) -> tuple[int, list[floa
 
 
 def _examples(images: torch.Tensor, truth: torch.Tensor, prediction: torch.Tensor) -> list[Example]:
-    """Patches as pictures: gray as (P, P), the first three channels as (P, P, 3), 16 bits scaled to 8."""
+    """Patches as pictures: gray (P, P), or the first three channels (P, P, 3); 16 bits are scaled to 8."""
     found = []
     for image, labels, guess in zip(images, truth.cpu().numpy(), prediction.cpu().numpy(), strict=True):
         array = image.numpy()
         if array.dtype != np.uint8:
             array = (array // 257).astype(np.uint8)
         picture = array[:3].transpose(1, 2, 0) if len(array) >= 3 else array[0]
-        # Copies: the reader uses its buffers again.
+        # Copies, because the reader reuses its buffers.
         found.append(Example(picture.copy(), labels.copy(), guess.astype(np.uint8)))
     return found

@@ -1,4 +1,4 @@
-"""Start from another run's weights, also where classes or channels differ."""
+"""Start from another run's weights, even if classes or channels differ."""
 
 import torch
 from torch import nn
@@ -15,20 +15,20 @@ def take_over(
     classes: tuple[ClassInfo, ...],
     speak: bool = True,
 ) -> list[str]:
-    """Copy the weights whose names and shapes agree into `model`.
+    """Copy the weights whose names and shapes match into `model`.
 
-    A class head of the same shape is left out too where the class names differ in kind or order: its rows would
-    mean other classes.
+    A class head of the same shape is not copied if the class names or their order differ: its rows would then stand for
+    other classes.
 
     Args:
-        source: what `load_weights` gave.
-        classes: of the new model.
+        source: the result of `load_weights`.
+        classes: those of the new model.
 
     Returns:
-        The names of the weights that were left as initialized.
+        The names of the weights that kept their initial values.
 
     Raises:
-        UserError: no weight fits at all.
+        UserError: no weight matches.
     """
     weights, card = source
     same_classes = [info.name for info in card.classes] == [info.name for info in classes]
@@ -40,17 +40,17 @@ def take_over(
             taken[name] = weights[name]
     left_out = [name for name in own if name not in taken]
     if not any(value.ndim > 1 for value in taken.values()):
-        raise UserError(f"--init-from: no weight of that {card.model.factory} fits this model")
+        raise UserError(f"--init-from: no weight of that {card.model.factory} matches this model; use another file")
     model.load_state_dict(taken, strict=False)
     if speak:
-        say(f"warm start: {len(taken)} of {len(own)} weights taken over")
+        say(f"warm start: copied {len(taken)} of {len(own)} weights")
         if left_out:
-            say("  initialized afresh: " + ", ".join(left_out))
+            say("  newly initialized: " + ", ".join(left_out))
     return left_out
 
 
 def _head_names(state: dict[str, torch.Tensor], num_classes: int) -> set[str]:
-    """The last weight whose first size is the number of classes, and its bias."""
+    """The last weight whose first dimension is the number of classes, and its bias."""
     names = [name for name, value in state.items() if value.ndim > 1 and len(value) == num_classes]
     if not names:
         return set()

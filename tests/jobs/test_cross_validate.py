@@ -129,7 +129,7 @@ def test_it_ends_with_the_same_bytes_after_random_kills(place: Path) -> None:
 def test_another_seed_in_the_same_folder_is_refused(place: Path) -> None:
     refused = run(cross_validation("whole", seed=1), place, check=False)
     assert refused.returncode == USAGE
-    assert "seed: there 0, now 1" in refused.stdout + refused.stderr
+    assert "seed: was 0, now 1" in refused.stdout + refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_damaged_checkpoints_are_renamed_and_never_displace_a_new_one(tmp_path: 
 def test_a_foreign_checkpoint_with_a_later_step_does_not_displace_new_ones(tmp_path: Path) -> None:
     checkpoints = folder(tmp_path, keep_last=1)
     checkpoints.save(state(99), 99)
-    assert checkpoints.load_latest(lambda state: "it is of another model") is None
+    assert checkpoints.load_latest(lambda state: "it is for another model") is None
     checkpoints.save(state(3), 3)
     torch.save(state(99), checkpoints.folder / "step-00000099.pt")  # copied here during the run
     checkpoints.save(state(6), 6)

@@ -146,18 +146,18 @@ def test_threads_chip_and_build_belong_to_the_run(work: Path) -> None:
     assert f"{2 * cores} threads share {cores} cores" in done.stderr
     assert json.loads((folder / "config.json").read_text())["config"]["threads"] == 2 * cores
     done = run(train("fixed", 1, *short, "1"), work, check=False)
-    assert f"threads: there {2 * cores}, now 1" in done.stderr
+    assert f"threads: was {2 * cores}, now 1" in done.stderr
     done = run(train("fixed", 1, *short, "0", "--grain", "8"), work, check=False)
-    assert "grain: there 4, now 8" in done.stderr
+    assert "grain: was 4, now 8" in done.stderr
     description = json.loads((folder / "config.json").read_text())
     description["machine"]["chip"] = "another one"
     (folder / "config.json").write_text(json.dumps(description))
     done = run(train("fixed", 1, *short, "0"), work, check=False)
     assert done.returncode == 2
-    assert "machine.chip: there 'another one', now" in done.stderr
+    assert "machine.chip: was 'another one', now" in done.stderr
     assert "--init-from" in done.stderr
     done = run([*train("fixed", 1, *short, "0"), "--dry-run"], work, check=False)
-    assert "machine.chip: there 'another one', now" in done.stderr
+    assert "machine.chip: was 'another one', now" in done.stderr
 
 
 def test_replay_wants_an_exact_run(work: Path) -> None:

@@ -27,4 +27,4 @@ def test_a_run_resumes_without_the_source_of_its_weights(
     for checkpoint in (tmp_path / "runs" / "warm" / "checkpoints").glob("step-*.pt"):
         checkpoint.write_bytes(b"damaged")
     assert run_job(train.main, [*warm, "--steps", "6"]) == 2
-    assert "--init-from source: gone, and no checkpoint of runs/warm is whole" in capsys.readouterr().err
+    assert "--init-from source: missing, and runs/warm has no intact checkpoint" in capsys.readouterr().err

@@ -70,13 +70,13 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(work: Path) -> No
     run(train("taken", "--steps", "2"), work)
     done = run(train("taken", "--steps", "4", "--seed", "1", "--optim.lr", "0.5"), work, check=False)
     assert done.returncode == 2
-    assert "seed: there 0, now 1" in done.stderr
-    assert "optim.lr: there 0.01, now 0.5" in done.stderr
+    assert "seed: was 0, now 1" in done.stderr
+    assert "optim.lr: was 0.01, now 0.5" in done.stderr
     assert "--name" in done.stderr
     tiny_set(work / "data", "other", seed=5)
     done = run(train("taken", "--steps", "4", "-f", "other"), work, check=False)
     assert done.returncode == 2
-    assert "data: there" in done.stderr
+    assert "data: was" in done.stderr
     # Threads, intervals and trackers can change.
     run(train("taken", "--steps", "4", "--threads", "2", "--checkpoint.keep-last", "5"), work)
 
@@ -143,7 +143,7 @@ def test_a_full_disk_neither_stops_the_run_nor_costs_work(work: Path, lifted: bo
         wait_until(lambda: list((folder / "checkpoints").glob("step-*.pt")))
         refuse_writes(process, True)
         said = ""
-        while "last.safetensors of step" not in said:
+        while "last.safetensors: could not write the model" not in said:
             said += next(process.stderr)
         if lifted:
             refuse_writes(process, False)
@@ -152,9 +152,9 @@ def test_a_full_disk_neither_stops_the_run_nor_costs_work(work: Path, lifted: bo
         assert process.returncode == 0, said
     else:
         assert process.returncode == 2, said
-        assert "step 150 is done, but the disk took no checkpoint after step" in said
+        assert "step 150 is done, but no checkpoint could be written after step" in said
         run(train(name, *FULL), work)
-    assert "its rows, and with them all checkpoints, wait for room" in said
+    assert "its rows and all checkpoints wait until there is disk space" in said
     assert_same_run(folder, work / "runs" / "roomy")
 
 
@@ -219,7 +219,7 @@ def test_a_warm_start_takes_matching_tensors_and_reports_the_others(work: Path) 
     run(train("first", "--steps", "5"), work)
     arguments = ["--steps", "1", "--init-from", "runs/first", "--optim.lr", "1e-9"]
     command = [word for word in train("second", *arguments) if word != "--quiet"]
-    assert "taken over" in run(command, work).stdout
+    assert "warm start: copied" in run(command, work).stdout
     first, second = (
         torch.cat([p.flatten() for p in load_model(work / "runs" / name)[0].parameters()])
         for name in ("first", "second")
@@ -268,7 +268,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(work: Path) -> None:
     assert "multiples of 64" in done.stderr
     run(train("held", "--steps", "1"), work)
     done = run([*train("held", "--steps", "1", "--seed", "1"), "--dry-run"], work, check=False)
-    assert "seed: there 0, now 1" in done.stderr
+    assert "seed: was 0, now 1" in done.stderr
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_a_run_without_versions_resumes_bit_for_bit(old: Path) -> None:
 def test_settings_that_differ_from_the_old_run_are_still_refused(old: Path) -> None:
     done = run([*job("train", SETTINGS), "--model.norm", "group"], old.parent.parent, check=False)
     assert done.returncode == 2
-    assert "model.norm: there 'batch', now 'group'" in done.stderr
+    assert "model.norm: was 'batch', now 'group'" in done.stderr
     assert "factory" not in done.stderr
 
 
@@ -83,7 +83,7 @@ def test_a_setting_unknown_to_the_old_run_means_its_old_behavior(old: Path) -> N
     del description["config"]["augment"]["blur"]
     edit(old / "config.json", config=description["config"])
     done = run([*job("train", SETTINGS), "--augment.blur", "1"], old.parent.parent, check=False)
-    assert "augment.blur: there 0.0, now 1.0" in done.stderr
+    assert "augment.blur: was 0.0, now 1.0" in done.stderr
     run(job("train", SETTINGS), old.parent.parent)
 
 
