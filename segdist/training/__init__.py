@@ -1,5 +1,5 @@
 """The training job: from a shard set to a model.
 
-`trainer` holds the loop, `learner` one optimizer step; the other modules are their parts. May import the rooms below
+`trainer` holds the loop and `learner` an optimizer step; the other modules are their parts. May import the rooms below
 (`core`, `shards`, `model`, `ranks`, `tracking`, `runs`), never `inference`.
 """

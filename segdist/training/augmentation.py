@@ -1,11 +1,11 @@
-"""Augmentation of whole batches, on the device they are on. B C H W: batch, channels, height, width.
+"""Augmentation of whole batches, on their own device. B C H W: batch, channels, height, width.
 
-The augmentation of a sample depends only on (seed, epoch, step, slot): every draw is a hash of these, never the next
-number of a generator, so a sample comes out the same however the global batch is split over ranks. Nothing waits for
-the device: the draws are made on the host, a few numbers per sample, and moved in one piece.
+A sample's augmentation depends only on (seed, epoch, step, slot): every draw is a hash of these, never the next number
+of a generator. So it is the same however the global batch is split over ranks. Nothing waits for the device: the few
+numbers per sample are drawn on the host and moved without blocking.
 
-All geometric changes take one resampling: bilinear for images, nearest for masks. Outside the patch, image and mask are
-reflected, so the loss keeps all pixels.
+All geometric changes share one resampling: bilinear for images, nearest for masks. Outside the patch, image and mask
+are reflected, so the loss covers all pixels.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ CONTROL_DISTANCE = 24
 
 
 class Augmenter:
-    """Applies the flips, and what an `AugmentConfig` turns on, to batches."""
+    """Applies the flips, and the augmentations enabled in an `AugmentConfig`, to batches."""
 
     def __init__(self, config: AugmentConfig, seed: int, full_scale: float = 255.0) -> None:
         """`full_scale`: largest stored value, 65535 for 16-bit images; the unit of brightness, gamma and noise."""
@@ -56,7 +56,7 @@ class Augmenter:
         return images, masks
 
     def _grid(self, draw: "_Draws", height: int, width: int) -> torch.Tensor:
-        """Where each output pixel comes from: (B, H, W, 2), x and y in pixels of the input."""
+        """Source position of each output pixel: (B, H, W, 2), x and y in input pixels."""
         config = self.config
         angle = draw.between(Purpose.ROTATE, -config.rotate, config.rotate) * (torch.pi / 180)
         zoom = draw.factor(Purpose.SCALE, config.scale)
@@ -93,23 +93,23 @@ class Augmenter:
 
 
 def flip(batch: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
-    """Mirror each sample of (B, …, H, W) as its bits say: bit 0 left and right, bit 1 up and down."""
+    """Mirror each sample of (B, …, H, W) according to its bits: bit 0 left and right, bit 1 up and down."""
     for bit, axis in ((1, -1), (2, -2)):
-        # Selecting between both costs a copy, but doesn't wait for the device to count the selected samples.
+        # Computing both costs a copy; indexing would wait for the device to count the selected samples.
         batch = torch.where(_like(batch, flips & bit).bool(), batch.flip(axis), batch)
     return batch
 
 
 def turn(batch: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Turn each square sample of (B, …, H, W) by `turns` (B,) times 90 degrees, counterclockwise."""
+    """Rotate each square sample of (B, …, H, W) counterclockwise by `turns` (B,) times 90 degrees."""
     batch = torch.where(_like(batch, turns & 1).bool(), batch.rot90(1, (-2, -1)), batch)
     return torch.where(_like(batch, turns & 2).bool(), batch.flip((-2, -1)), batch)
 
 
 def resample(images: torch.Tensor, masks: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, C, H, W) and masks (B, H, W) read at `grid` (B, H, W, 2), x and y in pixels; reflected outside."""
+    """Sample images (B, C, H, W) and masks (B, H, W) at `grid` (B, H, W, 2), x and y in pixels; reflected outside."""
     height, width = masks.shape[1:]
-    # Plain numbers: a tensor of them would have to be copied to the device, and be waited for.
+    # Plain numbers, because copying a tensor of them to the device would block.
     unit = torch.stack([(grid[..., 0] + 0.5) * (2 / width) - 1, (grid[..., 1] + 0.5) * (2 / height) - 1], dim=-1)
     images = F.grid_sample(images, unit, mode="bilinear", padding_mode="reflection", align_corners=False)
     labels = F.grid_sample(masks[:, None].float(), unit, mode="nearest", padding_mode="reflection", align_corners=False)
@@ -117,7 +117,7 @@ def resample(images: torch.Tensor, masks: torch.Tensor, grid: torch.Tensor) -> t
 
 
 def blur(images: torch.Tensor, deviation: torch.Tensor, largest: float) -> torch.Tensor:
-    """Gaussian blur of each sample of (B, C, H, W) with its own standard deviation (B,), at most `largest` pixels."""
+    """Blur each sample of (B, C, H, W) with a Gaussian of its own standard deviation (B,), at most `largest` pixels."""
     radius = max(1, int(3 * largest + 0.5))
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32)
     weights = torch.exp(-0.5 * (offsets / deviation.clamp(min=1e-3).view(-1, 1)) ** 2)
@@ -145,7 +145,7 @@ class _Draws:
         return self._move(low + (high - low) * uniform(self._seed, purpose, *self._at, self._slots))
 
     def factor(self, purpose: int, strength: float) -> torch.Tensor:
-        """From 1/(1 + strength) to 1 + strength, as often above 1 as below, (B,)."""
+        """Log-uniform from 1/(1 + strength) to 1 + strength, (B,)."""
         return self._move((1 + strength) ** (2 * uniform(self._seed, purpose, *self._at, self._slots) - 1))
 
     def integers(self, purpose: int, count: int) -> torch.Tensor:
@@ -153,20 +153,20 @@ class _Draws:
         return self._move(uniform(self._seed, purpose, *self._at, self._slots) * count).long()
 
     def normal_points(self, purpose: int, shape: tuple[int, ...]) -> torch.Tensor:
-        """Standard normal numbers (B, *shape), few, made on the host."""
+        """Standard normal numbers (B, *shape), drawn on the host; for small shapes."""
         slots = self._slots.reshape(-1, *[1] * len(shape))
         places = np.arange(np.prod(shape)).reshape(1, *shape)
         radius = np.sqrt(-2 * np.log1p(-uniform(self._seed, purpose, *self._at, slots, places, 0)))
         return self._move(radius * np.cos(2 * np.pi * uniform(self._seed, purpose, *self._at, slots, places, 1)))
 
     def normal_pixels(self, purpose: int, shape: torch.Size) -> torch.Tensor:
-        """Standard normal numbers (B, *shape), many, hashed from their places on the device."""
+        """Standard normal numbers (B, *shape), hashed from their positions on the device; for large shapes."""
         keys = torch.from_numpy(hash64(self._seed, purpose, *self._at, self._slots).view(np.int64)).to(
             self._device, non_blocking=True
         )
         places = torch.arange(shape.numel(), device=self._device).view(1, *shape)
         bits = _hash(places + keys.view(-1, *[1] * len(shape)))
-        # Box and Muller, from 32 bits each; the half keeps the logarithm's argument above 0.
+        # Box-Muller transform from 2 x 32 bits; adding 0.5 keeps the logarithm's argument above 0.
         first = ((bits >> 32) & 0xFFFFFFFF).double() + 0.5
         second = (bits & 0xFFFFFFFF).double()
         normal = torch.sqrt(-2 * torch.log(first * 2.0**-32)) * torch.cos(second * (2 * torch.pi * 2.0**-32))
@@ -177,14 +177,14 @@ class _Draws:
 
 
 def _hash(values: torch.Tensor) -> torch.Tensor:
-    """The splitmix64 finalizer on int64, whose products wrap; its right shifts copy the sign, which is masked off."""
+    """The splitmix64 finalizer on int64: products wrap around; right shifts extend the sign, which is masked off."""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         values = (values ^ ((values >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return values ^ ((values >> 31) & ((1 << 33) - 1))
 
 
 def _like(batch: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """`values` (B,) shaped to broadcast over `batch` (B, …)."""
+    """`values` (B,), reshaped to broadcast over `batch` (B, …)."""
     return values.view(-1, *[1] * (batch.ndim - 1))
 
 

@@ -17,7 +17,7 @@ from shards.read.batches import Batch
 
 @contextmanager
 def bad_labels_named(batch: Batch, num_classes: int) -> Iterator[None]:
-    """Turn a loss's error about invalid labels into the names of the samples that have them.
+    """Turn a loss's error about invalid labels into one that names the samples.
 
     Raises:
         UserError: a shard was overwritten, or damaged in memory.
@@ -25,7 +25,7 @@ def bad_labels_named(batch: Batch, num_classes: int) -> Iterator[None]:
     try:
         yield
     except (IndexError, RuntimeError) as error:
-        if is_out_of_memory(error):  # says nothing of the labels, and there is no memory to look at them
+        if is_out_of_memory(error):  # unrelated to the labels, and there is no memory to inspect them
             raise
         masks = batch.masks.numpy()
         wrong = ((masks >= num_classes) & (masks != IGNORE)).any(axis=(1, 2))

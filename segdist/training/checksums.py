@@ -1,4 +1,4 @@
-"""Checksums of weights, by which an exact run can be checked later, on another machine or number of ranks."""
+"""Checksums of weights, to verify an exact run later, on another machine or number of ranks."""
 
 import hashlib
 from typing import Any
@@ -16,7 +16,7 @@ def checksums(model: nn.Module) -> dict[str, str]:
 
 
 def checksum(tensor: torch.Tensor) -> str:
-    """Of dtype, shape and values, in row-major order."""
+    """The start of the SHA-256 of dtype, shape and row-major values."""
     plain = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)} ".encode())
     digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
@@ -24,13 +24,13 @@ def checksum(tensor: torch.Tensor) -> str:
 
 
 def weights_row(model: nn.Module) -> dict[str, Any]:
-    """What a row of `metrics.jsonl` keeps: one checksum of all, and those of each tensor in the state dict's order."""
+    """Values for a row of `metrics.jsonl`: an overall checksum, and one per tensor in the order of the state dict."""
     parts = list(checksums(model).values())
     return {"sha256": hashlib.sha256("".join(parts).encode()).hexdigest(), "tensors": parts}
 
 
 def differing(model: nn.Module, row: dict[str, Any]) -> list[str]:
-    """The names of the tensors whose checksums are not those of `row`."""
+    """The names of the tensors whose checksums differ from those in `row`."""
     found = checksums(model)
     recorded = dict(zip(found, row["tensors"], strict=True))
     return [name for name, value in found.items() if value != recorded[name]]

@@ -1,6 +1,6 @@
-"""The preset `auto`: from facts of the shard set, the device and the time to settings, each with its reason.
+"""The preset `auto`: chooses settings from facts about the shard set, the device and the time, each with its reason.
 
-Pure functions; what they know of the world is in `Facts`. docs/training.md has the measurements behind the numbers.
+Pure functions of `Facts`. docs/training.md has the measurements behind the numbers.
 """
 
 from dataclasses import dataclass
@@ -10,21 +10,22 @@ from segdist.core.choice import Choice
 MINUTES = 20.0
 """Default length of a training."""
 REFERENCE_PIXELS = 16 * 96**2
-"""Pixels of the batch of a reference step; its model has a width of 16."""
+"""Pixels in the batch of a reference step, whose model has width 16."""
 STEP_COST = 0.62
-"""What the trainer's step costs with the same batch and width, in reference steps: NHWC, transposed convolutions."""
+"""Cost of a trainer step with the same batch and width, in reference steps: NHWC and transposed convolutions help."""
 CPU_BATCH_SHARE = 0.5
-"""Of the published batch's pixels: as good or better at the same time, with more steps. Not where a class is rare."""
+"""Fraction of the published batch's pixels: as good or better in the same time, with more steps, unless a class is
+rare."""
 GPU_BATCH = 16
 WIDTHS = ((1_500, 16), (6_000, 24), (40_000, 32))
 """Pairs (most reference steps, width)."""
 WIDEST = 64
 RATE = 6e-3
-"""For a width of 16."""
+"""Learning rate for width 16."""
 RARE = 0.05
 """Fraction of the pixels below which a class is rare."""
 SEEN_OFTEN, SEEN_VERY_OFTEN = 40, 120
-"""How often a patch must be seen for mild and strong augmentation to pay off."""
+"""Number of times a patch must be seen for mild and for strong augmentation to pay off."""
 LARGEST_TILE = 384
 
 
@@ -33,33 +34,33 @@ class Facts:
     """The facts that choices are based on."""
 
     patches: int
-    """To train on."""
+    """Number of training patches."""
     patch: int
-    """Their side in pixels."""
+    """Patch side in pixels."""
     pixels: tuple[int, ...]
-    """Per class, in the training split."""
+    """Pixels per class in the training split."""
     drawn: bool
-    """The method's synthetic images."""
+    """The images are synthetic."""
     upright: bool
     """The images have a fixed up direction."""
     device: str
     """cpu or cuda."""
     world_size: int
     grain: int
-    """What the batch must be a multiple of (`--exact`); 1 otherwise."""
+    """The batch must be a multiple of this (`--exact`); 1 otherwise."""
     bf16: bool
-    """The CPU has instructions for bf16."""
+    """The CPU has bf16 instructions."""
     reference_steps: float
-    """Reference steps that fit into the time, over all ranks."""
+    """Reference steps that all ranks together complete in the time available."""
 
 
 def choose(facts: Facts) -> list[Choice]:
-    """Every setting that `auto` decides."""
+    """All settings that `auto` chooses."""
     width, batch = _width(facts), _batch(facts)
     return [
         width,
         _depth(facts),
-        Choice("model.upsampling", "transposed", "cheaper than interpolation and as good"),
+        Choice("model.upsampling", "transposed", "as good as interpolation, and cheaper"),
         batch,
         *_optimizer(width.value),
         _loss(facts),
@@ -70,7 +71,7 @@ def choose(facts: Facts) -> list[Choice]:
 
 
 def times_seen(facts: Facts, width: int, batch: int) -> float:
-    """How often each patch is seen in the time, under one flip or another."""
+    """How often each patch is seen in the time available, counting all flips."""
     cost: float = STEP_COST * batch * facts.patch**2 / REFERENCE_PIXELS * (width / 16) ** 1.6
     return facts.reference_steps / cost * batch / max(facts.patches, 1)
 
@@ -78,13 +79,13 @@ def times_seen(facts: Facts, width: int, batch: int) -> float:
 def _width(facts: Facts) -> Choice:
     steps = facts.reference_steps
     width = next((width for limit, width in WIDTHS if steps <= limit), WIDEST)
-    return Choice("model.width", width, f"the time is that of {steps:.0f} reference steps; more channels take more")
+    return Choice("model.width", width, f"there is time for {steps:.0f} reference steps; a wider model needs more")
 
 
 def _depth(facts: Facts) -> Choice:
     fitting = [depth for depth in (4, 3, 2) if facts.patch % 2**depth == 0 and facts.patch // 2**depth >= 4]
     depth = fitting[0] if fitting else 1
-    return Choice("model.depth", depth, f"{facts.patch} pixels are {facts.patch // 2**depth} at the bottom of the U")
+    return Choice("model.depth", depth, f"{facts.patch} pixels become {facts.patch // 2**depth} at the bottom of the U")
 
 
 def _batch(facts: Facts) -> Choice:
@@ -94,11 +95,11 @@ def _batch(facts: Facts) -> Choice:
         share = 1.0 if _rarest(facts) < RARE else CPU_BATCH_SHARE
         batch = min(max(round(share * REFERENCE_PIXELS / facts.patch**2), 2), 16)
         reason = f"on a CPU, patches of {facts.patch}: " + (
-            "as many pixels as published, for a class is rare"
+            "as many pixels as the published batch, because a class is rare"
             if share == 1
-            else "half the pixels of the published batch and twice the steps"
+            else "half the pixels of the published batch, and twice the steps"
         )
-    # Every rank gets as many, and batch norm more than one where there are several ranks.
+    # The same number on every rank, and with several ranks at least two for batch norm.
     ranks = facts.world_size
     if ranks > 1:
         batch, reason = max(-(-batch // ranks), 2) * ranks, f"{reason}; {ranks} ranks"
@@ -106,7 +107,7 @@ def _batch(facts: Facts) -> Choice:
         batch, reason = -(-batch // facts.grain) * facts.grain, f"{reason}; grains of {facts.grain}"
     samples = 4 * facts.patches // facts.grain * facts.grain
     if batch > samples >= ranks:
-        batch, reason = samples, "that is all the patches there are"
+        batch, reason = samples, "all patches under the four flips"
     return Choice("batch_size", batch, reason)
 
 
@@ -116,8 +117,8 @@ def _optimizer(width: int) -> list[Choice]:
         Choice("optim.optimizer", "adamw", "reaches a good model in fewer steps than SGD"),
         Choice("optim.lr", rate, f"for a width of {width}"),
         Choice("optim.weight_decay", 0.01, "AdamW's usual"),
-        Choice("optim.schedule", "onecycle", "the best for a length that is known"),
-        Choice("optim.ema_decay", 0.0, "one-cycle ends at a rate near 0: an average gains nothing"),
+        Choice("optim.schedule", "onecycle", "best for a run of known length"),
+        Choice("optim.ema_decay", 0.0, "averaging gains nothing, because one-cycle ends at a rate near 0"),
     ]
 
 
@@ -129,7 +130,7 @@ def _loss(facts: Facts) -> Choice:
 
 
 def _rarest(facts: Facts) -> float:
-    """Share of the pixels that the rarest class has; 1 for synthetic images, whose lines are rare by design."""
+    """The rarest class's fraction of the pixels; 1 for synthetic images, whose lines are rare by design."""
     total = max(sum(facts.pixels), 1)
     return 1.0 if facts.drawn else min((count / total for count in facts.pixels if count), default=1.0)
 
@@ -138,7 +139,7 @@ def _augmentation(facts: Facts, seen: float) -> list[Choice]:
     if facts.drawn:
         return [Choice("augment.rotate90", False, "synthetic images: the four flips, as published")]
     chosen = [
-        Choice("augment.upside_down", False, "the images have a fixed up direction: classes are above and below others")
+        Choice("augment.upside_down", False, "the images have a fixed up direction: some classes lie above others")
         if facts.upright
         else Choice("augment.upside_down", True, "nothing indicates that the images have a fixed up direction")
     ]
@@ -147,9 +148,9 @@ def _augmentation(facts: Facts, seen: float) -> list[Choice]:
         return [*chosen, Choice("augment.rotate90", False, f"{often}: the flips are enough")]
     strong = seen >= SEEN_VERY_OFTEN
     if facts.upright:
-        chosen.append(Choice("augment.rotate", 10.0 if strong else 5.0, f"{often}; upright images lean a little"))
+        chosen.append(Choice("augment.rotate", 10.0 if strong else 5.0, f"{often}; upright images can tilt slightly"))
     else:
-        chosen.append(Choice("augment.rotate90", True, f"{often}; any quarter turn is as likely"))
+        chosen.append(Choice("augment.rotate90", True, f"{often}; all quarter turns are equally likely"))
     strengths = {"scale": (0.2, 0.3), "brightness": (0.05, 0.1), "contrast": (0.2, 0.3), "gamma": (0.2, 0.3)}
     word = "strong" if strong else "mild"
     chosen += [Choice(f"augment.{name}", pair[strong], f"{often}: {word}") for name, pair in strengths.items()]
@@ -167,7 +168,7 @@ def _inference(facts: Facts) -> list[Choice]:
         return []
     tile = max(min(2 * facts.patch, LARGEST_TILE), facts.patch)
     return [
-        Choice("inference.tile", tile, "larger than the patches: fewer pixels are near a tile's border"),
-        Choice("inference.overlap", 0.25, "enough for tiles of that size, at half the work of 0.5"),
-        Choice("inference.flips", True, "the mean over flips is better than one view"),
+        Choice("inference.tile", tile, "larger than the patches, so fewer pixels are near a tile border"),
+        Choice("inference.overlap", 0.25, "enough for tiles of this size, at half the work of 0.5"),
+        Choice("inference.flips", True, "averaging over flips is better than one view"),
     ]

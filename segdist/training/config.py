@@ -241,7 +241,7 @@ class TrainConfig:
         if self.loss.weights and not any(self.loss.weights):
             raise UserError(f"--loss.weights {_words(self.loss.weights)}: all are 0, so nothing would be learned")
         if list(self.optim.milestones) != sorted(set(self.optim.milestones)):
-            raise UserError(f"--optim.milestones {_words(self.optim.milestones)}: must rise")
+            raise UserError(f"--optim.milestones {_words(self.optim.milestones)}: must be increasing")
         if self.optim.nesterov and (self.optim.optimizer != "sgd" or not self.optim.momentum):
             raise UserError("--optim.nesterov requires --optim.optimizer sgd and an --optim.momentum above 0")
         if self.exact:
@@ -259,8 +259,8 @@ class TrainConfig:
                 raise UserError(f"--exact can't be combined with {flag}: omit one of them")
         if self.batch_size % self.grain:
             raise UserError(
-                f"--exact cuts the batch into grains of {self.grain} samples, and --batch-size {self.batch_size} is no "
-                "multiple of that: change it or --grain"
+                f"--exact splits the batch into grains of {self.grain} samples, but --batch-size {self.batch_size} is "
+                "not a multiple of that: change it or --grain"
             )
 
 

@@ -1,4 +1,4 @@
-"""The shard sets of a training run, as one: facts, batches of a rank, validation batches."""
+"""A training run's shard sets combined: facts about them, a rank's batches, validation batches."""
 
 import math
 from collections.abc import Generator, Iterable
@@ -17,16 +17,16 @@ from shards.read.order import SampleOrder
 from shards.read.reader import ShardSet
 
 VALIDATION_PATCHES, VALIDATION_PIXELS = 32, 2**20
-"""A validation batch holds no more: several ranks find work in a few hundred patches, and large patches find room."""
+"""Limits of a validation batch: small enough to divide a few hundred patches among ranks, and to fit large patches."""
 
 
 class TrainingData:
-    """What the trainer needs to know of its data, and the batches of rank `rank` of `world_size`.
+    """Facts about the training data, and the batches of rank `rank` of `world_size`.
 
-    Each rank looks at the sizes of its share of the shards: what one finds is to be told to all (`Ranks.on_all`).
+    Each rank checks the sizes of its share of the shards, so construct it in `Ranks.on_all`.
 
     Raises:
-        UserError: a set is missing, unfinished or damaged; sets that don't go together; fewer samples than a batch.
+        UserError: a set is missing, unfinished or damaged; the sets are incompatible; fewer samples than a batch.
     """
 
     def __init__(self, config: TrainConfig, rank: int = 0, world_size: int = 1, pin: bool = False) -> None:
@@ -48,7 +48,7 @@ class TrainingData:
                 sizes, weights, config.batch_size, config.seed, config.epoch_steps, flips=config.flips
             )
         self.held_out: HeldOut | None = None
-        """What the model is not trained on, for its card."""
+        """The images that the model is not trained on, for its card."""
         if isinstance(source, FoldSet):
             fold = source.fold
             self.held_out = HeldOut(fold.number, fold.count, fold.seed, sets[0].manifest.fingerprint)
@@ -57,7 +57,7 @@ class TrainingData:
         self.steps = config.steps or config.epochs * self.steps_per_epoch
         """Optimizer steps of the whole run."""
         self.samples = {split: whole.samples(split) for split in ("train", "val")}
-        """Patches of all sets."""
+        """Number of patches in all sets, by split."""
         grain = config.grain if config.exact else 1
         self._train = TrainBatches(source, self._order, rank, world_size, grain=grain, pin=pin)
         self.slots = self._train.slots
@@ -66,17 +66,17 @@ class TrainingData:
         self.check = BackgroundCheck(local, rank, world_size)
         self.validation: Iterable[Batch] | None = None
         self.validation_batches = 0
-        """Of a rank, the most that one has."""
+        """The largest number of validation batches on any rank."""
         if self.samples["val"]:
-            # Not the whole global batch, which is shared between the ranks in training. The same for any number of
-            # ranks, so that every number of them computes the same bits.
+            # Smaller than the global batch, which the ranks share in training. Independent of the number of ranks, so
+            # that the results are bit-identical on any number.
             size = max(1, min(config.batch_size, VALIDATION_PATCHES, VALIDATION_PIXELS // self.patch**2))
             self.validation = ValidationBatches(source, size, rank, world_size)
             batches = math.ceil(self.samples["val"] / size)
             self.validation_batches = math.ceil(batches / world_size)
 
     def batches(self, step: int) -> Generator[Batch, None, None]:
-        """This rank's part of every global batch from `step` of the run on, without end."""
+        """This rank's part of every global batch from step `step` of the run, endlessly."""
         self.check.start()
         epoch, first = divmod(step, self._order.steps_per_epoch)
         while True:
@@ -94,5 +94,5 @@ class TrainingData:
 
 
 def without_fold(shard_set: ShardSet, config: TrainConfig) -> Samplable:
-    """The set, without the images that the run's fold holds out if it is one of a cross-validation."""
+    """The set; in a cross-validation, without the images that the run's fold holds out."""
     return FoldSet(shard_set, parse_fold(config.fold, config.seed)) if config.fold else shard_set

@@ -1,4 +1,4 @@
-"""Gradients of the global batch through DistributedDataParallel: sums over ranks overlap with the backward pass."""
+"""Gradients of the global batch by DistributedDataParallel, which sums over ranks during the backward pass."""
 
 import inspect
 from contextlib import nullcontext
@@ -20,11 +20,11 @@ from segdist.training.preprocess import MicroBatch
 
 _DDP_ARGUMENTS = inspect.signature(DistributedDataParallel.__init__).parameters
 BUFFERS_STAY = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers"
-"""DDP's argument that, set to False, keeps it from sending buffers at every step: torch 2.11 has its older name."""
+"""DDP's argument which, if False, stops it from sending buffers at every step; torch 2.11 still has the older name."""
 
 
 class DataParallel:
-    """The default engine of a `Learner`: as fast as the ranks can be, and equal for any number of them up to rounding.
+    """The default engine of a `Learner`: the fastest; results on different numbers of ranks differ only by rounding.
 
     Args:
         model: on the device, the same on all ranks.
@@ -41,23 +41,23 @@ class DataParallel:
         self._wrapped: nn.Module = torch.compile(wrapped) if compiled else wrapped  # type: ignore[assignment]
         self._parameters = list(model.parameters())
         self.own_time = OwnTime(ranks.device)
-        # Other models may read numbers from the device, and DDP's sums and torch.compile's kernels can't be part of a
-        # graph.
+        # Other models may read values back from the device, and a graph can't contain DDP's sums or torch.compile's
+        # kernels.
         alone_on_gpu = ranks.device.type == "cuda" and ranks.world_size == 1
         self._recorded: Recorded[tuple[torch.Tensor, list[torch.Tensor | None]]] | None = None
         if alone_on_gpu and not compiled and isinstance(model, UNet):
             self._recorded = Recorded("the training step")
 
     def backward(self, micro_batches: list[MicroBatch], scaler: torch.amp.GradScaler, number: int) -> torch.Tensor:
-        """Leave the gradients of global batch `number` in the parameters. Collective.
+        """Store the gradients of global batch `number` in the parameters. Collective.
 
-        The gradient is that of Σ loss over all ranks and micro batches / Σ count over the same, where DDP's mean over
-        the ranks is made good by the factor R.
+        The gradient is that of Σ loss / Σ count, both over all ranks and micro-batches. The factor R cancels DDP's mean
+        over ranks.
 
         Returns:
             float64 (parts,): this rank's numerators over the global denominators.
         """
-        # Dropout and the like: a function of the step too, so that no generator has to be restored.
+        # Makes dropout and the like a function of the step, too, so that no generator state must be restored.
         torch.manual_seed(int(hash64(self.seed, Purpose.STEP, number, self.ranks.rank) >> 1))
         if self._recorded is None or len(micro_batches) > 1:
             return self._backward(micro_batches, scaler)
@@ -68,7 +68,7 @@ class DataParallel:
             return self._backward([(images, truth)], scaler), [parameter.grad for parameter in self._parameters]
 
         total, gradients = self._recorded(compute, *micro_batches[0])
-        # A graph writes them into the same memory each time, and the optimizer has taken them off since.
+        # A graph reuses the same memory for gradients, but `zero_grad` has detached them from the parameters.
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         return total
@@ -101,7 +101,7 @@ class DataParallel:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state of `state_dict`."""
+        """Restore a state from `state_dict`."""
 
     def _start_sum(self, counts: torch.Tensor) -> dist.Work | None:
         """Start summing the denominators over the ranks, during the forward pass."""

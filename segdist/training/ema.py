@@ -7,10 +7,10 @@ from torch import nn
 
 
 class WeightAverage:
-    """average ← average + (1 - decay) (weights - average) after every step that was not skipped.
+    """average ← average + (1 - decay) (weights - average) after every step that wasn't skipped.
 
-    At the start the decay is (1 + t) / (10 + t), so that the initial weights are soon forgotten. Buffers of floating
-    point (batch norm's statistics) are averaged too, integers copied.
+    At first the decay is (1 + t) / (10 + t) at step t, so that the initial weights soon lose their influence.
+    Floating-point buffers (batch norm's statistics) are also averaged; integer buffers are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -19,10 +19,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, skipped: torch.Tensor) -> None:
-        """Take in the weights of `model` after step `step`.
+        """Include the weights of `model` after step `step`.
 
         Args:
-            skipped: float32 scalar on the device, 1 where the step was skipped: then nothing changes.
+            skipped: float32 scalar on the device; 1 if the step was skipped, which leaves the average unchanged.
         """
         share = (1 - min(self.decay, (1 + step) / (10 + step))) * (1 - skipped)
         averages, values = self._floats(self.model), self._floats(model)

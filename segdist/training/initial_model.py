@@ -18,11 +18,11 @@ from segdist.training.data import TrainingData
 from segdist.training.warm_start import take_over
 
 GPU_WIDTH, CPU_WIDTH = 64, 16
-"""Base width of the U-Net where the config leaves it open: the original's on a GPU, a smaller one on a CPU."""
+"""Default base width of the U-Net: the original's on a GPU, smaller on a CPU."""
 
 
 def resolve(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Precision]:
-    """Fill in what the config leaves to the machine: the model's width and the precision."""
+    """Choose settings left open that depend on the machine: the model's width and the precision."""
     if config.model.factory == UNET and not config.model.width:
         width = GPU_WIDTH if device.type == "cuda" else CPU_WIDTH
         config = replace(config, model=replace(config.model, width=width))
@@ -30,25 +30,25 @@ def resolve(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Pre
 
 
 def make_model(config: ModelConfig, data: TrainingData) -> torch.nn.Module:
-    """The model for the classes and channels of the data, as its factory makes it.
+    """Build the model for the data's classes and channels with its factory.
 
     Raises:
-        UserError: the factory doesn't work, or the model doesn't take patches of that size.
+        UserError: the factory fails, or the model doesn't accept patches of this size.
     """
     model = build_model(config, data.channels, len(data.classes))
     multiple = stride_multiple(config, model)
     if data.patch % multiple:
         raise UserError(
-            f"the model needs image sides that are multiples of {multiple}, and the patches have {data.patch} "
-            "pixels: make patches of another --patches.size, or lower --model.depth"
+            f"the model needs image sides that are multiples of {multiple}, but the patches have {data.patch} pixels: "
+            "make shards with another --patches.size, or lower --model.depth"
         )
     return model
 
 
 def _take_over_source(config: TrainConfig, model: torch.nn.Module, data: TrainingData, ranks: Ranks) -> None:
-    """The weights of `--init-from`; a run with checkpoints of its own resumes without them if they are gone.
+    """Copy the weights of `--init-from`. If they are gone, a run with checkpoints resumes without them.
 
-    `Trainer` refuses to resume if all of these checkpoints are damaged.
+    `Trainer` then refuses to resume if all checkpoints are damaged.
     """
     path = run_dir(config.init_from)
     if not path.exists() and any((config.run_dir / CHECKPOINTS).glob("step-*.pt")):
@@ -59,10 +59,10 @@ def _take_over_source(config: TrainConfig, model: torch.nn.Module, data: Trainin
 
 
 def make_initial_model(config: TrainConfig, data: TrainingData, ranks: Ranks) -> torch.nn.Module:
-    """The model of a run with its initial weights, the same on all ranks, on the ranks' device.
+    """A run's model with its initial weights, the same on all ranks, on the rank's device.
 
     Raises:
-        UserError: see `make_model`; nothing of a warm start fits.
+        UserError: see `make_model`; no weight of `--init-from` matches.
     """
     torch.manual_seed(config.seed)
     model = make_model(config.model, data)
@@ -71,8 +71,8 @@ def make_initial_model(config: TrainConfig, data: TrainingData, ranks: Ranks) ->
     if config.sync_batch_norm and ranks.device.type == "cuda":
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     elif config.sync_batch_norm and ranks.is_main:
-        warn("--sync-batch-norm works on GPUs only: here every rank normalizes by its own part of the batch")
+        warn("--sync-batch-norm works only on GPUs: here, each rank normalizes over its own part of the batch")
     model = model.to(ranks.device)
     if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this one
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
     return model

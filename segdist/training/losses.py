@@ -1,7 +1,7 @@
-"""Losses as sums with known denominators, so that they can be normalized over ranks and accumulation steps.
+"""Losses as sums with separate denominators, so that they can be normalized over ranks and accumulation steps.
 
-A part of the batch adds its sum; the denominator is the global number of counted pixels (cross entropy, focal) or
-images (Dice). So one rank with 16 images and four ranks with 4 images each have the same gradient.
+Each part of the batch adds its sum; the denominator is the global number of counted pixels (cross entropy, focal) or
+images (Dice). So one rank with 16 images has the same gradient as four ranks with 4 images each.
 Shapes: B batch, K classes, H W pixels.
 """
 
@@ -16,11 +16,11 @@ from segdist.training.config import LossConfig
 from shards.manifest import IGNORE, median_frequency_weights
 
 DICE_SMOOTHING = 1.0
-"""Added to both sides of the Dice fraction: an absent class that is not predicted scores 1."""
+"""Added to numerator and denominator of Dice, so that a class neither present nor predicted scores 1."""
 
 
 class Loss:
-    """The loss of a run; one or two parts (pixels, images), each a sum with its own denominator.
+    """The loss of a run: one or two terms (over pixels, over images), each a sum with its own denominator.
 
     Args:
         config: which loss.
@@ -33,18 +33,18 @@ class Loss:
         self.parts = tuple(config.name.split("+"))
 
     def counts(self, truth: torch.Tensor) -> torch.Tensor:
-        """The denominators that labels (B, H, W) add: int64 (parts,)."""
+        """This batch's share of the denominators, from labels (B, H, W): int64 (parts,)."""
         pixels = (truth != IGNORE).sum()
         images = torch.full_like(pixels, len(truth))
         return torch.stack([images if part == "dice" else pixels for part in self.parts])
 
     def sums(self, outputs: Any, truth: torch.Tensor) -> torch.Tensor:
-        """The numerators for what the model returned and labels uint8 (B, H, W): float32 (parts,).
+        """The numerators, from the model's outputs and labels uint8 (B, H, W): float32 (parts,).
 
-        Auxiliary outputs are enlarged to the labels' size, and count by `config.auxiliary`.
+        Auxiliary outputs are upsampled to the labels' size and weighted by `config.auxiliary`.
 
         Raises:
-            OutputError: what the model returned are no logits (B, K, H, W).
+            OutputError: the model's output isn't logits (B, K, H, W).
         """
         main, auxiliary = split_outputs(outputs, len(self.class_weights), (truth.shape[-2], truth.shape[-1]))
         total = self._sums(main, truth)
@@ -60,12 +60,12 @@ class Loss:
         return torch.stack([functions[part](logits, truth.long()) for part in self.parts])
 
     def _cross_entropy(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        # Summed here: the GPU kernel's own sum is not deterministic.
+        # Summed here, because the GPU kernel's own reduction isn't deterministic.
         each = functional.cross_entropy(logits, truth, self.class_weights, ignore_index=IGNORE, reduction="none")
         return each.sum()
 
     def _focal(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """Lin et al. 2017: -w (1 - p)^gamma log p, with p the probability of the true class."""
+        """-w (1 - p)^gamma log p, where p is the probability of the true class (Lin et al. 2017)."""
         negative_log = functional.cross_entropy(logits, truth, ignore_index=IGNORE, reduction="none")
         weight = self.class_weights[torch.where(truth == IGNORE, 0, truth)]
         return (weight * (1 - torch.exp(-negative_log)) ** self.config.focal_gamma * negative_log).sum()
@@ -83,14 +83,14 @@ class Loss:
 
 
 def class_weights(config: LossConfig, pixels: tuple[int, ...]) -> torch.Tensor:
-    """Weight per class, float32 (K,).
+    """The weight of each class, float32 (K,).
 
     Args:
-        config: "none" gives ones; "median_frequency" those of `shards.manifest.median_frequency_weights`.
+        config: "none": ones; "median_frequency": see `shards.manifest.median_frequency_weights`.
         pixels: pixels per class in the training split.
 
     Raises:
-        UserError: the number of given weights is not the number of classes.
+        UserError: the number of given weights differs from the number of classes.
     """
     if config.class_weights == "given":
         if len(config.weights) != len(pixels):

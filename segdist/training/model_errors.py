@@ -1,4 +1,4 @@
-"""Explain problems of a user's own model, and say what to change."""
+"""Explain errors of a user's own model, and how to fix them."""
 
 import copy
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ MOST_NAMES = 6
 
 @contextmanager
 def explain_model_errors(batch_size: int, accumulate: int, world_size: int) -> Iterator[None]:
-    """Turn torch's error about such a model into advice.
+    """Turn torch's error about batch norm into advice.
 
     Raises:
-        UserError: a batch norm has one value per channel; it meets the rank with the smallest part of the batch.
+        UserError: a batch norm has one value per channel; only the rank with the smallest part of the batch may hit it.
     """
     try:
         yield
@@ -29,21 +29,21 @@ def explain_model_errors(batch_size: int, accumulate: int, world_size: int) -> I
         if "Expected more than 1 value per channel" not in str(error):
             raise
         told = UserError(
-            f"a batch norm of the model sees one value per channel, which has no variance: {batch_size} "
-            f"patches (--batch-size) over {world_size} ranks and --accumulate {accumulate} leave one patch at a time; "
-            "raise --batch-size, lower --accumulate, or use another norm there"
+            f"a batch norm of the model sees one value per channel, which has no variance: {batch_size} patches "
+            f"(--batch-size) on {world_size} ranks with --accumulate {accumulate} are one patch at a time; "
+            "raise --batch-size, lower --accumulate, or replace that norm"
         )
         told.on_this_rank = True
         raise told from None
 
 
 def check_gradients(model: nn.Module, loss: Loss, batch: MicroBatch, ranks: Ranks, *, exact: bool) -> None:
-    """Find parameters that get no gradient: a single rank leaves them unchanged; several would wait for them forever.
+    """Find parameters that get no gradient: a single rank leaves them unchanged, but DDP would wait for them forever.
 
-    Works on a copy, which has no part in DDP.
+    Works on a copy outside DDP.
 
     Args:
-        exact: gradients are summed without DDP, which counts who has one: then they stay on any number of ranks.
+        exact: gradients are summed without DDP, so such parameters stay unchanged on any number of ranks.
 
     Raises:
         UserError: on several ranks under DDP; names the parameters.
@@ -62,19 +62,19 @@ def check_gradients(model: nn.Module, loss: Loss, batch: MicroBatch, ranks: Rank
     found = f"parameters of the model get no gradient: {names}"
     if ranks.world_size > 1 and not exact:
         raise UserError(
-            f"{found}. On several ranks DistributedDataParallel needs all of them: have the model return what they "
-            "compute (auxiliary outputs count by --loss.auxiliary), set requires_grad_(False) on them in the factory, "
+            f"{found}. On several ranks, DistributedDataParallel needs all of them: return what they compute from the "
+            "model (--loss.auxiliary weights auxiliary outputs), set requires_grad_(False) on them in the factory, "
             "remove them, or train with --exact"
         )
     if ranks.is_main:
-        warn(f"{found}; they stay as they are")
+        warn(f"{found}; they stay unchanged")
 
 
 def check_state(model: nn.Module) -> None:
-    """Refuse state that no model file can hold.
+    """Refuse state that a model file can't hold.
 
     Raises:
-        UserError: names the state that is not a tensor.
+        UserError: names the entries that aren't tensors.
     """
     others = [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
     if others:

@@ -1,4 +1,4 @@
-"""Optimizer and learning rate. The learning rate is a pure function of the step: nothing to restore on resume."""
+"""Optimizer and learning rate. The rate is a pure function of the step, so there is nothing to restore on resume."""
 
 import math
 
@@ -8,13 +8,13 @@ from torch import nn
 from segdist.training.config import OptimConfig
 
 ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1e-4
-"""Schedule "onecycle": first and last rate as shares of the highest (Smith and Topin 2018; fastai's values)."""
+"""Schedule "onecycle": first and last rate as fractions of the maximum (Smith and Topin 2018; fastai's values)."""
 ONE_CYCLE_WARMUP = 0.25
-"""Schedule "onecycle": share of the run in which the rate rises, where the config says nothing."""
+"""Schedule "onecycle": default fraction of the run during which the rate rises."""
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """The rate of optimizer step `step` (from 0) in a run of `steps`."""
+    """The learning rate of step `step` (from 0) in a run of `steps`."""
     share = step / steps
     if config.schedule == "onecycle":
         rise = config.warmup or ONE_CYCLE_WARMUP
@@ -35,9 +35,9 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of `model`, in its fused form, whose `found_inf` skips a step without asking the host.
+    """The optimizer of `model`, fused, because its `found_inf` can skip a step without synchronizing with the host.
 
-    SGD decays every parameter, as published; AdamW only weights of convolutions and linear layers.
+    SGD decays all parameters, as published; AdamW only the weights of convolutions and linear layers.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.optimizer == "sgd":
@@ -50,7 +50,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
             fused=True,
         )
         if config.momentum:
-            # torch makes these at the first step and fills them in the kernel, which a skipped first step never runs.
+            # torch allocates these at the first step and fills them in the kernel, which a skipped step doesn't run.
             for parameter in parameters:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer

@@ -1,4 +1,4 @@
-"""From "out of memory" to the settings that fit."""
+"""Turn an out-of-memory error into settings that fit."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -26,11 +26,11 @@ def explain_out_of_memory(
     """Turn the allocator's error into one that names settings that fit.
 
     Args:
-        batch_size, accumulate: the settings of those names.
-        patch: side of the patches.
-        multiple: what the side must be a multiple of.
-        try_out: runs one step on a given number of patches of a given side; see `training_attempt`.
-        grain: of an exact run, whose batch is not split by `accumulate`; 0 otherwise.
+        batch_size, accumulate: the config's.
+        patch: patch side in pixels.
+        multiple: patch sides must be multiples of this.
+        try_out: runs one step on `count` patches of `side` pixels; see `training_attempt`.
+        grain: the grain of an exact run, which ignores `accumulate`; 0 otherwise.
 
     Raises:
         UserError: the context ran out of memory.
@@ -42,16 +42,16 @@ def explain_out_of_memory(
         if not is_out_of_memory(error):
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        release_frames(error)  # finding out what fits needs the memory of the step's tensors
+        release_frames(error)  # the search needs the memory of the step's tensors
     local = grain or -(-batch_size // world_size)
     micro = -(-local // accumulate)
-    # With a quarter more than is named: another start may find its memory cut up otherwise.
+    # Leave a margin of a quarter, because memory may be fragmented differently at the next start.
     fitting = largest_that_fits(lambda count: try_out(count + count // 4, patch), micro)
-    # Where not even one patch fits, smaller ones may.
+    # If not even one patch fits, smaller ones may.
     side = patch if fitting else multiple * largest_that_fits(lambda n: try_out(1, n * multiple), patch // multiple)
     flag = "--grain 1" if grain else f"--accumulate {local}"
     if fitting and grain:
-        way_out = f"--grain {fitting} fits; the grain belongs to the run, so give it another --name"
+        way_out = f"--grain {fitting} fits; it can't change during a run, so start a new one with another --name"
     elif fitting:
         parts = -(-local // fitting)
         way_out = f"--accumulate {parts} fits: {-(-local // parts)} patches at a time, the same global batch"
@@ -72,9 +72,9 @@ def explain_out_of_memory(
 
 
 def training_attempt(model: nn.Module, loss: Loss, precision: Precision, channels: int) -> Callable[[int, int], None]:
-    """A function that computes loss and gradients of a number of made-up patches of a side, on a copy of `model`.
+    """A function that runs forward and backward on `count` synthetic patches of `side` pixels, with a copy of `model`.
 
-    The copy has no part in DDP: one rank may try alone, and the weights and gradients of the run stay as they are.
+    The copy is outside DDP, so one rank can try alone, and the run's weights and gradients stay unchanged.
     """
 
     def attempt(count: int, patch: int) -> None:

@@ -1,4 +1,4 @@
-"""The length of a training: steps timed at its start, and the number of steps that fits into the time."""
+"""The length of a run: time a few steps at its start, and compute the number of steps that fit into the time."""
 
 import math
 import time
@@ -9,13 +9,13 @@ from segdist.core.machine import STARTED
 from segdist.ranks.process_group import Ranks
 
 WARM_UP, TRIALS, MOST_TRIALS = 2, 6, 200
-"""Steps before the clock starts, and on it."""
+"""Untimed steps; minimum and maximum number of timed steps."""
 TRIAL_SECONDS = 3.0
-"""What the trials should take at least, by more of them where steps are short."""
+"""Minimum duration of the timed steps; short steps are repeated more often."""
 END_SECONDS = 3.0
-"""Last checkpoint, last model, report."""
+"""Allowance for the last checkpoint, the last model and the report."""
 VALIDATION_SHARE = 0.06
-"""Of the time: what a run in minutes may spend on validating."""
+"""Maximum fraction of the time spent on validation if the length is in minutes."""
 VALIDATIONS = 10
 
 
@@ -33,7 +33,7 @@ def since_start() -> float:
 
 
 def timed(steps: Callable[[int], None], ranks: Ranks) -> float:
-    """Seconds of a step, by the clock of rank 0; the same on all ranks. Collective.
+    """Seconds per step by the clock of rank 0; the same on all ranks. Collective.
 
     Args:
         steps: runs the given number of steps and waits for them to finish.
@@ -53,11 +53,11 @@ def fitting(minutes: float, spent: float, step: float, validation: float) -> Len
     """The length of a run that ends after `minutes`.
 
     Args:
-        spent: seconds that are gone already.
-        step, validation: seconds of one.
+        spent: seconds already used.
+        step, validation: seconds per step and per validation.
     """
     left = max(60 * minutes - spent - END_SECONDS, 0.0)
-    # The last step validates whatever that costs.
+    # The last step always validates, whatever that costs.
     validations = min(max(int(VALIDATION_SHARE * left / max(validation, 1e-9)), 1), VALIDATIONS)
     steps = max(int((left - validations * validation) / max(step, 1e-9)), 1)
     return Length(steps, math.ceil(steps / validations))

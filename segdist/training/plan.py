@@ -1,4 +1,4 @@
-"""What a training run would do and need, without doing it."""
+"""The plan of a training run: what it would do and need. For `--dry-run`."""
 
 import time
 from dataclasses import replace
@@ -21,16 +21,16 @@ from segdist.training.run_files import check_same_run, describe_run, length_of_r
 from shards.read.order import slots_of_rank
 
 TRIALS = 3
-"""Timed steps, of which the quickest counts."""
+"""Number of timed steps; the fastest counts."""
 START_SECONDS = 10.0
-"""What start-up and the first trial take."""
+"""Allowance for start-up and the first trial."""
 
 
 def training_plan(config: TrainConfig) -> str:
-    """Samples, steps, precision and memory of the run, a line each.
+    """Samples, steps, precision and memory of the run, one line each.
 
     Raises:
-        UserError: whatever would stop the run at its start.
+        UserError: any error that would stop the run at its start.
     """
     cuda = config.device != "cpu" and torch.cuda.is_available()
     check_trackers(config.tracking)
@@ -42,17 +42,17 @@ def training_plan(config: TrainConfig) -> str:
     grain = config.grain if config.exact else 1
     slots = slots_of_rank(config.batch_size, environment.rank, environment.world_size, grain)
     micro = grain if config.exact else -(-len(slots) // config.accumulate)
-    with torch.device("meta"):  # shapes, but no memory and no time for initial weights
+    with torch.device("meta"):  # shapes only: no memory, no time for initial weights
         model = make_model(config.model, data)
     step = step_seconds(config, data, precision, device, micro) * -(-len(slots) // micro)
     config = length_of_run(config)
     if config.minutes and not config.steps:
-        # Validation is not timed here; it may take a small share at most.
+        # Validation isn't timed here; it takes only a small share of the time.
         config = replace(config, steps=fitting(config.minutes, START_SECONDS, step, 0.0).steps)
     steps = config.steps or data.steps
     weights = sum(parameter.numel() for parameter in model.parameters())
     activations = activation_bytes(model, config, data, micro)
-    # Weights, gradients and one (SGD) or two (AdamW) moments, in float32; and the average's copy.
+    # Weights, gradients, one (SGD) or two (AdamW) moments, and the averaged weights if any; all float32.
     copies = 2 + (2 if config.optim.optimizer == "adamw" else 1) + (1 if config.optim.ema_decay else 0)
     folder = config.run_dir
     here = machine(torch.device("cuda" if cuda else "cpu")) if config.exact else None
@@ -60,18 +60,18 @@ def training_plan(config: TrainConfig) -> str:
     return "\n".join(
         [
             "plan:",
-            f"  run folder: {folder}{' (exists, would go on)' if (folder / 'config.json').exists() else ''}",
+            f"  run folder: {folder}{' (exists, would resume)' if (folder / 'config.json').exists() else ''}",
             f"  data: {', '.join(str(item.folder) for item in data.sets)}: {data.samples['train']} patches "
-            f"to train, {data.samples['val']} to validate, {data.patch} x {data.patch} x "
+            f"for training, {data.samples['val']} for validation, {data.patch} x {data.patch} x "
             f"{data.channels}, classes {', '.join(info.name for info in data.classes)}",
-            f"  steps: {steps} of {config.batch_size} samples, {data.steps_per_epoch} an epoch; "
-            f"{environment.world_size} ranks, {len(slots)} samples a step on this one, {micro} at a time",
-            f"  time: about {clock(steps * step)}, {step:.3g} s a step on this machine with made-up patches, without "
-            "validation",
+            f"  steps: {steps}, batch size {config.batch_size}, {data.steps_per_epoch} per epoch; "
+            f"{environment.world_size} ranks, {len(slots)} samples per step on this one, {micro} at a time",
+            f"  time: about {clock(steps * step)} without validation, {step:.3g} s per step (measured here on random "
+            "patches)",
             f"  model: {config.model.factory}, {weights / 1e6:.2f} million weights; {precision.name} "
             f"({precision.reason})",
-            f"  memory a rank: {(weights * 4 * copies + activations) / 1e6:.0f} MB for weights and activations "
-            f"({activations / 1e6:.0f} MB for {micro} samples), and what torch itself takes",
+            f"  memory per rank: {(weights * 4 * copies + activations) / 1e6:.0f} MB for weights and activations "
+            f"({activations / 1e6:.0f} MB for {micro} samples), plus torch's own",
         ]
     )
 
@@ -79,10 +79,10 @@ def training_plan(config: TrainConfig) -> str:
 def step_seconds(
     config: TrainConfig, data: TrainingData, precision: Precision, device: torch.device, samples: int
 ) -> float:
-    """Seconds of forward and backward on `samples` made-up patches."""
+    """Seconds of a forward and backward pass on `samples` synthetic patches."""
     model = make_model(config.model, data).to(device)
     if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this one
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
     loss = Loss(config.loss, class_weights(config.loss, data.pixels).to(device))
     attempt = training_attempt(model, loss, precision, data.channels)
     seconds = []
@@ -96,10 +96,10 @@ def step_seconds(
 
 
 def activation_bytes(model: nn.Module, config: TrainConfig, data: TrainingData, samples: int) -> int:
-    """Bytes that the forward pass of `samples` patches keeps for the backward pass, in fp32.
+    """Bytes that the forward pass of `samples` patches saves for the backward pass, in fp32.
 
     Args:
-        model: on torch's "meta" device, as is everything here.
+        model: on torch's "meta" device, like everything here.
     """
     kept: dict[int, int] = {}
 
@@ -113,7 +113,7 @@ def activation_bytes(model: nn.Module, config: TrainConfig, data: TrainingData, 
         weights = class_weights(config.loss, data.pixels).to("meta")
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        # The result keeps the graph alive, so that no storage is counted under the address of a freed one.
+        # Keep the graph alive, so that no storage reuses the address of a freed one and is missed.
         result = Loss(config.loss, weights).sums(model(images), truth)
     total = sum(size for address, size in kept.items() if address not in parameters)
     del result

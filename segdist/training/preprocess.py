@@ -1,4 +1,4 @@
-"""From stored batches to what the model sees: on the device, normalized, flipped and augmented."""
+"""Turn stored batches into model input: moved to the device, normalized, flipped and augmented."""
 
 import torch
 
@@ -15,8 +15,8 @@ class Preprocessor:
     Args:
         mean, std: per channel, in stored units; the model sees (x - mean) / std.
         augmenter: flips and the other augmentations of training batches.
-        accumulate: number of micro batches that a training batch is split into; at most the batch's samples.
-        grain: 0, or the samples of a micro batch, each of which is prepared by itself.
+        accumulate: number of micro-batches per training batch; at most its number of samples.
+        grain: samples per micro-batch, each prepared separately; 0: split by `accumulate`.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class Preprocessor:
         self.format = torch.channels_last if channels_last else torch.contiguous_format
 
     def plain(self, batch: Batch) -> MicroBatch:
-        """The batch as it is stored, for validation."""
+        """The batch without flips or augmentation, for validation."""
         images, truth = batch.to(self.device)
         return self._normalized(images.float()), truth
 
     def training(self, batch: Batch) -> list[MicroBatch]:
-        """The batch flipped and augmented, as the micro batches of one optimizer step."""
+        """The batch flipped and augmented, as the micro-batches of one optimizer step."""
         images, truth = batch.to(self.device)
         flips = batch.flips.to(self.device, non_blocking=True)
         if self.grain:

@@ -1,4 +1,4 @@
-"""Named settings as a starting point for training: the files in `presets/`, or a user's TOML file."""
+"""Presets, named starting points for training: the files in `presets/`, or a user's TOML file."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -13,28 +13,28 @@ AUTO, PAPER = "auto", "paper"
 
 
 def find_preset(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """Name and settings of the preset that a command line asks for; see `choose_preset`."""
+    """Name and settings of the preset for a command line; see `choose_preset`."""
     lengths = {"epochs": "-e", "minutes": "", "steps": ""}
     given = [setting for setting, short in lengths.items() if _gives(arguments, setting, short)]
     return choose_preset(option_value(arguments, "--preset") or "", given)
 
 
 def choose_preset(name: str, given: Collection[str]) -> tuple[str, dict[str, Any]]:
-    """Name and settings of the preset `name`, or of the one that is meant where `name` is empty.
+    """Name and settings of the preset `name`, or of the default preset if `name` is empty.
 
-    That is `PAPER` with a number of epochs, as in the published command, else `AUTO`, whose settings but for the length
-    are chosen when the data and the device are known (`segdist.training.facts`). A preset's own length gives way to one
-    in epochs or minutes.
+    The default is `PAPER` if a number of epochs is given, as in the published command, otherwise `AUTO`, whose settings
+    except the length are chosen once the data and the device are known (`segdist.training.facts`). Epochs or minutes
+    override a preset's own length.
 
     Args:
-        given: the settings that the user has given; `epochs`, `minutes` and `steps` count.
+        given: the settings given by the user; only `epochs`, `minutes` and `steps` matter.
 
     Raises:
-        UserError: there is no such preset; a length in epochs and in minutes.
+        UserError: no such preset; a length in both epochs and minutes.
     """
     epochs, minutes = "epochs" in given, "minutes" in given
     if epochs and minutes:
-        raise UserError("--epochs and --minutes: give the length of the training in one of them")
+        raise UserError("--epochs and --minutes: give the length of the training in only one of them")
     name = name or (PAPER if epochs else AUTO)
     if name == AUTO:
         return name, {} if epochs or minutes or "steps" in given else {"minutes": MINUTES}
@@ -45,7 +45,7 @@ def choose_preset(name: str, given: Collection[str]) -> tuple[str, dict[str, Any
 
 
 def preset_values(name: str) -> dict[str, Any]:
-    """The settings in a preset's file. Raises UserError where there is none of that name."""
+    """The settings in a preset's file. Raises UserError if there is no such preset."""
     if name.endswith(".toml") and Path(name).is_file():
         return read_file(Path(name))
     presets = shipped_files("segdist.training", "presets", ".toml")
@@ -55,12 +55,12 @@ def preset_values(name: str) -> dict[str, Any]:
 
 
 def paper_because_of_epochs(arguments: list[str]) -> bool:
-    """True if the command line means `PAPER` without saying so."""
+    """True if the command line selects `PAPER` by giving epochs and no preset."""
     return option_value(arguments, "--preset") is None and _gives(arguments, "epochs", "-e")
 
 
 def _gives(arguments: list[str], setting: str, short: str = "") -> bool:
-    """True if a setting is on the command line or in the config file."""
+    """True if the command line or its config file gives a setting."""
     config_file = option_value(arguments, "--config")
     flags = {argument.partition("=")[0] for argument in arguments}
     return bool(flags & {f"--{setting}", short}) or (

@@ -1,4 +1,4 @@
-"""Trial steps before the first real one, undone afterwards, to detect failures early and to time a step."""
+"""Trial steps before training, undone afterward, to detect failures early and to time a step."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -22,14 +22,14 @@ from segdist.training.pace import Length, fitting, since_start, timed
 from segdist.training.preprocess import Preprocessor
 
 USEFUL_STEPS = 100
-"""A run of fewer steps, planned from `--minutes`, prints a warning."""
+"""`--minutes` prints a warning if fewer steps fit."""
 
 
 class Rehearsal:
-    """Trial steps through the real learner, after which its state is restored. Collective.
+    """Trial steps with the real learner, whose state is then restored. Collective.
 
     Args:
-        stride_multiple: the model's input sides must be multiples of it; named when memory runs out.
+        stride_multiple: the model's input sides must be multiples of it; used in out-of-memory advice.
         score: scores a model on the given number of validation batches.
     """
 
@@ -49,11 +49,10 @@ class Rehearsal:
         self.loss, self.precision, self.stride_multiple, self.score = loss, precision, stride_multiple, score
 
     def run(self, try_checkpoint: Callable[[], None]) -> None:
-        """Two training batches, one validation batch, and a checkpoint.
+        """Try two training batches, one validation batch, and a checkpoint.
 
-        A run that would fail at the end of its first epoch fails now. The steps use the same DDP module as training,
-        and DDP settles the order of its gradient buckets after its first step: so a resumed run sums its gradients in
-        the same order as one that was never stopped.
+        A run that would fail at the end of its first epoch fails now. And since DDP fixes the order of its gradient
+        buckets after the first step, a resumed run sums gradients in the same order as an uninterrupted one.
 
         Raises:
             UserError: the model can't be trained, the batch doesn't fit into memory, or a label is out of range.
@@ -64,7 +63,7 @@ class Rehearsal:
             try_checkpoint()
 
     def length_in(self, minutes: float) -> Length:
-        """The number of steps that fit into `minutes`, start-up and validation included, from timed steps."""
+        """The number of steps that fit into `minutes`, including start-up and validation, based on timed steps."""
         with self._undone():
             step = timed(self._steps, self.ranks)
             began = time.monotonic()
@@ -74,12 +73,12 @@ class Rehearsal:
         if self.ranks.is_main and length.steps < USEFUL_STEPS:
             warn(
                 f"--minutes {minutes:g} leaves time for {length.steps} steps of {step:.2g} s, too few to learn much: "
-                "give it more, or a lower --model.width"
+                "allow more minutes, or lower --model.width"
             )
         return length
 
     def _steps(self, count: int) -> None:
-        """`count` steps from the start, at a learning rate of 0."""
+        """Run `count` steps from the start at a learning rate of 0."""
         with closing(self.data.batches(0)) as batches:
             for number, batch in enumerate(islice(batches, count)):
                 with bad_labels_named(batch, len(self.data.classes)):
@@ -88,7 +87,7 @@ class Rehearsal:
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
-        """Restore the learner's state afterward; explain a model that can't be trained, or doesn't fit into memory."""
+        """Restore the learner's state afterward; explain models that can't be trained or don't fit into memory."""
         config, world_size = self.config, self.ranks.world_size
         before = copy_to_cpu(self.learner.state_dict())
         attempt = training_attempt(self.learner.model, self.loss, self.precision, self.data.channels)

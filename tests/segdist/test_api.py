@@ -128,7 +128,7 @@ def test_user_images_are_cut_and_segmented(tmp_path: Path, monkeypatch: pytest.M
         (lambda: segdist.train(optim={"lr": -1.0}), r"segdist\.train\(\): optim\.lr = -1\.0: must be above 0"),
         (lambda: segdist.train(steps="3"), r"segdist\.train\(\): wrong value\n  steps: .* got '3'"),
         (lambda: segdist.train(data=object()), r"segdist\.train\(\): data is a object; give text"),
-        (lambda: segdist.train(epochs=3, minutes=3), "give the length of the training in one"),
+        (lambda: segdist.train(epochs=3, minutes=3), "give the length of the training in only one"),
         (lambda: segdist.train(preset="slow"), "choose one of auto, fast, paper"),
         (lambda: segdist.train(data="nowhere", steps=1), "nowhere: no such shard set"),
         (lambda: segdist.make_shards(task="0/2"), "use the command"),

@@ -126,5 +126,5 @@ def test_the_dry_run_shows_choices_time_and_memory_and_writes_nothing(work: Path
     done = run([*job("train", ["-f", "tiny", "--name", "dry", "--minutes", "3"]), "--dry-run"], work).stdout
     assert "chosen:\n  model.width" in done
     assert re.search(r"  time: about \d+:\d\d, ", done)
-    assert "memory a rank:" in done
+    assert "memory per rank:" in done
     assert not (work / "runs" / "dry").exists()

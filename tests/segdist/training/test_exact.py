@@ -126,7 +126,7 @@ def test_replay_names_the_step_and_the_tensor_where_the_weights_part(work: Path,
         (["--accumulate", "2"], "--exact can't be combined with --accumulate"),
         (["--compile"], "--exact can't be combined with --compile"),
         (["--sync-batch-norm"], "--exact can't be combined with --sync-batch-norm"),
-        (["-b", "30"], "--batch-size 30 is no multiple"),
+        (["-b", "30"], "--batch-size 30 is not a multiple"),
         (["--grain", "0"], "--grain 0"),
     ],
 )

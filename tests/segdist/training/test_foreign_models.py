@@ -33,7 +33,7 @@ def test_these_models_work_from_training_to_scores(place: Path, name: str, capsy
     assert run_job(train.main, [*TRAINING, *factory(name)]) == 0
     assert run_job(infer.main, ["-m", "one", "-f", "tiny", "--wandb", "off", "--quiet"]) == 0
     assert (place / "runs" / "one" / "predictions" / "tiny" / "scores.json").exists()
-    warned = "get no gradient: extra_head.weight, extra_head.bias; they stay as they are" in capsys.readouterr().err
+    warned = "get no gradient: extra_head.weight, extra_head.bias; they stay unchanged" in capsys.readouterr().err
     assert warned == (name == "UnusedHead")
 
 
@@ -62,7 +62,7 @@ def test_these_models_are_refused_with_one_sentence(
 def test_batch_norm_over_one_value_is_refused_with_the_fix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_job(train.main, [*TRAINING, *factory("Pooled"), "--accumulate", "4"]) == 2
     said = capsys.readouterr().err
-    assert "4 patches (--batch-size) over 1 ranks and --accumulate 4 leave one patch at a time" in said
+    assert "4 patches (--batch-size) on 1 ranks with --accumulate 4 are one patch at a time" in said
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def test_these_models_work_on_several_ranks(place: Path, name: str, words: str) 
 @pytest.mark.slow
 def test_exact_training_on_several_ranks_leaves_parameters_without_gradient_alone(place: Path) -> None:
     done = run(job("train", [*TRAINING, *factory("UnusedHead"), "--exact", "--grain", "2"], ranks=2), place)
-    assert "they stay as they are" in done.stderr
+    assert "they stay unchanged" in done.stderr
 
 
 def test_auxiliary_outputs_are_weighted() -> None:

@@ -256,8 +256,8 @@ def test_impossible_settings_are_refused_before_anything_is_written(
 def test_a_dry_run_starts_nothing(work: Path) -> None:
     done = run([*train("planned", "-e", "3"), "--dry-run"], work)
     assert "optim.lr = 0.01" in done.stdout
-    assert "patches to train" in done.stdout
-    assert "memory a rank" in done.stdout
+    assert "patches for training" in done.stdout
+    assert "memory per rank" in done.stdout
     assert not (work / "runs" / "planned").exists()
 
 
