@@ -1,14 +1,14 @@
-# Sourced by jobs/demo.sh and tests/run.sh: makes .venv with the pinned versions, or reuses it.
-# Usage: source jobs/setup.sh; setup_venv [EXTRA,...]; needs no root, but as root it adds python3-venv where that is missing.
+# Sourced by jobs/demo.sh and tests/run.sh: creates .venv with the pinned versions, or reuses it.
+# Usage: source jobs/setup.sh; setup_venv [EXTRA,...]. Doesn't need root; as root, it installs python3-venv if missing.
 
 setup_venv() {
     local extras=${1:-} venv=.venv python=${PYTHON:-python3} stamp wanted
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-        echo "error: $python is no Python 3.11 or newer; install one, or name it: PYTHON=/path/to/python3.12 bash $0" >&2
+        echo "error: $python isn't Python 3.11 or newer; install one, or set PYTHON=/path/to/python3.12 bash $0" >&2
         return 2
     fi
     stamp=$venv/.segdist-setup
-    # The same files and interpreter, and at least these extras: nothing to do.
+    # Nothing to do if the files and the interpreter are unchanged and these extras are installed.
     wanted=$(cat setup.cfg constraints.txt | cksum)" $("$python" --version)"
     if [[ -f $stamp ]] && [[ $(head -n 1 "$stamp") == "$wanted" ]]; then
         local extra missing=0
@@ -23,7 +23,7 @@ setup_venv() {
         if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
             apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
         else
-            echo "error: $python can't make virtual environments; install its venv: sudo apt-get install python3-venv" >&2
+            echo "error: $python can't create virtual environments; install venv: sudo apt-get install python3-venv" >&2
             return 2
         fi
         "$python" -m venv "$venv" || return 2

@@ -5,9 +5,9 @@
     result = segdist.infer(model=run, data=cells)
     print(result.scores["mean_iou_over_images"], result.folder)
 
-Each takes the settings of its command as keywords: `--batch-size 8` is `batch_size=8`, and the options of a section are
-a table, so `--model.width 32` is `model={"width": 32}`. What isn't set is chosen as by the command. They print nothing
-unless `quiet=False`; warnings are Python's own. Run under torchrun or Slurm, the script is one rank among several.
+Each takes the settings of its command as keywords: `--batch-size 8` is `batch_size=8`. Options of a section become a
+dictionary: `--model.width 32` is `model={"width": 32}`. Settings left out are chosen as by the command. The functions
+print nothing unless `quiet=False`, and issue Python warnings. Under torchrun or Slurm, the script is one of the ranks.
 """
 
 import contextlib
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 def make_shards(*, quiet: bool = True, **settings: Any) -> "ShardSet":
     """Cut labeled images into patches and write a shard set, as `segdist make-shards` does.
 
-    Called again with the same settings, it finishes what is missing and reuses the rest.
+    Called again with the same settings, it reuses finished work and completes the rest.
 
     Args:
         quiet: print nothing; False: print what the command prints.
         settings: those of `segdist.set_job.MakeShardsJob`, such as `name`, `images={"folder": …}`,
-            `masks={"folder": …, "classes": [...]}`, `overwrite`. Without images, they are drawn.
+            `masks={"folder": …, "classes": [...]}`, `overwrite`. Without `images`, synthetic ones are used.
 
     Returns:
-        The set, open for reading; `folder` is where it is, `manifest` says what it contains.
+        The set, open for reading: `folder` is its location, `manifest` describes its contents.
 
     Raises:
-        UserError: bad images, masks or settings; a set with another recipe in the folder; a full disk.
+        UserError: bad images, masks or settings; the folder holds a set with another recipe; a full disk.
     """
     from segdist.set_job import MakeShardsJob, make_tracked_set
     from shards.read.reader import ShardSet
@@ -59,7 +59,7 @@ def train(*, preset: str = "", quiet: bool = True, **settings: Any) -> "TrainedR
     Ctrl-C stops it cleanly, with a checkpoint and the state "stopped".
 
     Args:
-        preset: "auto", "paper", "fast", or a TOML file; default: as for the command, "auto" unless `epochs` is given.
+        preset: "auto", "paper", "fast", or a TOML file. Default: "paper" if `epochs` is given, else "auto".
         quiet: print nothing; False: print what the command prints.
         settings: those of `segdist.training.config.TrainConfig`, such as `data` (name, folder or `ShardSet`), `name`,
             `minutes` or `steps` or `epochs`, `model={"width": 32}`, `tracking={"wandb": "off"}`.
@@ -68,7 +68,7 @@ def train(*, preset: str = "", quiet: bool = True, **settings: Any) -> "TrainedR
         The run: `folder`, `state`, `scores` on the validation patches, `model` file.
 
     Raises:
-        UserError: bad settings or data, a run of other settings in the folder, memory that doesn't suffice.
+        UserError: bad settings or data; the folder holds a run with other settings; out of memory.
     """
     from segdist.ranks.process_group import ranks
     from segdist.training.config import TrainConfig
@@ -83,7 +83,7 @@ def train(*, preset: str = "", quiet: bool = True, **settings: Any) -> "TrainedR
 
     config = read(values)
     with _as_asked(quiet), _torch_as_before(), ranks(config.device, config.threads, meeting_place=config.run_dir) as us:
-        # Heavy, and only now: wrong settings must not wait for the trainer.
+        # Slow to import, so wrong settings are refused first.
         from segdist.training.job import choice_lines, with_choices
         from segdist.training.job import train as train_here
 
@@ -101,14 +101,14 @@ def infer(*, quiet: bool = True, **settings: Any) -> "Result":
         quiet: print nothing; False: print what the command prints.
         settings: those of `segdist.inference.config.InferConfig`: `model` (run, its folder or file, or a list);
             `images` (files, folders) or `data` (a shard set's held-out images); `out`, `output={"probabilities":
-            "float16"}`. Tile, overlap and flips are by default those of the model card.
+            "float16"}`. Tile, overlap and flips default to those in the model card.
 
     Returns:
         The result: `folder`, `scores` (the content of scores.json, None without true masks), `images` (their number),
         `failures` (images that couldn't be segmented, with the reason).
 
     Raises:
-        UserError: bad settings, no such model or images; with `strict=True`, an image that can't be segmented.
+        UserError: bad settings; missing model or images; with `strict=True`, an image that can't be segmented.
     """
     from segdist.inference.config import InferConfig
     from segdist.model.card import inference_settings
@@ -141,7 +141,7 @@ def _as_asked(quiet: bool) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _torch_as_before() -> Iterator[None]:
-    """Give the caller's program back its random state, its threads and its choice of algorithms."""
+    """Restore the caller's random state, number of threads and choice of algorithms at the end."""
     import torch
 
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
@@ -155,6 +155,6 @@ def _torch_as_before() -> Iterator[None]:
 
 
 def _as_command(function: str, settings: dict[str, Any]) -> list[str]:
-    """A command line that makes the same call again."""
+    """A command line that repeats the call."""
     arguments = ", ".join(f"{key}={value!r}" for key, value in settings.items())
     return ["python", "-c", f"import segdist; segdist.{function}({arguments})"]

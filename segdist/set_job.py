@@ -1,4 +1,4 @@
-"""A job that makes a shard set and logs it to trackers, which the room `shards` doesn't know about."""
+"""Make a shard set and log it to trackers, which the room `shards` can't import."""
 
 from dataclasses import dataclass, field, fields
 
@@ -13,10 +13,10 @@ from shards.manifest import Manifest
 
 @dataclass(frozen=True)
 class MakeShardsJob(MakeShardsConfig):
-    """Settings of `segdist make-shards`: those of the shard set, and of its tracking."""
+    """Settings of `segdist make-shards`: the shard set and its tracking."""
 
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(wandb="off"))
-    """Training logs what it learns from; a run of the set's own is for pipelines."""
+    """Off by default, because training also logs its shard sets; for pipelines that want a separate run."""
 
     @property
     def shard_set(self) -> MakeShardsConfig:
@@ -25,14 +25,14 @@ class MakeShardsJob(MakeShardsConfig):
 
 
 def make_tracked_set(job: MakeShardsJob, *, quiet: bool = False) -> Manifest | None:
-    """Build the set, or the part of it that `job.task` names, and log it; see `shards.build.build.make_shards`.
+    """Build the set, or the part given by `job.task`, and log it; see `shards.build.build.make_shards`.
 
     Raises:
-        UserError: also for trackers that can't be used.
+        UserError: also if a tracker isn't available.
     """
     config, tracking = job.shard_set, job.tracking
     wanted = bool(tracking.names) and tracking.wandb != "off" and not config.task
-    if wanted:  # only then are trackers imported
+    if wanted:  # import trackers only if needed
         from segdist.tracking import check_trackers
 
         check_trackers(tracking)

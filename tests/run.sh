@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv and passes all tests; --quick leaves out the slow ones. Further arguments go to pytest.
+# Sets up .venv and runs all tests; --quick skips the slow ones. Further arguments go to pytest.
 #   bash tests/run.sh [--quick] [pytest options]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,5 +16,5 @@ setup_venv test,onnx,tensorboard,remote,zarr,docs
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-# Two processes for two cores; `-n 0` runs everything in one, which a debugger needs.
+# Two processes for two cores; `-n 0` runs everything in one process, as a debugger needs.
 exec .venv/bin/python -m pytest -n 2 "${selection[@]}" "$@"

@@ -1,4 +1,4 @@
-"""The ground floor: everything that all rooms need and that needs no other room.
+"""The ground floor: what all rooms need, and what needs no other room.
 
 Errors, atomic files, the terminal, paths of sets and runs, keyed random numbers, strict parsing of settings, headers of
 model files, the machine, the code's version, exit codes. The only room of `segdist` that `shards` and `slurm` import.

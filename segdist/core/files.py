@@ -135,7 +135,7 @@ def _temporary_name(name: str) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused, since JSON has neither."""
     with whole_file(path) as file:
-        # Bit by bit: the scores of a million images are gigabytes.
+        # In pieces, because the scores of a million images are gigabytes.
         parts = json.JSONEncoder(indent=2, allow_nan=False).iterencode(value)
         while text := "".join(islice(parts, 10_000)):
             file.write(text.encode())

@@ -1,4 +1,4 @@
-"""A fold of a cross-validation, as runs, model cards and commands name it."""
+"""A fold of a cross-validation, as named in runs, model cards and commands."""
 
 import re
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class Fold:
 
 
 def parse_fold(text: str, seed: int) -> Fold:
-    """The fold that "k/n" names.
+    """Parse "k/n".
 
     Raises:
-        UserError: it isn't of that form, or not 1 <= k <= n with n from 2 to 1000.
+        UserError: the text has another form, or isn't 1 <= k <= n with n from 2 to 1000.
     """
     match = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})", text)
     number, count = (int(match[1]), int(match[2])) if match else (0, 0)
@@ -41,7 +41,7 @@ def fold_folder(folder: Path, number: int) -> Path:
 
 
 def is_fold(folder: Path) -> bool:
-    """True if the folder is called as `fold_folder` calls it."""
+    """True if the folder has a name given by `fold_folder`."""
     return re.fullmatch(r"fold-[0-9]+", folder.name) is not None
 
 

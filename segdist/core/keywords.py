@@ -1,7 +1,7 @@
-"""A job's config from the keywords of a Python call: the same strict reading as of a TOML file, a little more lenient.
+"""A job's config from the keywords of a Python call, read as strictly as a TOML file, with a few conveniences.
 
-A path may be a `Path`, a section a table or its dataclass, a single value a list of one, and whatever has a `folder`
-(a shard set, a run) may be given for its name.
+A path can be a `Path`, a section a dictionary or its dataclass, a list of one its only value, and any object with a
+`folder` (a shard set, a run) can replace its name.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ def from_keywords(cls: type[Config], values: Mapping[str, Any], call: str) -> Co
     """Build and check a config.
 
     Args:
-        values: keyword → value, as `plain` gives it or as a caller wrote it.
-        call: what was called, for messages: `segdist.train()`.
+        values: keyword → value, from `plain` or directly from the caller.
+        call: the called function, for messages: `segdist.train()`.
 
     Raises:
-        UserError: an unknown keyword, a wrong type or value, a refused combination.
+        UserError: an unknown keyword, a wrong type or value, an invalid combination.
     """
     config = from_dict(cls, _with_lists(cls, plain(values, call)), call)
     check_ranges(config, origin=call)
@@ -35,10 +35,10 @@ def from_keywords(cls: type[Config], values: Mapping[str, Any], call: str) -> Co
 
 
 def plain(values: Mapping[str, Any], call: str) -> dict[str, Any]:
-    """The same values in JSON's types: text, numbers, lists and tables.
+    """The same values as JSON types: strings, numbers, lists and dictionaries.
 
     Raises:
-        UserError: a value of another kind, by its keyword.
+        UserError: a value of another type; names its keyword.
     """
     return {key: _plain(value, f"{call}: {key}") for key, value in values.items()}
 
@@ -62,7 +62,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _with_lists(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`values` with a list of one where several are allowed and one was given."""
+    """`values`, with single values wrapped in a list where the setting takes several."""
     hints = get_type_hints(cls)
     found = {}
     for key, value in values.items():

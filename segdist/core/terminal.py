@@ -36,7 +36,7 @@ _library = False
 
 @contextlib.contextmanager
 def as_library() -> Iterator[None]:
-    """Inside, nothing is said, and warnings are Python's own: for calls from somebody's program."""
+    """Print nothing inside the context, and issue Python warnings; for calls from a user's program."""
     global _library
     before, _library = _library, True
     try:

@@ -6,7 +6,7 @@ from segdist.inference.job import Result
 from segdist.ranks.process_group import Ranks
 from segdist.runs.record import note_inference, read_run, run_of
 from segdist.runs.report import refresh_report
-from segdist.tracking.job_log import beside, log_scores
+from segdist.tracking.job_log import log_scores, tracking_of_inference
 
 
 def publish(config: InferConfig, result: Result, ranks: Ranks, seconds: float) -> None:
@@ -29,6 +29,6 @@ def publish(config: InferConfig, result: Result, ranks: Ranks, seconds: float) -
         return  # a part of an array has no scores yet; images without truth outside of a run have nothing to report
     if result.scores is not None and computed:
         description = {"config": to_dict(config)}
-        tracking = beside(config.tracking, read_run(run).config.get("tracking", {}))
+        tracking = tracking_of_inference(config.tracking, read_run(run).config.get("tracking", {}))
         log_scores(tracking, result.folder, description, result.scores, run.resolve().name)
     refresh_report(run, quiet=config.quiet)

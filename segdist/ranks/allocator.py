@@ -22,7 +22,7 @@ def keep_freed_memory() -> bool:
     Returns:
         True if that worked; False without glibc, where nothing changes.
     """
-    if not sys.platform.startswith("linux") or _set_by_the_person():
+    if not sys.platform.startswith("linux") or _set_by_user():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -33,6 +33,6 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_TRIM_THRESHOLD, KEPT))
 
 
-def _set_by_the_person() -> bool:
+def _set_by_user() -> bool:
     names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
     return any(name in os.environ for name in names) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")

@@ -8,7 +8,7 @@ from segdist.ranks.launchers import RankEnvironment
 
 
 def choose_device(wanted: str, environment: RankEnvironment) -> torch.device:
-    """The device of a rank: with "auto", a GPU of its own, or the CPU if there aren't enough GPUs.
+    """The rank's device: with "auto", a separate GPU, or the CPU if there aren't enough GPUs.
 
     Raises:
         UserError: "cuda" without a GPU for each rank of the node; an unknown word.

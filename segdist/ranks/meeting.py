@@ -44,7 +44,9 @@ def meet(folder: Path, environment: RankEnvironment, timeout: timedelta) -> dist
         try:
             write_json(file, stamped({"host": environment.master_addr, "port": store.port}, FORMAT))
         except OSError as error:
-            raise UserError(f"{file}: can't be written ({error.strerror}); the ranks meet there") from None
+            raise UserError(
+                f"{file}: can't be written ({error.strerror}); the ranks find each other through it"
+            ) from None
         return store
     deadline = time.monotonic() + timeout.total_seconds()
     while time.monotonic() < deadline:

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 STORE_KEY = "segdist/port"
 LAUNCHER_LIMIT = timedelta(seconds=60)
-"""For reaching torchrun's store."""
+"""Time limit for reaching torchrun's store."""
 RECORDED_COLLECTIVES = 2000
 """Number of collectives that NCCL's Flight Recorder keeps: about a hundred steps, half a megabyte."""
 
@@ -253,7 +253,7 @@ def _own_store(environment: RankEnvironment, timeout: timedelta) -> dist.TCPStor
     torchrun (observed with torch 2.13) gives restarted workers the store of those that died. Their addresses are still
     in it, and gloo waits for them forever. An address left by an earlier rank 0 is refused, or soon replaced.
     """
-    # It was there before its workers, so a long wait means that torchrun has died meanwhile.
+    # The store exists before the workers start, so a long wait means that torchrun has died.
     shared = dist.TCPStore(
         environment.master_addr, environment.master_port, is_master=False, timeout=min(timeout, LAUNCHER_LIMIT)
     )

@@ -55,7 +55,7 @@ class Place:
 
 
 class Watch:
-    """Reports this rank's place for as long as it is open.
+    """Reports this rank's place until it is closed.
 
     Args:
         store: of all ranks, through a separate client; None for a single process, which waits for no one.
@@ -93,7 +93,7 @@ class Watch:
             self._folder = folder
 
     def close(self) -> None:
-        """End of the job: no more beats, and no file that looks alive. A look around in progress is finished first."""
+        """Stop beating and remove the node's file. Waits for a look around in progress."""
         if self._looking.acquire(timeout=3 * self._every + 2 * ANSWER):
             self._looking.release()
         self._done.set()

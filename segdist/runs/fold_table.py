@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OVERALL = {"mean_iou_pixels": "mean, all pixels", "mean_iou_over_images": "mean over images"}
-"""Scores over all classes, and what they are called."""
+"""Scores over all classes, and their labels."""
 
 
 @dataclass(frozen=True)
@@ -13,12 +13,12 @@ class FoldRow:
 
     name: str
     iou: float | None
-    """Of all images."""
+    """The score of all images together."""
     low: float | None
     """Bounds of the interval."""
     high: float | None
     mean: float | None
-    """Over the folds, as is `deviation`."""
+    """The mean over the folds; `deviation` is their standard deviation."""
     deviation: float | None
 
 

@@ -48,7 +48,7 @@ class RunRecord:
     description: dict[str, Any] = field(default_factory=dict)
     """`config.json`."""
     train: list[Row] = field(default_factory=list)
-    """Rows of training figures, ordered by step."""
+    """Rows of training metrics, ordered by step."""
     val: list[Row] = field(default_factory=list)
     """Rows of validation scores, ordered by step."""
     events: list[Row] = field(default_factory=list)
@@ -63,7 +63,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """Display name; of a fold with that of its cross-validation."""
+        """Display name; for a fold, including that of its cross-validation."""
         folder = self.folder.resolve()
         return f"{folder.parent.name}/{folder.name}" if is_fold(folder) else folder.name
 

@@ -73,12 +73,12 @@ class DataSet:
 
 
 def scored_images(run: RunRecord) -> str:
-    """Which images the predictions are of, as an adjective."""
+    """The kind of images the predictions are for, as an adjective."""
     return "labeled" if run.cross_validation else "test"
 
 
 def headline(run: RunRecord) -> list[tuple[str, str, str]]:
-    """The figures at the top: label, value, remark."""
+    """The key numbers at the top: label, value, remark."""
     tiles: list[tuple[str, str, str]] = []
     if run.predictions:
         scores = run.predictions[0].scores
@@ -243,7 +243,7 @@ def data_sets(run: RunRecord) -> list[DataSet]:
 
 
 def timings(run: RunRecord) -> list[tuple[str, float]]:
-    """Where the time of all starts went, in seconds. Rows cover training; the rest is the time between them."""
+    """How the time of all starts was spent, in seconds. Rows cover training; the rest is the time between them."""
     size = run.config.get("batch_size", 0)
     training = waiting = 0.0
     before = 0
@@ -257,7 +257,7 @@ def timings(run: RunRecord) -> list[tuple[str, float]]:
     if not total or not training:
         return []
     parts = [("forward, backward, optimizer", training), ("waiting for data", waiting)]
-    return [*parts, ("check at the start, validation, checkpoints", max(total - training - waiting, 0.0))]
+    return [*parts, ("initial check, validation, checkpoints", max(total - training - waiting, 0.0))]
 
 
 def rank_times(run: RunRecord) -> list[tuple[int, float, float]]:

@@ -12,10 +12,10 @@ READABLE = 12
 
 
 def confusion_picture(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Rows (truth) as fractions of their sum, shaded; uint8 (height, width, 3).
+    """Shade each cell by its fraction of the row's (true class's) pixels; uint8 (height, width, 3).
 
     Args:
-        matrix: integers (K, K), rows the truth, columns the prediction.
+        matrix: integers (K, K); rows are the truth, columns the prediction.
         class_names: K names.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,7 +27,7 @@ def confusion_picture(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndar
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-    axes.set(xlabel="prediction", ylabel="truth", title="share of the truth's pixels")
+    axes.set(xlabel="prediction", ylabel="truth", title="fraction of the true class's pixels")
     if len(class_names) <= READABLE:
         axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
         axes.set_yticks(range(len(class_names)), class_names)

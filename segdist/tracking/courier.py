@@ -9,7 +9,7 @@ Call = Callable[[], None]
 
 
 class Courier:
-    """Runs calls one after another, in the order in which they were handed over.
+    """Runs calls one after another, in the order in which they were submitted.
 
     Args:
         name: name of the thread.

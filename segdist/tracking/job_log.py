@@ -1,4 +1,4 @@
-"""What jobs log besides curves: the data before training, the scores after inference."""
+"""Log the data before training, and the scores after inference."""
 
 import io
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from shards.read.reader import ShardSet
 
 WORST = 4
-"""Number of images, the worst ones, whose figures go to the trackers."""
+"""Maximum number of worst images whose figures are logged."""
 
 
 def data_facts(sets: Sequence["ShardSet"]) -> list[dict[str, Any]]:
-    """A few numbers about each shard set, for the config shown by trackers."""
+    """Key numbers of each shard set, for the config shown by trackers."""
     return [
         {
             "samples": {split: manifest.samples(split) for split in ("train", "val", "test")},
@@ -35,7 +35,7 @@ def data_facts(sets: Sequence["ShardSet"]) -> list[dict[str, Any]]:
 
 
 def log_contact_sheets(trackers: Trackers, sets: Sequence["ShardSet"]) -> None:
-    """Patches with their masks of each shard set, at the start of a run."""
+    """Log a contact sheet of patches with masks for each shard set, at the start of a run."""
     if not trackers.want_pictures or trackers.last_logged_step >= 0:
         return
     from PIL import Image
@@ -51,7 +51,7 @@ def log_shard_set(config: TrackingConfig, folder: Path) -> None:
     """Log a newly made shard set as a separate run: recipe, counts, a contact sheet of patches.
 
     Args:
-        folder: the set's folder; the trackers' files go below it.
+        folder: the set's folder, which also gets the trackers' files.
     """
     from shards.read.reader import ShardSet  # as above
 
@@ -64,7 +64,7 @@ def log_shard_set(config: TrackingConfig, folder: Path) -> None:
     trackers.finish("finished")
 
 
-def beside(config: TrackingConfig, trained: dict[str, Any]) -> TrackingConfig:
+def tracking_of_inference(config: TrackingConfig, trained: dict[str, Any]) -> TrackingConfig:
     """The tracking settings of an inference job: by default those of the training run, in the same project and group.
 
     If training disabled images or online tracking, inference does too.
@@ -92,12 +92,12 @@ def log_scores(
     """Log the scores of an inference job as a separate run: means, classes, confusion matrix, worst images, a table.
 
     Args:
-        folder: the predictions; W&B's files also go below it.
+        folder: the folder of predictions, which also gets W&B's files.
         scores: the contents of scores.json.
-        group: name of the training run, next to which the scores appear in W&B.
+        group: name of the training run, with which W&B groups the scores.
     """
     trackers = open_trackers(config, folder, run_config, job_type="infer", group=group)
-    # One row per job that computed something new; training steps have no meaning here.
+    # One row per job that computed something new; training steps don't apply here.
     step = trackers.last_logged_step + 1
     means = {name: scores[name] for name in ("mean_iou_over_images", "mean_iou_pixels", "pixel_accuracy")}
     per_class = {

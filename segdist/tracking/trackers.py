@@ -23,7 +23,7 @@ PATIENCE = 30.0
 
 
 class Trackers:
-    """Feeds all trackers, and makes sure that none of them can harm the run.
+    """Feeds all trackers, and ensures that none of them can harm the run.
 
     Every method except `finish` returns immediately. Ranks other than 0 have no trackers.
 
@@ -116,7 +116,7 @@ class Trackers:
         if abandon is not None:
             abandon()
         warn(
-            f"{name}: no answer for {self._patience:g} s, abandoned; the run continues, {METRICS} has all its figures, "
+            f"{name}: no answer for {self._patience:g} s, abandoned; the run continues, {METRICS} has all metrics, "
             "and the next start sends the missing ones"
         )
 

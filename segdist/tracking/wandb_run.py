@@ -76,7 +76,7 @@ class WandbRun:
 
     def send(self, row: dict[str, Any], step: int) -> None:
         """Pass a row to W&B, which writes it to its file within about a second."""
-        self._surely(lambda: self._run.log({**row, STEP: step}))
+        self._with_retry(lambda: self._run.log({**row, STEP: step}))
         now = time.monotonic()
         self._recent.append((now, step, {name: value for name, value in row.items() if isinstance(value, int | float)}))
         while self._recent[0][0] < now - RECENT:
@@ -114,7 +114,7 @@ class WandbRun:
                 self._run.mark_preempting()
             self._run.finish(exit_code=0 if state == "finished" else 1)
 
-        self._surely(close)
+        self._with_retry(close)
         self._state_file.write(self.id, last_step, self.piece, closed=True)
 
     def abandon(self) -> None:
@@ -129,18 +129,18 @@ class WandbRun:
                 exit_code
             )  # called when this process exits, with nothing left to end
 
-    def _surely(self, call: Callable[[], Any]) -> None:
-        """Use the run, retrying with a new process if W&B's has died."""
+    def _with_retry(self, call: Callable[[], Any]) -> None:
+        """Make the call, retrying in a new process if W&B's has died."""
         try:
             call()
         except Exception:
             if self._restarts == MOST_RESTARTS:
                 raise
             self._restarts += 1
-            self._start_anew()
+            self._restart()
             call()
 
-    def _start_anew(self) -> None:
+    def _restart(self) -> None:
         import wandb
 
         died = self.piece
@@ -160,7 +160,7 @@ class WandbRun:
         if self.mode == "online":
             try:
                 run = wandb.init(mode="online", **self._arguments)
-            except Exception as error:  # wandb raises a dozen types here, and none of them is a reason not to train
+            except Exception as error:  # wandb raises a dozen types here, and none should prevent training
                 self.mode, self.problem = "offline", one_line(error)
                 # The remains of the failed start would block the run id.
                 wandb.teardown()

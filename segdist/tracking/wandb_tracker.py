@@ -131,18 +131,18 @@ def open_wandb(
     Raises:
         UserError: `--wandb online` without a key; `online` or `offline` without the package.
     """
-    if config.wandb == "off":  # W&B isn't even imported then
+    if config.wandb == "off":  # don't even import W&B
         return None
     require_package(config)
     if not has_package():
         warn(
-            "W&B is not installed: figures stay in the run folder (pip install wandb, or silence this with --wandb off)"
+            "W&B is not installed: metrics stay in the run folder (pip install wandb, or silence this with --wandb off)"
         )
         return None
     try:
         server = prepare_wandb()
     except Exception as error:
-        warn(f"W&B can't be started ({one_line(error)}); going on without it")
+        warn(f"W&B can't be started ({one_line(error)}); continuing without it")
         return None
     mode, reason = choose_mode(config, server)
     if mode == "off":
@@ -166,8 +166,8 @@ def open_wandb(
     }
     try:
         run = WandbRun(mode, arguments, state_file, before.last_step, patience=config.finish_timeout)
-    except Exception as error:  # no failure of W&B is a reason not to train
-        warn(f"W&B can't be started ({one_line(error)}); going on without it")
+    except Exception as error:  # no W&B failure should prevent training
+        warn(f"W&B can't be started ({one_line(error)}); continuing without it")
         return None
     if run.mode == "online":
         say(f"W&B: online, {run.url}")

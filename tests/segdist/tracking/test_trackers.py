@@ -132,18 +132,18 @@ def test_images_none_blocks_every_picture_of_the_data() -> None:
 
 def test_inference_joins_its_trainings_group_and_reveals_no_more() -> None:
     from segdist.core.parsing import to_dict
-    from segdist.tracking.job_log import beside
+    from segdist.tracking.job_log import tracking_of_inference
 
     trained = to_dict(TrackingConfig(wandb="offline", project="cells", group="first", tags=("a",), images="none"))
-    assert beside(TrackingConfig(), trained) == TrackingConfig(
+    assert tracking_of_inference(TrackingConfig(), trained) == TrackingConfig(
         wandb="offline", project="cells", group="first", tags=("a",), images="none"
     )
     told = TrackingConfig(wandb="online", project="other", tags=("b",))
-    assert beside(told, trained) == TrackingConfig(
+    assert tracking_of_inference(told, trained) == TrackingConfig(
         wandb="online", project="other", group="first", tags=("b",), images="none"
     )
-    assert beside(told, {}) == told
-    assert beside(TrackingConfig(), to_dict(TrackingConfig(wandb="online"))).wandb == "auto"
+    assert tracking_of_inference(told, {}) == told
+    assert tracking_of_inference(TrackingConfig(), to_dict(TrackingConfig(wandb="online"))).wandb == "auto"
 
 
 def test_tracker_names_are_separated_by_commas() -> None:

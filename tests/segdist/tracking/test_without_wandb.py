@@ -26,7 +26,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_training_and_inference_need_no_wandb(work: Path) -> None:
     done = run(without_wandb("train", "-f", "tiny", "-n", "plain", "-b", "8", "--steps", "2", *TINY_NET), work)
-    assert done.stderr.count("W&B is not installed: figures stay in the run folder") == 1
+    assert done.stderr.count("W&B is not installed: metrics stay in the run folder") == 1
     assert (work / "runs" / "plain" / "best.safetensors").is_file()
     run(without_wandb("infer", "-m", "plain", "-f", "tiny"), work)
     assert (work / "runs" / "plain" / "predictions" / "tiny" / "scores.json").is_file()
