@@ -4,7 +4,7 @@
 setup_venv() {
     local extras=${1:-} venv=.venv python=${PYTHON:-python3} stamp wanted
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-        echo "error: $python isn't Python 3.11 or newer; install one, or set PYTHON=/path/to/python3.12 bash $0" >&2
+        echo "error: $python isn't Python 3.11 or newer; install one, or run: PYTHON=/path/to/python3.12 bash $0" >&2
         return 2
     fi
     stamp=$venv/.segdist-setup

@@ -1,7 +1,7 @@
 """A job's config from the keywords of a Python call, read as strictly as a TOML file, with a few conveniences.
 
-A path can be a `Path`, a section a dictionary or its dataclass, a list of one its only value, and any object with a
-`folder` (a shard set, a run) can replace its name.
+Accepts a `Path` as a path, a dataclass as a section, a single value as a list of one, and any object with a `folder` (a
+shard set, a run) as its name.
 """
 
 import dataclasses

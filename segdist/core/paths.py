@@ -44,7 +44,7 @@ OWNERS = ".owners"
 """Folder in any folder that a job writes to: its current owners (`segdist.core.owner`)."""
 
 RUN_FILES = (CONFIG, BEST_MODEL, LAST_MODEL, SLURM_LOGS)
-"""A folder with any of these is a run, not, say, a folder of images with the same name."""
+"""A folder with any of these is a run; without them, it may be a folder of images with a run's name."""
 
 
 def config_folder() -> Path:

@@ -68,8 +68,8 @@ class TrainingData:
         self.validation_batches = 0
         """The largest number of validation batches on any rank."""
         if self.samples["val"]:
-            # Smaller than the global batch, which the ranks share in training. Independent of the number of ranks, so
-            # that the results are bit-identical on any number.
+            # Capped, because one rank computes all of it, while ranks share a global batch. Independent of the number
+            # of ranks, so that the results are bit-identical on any number.
             size = max(1, min(config.batch_size, VALIDATION_PATCHES, VALIDATION_PIXELS // self.patch**2))
             self.validation = ValidationBatches(source, size, rank, world_size)
             batches = math.ceil(self.samples["val"] / size)

@@ -24,7 +24,7 @@ BUFFERS_STAY = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENT
 
 
 class DataParallel:
-    """The default engine of a `Learner`: the fastest; results on different numbers of ranks differ only by rounding.
+    """The default engine of a `Learner`, and the fastest. The number of ranks affects results only by rounding.
 
     Args:
         model: on the device, the same on all ranks.

@@ -46,7 +46,7 @@ class _Pace:
 
 @dataclass
 class _RankSeconds:
-    """Seconds per step that each rank computed before it needed the others, over this start of the run."""
+    """Seconds per step that each rank took before it needed the others, over this start of the run."""
 
     sums: list[float] = field(default_factory=list)
     steps: int = 0
