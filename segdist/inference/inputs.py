@@ -1,4 +1,4 @@
-"""Which images an inference job works on, what they are called in the output, and what their headers say."""
+"""The images of an inference job: which they are, their names in the output, and their headers."""
 
 import contextlib
 import glob
@@ -26,7 +26,7 @@ from shards.manifest import ClassInfo, SourcePair, read_manifest
 from shards.read.reader import ShardSet
 
 HEADER_THREADS = 16
-"""Threads that read headers: on network file systems each costs a round trip."""
+"""Threads that read headers; on network file systems, each header costs a round trip."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class InputImage:
     """One image to segment."""
 
     name: str
-    """Unique in the job; output files are called so. May contain folders."""
+    """Unique in the job; names the output files. May contain folders."""
     path: str
     mask: str | None = None
     fold: int = 0
-    """The fold that holds it out, whose model segments it; 0: all models do."""
+    """The fold that holds it out, and whose model segments it; 0: all models do."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of an image without decoding it; `error` if it can't be opened."""
+    """What is known about an image without decoding it, or in `error` why it can't be opened."""
 
     height: int = 0
     width: int = 0
@@ -51,18 +51,18 @@ class Header:
     dtype: str = ""
     windowed: bool = True
     size: int = 0
-    """Bytes of the file, which with `changed` (nanoseconds) tells whether it is still the same."""
+    """File size in bytes; together with `changed` (nanoseconds), it shows whether the file was modified."""
     changed: int = 0
     upright: bool = True
-    """Image and mask are turned by their orientation tags."""
+    """Image and mask are rotated by their orientation tags."""
     alpha: int = 0
-    """Samples that are left out, because they are tagged as transparency."""
+    """Number of channels that are ignored because they are tagged as transparency."""
     error: str = ""
     pair: OrientedPair | None = None
-    """What the orientation tags of the image and its mask say."""
+    """The orientation tags of the image and its mask."""
 
     def turned(self, orientation: Orientation) -> "Header":
-        """The header once it is decided whether tags are followed where only one file has one."""
+        """The header after deciding whether to apply a tag that only one of image and mask has."""
         if self.pair is None or self.pair.upright(orientation):
             return self
         height, width = self.pair.image_stored
@@ -75,28 +75,28 @@ class Header:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images of a job and how their masks are read."""
+    """The images of a job, and how to read their masks."""
 
     label: str
-    """What the predictions are called in the run folder."""
+    """Name of the predictions in the run folder."""
     root: str
-    """The folder that all images of this input lie in, resolved; names of results are paths below it."""
+    """The folder that contains all images, resolved; names of results are paths below it."""
     images: list[InputImage]
     masks: MaskReader | None
-    """Reads the masks as labels of the model."""
+    """Reads the masks as the model's labels."""
     orientation: Orientation
-    """What is known of it: a shard set has decided."""
+    """As configured, or as the shard set decided."""
 
 
 def find_inputs(config: InferConfig, classes: tuple[ClassInfo, ...], held_out: Sequence[HeldOut | None] = ()) -> Inputs:
     """The images that `config` names.
 
     Args:
-        classes: the model's, which masks without further settings show.
-        held_out: of each model, for `out_of_fold`.
+        classes: the model's; also those of the masks, unless `masks.classes` is set.
+        held_out: the images that each model was not trained on, for `out_of_fold`.
 
     Raises:
-        UserError: nothing was found, names clash, a mask is missing, or the masks have other classes than the model.
+        UserError: no images were found, names clash, a mask is missing, or the masks' classes aren't the model's.
     """
     if config.data:
         return _of_shard_set(config, classes, held_out)
@@ -106,7 +106,7 @@ def find_inputs(config: InferConfig, classes: tuple[ClassInfo, ...], held_out: S
         found, root = _expand(pattern)
         images += found
         roots.append(root)
-    # The same file may be named twice, by a folder and by a glob.
+    # The same file may be given twice, by a folder and by a glob.
     images = list({_identity(found[0]): found for found in images}.values())
     if not images:
         raise UserError(f"--images {' '.join(config.images)}: no images found (looked for {' '.join(IMAGE_SUFFIXES)})")
@@ -127,7 +127,7 @@ def find_inputs(config: InferConfig, classes: tuple[ClassInfo, ...], held_out: S
 def _of_shard_set(config: InferConfig, classes: tuple[ClassInfo, ...], held_out: Sequence[HeldOut | None]) -> Inputs:
     folder = set_dir(config.data)
     if not isinstance(folder, Path):
-        raise UserError(f"--data {folder}: the images of a set behind a URL are not here; name them with --images")
+        raise UserError(f"--data {folder}: the images of a set behind a URL are not local; give them with --images")
     manifest = read_manifest(folder)
     sources: Sequence[SourcePair] = manifest.sources.get(config.split, ())
     folds: list[int] | None = None
@@ -144,7 +144,7 @@ def _of_shard_set(config: InferConfig, classes: tuple[ClassInfo, ...], held_out:
     if any(masks_of):
         masks = _as_the_model_counts(mask_reader_from_recipe(manifest.recipe), classes, f"--data {config.data}")
     label = folder.resolve().name + ("" if what == "test" else f"-{what}")
-    # Sets from before there was the setting followed the tags.
+    # Sets older than this setting applied the tags.
     orientation = config.orientation
     if orientation == "auto":
         orientation = manifest.recipe.get("images", {}).get("orientation", "apply")
@@ -163,25 +163,26 @@ def _inputs(
     masks: MaskReader | None,
     orientation: Orientation,
 ) -> Inputs:
-    root = os.path.commonpath([root, _common_folder([path for path, _, _ in images])])  # a pattern may lead out of it
+    # A pattern may match images outside the root.
+    root = os.path.commonpath([root, _common_folder([path for path, _, _ in images])])
     names = result_names([os.path.relpath(os.path.abspath(path), root) for path, _, _ in images])
     found = [InputImage(name, path, mask) for name, (path, _, _), mask in zip(names, images, masks_of, strict=True)]
     return Inputs(label, os.path.realpath(root), found, masks, orientation)
 
 
 def _as_the_model_counts(masks: MaskReader, classes: tuple[ClassInfo, ...], origin: str) -> MaskReader:
-    """The reader of `masks`, giving labels of the model: classes are told by their names, not by their order."""
+    """A reader of `masks` that returns the model's labels: classes are matched by name, not by order."""
     theirs, ours = [info.name for info in masks.classes], [info.name for info in classes]
     if sorted(theirs) != sorted(ours):
         raise UserError(
-            f"{origin}: the masks have the classes {', '.join(theirs)}, the model {', '.join(ours)}; scores need the "
-            "same names, in any order. Name them as the model does, or segment without masks (--images alone)"
+            f"{origin}: the masks have the classes {', '.join(theirs)}, but the model has {', '.join(ours)}; scores "
+            "need the same names, in any order. Name them as in the model, or segment without masks (--images alone)"
         )
     return masks.in_order_of(ours)
 
 
 def read_headers(images: list[InputImage], channels: int, masks: MaskReader | None) -> list[Header]:
-    """The header of each image, read for a model of `channels` channels; of its mask only the orientation."""
+    """Read the header of each image, for a model with `channels` channels, and the orientation tag of its mask."""
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
         return list(pool.map(lambda image: _header(image, channels, masks), images))
 
@@ -201,7 +202,7 @@ def _header(image: InputImage, channels: int, masks: MaskReader | None) -> Heade
                 alpha=opened.alpha,
             )
             if image.mask and masks:
-                # What is wrong with the mask is told when it is read.
+                # Errors in the mask are reported when it is read.
                 with contextlib.suppress(UserError), masks.open(image.mask) as mask:
                     header = replace(header, pair=oriented_pair(opened, mask.file))
             return header
@@ -212,17 +213,17 @@ def _header(image: InputImage, channels: int, masks: MaskReader | None) -> Heade
 
 
 Named = tuple[str, str | None, Path]
-"""An image, its mask where a CSV file names one, and its path in the folder that the user named."""
+"""An image, its mask if a CSV file names one, and its path in the folder that the user gave."""
 
 
 def _expand(pattern: str) -> tuple[list[Named], str]:
-    """The images that one argument names, and the folder that it is about: more images in it may come later."""
+    """The images that one argument names, and the folder they come from, where more images may appear later."""
     path = Path(pattern)
     if path.suffix.lower() == ".csv" and path.is_file():
         rows = _read_csv(path)
         return rows, _common_folder([image for image, _, _ in rows])
     if path.is_dir() and path.suffix.lower() != ZARR_SUFFIX:
-        with ThreadPoolExecutor(HEADER_THREADS) as pool:  # in the same order
+        with ThreadPoolExecutor(HEADER_THREADS) as pool:  # keeps the order
             pages = [page for of_file in pool.map(_pages, images_in(path, skip_unreadable=True)) for page in of_file]
         return [(str(page), None, page.relative_to(path)) for page in pages], os.path.abspath(path)
     if path.exists():
@@ -232,7 +233,7 @@ def _expand(pattern: str) -> tuple[list[Named], str]:
     fixed = os.path.dirname(re.split(r"[*?[]", pattern)[0])
     found = [match for match in sorted(glob.glob(pattern, recursive=True)) if not hidden_below(match, fixed)]
     if not found:
-        raise UserError(f"--images {pattern}: no such file or folder, and as a pattern it matches nothing")
+        raise UserError(f"--images {pattern}: no such file or folder, and no file matches it as a pattern")
     return [pair for match in found for pair in _expand(match)[0]], os.path.abspath(fixed)
 
 
@@ -251,7 +252,7 @@ def _read_csv(path: Path) -> list[Named]:
     if not rows or "image" not in rows[0]:
         raise UserError(f"{path}: needs a header line with a column `image` (and optionally `mask`), and rows below it")
     if empty := [number for number, row in enumerate(rows, start=2) if not row["image"]]:
-        raise UserError(f"{path} line {empty[0]}: no image is named")
+        raise UserError(f"{path} line {empty[0]}: `image` is empty")
     found: list[Named] = []
     for row in rows:
         images = _pages(existing_address(path.parent / row["image"]))
@@ -263,7 +264,7 @@ def _read_csv(path: Path) -> list[Named]:
 
 
 def _masks_of(images: list[Named], folder: Path, name: str) -> list[str | None]:
-    """The mask of each image by the rule of `make-shards`; a page of an image has the same page of the mask."""
+    """The mask of each image, found as in `make-shards`; a page of an image has the same page of its mask."""
     if not folder.is_dir():
         raise UserError(f"--masks.folder {folder}: no such folder")
     files = mask_files(folder, below=any(len(place.parts) > 1 for _, _, place in images))
@@ -282,7 +283,7 @@ def _masks_of(images: list[Named], folder: Path, name: str) -> list[str | None]:
 
 
 def _pages(path: Path) -> list[Path]:
-    """All images in a file; the file itself where it can't be opened, which is told when its header is read."""
+    """All images in a file; the file itself if it can't be opened, which is reported when its header is read."""
     try:
         return page_addresses(path)
     except UserError:
@@ -290,5 +291,5 @@ def _pages(path: Path) -> list[Path]:
 
 
 def _at(pages: list[Path], place: int) -> Path:
-    """The mask of the image at `place` in its file: the page of the same place. One that is missing is told later."""
+    """The mask of the image at `place` in its file: the page at the same place. A missing page is reported later."""
     return pages[place] if place < len(pages) else page_address(split_address(pages[0])[0], place)

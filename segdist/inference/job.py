@@ -1,7 +1,7 @@
 """An inference job from config to scores: what `segdist infer` does on every rank.
 
-All ranks agree on the list of images and on who computes which tile rows; from then on each works alone until its part
-is done. No rank waits for another in the middle of the work, so one that fails can't leave the others hanging there.
+All ranks agree on the list of images and on who computes which tile rows; then each works alone until its part is done.
+No rank waits for another during that work, so a rank that fails can't leave the others hanging.
 """
 
 import uuid
@@ -36,14 +36,14 @@ from segdist.inference.tiler import ModelError, TileFunction
 from segdist.ranks.process_group import Ranks
 
 PATIENCE = timedelta(days=30)
-"""How long a rank that is done waits for the others. One that died is noticed at once, by its closed connection."""
+"""How long a finished rank waits for the others. A dead rank is noticed at once, because its connection closes."""
 SCORES_VERSION, FAILURES_VERSION = 1, 1
-"""Version 0 of the scores is the same without the number, of the failures a bare list."""
+"""Version 0 of the scores only lacks the version number; version 0 of the failures is a bare list."""
 
 
 @dataclass
 class Result:
-    """What a job did; the same on all ranks."""
+    """The result of a job; the same on all ranks."""
 
     folder: Path
     images: int
@@ -51,9 +51,9 @@ class Result:
     scores: dict[str, Any] | None
     """The content of scores.json, if any image has a true mask."""
     files: list[str] = field(default_factory=list)
-    """Kinds of files that were written."""
+    """The kinds of files written."""
     reused: int = 0
-    """Images that were finished before."""
+    """Number of images that were finished before."""
 
 
 def infer(config: InferConfig, ranks: Ranks) -> Result:
@@ -70,7 +70,7 @@ def infer(config: InferConfig, ranks: Ranks) -> Result:
 
 
 def examine(config: InferConfig, ranks: Ranks) -> Task:
-    """All that is known without writing anything; a dry run ends here. Collective.
+    """Prepare the job without writing anything; a dry run ends here. Collective.
 
     Raises:
         UserError: see `prepare`; the output folder holds other results.
@@ -83,14 +83,14 @@ def examine(config: InferConfig, ranks: Ranks) -> Task:
 
 @contextmanager
 def _owned(task: Task, ranks: Ranks) -> Iterator[None]:
-    """Keep other jobs out of the output folder; tasks of one array let each other in, each task once. Collective."""
+    """Lock the output folder against other jobs; the tasks of an array share it, each task once. Collective."""
     part, parts = task.config.task_part()
     this_start = ranks.broadcast(uuid.uuid4().hex)
     wanted = [(task.folder, f"array of {parts}" if parts > 1 else this_start)]
     if parts > 1:
         wanted.append((task.folder / STATE / "tasks" / f"{part}-of-{parts}", this_start))
     with ExitStack() as stack:
-        for rank in (0, None):  # rank 0 first, so that it can speak for all
+        for rank in (0, None):  # rank 0 first, so that all ranks raise its error
             problem = ""
             if (ranks.rank == 0) == (rank == 0):
                 try:
@@ -104,7 +104,7 @@ def _owned(task: Task, ranks: Ranks) -> Iterator[None]:
 
 
 def _fix_settings(task: Task, folder: ResultFolder, ranks: Ranks) -> None:
-    """Note what the results depend on, and compute with the number of threads of the folder's first start."""
+    """Record the settings that results depend on, and use as many threads as when the folder was first started."""
     problem, threads = "", torch.get_num_threads()
     if ranks.is_main:
         try:
@@ -116,7 +116,7 @@ def _fix_settings(task: Task, folder: ResultFolder, ranks: Ranks) -> None:
         raise UserError(problem)
     if threads != torch.get_num_threads() and ranks.device.type == "cpu":
         if ranks.is_main:
-            warn(f"{threads} threads in each rank, as when {task.folder} was begun: the last bits depend on them")
+            warn(f"{threads} threads per rank, as when {task.folder} was started: the last bits depend on their number")
         torch.set_num_threads(threads)
 
 
@@ -137,7 +137,7 @@ def _run(task: Task, folder: ResultFolder, ranks: Ranks) -> Result:
 
 @dataclass
 class Done:
-    """What one rank has done, by the images' numbers."""
+    """What one rank has done, by image number."""
 
     task: Task
     ranks: Ranks
@@ -146,11 +146,11 @@ class Done:
 
     @contextmanager
     def failures_noted(self, image: ImageTask) -> Iterator[None]:
-        """Turn what is wrong with one image into an entry of the failure list; `strict` raises it."""
+        """Record an error in one image as a failure; with `strict`, raise it."""
         try:
             yield
         except (UserError, MemoryError) as problem:
-            error = problem if isinstance(problem, UserError) else UserError(f"{image.path}: not enough memory for it")
+            error = problem if isinstance(problem, UserError) else UserError(f"{image.path}: not enough memory")
             if self.task.config.strict or isinstance(error, ModelError):
                 error.on_this_rank = True
                 raise error from None
@@ -160,7 +160,7 @@ class Done:
 
 
 def _segment_share(task: Task, folder: ResultFolder, pieces: list[list[Stretch]], done: Done) -> None:
-    """This rank's stretches, one after another; images that are whole here are finished at once."""
+    """Segment this rank's stretches in turn; images that no other rank works on are finished right away."""
     ranks = done.ranks
     mine = pieces[ranks.rank]
     if not mine:
@@ -196,7 +196,7 @@ def _segment_share(task: Task, folder: ResultFolder, pieces: list[list[Stretch]]
 
 
 def _finish_shared(task: Task, folder: ResultFolder, pieces: list[list[Stretch]], done: Done) -> None:
-    """When all ranks are done: images that lay on several are finished by the rank that had their top."""
+    """After all ranks are done, finish images shared by several ranks; each by the rank that had its top."""
     failed = {number for share in done.ranks.gather(done.failures) for number in share}
     ranks_of: dict[ImageTask, list[int]] = {}
     for rank, piece in enumerate(pieces):

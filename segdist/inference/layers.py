@@ -1,4 +1,4 @@
-"""From sums of probabilities to the layers of pixels that are stored: mask, probabilities and maps of uncertainty."""
+"""Turns sums of probabilities into the layers to store: mask, probabilities and uncertainty maps."""
 
 import math
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Layers:
 
     @staticmethod
     def wanted(output: OutputConfig, num_classes: int, *, figure: bool) -> "Layers":
-        """What the config asks for; a figure needs probability maps too, of whatever type."""
+        """The layers that the config requests; a figure also needs probability maps, of any type."""
         kind = output.probabilities
         kind = "uint8" if kind == "none" and figure else kind
         return Layers(num_classes, kind, output.confidence, output.entropy, output.disagreement)
@@ -38,7 +38,7 @@ class Layers:
         return found | dict.fromkeys(self.maps(), np.dtype(np.uint8))
 
     def maps(self) -> list[str]:
-        """The layers of one plane, besides the mask."""
+        """The names of the requested uncertainty maps."""
         wanted = {CONFIDENCE: self.confidence, ENTROPY: self.entropy, DISAGREEMENT: self.disagreement}
         return [name for name, is_wanted in wanted.items() if is_wanted]
 
@@ -47,12 +47,12 @@ class Layers:
         return [f"p{label}" for label in range(self.num_classes)]
 
     def bytes_per_pixel(self) -> int:
-        """Of all layers together."""
+        """Bytes per pixel of all layers together."""
         return sum(dtype.itemsize for dtype in self.dtypes().values())
 
     def encode(self, rows: FinishedRows, probabilities: Means) -> dict[str, torch.Tensor]:
         """The layers of finished rows, on the device of the sums."""
-        # The mask comes from the sums themselves: stored probabilities are rounded.
+        # The mask comes from the sums, because stored probabilities are rounded.
         encoded = {MASK: labels_of(rows.sums[: self.num_classes])}
         if self.probabilities == "none" and not self.maps():
             return encoded

@@ -1,4 +1,4 @@
-"""Tables of an image: area and share of each class, and what is measured of each object."""
+"""Tables of an image: area and share of each class, and measurements of each object."""
 
 import codecs
 import csv
@@ -16,7 +16,7 @@ from shards.images.image_file import ImageFile
 from shards.manifest import ClassInfo
 
 BACKGROUND = "background"
-"""A class of this name, in any case, is what objects lie on: it has an area, and no objects."""
+"""A class of this name, in upper or lower case, has an area but no objects."""
 
 OBJECT_COLUMNS = (
     "object",
@@ -47,10 +47,10 @@ def write_measurements(
     classes: Sequence[ClassInfo],
     intervals: ShareIntervals | None = None,
 ) -> None:
-    """Write both tables of an image; positions are those in the image, of a region too.
+    """Write both tables of an image; positions are in image coordinates, even for a region.
 
     Args:
-        intervals: of the classes' shares; with them, the table of classes has the columns `share_low` and `share_high`.
+        intervals: of class shares; they add the columns `share_low` and `share_high` to the table of classes.
     """
     region = image.region
     split = np.zeros(256, bool)
@@ -102,7 +102,7 @@ def _object_table(
 
 
 def write_table(path: Path, names: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
-    """Write a CSV file, whole or not at all: UTF-8, a header line, lines that end in a newline."""
+    """Write a CSV file atomically: UTF-8, a header line, lines that end in a newline."""
     with whole_file(path) as file:
         writer = csv.writer(codecs.getwriter("utf-8")(file), lineterminator="\n")
         writer.writerow(names)

@@ -1,11 +1,11 @@
-"""The objects of a mask and what is measured of them, in one pass from the top down.
+"""Finds and measures the objects of a mask, in one pass from top to bottom.
 
-An object is a connected component of one class; pixels that touch at a corner belong together (8-connectivity, as
-`skimage.measure.label` counts by default). The mask is read in bands of rows, a band is cut into runs (stretches of one
+An object is a connected component of one class. Pixels that touch at a corner are connected (8-connectivity, the
+default of `skimage.measure.label`). The mask is read in bands of rows, each band is cut into runs (stretches of one
 class in one row), and runs that touch are joined. Objects that reach the last row of a band stay open; the others are
-finished and only their row of the table is kept. Memory is that of a band, of a row, and of the table.
+finished, and only their table rows are kept. Memory holds a band, a row and the table.
 
-Bands depend on the width alone, so the same mask gives the same bits however it was computed.
+Bands depend only on the width, so the same mask gives the same bits however it was computed.
 """
 
 import math
@@ -17,7 +17,7 @@ import numpy as np
 from segdist.inference.parts import Rows
 
 BAND_PIXELS = 2**20
-"""Pixels of a band, at least one row."""
+"""Pixels per band; a band has at least one row."""
 
 ReadImage = Callable[[int, int], np.ndarray]
 """Rows `top` to `bottom` of the image under the mask, (h, W, C)."""
@@ -25,15 +25,15 @@ ReadImage = Callable[[int, int], np.ndarray]
 
 @dataclass(frozen=True)
 class Objects:
-    """N objects, one entry each; rows and columns are those of the mask, moments are in pixels.
+    """N objects; rows and columns are those of the mask, moments are in pixels.
 
-    Runs, and objects that are still open, are held in the same form.
+    Also holds runs, and objects that are still open.
     """
 
     label: np.ndarray
     """(N,) class."""
     first: np.ndarray
-    """(N,) place of the first pixel, counted along the rows; objects are sorted by it."""
+    """(N,) row-major index of the first pixel; objects are sorted by it."""
     area: np.ndarray
     """(N,) pixels, int64."""
     sums: np.ndarray
@@ -45,7 +45,7 @@ class Objects:
     high: np.ndarray
     """(N, 2) bottom row and right column, excluded."""
     edges: np.ndarray
-    """(N, 3) border pixels that count 1, √2 and (1 + √2) / 2 of the perimeter."""
+    """(N, 3) numbers of border pixels that add 1, √2 and (1 + √2) / 2 to the perimeter."""
     intensity_sum: np.ndarray
     """(N, C) int64."""
     intensity_min: np.ndarray
@@ -55,12 +55,12 @@ class Objects:
         return len(self.label)
 
     def take(self, which: np.ndarray) -> "Objects":
-        """Some of the objects."""
+        """The objects selected by indices or a boolean mask."""
         return Objects(*(getattr(self, field.name)[which] for field in fields(self)))
 
     @staticmethod
     def join(parts: "list[Objects]") -> "Objects":
-        """Several tables as one."""
+        """Concatenate tables."""
         return Objects(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Objects)))
 
     @property
@@ -70,7 +70,7 @@ class Objects:
 
     @property
     def orientation(self) -> np.ndarray:
-        """(N,) angle between the rows' axis and the major axis, -π/2 to π/2, as `regionprops` has it."""
+        """(N,) angle between the row axis and the major axis, -π/2 to π/2, as in `regionprops`."""
         rows, columns, mixed = self.moments.T
         apart = rows - columns
         round_ones = np.abs(apart) <= 1e-12 * (rows + columns)
@@ -79,7 +79,7 @@ class Objects:
 
     @property
     def axes(self) -> np.ndarray:
-        """(N, 2) major and minor axis of the ellipse with the same second moments, as `regionprops` has them."""
+        """(N, 2) major and minor axis of the ellipse with the same second moments, as in `regionprops`."""
         rows, columns, mixed = (self.moments / self.area[:, None]).T
         middle, spread = (rows + columns) / 2, np.hypot((rows - columns) / 2, mixed)
         axes = np.stack([middle + spread, middle - spread], axis=1)
@@ -96,7 +96,7 @@ def measure(mask: Rows, read_image: ReadImage, split: np.ndarray, band_pixels: i
 
     Args:
         mask: labels, uint8.
-        split: (256,) bool, the classes that are split into objects.
+        split: (256,) bool, True for classes that are split into objects.
         band_pixels: see `BAND_PIXELS`.
     """
     height, width = mask.shape
@@ -126,13 +126,13 @@ def measure(mask: Rows, read_image: ReadImage, split: np.ndarray, band_pixels: i
 
 @dataclass(frozen=True)
 class _Runs:
-    """Stretches of one class in one row, in order; places are counted along the rows of the mask."""
+    """Stretches of one class in one row, in order; positions are row-major indices into the mask."""
 
     start: np.ndarray
     end: np.ndarray
     label: np.ndarray
     node: np.ndarray
-    """The entry in the table that each belongs to."""
+    """Index of the object that each run belongs to."""
 
     @staticmethod
     def none() -> "_Runs":
@@ -140,9 +140,9 @@ class _Runs:
 
 
 def _runs_of_band(mask: Rows, pixels: np.ndarray, top: int, bottom: int, split: np.ndarray) -> tuple[_Runs, Objects]:
-    """The runs of rows `top` to `bottom`, and each as an object of its own."""
+    """The runs of rows `top` to `bottom`, and each of them as a separate object."""
     height, width = mask.shape
-    # Two more rows on both sides: a border pixel's neighbors need their own neighbors.
+    # Two more rows on each side, because a border pixel's neighbors need their own neighbors.
     first, end = max(top - 2, 0), min(bottom + 2, height)
     padded = np.full((bottom - top + 4, width + 4), -1, np.int16)
     padded[first - top + 2 : end - top + 2, 2:-2] = mask.read(first, end)
@@ -172,10 +172,10 @@ def _runs_of_band(mask: Rows, pixels: np.ndarray, top: int, bottom: int, split: 
 
 
 def _edges(padded: np.ndarray, starts: np.ndarray, split: np.ndarray) -> np.ndarray:
-    """(runs, 3) border pixels of each run by what they count.
+    """(runs, 3) numbers of border pixels of each run, by their weight in the perimeter.
 
-    A border pixel has one of its four neighbors outside the object; what it counts depends on which of its eight
-    neighbors are border pixels of the same object. With 8-connectivity neighbors of a class are of one object.
+    A border pixel has one of its 4 neighbors outside the object; its weight depends on which of its 8 neighbors are
+    border pixels of the same object. With 8-connectivity, neighbors of the same class belong to the same object.
     """
     inner = padded[1:-1, 1:-1]
     border = (inner != padded[:-2, 1:-1]) | (inner != padded[2:, 1:-1])
@@ -197,13 +197,13 @@ def _edges(padded: np.ndarray, starts: np.ndarray, split: np.ndarray) -> np.ndar
 
 
 def _touching(above: _Runs, below: _Runs, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of nodes whose runs of one class touch, at corners too; `above` is the row over the runs `below`."""
+    """Pairs of nodes whose runs of the same class touch, even at a corner; `above` is the row just above `below`."""
     start = np.concatenate([above.start, below.start])
     end = np.concatenate([above.end, below.end])
     label = np.concatenate([above.label, below.label])
     node = np.concatenate([above.node, below.node])
     row = start // width * width
-    # Runs of the row before that reach from the pixel left of the run to the one right of it.
+    # Runs of the previous row that overlap the run, widened by one pixel on each side.
     from_place = np.maximum(start - 1, row) - width
     to_place = np.minimum(end + 1, row + width) - width
     first = np.searchsorted(end, from_place, side="right")
@@ -215,7 +215,7 @@ def _touching(above: _Runs, below: _Runs, width: int) -> tuple[np.ndarray, np.nd
 
 
 def _components(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The connected component of each of `count` nodes, numbered from 0, when the nodes of each pair are joined."""
+    """The connected component, numbered from 0, of each of `count` nodes; `one` and `other` are the edges."""
     parent = np.arange(count)
     while True:
         one, other = parent[one], parent[other]
@@ -229,7 +229,7 @@ def _components(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _merged(nodes: Objects, group: np.ndarray) -> Objects:
-    """One object for each group. Moments are moved to the common centroid, which keeps their precision."""
+    """Merge each group into one object. Moments are shifted to the common centroid, which keeps their precision."""
     if not len(nodes):
         return nodes
     order = np.argsort(group, kind="stable")

@@ -1,21 +1,21 @@
-"""The outline of a region of pixels as polygons on the grid between pixels."""
+"""Outlines of pixel regions, as polygons on the grid between the pixels."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
-"""Right, down, left, up, as (x, y); turning right is the next one."""
+"""Right, down, left, up, as (x, y); the next entry is a right turn."""
 
 
 def outlines(region: np.ndarray, column: int) -> list[np.ndarray]:
     """Outer outlines of a connected component; holes are filled.
 
-    The border is followed with the component on the right hand, through corners at which pixels touch. There the path
-    meets itself and is cut, so that each ring is a simple polygon.
+    Follows the border with the component on the right, through corners where pixels touch. There the path meets itself
+    and is split, so that each ring is a simple polygon.
 
     Args:
-        region: bool (h, w), True inside; other components in it are not followed.
+        region: bool (h, w), True inside; other components are ignored.
         column: of the leftmost pixel of the component in row 0.
 
     Returns:
@@ -43,14 +43,14 @@ def outlines(region: np.ndarray, column: int) -> list[np.ndarray]:
             path.append((x, y))
         heading = _next_heading(is_inside, x, y, heading)
     corners = [_corners(np.array(ring)) for ring in rings]
-    # The component lies on the right hand: rings around it turn right, rings around holes left.
+    # The component is on the right: rings around it turn right, rings around holes turn left.
     return [ring for ring in corners if _doubled_area(ring) > 0]
 
 
 def _next_heading(is_inside: Callable[[int, int], bool], x: int, y: int, heading: int) -> int:
-    """Left where the pixel ahead on the left is inside, straight on where only the right one is, else right."""
+    """Left if the pixel ahead on the left is inside, straight ahead if only the right one is, else right."""
     ahead, right = _STEPS[heading], _STEPS[(heading + 1) % 4]
-    # The pixels that meet in a grid point (x, y) have their corners up to one to the left and above.
+    # The pixels around grid point (x, y) have columns x - 1 and x, and rows y - 1 and y.
     of_left = ((ahead[0] - right[0] - 1) // 2, (ahead[1] - right[1] - 1) // 2)
     of_right = ((ahead[0] + right[0] - 1) // 2, (ahead[1] + right[1] - 1) // 2)
     if is_inside(x + of_left[0], y + of_left[1]):
@@ -61,7 +61,7 @@ def _next_heading(is_inside: Callable[[int, int], bool], x: int, y: int, heading
 
 
 def _corners(ring: np.ndarray) -> np.ndarray:
-    """The ring without points on straight stretches."""
+    """The ring without points on straight segments."""
     steps = np.diff(ring, axis=0)
     turns = (steps != np.roll(steps, 1, axis=0)).any(axis=1)
     kept = ring[:-1][turns]

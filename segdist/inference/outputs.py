@@ -27,16 +27,16 @@ FOLDERS = {
     PREVIEW: paths.PREVIEWS,
     FIGURE: paths.FIGURES,
 }
-"""Where in a folder of predictions the files of each kind are."""
+"""The subfolder of a folder of predictions that holds each kind of file."""
 PNG_LIMIT = 16 * 2**20
-"""Pixels up to which `auto` writes a mask as PNG."""
+"""Largest mask, in pixels, that `auto` writes as PNG."""
 FIGURE_SIDE = 1024
 """Longest side of a panel of a figure; larger images are reduced."""
 SUFFIX = {"png": ".png", "tiff": ".tif", "zarr": ".zarr", "npy": ".npy"}
 
 
 def write_layers(task: Task, image: ImageTask, rows: dict[str, Rows]) -> dict[str, str]:
-    """Write the class mask and what else was asked for; returns the files by kind, relative to the output folder."""
+    """Write the class mask and the other requested layers; returns files by kind, relative to the output folder."""
     output, classes, folder, name = task.config.output, task.card.classes, task.folder, image.name
     mask = rows[MASK]
     small = mask.shape[0] * mask.shape[1] <= PNG_LIMIT
@@ -68,7 +68,7 @@ def write_layers(task: Task, image: ImageTask, rows: dict[str, Rows]) -> dict[st
 
 
 def write_tables(task: Task, image: ImageTask, mask: Rows, opened: ImageFile) -> dict[str, str]:
-    """Write what is measured, if that was asked for; returns the files by kind, relative to the output folder."""
+    """Write measurements, if requested; returns files by kind, relative to the output folder."""
     if not task.config.output.measurements:
         return {}
     files = {kind: f"{FOLDERS[kind]}/{image.name}.csv" for kind in (OBJECTS, CLASS_AREAS)}
@@ -85,7 +85,7 @@ def write_pictures(
     truth: MaskFile | None,
     scores: dict[str, Any] | None,
 ) -> dict[str, str]:
-    """Write preview and figure; returns the files by kind, relative to the output folder."""
+    """Write preview and figure; returns files by kind, relative to the output folder."""
     region, name, classes = image.region, image.name, task.card.classes
     mask, corner = rows[MASK], (region.top, region.left)
     files = {}

@@ -1,8 +1,9 @@
-"""A palette PNG written band by band: a mask of any height without holding it.
+"""Writes palette PNGs band by band, so a mask of any height needn't fit in memory.
 
-Pillow takes a whole picture (3.6 GB for a mask of 60,000 x 60,000), imagecodecs writes no palette. Each row is stored
-as its difference to the row above (the filter "up"), which leaves runs of zeros where a class continues: looking for
-runs alone takes half of Pillow's time (8192 x 8192 pixels of discs: 0.08 s, Pillow 0.17 s; 486 kB, Pillow 341 kB).
+Pillow needs the whole picture (3.6 GB for a mask of 60,000 x 60,000), and imagecodecs can't write palettes. Each row is
+stored as its difference from the row above (the filter "up"), which leaves runs of zeros where a class continues.
+Looking only for runs takes half of Pillow's time (8192 x 8192 pixels of discs: 0.08 s, Pillow 0.17 s; 486 kB, Pillow
+341 kB).
 """
 
 import struct
@@ -46,6 +47,6 @@ def write_palette_png(
 
 def _chunk(file: BinaryIO, kind: bytes, content: bytes) -> None:
     if not content and kind == b"IDAT":
-        return  # the compressor kept it all for later
+        return  # the compressor has buffered everything
     file.write(struct.pack(">I", len(content)) + kind + content)
     file.write(struct.pack(">I", zlib.crc32(content, zlib.crc32(kind))))

@@ -1,9 +1,9 @@
-"""Layers of pixels while an image is at work: raw part files that grow row by row, or arrays in memory.
+"""Layers of an image in progress: raw part files that grow row by row, or arrays in memory.
 
-A layer is one plane of pixels (the class mask, the probability of one class, …). While an image is at work, every
-contiguous stretch of tile rows has a part: one raw file per layer and a small JSON file that says how many tile rows of
-it are safe on the disk. The parts are the state from which a killed job resumes. When the parts of an image are
-complete, the files that were asked for are written from them, whole or not at all.
+A layer is one plane of pixels (the class mask, the probability of one class, …). While an image is in progress, each
+contiguous stretch of tile rows has a part: one raw file per layer, and a small JSON file that says how many of its tile
+rows are safely on disk. A killed job resumes from the parts. Once the parts of an image are complete, the requested
+files are written from them atomically.
 """
 
 import json
@@ -22,10 +22,10 @@ from segdist.core.formats import stamped, unstamped
 PART_VERSION = 1
 
 SAFE_INTERVAL = 5.0
-"""Seconds between two moments at which the rows of a part are forced to the disk and counted as done."""
+"""Seconds between syncs of a part to disk, after which its rows count as done."""
 
 ROWS_AT_ONCE = 512
-"""Rows that are held in memory while a file is written; also the side of TIFF tiles and Zarr chunks."""
+"""Rows held in memory while writing a file; also the side of TIFF tiles and Zarr chunks."""
 
 
 class Rows(Protocol):
@@ -41,7 +41,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """A part that was found on the disk: tile rows `tile_rows` are done, which are image rows `top` to `bottom`."""
+    """A part found on disk: tile rows `tile_rows`, and with them image rows `top` to `bottom`, are done."""
 
     tile_rows: range
     top: int
@@ -52,8 +52,8 @@ class PartWriter:
     """Appends rows to the raw files of one part.
 
     Args:
-        folder: of the image's parts.
-        first: first tile row of the part; its name.
+        folder: holds the image's parts.
+        first: first tile row of the part, which names its files.
         layers: dtype of each layer.
     """
 
@@ -76,7 +76,7 @@ class PartWriter:
             self.make_safe()
 
     def make_safe(self) -> None:
-        """Force what was appended to the disk, then note that it is there."""
+        """Sync the appended rows to disk, then record that they are there."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -85,7 +85,7 @@ class PartWriter:
         self._safe = time.monotonic()
 
     def close(self, *, complete: bool) -> None:
-        """Close the files; with `complete` after making all rows safe."""
+        """Close the files; if `complete`, first make all rows safe."""
         if complete and self._top >= 0:
             self.make_safe()
         for file in self._files.values():
@@ -107,9 +107,9 @@ def find_parts(folder: Path) -> list[Part]:
 
 
 class PartRows:
-    """A layer of an image whose parts are complete, read through maps of the raw files.
+    """A layer of an image whose parts are complete, read from the memory-mapped raw files.
 
-    Mapped pages belong to the system's file cache: reading a layer of any height takes no memory of the process.
+    Mapped pages belong to the system's file cache, so a layer of any height takes no memory of the process.
     """
 
     def __init__(self, folder: Path, parts: Sequence[Part], layer: str, dtype: np.dtype, width: int) -> None:
@@ -137,7 +137,7 @@ class PartRows:
 
 
 class MemoryRows:
-    """A layer of a small image that was computed in one go."""
+    """A layer of a small image, held in memory."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array

@@ -135,9 +135,9 @@ def test_another_seed_in_the_same_folder_is_refused(place: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("-m", "runs/whole/fold-1"), "models of the folds 1 of 2; it needs each fold once"),
-        (("-m", "runs/whole/fold-1", "runs/whole/fold-1", "-o", "x"), "models of the folds 1, 1 of 2; it needs each"),
-        (("-m", "runs/plain"), "a model that is none of a cross-validation"),
+        (("-m", "runs/whole/fold-1"), "the models are of folds 1 of 2; give each fold once"),
+        (("-m", "runs/whole/fold-1", "runs/whole/fold-1", "-o", "x"), "the models are of folds 1, 1 of 2; give each"),
+        (("-m", "runs/plain"), "not all models come from a cross-validation"),
         (("-m", "runs/whole", "--split", "val"), "needs --data SET and no --split"),
         (("-m", "runs/whole", "--output.disagreement"), "each image is segmented by one model only"),
     ],

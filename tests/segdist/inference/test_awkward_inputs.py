@@ -94,7 +94,7 @@ def test_linked_folders_are_searched_and_cycles_end(tmp_path: Path) -> None:
 def test_short_rows_of_a_list_are_named(tmp_path: Path) -> None:
     save(tmp_path / "a.png", noise(8, 8))
     (tmp_path / "list.csv").write_text("mask,image\nm.png,a.png\nm.png\n")
-    with pytest.raises(UserError, match=r"list\.csv line 3: no image is named"):
+    with pytest.raises(UserError, match=r"list\.csv line 3: `image` is empty"):
         names(tmp_path / "list.csv")
 
 

@@ -132,5 +132,5 @@ def test_masks_are_read_with_the_models_class_numbers(tmp_path: Path) -> None:
     assert labels("background=0", "cell=255") == labels("cell=255", "background=0") == [0, 1, 255]
     assert labels("cell=0-6", "background=250-255", unknown="nearest") == [1, 0, 255]
     for other in (("background=0", "cell=255", "nucleus=9"), ("background=0", "cells=255"), ("cell=0,255",)):
-        with pytest.raises(UserError, match=r"the masks have the classes .*, the model background, cell"):
+        with pytest.raises(UserError, match=r"the masks have the classes .*, but the model has background, cell"):
             labels(*other)

@@ -307,7 +307,7 @@ def test_the_number_of_threads_is_fixed_at_the_first_start(
         patched.setenv("OMP_NUM_THREADS", "1")
         assert job(model, images / "new.png", tmp_path / "out") == FINISHED
     assert set(threads) == {2}
-    assert "2 threads in each rank, as when" in capsys.readouterr().err
+    assert "2 threads per rank, as when" in capsys.readouterr().err
     assert job(model, images, tmp_path / "out", "--threads", "1") == USAGE
     assert "threads: there 2, now 1" in capsys.readouterr().err
 
