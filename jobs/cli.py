@@ -20,6 +20,7 @@ JOBS = {
     "replay": ("jobs.replay", "recompute steps of an exact run, and compare the weights bit by bit"),
     "export": ("jobs.export", "write a trained model as ONNX, checked against torch"),
     "pipeline": ("jobs.pipeline", "the three jobs above one after another, on this machine"),
+    "bench": ("jobs.bench", "measure loader, training, scaling and inference here; say what limits them"),
     "submit": ("jobs.submit", "submit one of these jobs, or the pipeline, to a Slurm cluster"),
     "queue": ("jobs.show_queue", "show the state of submitted jobs"),
 }

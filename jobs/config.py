@@ -62,6 +62,18 @@ class SuspectsConfig:
 
 
 @dataclass(frozen=True)
+class BenchConfig:
+    """What to measure with."""
+
+    data: Annotated[str, tyro.conf.arg(aliases=["-f"])] = ""
+    """Shard set: a name under data/, a folder, or a URL; default: synthetic images in a temporary folder."""
+    processes: CountOrZero = 0
+    """Maximum number of ranks; 0: one per GPU, or per core if there is no GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train and segment; auto: GPUs if there are any."""
+
+
+@dataclass(frozen=True)
 class StatusConfig:
     """What to show."""
 

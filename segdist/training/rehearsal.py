@@ -62,6 +62,15 @@ class Rehearsal:
             self.score(self.learner.best_model, 1)
             try_checkpoint()
 
+    def step_seconds(self) -> float:
+        """Seconds of a training step, reading its batch included; the same on all ranks.
+
+        Raises:
+            UserError: as `run`.
+        """
+        with self._undone():
+            return timed(self._steps, self.ranks)
+
     def length_in(self, minutes: float) -> Length:
         """The number of steps that fit into `minutes`, including start-up and validation, based on timed steps."""
         with self._undone():

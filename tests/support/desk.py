@@ -22,6 +22,7 @@ SMALLER = {
     + "'",
     "cross-validate": "--folds 2 --processes 1 --train "
     + '\'{"steps": 4, "model": {"width": 4, "depth": 2}}\' --minutes 0 --tracking \'{"wandb": "off"}\'',
+    "bench": "--processes 1",
     "train": '--steps "$(cat "$DESK/steps")" --model.width 4 --model.depth 2',
 }
 """Additional options for each job; each training takes one step more than the previous one, so that a resumed run has
