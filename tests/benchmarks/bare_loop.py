@@ -1,13 +1,13 @@
-"""The bare loop beside which the trainer is measured: forward, backward and step on one batch that lies ready."""
+"""The bare loop used as a baseline for the trainer: forward, backward and optimizer step on one prepared batch."""
 
 import contextlib
 from collections.abc import Callable
 from typing import Any
 
 WIDTH, BATCH, PATCH, CLASSES = 16, 16, 96, 3
-"""Base width of the U-Net, patches of a batch and their side, classes: the reference step's."""
+"""Base width of the U-Net, batch size, patch side and classes of the reference step."""
 WARM_UP = 8
-"""Steps before a clock starts."""
+"""Untimed steps at the start."""
 
 
 def bare_loop(
@@ -20,7 +20,7 @@ def bare_loop(
     keep_freed: bool = False,
     **model: Any,
 ) -> Callable[[int], None]:
-    """A function that takes so many steps; it has warmed up.
+    """Return a function that runs a given number of steps, already warmed up.
 
     Args:
         implementation: how torch runs the optimizer: "fused", "foreach" or "for-loop".

@@ -1,25 +1,25 @@
-"""The bars of every benchmark: a line for each as soon as it is measured, all of them at the end, the exit code."""
+"""Targets (bars) of the benchmarks: each is printed when measured, and all again at the end, with the exit code."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Bars:
-    """Figures beside their targets, in the order in which they were measured."""
+    """Figures and their targets, in the order of measurement."""
 
     lines: list[str] = field(default_factory=list)
     short: int = 0
 
     def at_least(self, name: str, figure: float, target: float) -> None:
-        """A bar that is met by `figure` >= `target`."""
+        """Add a bar that is met if `figure` >= `target`."""
         self._add(name, figure, target, "at least", figure >= target)
 
     def at_most(self, name: str, figure: float, target: float) -> None:
-        """A bar that is met by `figure` <= `target`."""
+        """Add a bar that is met if `figure` <= `target`."""
         self._add(name, figure, target, "at most", figure <= target)
 
     def finish(self) -> int:
-        """Print every bar once more, together; the exit code: 1 if one is short."""
+        """Print all bars again; return the exit code, 1 if one is missed."""
         print()
         print("\n".join(self.lines))
         return int(self.short > 0)

@@ -1,4 +1,4 @@
-"""How every benchmark is started, `python -m tests.benchmarks.NAME [parts]`, and how it runs a case in processes."""
+"""Starting benchmarks (`python -m tests.benchmarks.NAME [parts]`) and running their cases in processes."""
 
 import json
 import os
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def benchmark(main: Callable[[list[str]], int]) -> NoReturn:
-    """Run a benchmark's `main` on the command line's words; each line of its tables is seen at once."""
+    """Run a benchmark's `main` on the command-line words, with line-buffered output."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.exit(main(sys.argv[1:]))
 
@@ -20,7 +20,7 @@ def benchmark(main: Callable[[list[str]], int]) -> NoReturn:
 def start_case(
     name: str, *values: object, cwd: Path = ROOT, world_size: int = 1, environ: dict[str, str] | None = None
 ) -> "subprocess.Popen[str]":
-    """`python -m tests.benchmarks.NAME case VALUES` in a process of its own, or in ranks under torchrun."""
+    """Start `python -m tests.benchmarks.NAME case VALUES` in its own process, or as ranks under torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
     module = ["-m", f"tests.benchmarks.{name}", "case", *map(str, values)]
     command = [sys.executable, *(launcher if world_size > 1 else ()), *module]
@@ -29,10 +29,10 @@ def start_case(
 
 
 def case_result(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    """The JSON object that a case printed, once it has ended.
+    """Wait for a case and return the JSON object it printed.
 
     Raises:
-        SystemExit: it failed; with what it printed.
+        SystemExit: the case failed; contains its output.
     """
     output, errors = process.communicate()
     if process.returncode:

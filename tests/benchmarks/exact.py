@@ -1,6 +1,6 @@
-"""`--exact` beside the default engine: time of a step, rounding error. Part `exact` of the training benchmark.
+"""`--exact` compared with the default engine: step time and rounding error. Part `exact` of the training benchmark.
 
-Both engines train from the same settings, in turns; ratios of times are medians over rounds.
+Both engines train with the same settings, alternately; time ratios are medians over rounds.
 """
 
 import statistics
@@ -21,18 +21,18 @@ from segdist.training.losses import Loss
 from tests.benchmarks.bars import Bars
 
 TIME_BARS = {1: 1.05, 2: 1.12}
-"""Time of an exact step over one of the default engine, by number of ranks."""
+"""Maximum time of an exact step divided by that of a default step, by number of ranks."""
 SCORE_BAR = -0.003
 GRAIN, GRAINS, PATCH = 4, 4, 96
 LARGEST_COMPARED = 20_000
-"""So many values of each tensor are added up as fractions."""
+"""Number of values of each tensor summed as fractions."""
 
 Start = Callable[..., Any]
 """`tests.benchmarks.train.start`."""
 
 
 def note_parts() -> dict[str, float]:
-    """Have the parts of an exact step add up the seconds that they take, into the dictionary that is returned."""
+    """Make the parts of an exact step add their seconds to the returned dictionary."""
     seconds: dict[str, float] = {}
     for part, label in (("add", "rounding"), ("reduce", "sum over ranks"), ("write", "handing out")):
         function = getattr(GridSums, part)
@@ -48,7 +48,7 @@ def note_parts() -> dict[str, float]:
 
 
 def step_times(folder: Path, bars: Bars, job: Callable[..., dict[str, Any]], rounds: int = 5) -> None:
-    """Bars of time; `job(name, ranks, *options)` runs a training in `folder` and returns what it measured."""
+    """Measure the time bars; `job(name, ranks, *options)` runs a training in `folder` and returns its measurements."""
     for width in (16, 32):
         for ranks, target in TIME_BARS.items():
             ratios = []
@@ -67,7 +67,7 @@ def step_times(folder: Path, bars: Bars, job: Callable[..., dict[str, Any]], rou
 
 
 def rounding_error(bars: Bars) -> None:
-    """Largest error over largest gradient per tensor, against exact sums of fractions, for grid and float32 sums."""
+    """Largest error divided by the largest gradient, per tensor, of grid and float32 sums against exact fractions."""
     torch.manual_seed(0)
     model, loss = UNet(1, 3, width=16), Loss(LossConfig(), torch.ones(3))
     terms = []
@@ -78,7 +78,7 @@ def rounding_error(bars: Bars) -> None:
         (loss.sums(model(images), truth) / (GRAINS * truth.numel())).sum().backward()
         terms.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
     sums = GridSums(terms[0], GRAINS, torch.device("cpu"))
-    for _ in range(2):  # the first pass finds out how large they are
+    for _ in range(2):  # the first pass measures their magnitudes
         sums.start()
         for term in terms:
             sums.add([tensor.clone() for tensor in term])

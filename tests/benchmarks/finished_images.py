@@ -1,6 +1,6 @@
-"""What a restart, or a merge of an array's results, spends on images that are finished: looking around, and scores.
+"""Cost of finished images in a restart or a merge of array results: checking them and computing scores.
 
-The records are generated, each with its mask file; the images' headers, which a job reads before, are made up.
+Records are generated, each with its mask file; image headers, which a job reads beforehand, are made up.
 """
 
 import json
@@ -16,7 +16,7 @@ OUTPUTS = "masks"
 
 
 def generated_images(folder: Path, count: int) -> list[Any]:
-    """`count` images, all with one true mask, in folders of `FOLDER_OF`."""
+    """`count` images sharing one true mask, in folders of `FOLDER_OF`."""
     from segdist.inference.config import OutputConfig
     from segdist.inference.enlarge import Scale
     from segdist.inference.grid import make_grid
@@ -29,7 +29,7 @@ def generated_images(folder: Path, count: int) -> list[Any]:
     scale, region, grid = Scale(1, side, side), Region(0, side, 0, side), make_grid(side, side, side, 0.5, 16)
     layers = Layers.wanted(OutputConfig(), CLASSES, figure=False)
     mask = folder / "truth.png"
-    if not mask.exists():  # its time of change is part of the records
+    if not mask.exists():  # its modification time is part of the records
         mask.touch()
     return [
         ImageTask(
@@ -49,7 +49,7 @@ def generated_images(folder: Path, count: int) -> list[Any]:
 
 
 def write_results(folder: Path, images: list[Any]) -> None:
-    """A record and an empty mask file for each image."""
+    """Write a record and an empty mask file for each image."""
     from segdist.core.formats import stamped
     from segdist.core.paths import STATE
     from segdist.inference.result_folder import RECORD_VERSION, RECORDS, source_of
@@ -71,7 +71,7 @@ def write_results(folder: Path, images: list[Any]) -> None:
 
 
 def case_finished(folder: str, count: int) -> dict[str, Any]:
-    """Look around in a folder whose images are all finished, and write the scores; seconds of each."""
+    """Check a folder whose images are all finished and write the scores; seconds for each."""
     import torch
 
     from segdist.inference.config import InferConfig

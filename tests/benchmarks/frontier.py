@@ -1,11 +1,11 @@
-"""What tile side, overlap and blending give and cost: full-image mean IoU against work, as a table and a plot.
+"""Benefit and cost of tile side, overlap and blending: full-image mean IoU against work, as a table and a plot.
 
     python -m tests.benchmarks.frontier RUN SHARD_SET [docs/inference-frontier.png]
 
-The table and the plot of docs/inference.md are what it makes for the run and the shard set of the demo.
+docs/inference.md shows its table and plot for the run and the shard set of the demo.
 
-Cost is the number of pixels that go through the network per pixel of the image, which doesn't depend on the machine;
-seconds are shown on the way.
+Cost is the number of pixels processed by the network per image pixel, which doesn't depend on the machine; progress
+lines give seconds.
 """
 
 import itertools
@@ -30,7 +30,7 @@ OVERLAPS = (0.0, 0.25, 0.5, 0.75)
 
 
 class Replayed:
-    """Hands out a model's probabilities once more: blending comes after the model, which is nearly all the cost."""
+    """Replays a model's probabilities, because blending comes after the model, which is almost all of the cost."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.compute = predictor.model.probabilities
@@ -47,7 +47,7 @@ class Replayed:
 
 
 def measure(run: Path, shard_set: Path) -> list[dict[str, Any]]:
-    """A row for each combination; seconds are those of the first blending, on this machine."""
+    """One row per combination; progress lines give the seconds of the first blending on this machine."""
     manifest = read_manifest(shard_set)
     reader = mask_reader_from_recipe(manifest.recipe)
     pairs = []
@@ -56,7 +56,7 @@ def measure(run: Path, shard_set: Path) -> list[dict[str, Any]]:
             pairs.append((file.read(0, file.height), torch.from_numpy(reader.read(shard_set / str(source.mask)))))
     rows = []
     for tile, overlap in itertools.product(TILES, OVERLAPS):
-        # Without overlap there is nothing to blend.
+        # Without overlap, there is nothing to blend.
         blendings = get_args(Blending) if overlap else ("mean",)
         scores: dict[str, list[float]] = {blending: [] for blending in blendings}
         work, seconds = 0, 0.0
@@ -83,12 +83,12 @@ def measure(run: Path, shard_set: Path) -> list[dict[str, Any]]:
                 "mean_iou": mean,
             }
             rows.append(row)
-        print(f"tile {tile}, overlap {overlap:.0%}: {seconds:.1f} s a blending", file=sys.stderr, flush=True)
+        print(f"tile {tile}, overlap {overlap:.0%}: {seconds:.1f} s per blending", file=sys.stderr, flush=True)
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Scores as a Markdown table, a line per tile side and overlap and a column per blending."""
+    """Scores as a Markdown table, one line per tile side and overlap, one column per blending."""
     blendings = get_args(Blending)
     lines = [f"| tile | overlap | cost | {' | '.join(blendings)} |", "|---" * (3 + len(blendings)) + "|"]
     for tile, overlap in itertools.product(TILES, OVERLAPS):
@@ -99,7 +99,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Score over cost, a color per tile side and a marker per blending."""
+    """Plot score against cost, with a color per tile side and a marker per blending."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

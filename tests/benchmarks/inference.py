@@ -1,18 +1,18 @@
-"""Tiled inference beside MONAI's sliding_window_inference: time, memory, overhead, scaling over ranks.
+"""Tiled inference compared with MONAI's sliding_window_inference: time, memory, overhead, scaling over ranks.
 
     python -m tests.benchmarks.inference            # bars 1 to 4, about 10 minutes on 2 cores
-    python -m tests.benchmarks.inference 1 3        # only some
-    python -m tests.benchmarks.inference ensemble   # five models beside one
-    python -m tests.benchmarks.inference gigapixel  # a 32768 x 32768 image, start to end
+    python -m tests.benchmarks.inference 1 3        # only bars 1 and 3
+    python -m tests.benchmarks.inference ensemble   # five models compared with one
+    python -m tests.benchmarks.inference gigapixel  # a 32768 x 32768 image, end to end
     python -m tests.benchmarks.inference finished   # a restart when a million images are finished; --count N for fewer
 
-Every case runs in a process of its own; the peer gets the same network, tiles, overlap and batch, and its input as a
-normalized float tensor that was made before the clock starts. What makes the network itself fast is given to both: its
-weights in NHWC order, and malloc keeping freed blocks. "MONAI as it comes" goes without; it is shown but no bar.
+Every case runs in its own process. MONAI gets the same network, tiles, overlap and batch, and a normalized float tensor
+prepared before timing starts. Both use NHWC weights and malloc settings that keep freed blocks. "MONAI as it comes" has
+neither; it is shown for information only.
 
-Memory is anonymous memory (RssAnon) beyond that of the process just before inference, sampled from outside. In bar 1
-the network has run on some batches before, for its own memory belongs to neither, and both write into a mask that is
-there already. MONAI is needed for bar 1 (`pip install --no-deps monai`).
+Memory is the increase of anonymous memory (RssAnon) during inference, sampled from outside. In bar 1, the network has
+already run on some batches, so that its own memory counts for neither, and both write into an existing mask. Bar 1
+needs MONAI (`pip install --no-deps monai`).
 """
 
 import json
@@ -35,7 +35,7 @@ WARM_UP = 20
 
 
 def pointwise(in_channels: int, classes: int) -> Any:
-    """A network of one 1 x 1 convolution: what remains is the tiler."""
+    """A network of one 1 x 1 convolution, which leaves only the tiler's cost."""
     from torch import nn
 
     return nn.Conv2d(in_channels, classes, 1)
@@ -52,7 +52,7 @@ def build(name: str) -> Any:
 
 
 def warm_up(model: Any) -> None:
-    """Batches through the network, until malloc has what it needs."""
+    """Run batches through the network until malloc holds the memory it needs."""
     import torch
 
     with torch.inference_mode():
@@ -60,14 +60,13 @@ def warm_up(model: Any) -> None:
             torch.softmax(model(torch.zeros(BATCH, 1, TILE, TILE)), 1)
 
 
-# ---- cases: run in a process of their own, print one JSON line
+# ---- cases: each runs in its own process and prints one JSON line
 
 
 def case_ours(net: str, height: int, width: int, repeat: int) -> dict[str, Any]:
     """Image in memory to mask in memory with segdist; also the time inside the network.
 
-    "network" is from tiles to class probabilities, which is what MONAI is handed as its network; "forward" ends at the
-    logits.
+    "network" ends at class probabilities, which MONAI gets as its network's output; "forward" ends at the logits.
     """
     from segdist import Predictor
     from segdist.ranks.allocator import keep_freed_memory
@@ -129,7 +128,7 @@ def case_monai(net: str, height: int, width: int, repeat: int, prepared: int = 1
 
 
 def case_file(folder: str, height: int, width: int, repeat: int) -> dict[str, Any]:
-    """`segdist infer` on a tiled TIFF file, mask written: reading by window, parts, final file."""
+    """`segdist infer` on a tiled TIFF file, including the mask: reading by window, parts, final file."""
     image = Path(folder) / f"{height}x{width}.tif"
     write_tiff(image, height, width)
     config = job_config(Path(folder), image, Path(folder) / "out")
@@ -141,10 +140,10 @@ def case_file(folder: str, height: int, width: int, repeat: int) -> dict[str, An
 
 
 def case_ranks(folder: str, mode: str) -> dict[str, Any]:
-    """One of two ranks: "together" on one image, each on "halves" of its own at the same time, or together "seamless".
+    """One of two ranks: "together" on one image, separately on "halves" at the same time, or together but "seamless".
 
-    The last leaves out the tile row above the seam, which gives a wrong result there: it shows what handing over the
-    partial sums could save at most.
+    The last leaves out the tile row above the seam. The result there is wrong, but it shows the most that passing on
+    partial sums could save.
     """
     from segdist.inference import enlarge, tiler
     from segdist.inference.job import infer
@@ -183,7 +182,7 @@ def case_one(folder: str) -> dict[str, Any]:
 
 
 def case_ensemble(folder: str, models: int) -> dict[str, Any]:
-    """Image in memory to mask in memory with the first `models` models of a folder; also the bytes of their weights."""
+    """Image in memory to mask in memory with the first `models` models of a folder; also the size of their weights."""
     from segdist import Predictor
 
     files = [Path(folder) / str(number) / "best.safetensors" for number in range(models)]
@@ -194,7 +193,7 @@ def case_ensemble(folder: str, models: int) -> dict[str, Any]:
 
 
 def measured(run: Any, repeat: int) -> dict[str, Any]:
-    """Call `run` so often; the marks tell the parent which samples of memory count."""
+    """Call `run` `repeat` times; marks tell the parent which memory samples count."""
     seconds, begin, cpu = [], time.monotonic(), time.process_time()
     before = anonymous(os.getpid())
     for _ in range(repeat):
@@ -212,7 +211,7 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 def write_tiff(path: Path, height: int, width: int) -> None:
-    """A tiled TIFF of noise, made without holding it."""
+    """Write a tiled TIFF of noise without holding it in memory."""
     import tifffile
 
     tile = np.random.default_rng(0).integers(0, 256, (512, 512), dtype=np.uint8)
@@ -222,7 +221,7 @@ def write_tiff(path: Path, height: int, width: int) -> None:
 
 
 def job_config(folder: Path, image: Path, out: Path, threads: int = 0) -> Any:
-    """A job on one image with the model that is in `folder`."""
+    """A job on one image with the model in `folder`."""
     from segdist.inference.config import InferConfig, OutputConfig
 
     output = OutputConfig(figures=0, previews=False)
@@ -238,7 +237,7 @@ def job_config(folder: Path, image: Path, out: Path, threads: int = 0) -> Any:
 
 
 def write_model(folder: Path, net: str) -> None:
-    """The network as a model file."""
+    """Save the network as a model file."""
     from segdist.model.card import ModelCard
     from segdist.model.config import ModelConfig
     from segdist.model.model_file import save_model
@@ -252,11 +251,11 @@ def write_model(folder: Path, net: str) -> None:
     save_model(folder / "best.safetensors", model.state_dict(), card)
 
 
-# ---- the parent: starts cases, samples their memory, prints the table
+# ---- the parent process: starts cases, samples their memory, prints the table
 
 
 def anonymous(pid: int) -> int:
-    """Anonymous memory of a process in bytes; 0 if it is gone."""
+    """Anonymous memory of a process in bytes; 0 if it has exited."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
@@ -267,7 +266,7 @@ def anonymous(pid: int) -> int:
 
 
 def run_case(name: str, *values: Any) -> dict[str, Any]:
-    """Run a case to its end; adds `peak`, the extra anonymous memory in MB."""
+    """Run a case to its end; add `peak`, the extra anonymous memory in MB."""
     process = start_case("inference", name, *values)
     samples = []
     while process.poll() is None:
@@ -279,7 +278,7 @@ def run_case(name: str, *values: Any) -> dict[str, Any]:
 
 
 def bars_1_and_3(bars: Bars) -> None:
-    """Time and memory beside MONAI, and time outside the model."""
+    """Time and memory compared with MONAI, and time outside the model."""
     cases = (
         ("unet", 2048, 2048, 1, 1.0, 0.25),
         ("pointwise", 8192, 8192, 1, 0.75, 0.05),
@@ -293,7 +292,7 @@ def bars_1_and_3(bars: Bars) -> None:
         for name, result in (("segdist", ours), ("MONAI", peer)):
             print(f"  {name:<8} {result['seconds']:8.3f} s  {result['cpu']:8.3f} CPU s  {result['peak']:8.1f} MB extra")
         bars.at_most(f"{case}, time / MONAI", ours["seconds"] / peer["seconds"], time_bar)
-        # Where others use the machine at the same time, this one can be trusted rather.
+        # More reliable if the machine is shared.
         print(f"  CPU ratio    {ours['cpu'] / peer['cpu']:.3f}")
         if net == "unet":
             plain = run_case("monai", net, height, width, repeat, 0)
@@ -325,7 +324,7 @@ def bar_2(bars: Bars, shapes: tuple[tuple[int, int], ...] = ((4096, 4096), (1638
 
 
 def bar_4(bars: Bars, side: int = 4096) -> None:
-    """Two ranks of one thread on one image, beside two independent runs on its halves at the same time."""
+    """Two single-threaded ranks on one image, compared with two simultaneous independent runs on its halves."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:
@@ -343,7 +342,7 @@ def bar_4(bars: Bars, side: int = 4096) -> None:
 
 
 def bar_ensemble(bars: Bars, models: int = 5, rounds: int = 3) -> None:
-    """Time and memory of an ensemble beside those of one model, in turns."""
+    """Time and memory of an ensemble compared with one model, measured alternately."""
     with tempfile.TemporaryDirectory() as folder:
         for number in range(models):
             write_model(Path(folder) / str(number), "unet")
@@ -362,7 +361,7 @@ def bar_ensemble(bars: Bars, models: int = 5, rounds: int = 3) -> None:
 
 
 def bar_finished(bars: Bars, count: int) -> None:
-    """Processor time of one core to recognize finished images and write their scores."""
+    """Processor time on one core to recognize finished images and write their scores."""
     with tempfile.TemporaryDirectory() as folder:
         write_results(Path(folder), generated_images(Path(folder), count))
         result = case_result(start_case("inference", "finished", folder, count))
@@ -383,7 +382,7 @@ def slower_of_two(folder: str, mode: str) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """Run what the arguments name; the exit code: 1 if a bar is short."""
+    """Run the named parts; return the exit code, 1 if a bar is missed."""
     if arguments[:1] == ["case"]:
         name, first, *rest = arguments[1:]
         cases = {"ours": case_ours, "monai": case_monai, "file": case_file, "ranks": case_ranks, "one": case_one}

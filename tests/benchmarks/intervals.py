@@ -1,13 +1,13 @@
-"""How often intervals of class shares hold the truth, and how wide they are, next to other measures of error.
+"""Coverage and width of share intervals, compared with other ways to measure errors.
 
     python -m tests.benchmarks.intervals RESULT …
 
-Each RESULT is a folder of predictions with probabilities and true masks, of images that the models which made them
-weren't trained on: the `out-of-fold` folder of a cross-validation. Over `HALVES` random halves of its images, intervals
-are fitted to one half, and the images of the other counted whose true share lies inside.
+Each RESULT is a folder of predictions with probabilities and true masks, for images that the models were not trained
+on, such as the `out-of-fold` folder of a cross-validation. In each of `HALVES` random splits, intervals are fitted to
+half of the images and tested on the other half: how many true shares lie inside?
 
-Coverage is the mean over halves, for each class; the deviation over halves is printed beside it. The Winkler score is
-the width of the interval plus 2 / (1 - level) times the distance by which the truth is outside; lower is better.
+Coverage is the mean over splits for each class, printed with its standard deviation. The Winkler score is the interval
+width plus 2 / (1 - level) times the distance of the truth outside the interval; lower is better.
 """
 
 import math
@@ -27,11 +27,11 @@ HALVES = 1000
 Bounds = tuple[np.ndarray, np.ndarray]
 """Lower and upper ends, (N, K)."""
 Method = Callable[[np.ndarray, np.ndarray, np.ndarray], Bounds]
-"""Predicted and true shares of known images, (N, K), and predicted ones of new images, give bounds for these."""
+"""Maps predicted and true shares of known images, and predicted shares of new images, (N, K) each, to their bounds."""
 
 
 def main(words: list[str]) -> int:
-    """Print a table for each result and the bars; returns 1 if one is missed."""
+    """Print a table per result and the bars; return 1 if a bar is missed."""
     if not words:
         sys.exit("name folders of out-of-fold predictions: python -m tests.benchmarks.intervals RESULT …")
     bars = Bars()
@@ -64,7 +64,7 @@ def main(words: list[str]) -> int:
 
 
 def measured(method: Method, predicted: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Mean coverage over halves, its deviation, mean width and mean Winkler score, of each class, (K,)."""
+    """Mean coverage, its standard deviation over splits, mean width and mean Winkler score, (K,) each."""
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(HALVES):
@@ -79,7 +79,7 @@ def measured(method: Method, predicted: np.ndarray, true: np.ndarray) -> tuple[n
 
 
 def ours(predicted: np.ndarray, true: np.ndarray, new: np.ndarray) -> Bounds:
-    """The intervals of segdist."""
+    """Intervals of segdist."""
     fitted = fit_share_intervals(predicted, true)
     if fitted is None:
         raise ValueError(f"{len(predicted)} images are too few")
@@ -88,7 +88,7 @@ def ours(predicted: np.ndarray, true: np.ndarray, new: np.ndarray) -> Bounds:
 
 
 def scaled(unit: Callable[[np.ndarray], np.ndarray]) -> Method:
-    """Distances of true from predicted shares, in a unit that depends on the predicted one."""
+    """Errors of shares, in a unit that depends on the predicted share."""
 
     def bounds(predicted: np.ndarray, true: np.ndarray, new: np.ndarray) -> Bounds:
         reach = quantile(np.abs(true - predicted) / unit(predicted)) * unit(new)
@@ -98,7 +98,7 @@ def scaled(unit: Callable[[np.ndarray], np.ndarray]) -> Method:
 
 
 def transformed(there: Callable[[np.ndarray], np.ndarray], back: Callable[[np.ndarray], np.ndarray]) -> Method:
-    """Distances of transformed shares."""
+    """Errors of transformed shares."""
 
     def bounds(predicted: np.ndarray, true: np.ndarray, new: np.ndarray) -> Bounds:
         reach = quantile(np.abs(there(true) - there(predicted)))
@@ -108,7 +108,7 @@ def transformed(there: Callable[[np.ndarray], np.ndarray], back: Callable[[np.nd
 
 
 def quantile(errors: np.ndarray) -> np.ndarray:
-    """The error (N, K) of the rank that bounds a new one, per class."""
+    """Per class, the error of the rank that bounds a new one."""
     return np.asarray(np.sort(errors, axis=0)[bounding_rank(len(errors)) - 1])
 
 

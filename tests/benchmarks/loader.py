@@ -1,10 +1,10 @@
-"""How fast batches are made: this reader against its peers and against the limit, on the same 8,000 patches.
+"""Loading speed of this reader, its peers and the hardware limit, on the same 8,000 patches.
 
     python -m tests.benchmarks.loader            about two minutes; run it on an otherwise idle machine
 
-All deliver batches of 16 gray 96 x 96 pairs in random order, as float32 images and int64 masks (or as the stored
-bytes), in one process unless said otherwise. The contenders take turns, so that a machine that is slow for a while is
-slow for all; the table shows medians, and bars are ratios within a round. Exit code 1 where one is short.
+All deliver batches of 16 gray 96 x 96 pairs in random order, as float32 images and int64 masks (or stored bytes), in
+one process unless noted. Contenders alternate, so that temporary slowness affects all; the table shows medians, and
+bars are ratios within a round. The exit code is 1 if a bar is missed.
 """
 
 import argparse
@@ -38,14 +38,14 @@ from tests.benchmarks.cases import benchmark
 
 IMAGES, PER_IMAGE, PATCH, BATCH = 400, 20, 96, 16
 SECONDS = 1.0
-"""What each contender gets in each round."""
+"""Seconds per contender and round."""
 
 Batches = Callable[[], Iterator[Any]]
 
 
 @dataclass
 class Contender:
-    """One way to make batches, and its rates in samples per second, one per round."""
+    """One way to load batches, and its samples per second in each round."""
 
     name: str
     batches: Batches
@@ -53,7 +53,7 @@ class Contender:
     _stream: Iterator[Any] | None = None
 
     def run(self, seconds: float) -> None:
-        """Make batches for about `seconds`, over epoch borders, after one that starts the stream."""
+        """Load batches for about `seconds`, across epochs, after one that starts the stream."""
         samples, started = 0, 0.0
         while True:
             if self._stream is None:
@@ -75,7 +75,7 @@ class Contender:
 
 
 class Converter:
-    """Bytes → float32 images and int64 masks, into reused buffers."""
+    """Converts bytes to float32 images and int64 masks in reused buffers."""
 
     def __init__(self) -> None:
         self.images = torch.empty(BATCH, 1, PATCH, PATCH)
@@ -86,7 +86,7 @@ class Converter:
 
 
 def main(words: list[str]) -> int:
-    """Measure, print the table, judge the bars."""
+    """Measure, print the table and check the bars."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args(words)
@@ -108,7 +108,7 @@ def main(words: list[str]) -> int:
 
 
 def build_set(root: Path, encoding: str) -> Path:
-    """The 8,000 patches as a shard set."""
+    """Build the 8,000 patches as a shard set."""
     config = MakeShardsConfig(
         name=encoding,
         root=root,
@@ -131,7 +131,7 @@ def load_all(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def full_batches(npy: Path, png: Path, images: np.ndarray, masks: np.ndarray, root: Path) -> list[Contender]:
-    """Those that deliver float32 images and int64 masks."""
+    """Contenders that deliver float32 images and int64 masks."""
     folder = write_png_folder(root / "folder", images, masks)
     contenders = [
         Contender("in-memory gather, reused buffers", lambda: gather_reused(images, masks, Converter())),
@@ -156,7 +156,7 @@ def full_batches(npy: Path, png: Path, images: np.ndarray, masks: np.ndarray, ro
 
 
 def byte_batches(npy: Path, images: np.ndarray, masks: np.ndarray) -> list[Contender]:
-    """Those that deliver bytes, for conversion on the device."""
+    """Contenders that deliver bytes, for conversion on the device."""
     return [
         Contender("bytes: in-memory gather", lambda: gather_reused(images, masks, None)),
         Contender("bytes: segdist npy", lambda: ours(npy, None, prefetch=0)),
@@ -165,7 +165,7 @@ def byte_batches(npy: Path, images: np.ndarray, masks: np.ndarray) -> list[Conte
 
 
 def gather_reused(images: np.ndarray, masks: np.ndarray, convert: Converter | None) -> Iterator[Any]:
-    """The limit: rows of two arrays in memory copied into the same buffers again and again."""
+    """The limit: copying rows of two in-memory arrays into reused buffers."""
     image_rows, mask_rows = images.reshape(len(images), -1), masks.reshape(len(masks), -1)
     image_buffer = torch.empty(BATCH, 1, PATCH, PATCH, dtype=torch.uint8)
     mask_buffer = torch.empty(BATCH, PATCH, PATCH, dtype=torch.uint8)
@@ -178,13 +178,13 @@ def gather_reused(images: np.ndarray, masks: np.ndarray, convert: Converter | No
 
 
 def gather_new(images: np.ndarray, masks: np.ndarray) -> Iterator[Any]:
-    """As one writes it without thought: fancy indexing and conversion into new arrays."""
+    """The obvious way: fancy indexing and conversion into new arrays."""
     for chosen in np.random.default_rng(0).permutation(len(images)).reshape(-1, BATCH):
         yield torch.from_numpy(images[chosen].astype(np.float32)), torch.from_numpy(masks[chosen].astype(np.int64))
 
 
 def ours(folder: Path, convert: Converter | None, prefetch: int, check: Any = "sizes") -> Iterator[Any]:
-    """This project's reader, with its order of samples; an epoch has 32,000 of them."""
+    """This project's reader with its sample order; an epoch has 32,000 samples."""
     shard_set = ShardSet(folder, check=check)
     order = SampleOrder(shard_set.sizes("train"), BATCH, 0)
     epoch = 0
@@ -195,7 +195,7 @@ def ours(folder: Path, convert: Converter | None, prefetch: int, check: Any = "s
 
 
 def stock_webdataset(folder: Path, encoding: str, workers: int = 0) -> Iterator[Any]:
-    """webdataset as its documentation has it."""
+    """webdataset as in its documentation."""
     import webdataset
 
     def convert(batch: Any) -> Any:
@@ -224,7 +224,7 @@ def write_png_folder(folder: Path, images: np.ndarray, masks: np.ndarray) -> Pat
 
 
 class PngFolder(torch.utils.data.Dataset[Any]):
-    """The usual data set of two folders."""
+    """The usual dataset of two folders."""
 
     def __init__(self, folder: Path) -> None:
         self.images, self.masks = (sorted((folder / kind).iterdir()) for kind in ("images", "masks"))
@@ -279,7 +279,7 @@ def litdata_stream(root: Path, images: np.ndarray, masks: np.ndarray) -> Batches
 
 
 def building_rate(root: Path, rounds: int) -> float:
-    """Patches per second from images in memory to a tar on disk with checksums and index, one process."""
+    """Patches per second from images in memory to a tar on disk with checksums and index, in one process."""
     settings = PatchesConfig(size=PATCH, per_image=PER_IMAGE, drop_background=False)
     target = Target(MakeShardsConfig(patches=settings), CLASSES, 1, "uint8")
     sources = [ArrayImage(*draw(0, "train", number, 400, 200)) for number in range(100)]
@@ -310,7 +310,7 @@ def print_table(contenders: list[Contender]) -> None:
 
 
 def judge(by_name: dict[str, Contender], building: float) -> int:
-    """Print each bar with its figure; 1 if one is short."""
+    """Print each bar with its figure; return 1 if one is missed."""
 
     def ratio(one: str, other: str) -> float:
         return statistics.median(a / b for a, b in zip(by_name[one].rates, by_name[other].rates, strict=True))

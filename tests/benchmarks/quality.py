@@ -1,19 +1,19 @@
-"""How good a model is after a given time, on real images: any recipe on any folder of labeled sets.
+"""Model quality after a given training time on real images, for any recipe and any folder of labeled sets.
 
     python -m tests.benchmarks.quality FOLDER                          # fast and auto, 1,000 reference steps
     python -m tests.benchmarks.quality FOLDER --budget 4000 --seeds 0 1 2
     python -m tests.benchmarks.quality FOLDER --part choose --recipes fast wide --recipe-file mine.toml
     python -m tests.benchmarks.quality FOLDER --part choose --recipes random-1 random-2 random-3
 
-FOLDER is a set (`tests.benchmarks.quality_sets`) or holds several. `--part choose` leaves the test images alone and
-scores some of the training images instead. Recipes: `tests.benchmarks.quality_recipes`. Finished rows are kept in the
-file `--rows`; run again, the benchmark measures only what is missing, and prints one table of all that was asked for.
+FOLDER is a set (`tests.benchmarks.quality_sets`) or contains several. `--part choose` scores some of the training
+images instead of the test images. Recipes are described in `tests.benchmarks.quality_recipes`. Finished rows are kept
+in `--rows`; another run measures only what is missing and prints one table of everything requested.
 
-Budgets are in reference steps: forward, backward and step of torch by itself on a width-16 U-Net with 16 patches of
-96 x 96 pixels. Everything runs in one thread and one process at a time, and what counts is CPU time (user and system)
-rather than time on the clock, so that other work on the machine matters less; memory and caches are still shared.
-A reference step is timed before each row. Two short runs of the same command tell how many steps fit into the budget;
-`segdist train` counts whole, from the start of the process to its end.
+Budgets are in reference steps: forward, backward and optimizer step in plain torch on a width-16 U-Net with 16 patches
+of 96 x 96 pixels. Everything runs in one thread, one process at a time, and is measured in CPU time (user and system)
+instead of wall time, to reduce the effect of other work; memory and caches are still shared. A reference step is timed
+before each row. Two short runs of the command determine how many steps fit into the budget, which covers all of
+`segdist train` from process start to end.
 """
 
 import json
@@ -37,9 +37,9 @@ from tests.benchmarks.quality_sets import LabeledSet, Part, find_sets
 
 REFERENCE_STEPS = 10
 TRIALS = (4, 16)
-"""Steps of the two short runs."""
+"""Numbers of steps of the two short runs."""
 PEER = "nnunet"
-"""Recipe under which another tool's rows may stand in the file, for the bars."""
+"""Recipe name for another tool's rows in the file, used by the bars."""
 
 
 @dataclass(frozen=True)
@@ -47,27 +47,27 @@ class QualityConfig:
     """What to measure."""
 
     sets: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of sets, or folders that hold some."""
+    """Sets, or folders that contain sets."""
     recipes: tuple[str, ...] = ("fast", "auto")
-    """Names of recipes; the table's errors are relative to the first."""
+    """Recipe names; errors in the table are relative to the first."""
     recipe_file: Path | None = None
-    """TOML file of further recipes."""
+    """TOML file with additional recipes."""
     budget: float = 1000
-    """Reference steps."""
+    """Budget in reference steps."""
     seeds: tuple[int, ...] = (0,)
-    """Several: the table has medians."""
+    """Seeds; the table shows medians over them."""
     part: Part = "test"
-    """Which images score."""
+    """Which images are scored."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """Of training and inference; rows of their own."""
+    """Precision of training and inference; each has its own rows."""
     rows: Path = Path("quality.jsonl")
-    """File of finished rows."""
+    """File with finished rows."""
     work: Path = Path("quality-work")
-    """Where shard sets and runs are put; may be thrown away at the end."""
+    """Folder for shard sets and runs; can be deleted afterwards."""
 
 
 def command(work: Path, *arguments: str) -> float:
-    """Run `segdist …` in `work`; CPU seconds of the process. Raises SystemExit with its output where it fails."""
+    """Run `segdist …` in `work`; return CPU seconds. Raises SystemExit with the output on failure."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     work.mkdir(parents=True, exist_ok=True)
     with (work / "output.txt").open("w+") as output:
@@ -83,7 +83,7 @@ def command(work: Path, *arguments: str) -> float:
 
 
 def reference_step() -> float:
-    """CPU seconds of a reference step, in a process of its own."""
+    """CPU seconds of a reference step, in a separate process."""
     return float(case_result(start_case("quality", "reference", environ={"OMP_NUM_THREADS": "1"}))["seconds"])
 
 
@@ -128,7 +128,7 @@ def measure(recipe: Recipe, labeled: LabeledSet, seed: int, config: QualityConfi
 
 
 def bars(rows: list[Row], sets: list[str]) -> Bars:
-    """The bars that the rows can answer: `auto` beside another tool and beside `fast`."""
+    """Bars that the rows allow: `auto` compared with another tool and with `fast`."""
     scores, found = medians(rows), Bars()
     for name in sets:
         ours = scores.get(("auto", name))
@@ -143,7 +143,7 @@ def bars(rows: list[Row], sets: list[str]) -> Bars:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure what is missing, print the table; the exit code: 1 if a bar is short."""
+    """Measure missing rows and print the table; return the exit code, 1 if a bar is missed."""
     if arguments == ["case", "reference"]:
         from tests.benchmarks.bare_loop import bare_loop
 
@@ -186,7 +186,7 @@ def _digest(text: str) -> str:
 
 
 def _fresh() -> str:
-    """A name that no run has yet: a run that was cut off is not continued, its time would be lost."""
+    """An unused run name. Interrupted runs are not resumed, since the time already spent would not count."""
     return f"{time.time_ns():x}"
 
 

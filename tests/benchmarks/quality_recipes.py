@@ -1,6 +1,6 @@
-"""Recipes of the benchmark of quality: options of the three commands, by name.
+"""Recipes of the quality benchmark: options of the three commands, by name.
 
-Recipes of one's own stand in a TOML file, a table each:
+Add recipes in a TOML file, one table each:
 
     ["half size"]
     shards = "--patches.size 128"
@@ -16,7 +16,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Recipe:
-    """Options of make-shards, train and infer; `{minutes}` in those of train is the time that the budget means."""
+    """Options of make-shards, train and infer; `{minutes}` in the train options is the budget in minutes."""
 
     name: str
     shards: str = ""
@@ -25,17 +25,17 @@ class Recipe:
 
 
 BEFORE = "--patches.balance 0 --split.validation 0.1 --images.upright no"
-"""What make-shards did before it chose."""
+"""The defaults of make-shards before it made choices."""
 BUILT_IN = {
     "auto": Recipe("auto", train="--minutes {minutes}"),
     "fast": Recipe("fast", f"--patches.size 96 --patches.per-image 20 --patches.scale 1 {BEFORE}", "--preset fast"),
 }
 RANDOM = "random"
-"""`random-1`, `random-2` …: configurations drawn for each set anew."""
+"""`random-1`, `random-2` …: random configurations, different for each set."""
 
 
 def recipe_of(name: str, set_name: str, own: dict[str, Recipe]) -> Recipe:
-    """The recipe that `name` means on a set. Raises SystemExit for an unknown one."""
+    """The recipe `name` for a set. Raises SystemExit for an unknown name."""
     if name in own:
         return own[name]
     if name in BUILT_IN:
@@ -48,13 +48,13 @@ def recipe_of(name: str, set_name: str, own: dict[str, Recipe]) -> Recipe:
 
 
 def read_recipes(path: Path | None) -> dict[str, Recipe]:
-    """The recipes of a TOML file."""
+    """Read the recipes in a TOML file."""
     tables = tomllib.loads(path.read_text()) if path else {}
     return {name: Recipe(name, **table) for name, table in tables.items()}
 
 
 def drawn_recipe(set_name: str, number: int) -> Recipe:
-    """A configuration drawn for this very set: patch, scale, width, loss, rate, augmentation."""
+    """A random configuration for this set: patch, scale, width, loss, rate, augmentation."""
     draw = random.Random(f"{set_name} {number}")
     shards = f"--patches.size {draw.choice((64, 96, 128, 192, 256))} --patches.scale {draw.choice((1, 1, 2, 4))}"
     train = [

@@ -1,4 +1,4 @@
-"""Rows of the benchmark of quality: kept in a file, one JSON object a line, and what is computed from them."""
+"""Rows of the quality benchmark, stored as one JSON object per line, and the statistics computed from them."""
 
 import json
 import math
@@ -11,9 +11,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One trained and scored model. The first six fields name it; a row with the same is not measured again.
+    """One trained and scored model, identified by its first six fields; existing rows are not measured again.
 
-    Figures of other tools can be added to the file by hand, under a recipe's name of their own.
+    Results of other tools can be added to the file by hand, under their own recipe name.
     """
 
     recipe: str
@@ -28,11 +28,11 @@ class Row:
     mean_iou_over_images: float | None = None
     steps: int = 0
     cpu_seconds: float = 0.0
-    """CPU time of `segdist train`, from its start to its end."""
+    """CPU time of the whole `segdist train` process."""
     reference: float = 0.0
     """CPU seconds of a reference step, measured just before."""
     options: tuple[str, ...] = ()
-    """The recipe's, of make-shards, train and infer."""
+    """Options of the recipe for make-shards, train and infer."""
     version: str = ""
 
     @property
@@ -41,12 +41,12 @@ class Row:
 
     @property
     def spent(self) -> float:
-        """Reference steps that the training took."""
+        """Training time in reference steps."""
         return self.cpu_seconds / self.reference if self.reference else 0.0
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file; a later one takes the place of an earlier one with the same key."""
+    """Read the rows of a file; a later row replaces an earlier one with the same key."""
     rows: dict[tuple[object, ...], Row] = {}
     known = {item.name for item in fields(Row)}
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -60,7 +60,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Add a row at the end of the file."""
+    """Append a row to the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(asdict(row)) + "\n")
@@ -75,7 +75,7 @@ def medians(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """Lines of a Markdown table: a line a recipe, a column a set, and the mean error beside the first recipe's."""
+    """Lines of a Markdown table: one line per recipe, one column per set, and the mean error relative to the first."""
     scores = medians(rows)
     recipes, sets = list(dict.fromkeys(row.recipe for row in rows)), list(dict.fromkeys(row.set for row in rows))
     lines = [f"| recipe | {' | '.join(sets)} | error, by that of {recipes[0]} |", "|---" * (len(sets) + 2) + "|"]
@@ -87,7 +87,7 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def error_ratio(scores: dict[tuple[str, str], float], recipe: str, to: str, sets: list[str]) -> float | None:
-    """Geometric mean over the sets that both have of (1 - mean IoU) of `recipe` by that of `to`."""
+    """Ratio of (1 - mean IoU) of `recipe` to that of `to`, as a geometric mean over the sets both have."""
     ratios = [
         (1 - scores[recipe, name]) / (1 - scores[to, name])
         for name in sets
@@ -97,7 +97,7 @@ def error_ratio(scores: dict[tuple[str, str], float], recipe: str, to: str, sets
 
 
 def leave_one_out(rows: list[Row]) -> list[str]:
-    """For each set, which recipe the other sets would choose, and how that one does here beside the best."""
+    """For each set, the recipe chosen by the other sets, and its score here compared with the best."""
     scores = medians(rows)
     recipes, sets = list(dict.fromkeys(row.recipe for row in rows)), list(dict.fromkeys(row.set for row in rows))
     whole = [recipe for recipe in recipes if all((recipe, name) in scores for name in sets)]

@@ -2,7 +2,7 @@
 
 A set is a folder with `pairs.csv` (columns image, mask, split: train or test; paths relative to the folder) and
 `set.json`: `{"classes": {NAME: [values], …}, "ignore": [values]}`, label 0 first. A value is a gray value or a color
-[r, g, b]. Pixels with values in no class count nowhere.
+[r, g, b]. Pixels with other values are ignored.
 """
 
 import csv
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 Part = Literal["test", "choose"]
-"""The images that score: the set's test images, or some of its training images, which then are left out of training."""
+"""The images scored: the test images, or some of the training images, which are then left out of training."""
 CHOOSE_EVERY, CHOOSE_EVERY_FEW = 5, 3
-"""Of the training images every so many-th is held out to choose with; of fewer than ten, more often."""
+"""To choose, every 5th training image is held out, or every 3rd if there are fewer than ten."""
 FEW = 10
 
 
 class LabeledSet:
-    """One such folder."""
+    """One set."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder.resolve(), folder.resolve().name
@@ -26,7 +26,7 @@ class LabeledSet:
         self.classes = list(self.description["classes"])
 
     def shard_options(self, part: Part, scratch: Path) -> list[str]:
-        """Options of `segdist make-shards` that say where images, masks, classes and splits are; no choices."""
+        """Options of `segdist make-shards` for images, masks, classes and splits, without choices."""
         classes = [f"{name}={','.join(map(_value, values))}" for name, values in self.description["classes"].items()]
         ignored = [_value(value) for value in self.description.get("ignore", [])]
         options = ["--images.csv", str(self._pairs(part, scratch)), "--masks.classes", *classes]
@@ -34,7 +34,7 @@ class LabeledSet:
         return [*options, "--masks.unknown", "ignore"]
 
     def _pairs(self, part: Part, scratch: Path) -> Path:
-        """A CSV file with absolute paths, in which training images have no split yet."""
+        """Write a CSV file with absolute paths, in which training images have no split yet."""
         with (self.folder / "pairs.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         train = sorted((row for row in rows if row["split"] != "test"), key=lambda row: row["image"])
@@ -52,14 +52,14 @@ class LabeledSet:
 
 
 def held_to_choose(train: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """(held out, left to train on) of a set's training images."""
+    """Divide a set's training images into (held out, used for training)."""
     every = CHOOSE_EVERY_FEW if len(train) < FEW else CHOOSE_EVERY
     held = [row for number, row in enumerate(train) if number % every == every // 2]
     return held, [row for row in train if row not in held]
 
 
 def find_sets(folders: list[Path]) -> list[LabeledSet]:
-    """The sets that `folders` are, or hold. Raises SystemExit where there is none."""
+    """Sets given or contained in `folders`. Raises SystemExit for a folder without any."""
     found = []
     for folder in folders:
         here = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []

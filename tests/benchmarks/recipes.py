@@ -1,11 +1,11 @@
-"""What was tried for the preset `fast`: one thing changed at a time, and what a step costs.
+"""Variants tried for the preset `fast`, each changing one setting, and the cost of a step.
 
     python -m tests.benchmarks.recipes                 # everything, about an hour on 2 cores
-    python -m tests.benchmarks.recipes step            # what a step costs, about two minutes
-    python -m tests.benchmarks.recipes depth=3 SGD     # only the variants whose names hold one of these words
+    python -m tests.benchmarks.recipes step            # cost of a step, about two minutes
+    python -m tests.benchmarks.recipes depth=3 SGD     # only variants whose names contain one of these words
 
-The tables of docs/training.md are what it prints. Every variant trains on two fresh sets of the synthetic images and is
-scored on 50 full images that training never saw; those that take another batch see as many samples as `fast`.
+It prints the tables in docs/training.md. Every variant trains on two new sets of synthetic images and is scored on 50
+held-out full images; variants with a different batch size see as many samples as `fast`.
 """
 
 import re
@@ -41,12 +41,12 @@ VARIANTS = {
     "patches of 128": "",
     "half the patches on a class": "",
 }
-"""Options of `segdist train` beside the preset `fast`, by name."""
+"""Options of `segdist train` in addition to the preset `fast`, by name."""
 SETS = {
     "patches of 128": "--patches.size 128",
     "half the patches on a class": "--patches.balance 0.5",
 }
-"""Options of `segdist make-shards` of the variants that train on other patches."""
+"""Options of `segdist make-shards` for variants with different patches."""
 
 STEP_COSTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("bilinear, NCHW, fp32: torch by itself", {}),
@@ -60,12 +60,12 @@ STEP_COSTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("transposed, NHWC", AS_THE_JOB | {"upsampling": "transposed"}),
     ("transposed, NHWC, bf16", AS_THE_JOB | {"bf16": True, "upsampling": "transposed"}),
 )
-"""Options of the bare loop, by what they are."""
+"""Descriptions and options of the bare loop."""
 BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 
 
 def step_costs(rounds: int = 3, steps: int = 20) -> None:
-    """What a step of 16 patches on two threads costs: the least of several turns."""
+    """Cost of a step with 16 patches on two threads: the minimum over rounds."""
     cases: list[tuple[str, dict[str, Any], dict[str, str]]] = [(name, options, {}) for name, options in STEP_COSTS]
     cases.append(("bilinear, NHWC, threads bound to cores", AS_THE_JOB, BOUND))
     print("| model, layout, precision | s / step |\n|---|---|")
@@ -100,7 +100,7 @@ def _folder_name(text: str) -> str:
 
 
 def main(words: list[str]) -> int:
-    """Make the tables that the words choose."""
+    """Print the tables selected by `words`."""
     chosen = [variant for variant in VARIANTS if not words or any(word in variant for word in words)]
     if words and not chosen and words != ["step"]:
         print(f"error: {' '.join(words)}: choose step or words of: {'; '.join(VARIANTS)}", file=sys.stderr)

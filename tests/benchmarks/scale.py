@@ -1,9 +1,9 @@
-"""What grows with the number of patches, images and ranks: the figures of docs/scale.md.
+"""Costs that grow with the number of patches, images and ranks: the figures in docs/scale.md.
 
     python -m tests.benchmarks.scale
 
-Sets are simulated: their manifests are real, their tars are not. Times are processor seconds of one core. Takes about
-half a minute and 1 GB of memory.
+Sets are simulated, with real manifests but without tars. Times are processor seconds on one core. Takes about half a
+minute and 1 GB of memory.
 """
 
 import multiprocessing
@@ -25,11 +25,11 @@ from tests.benchmarks.cases import benchmark
 
 PATCH, GLOBAL_BATCH, RANKS = 96, 65536, 8000
 SHARD_BYTES = 1024**3
-"""A size for large sets; the default of make-shards, 64 MB, is one for small ones."""
+"""Shard size for large sets; the make-shards default of 64 MB suits small ones."""
 
 
 def simulated_manifest(patches: int, images: int) -> Manifest:
-    """The manifest of a set with so many patches, in shards of `SHARD_BYTES`."""
+    """The manifest of a set of this size, in shards of `SHARD_BYTES`."""
     stride = NpyLayout(PATCH, 1, "uint8").stride
     records = SHARD_BYTES // stride
     shards = tuple(
@@ -64,7 +64,7 @@ def simulated_manifest(patches: int, images: int) -> Manifest:
 
 
 def measure_manifest(patches: int, images: int) -> str:
-    """Bytes of the manifest, seconds to read it, memory of the object."""
+    """Size of the manifest, seconds to read it, and memory of the object."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         manifest = simulated_manifest(patches, images)
@@ -82,7 +82,7 @@ def measure_manifest(patches: int, images: int) -> str:
 
 
 def measure_order(patches: int) -> str:
-    """Memory of the order, and the time for one rank's slots of a step anywhere in an epoch."""
+    """Memory of the sample order, and the time to compute one rank's slots for any step of an epoch."""
     sizes = [shard.samples for shard in simulated_manifest(patches, 0).shards]
     tracemalloc.start()
     started = time.process_time()
@@ -101,7 +101,7 @@ def measure_order(patches: int) -> str:
 
 
 def measure_opening(files: int = 10_000) -> str:
-    """What a rank asks of the file system at its start: one stat per shard and per index."""
+    """A rank's file system operations at start-up: one stat per shard and per index."""
     with tempfile.TemporaryDirectory() as name:
         for number in range(files):
             (Path(name) / f"{number}").touch()
@@ -113,9 +113,9 @@ def measure_opening(files: int = 10_000) -> str:
 
 
 def measure_ranks(count: int) -> str:
-    """Processes on this machine that form one gloo group: time to set it up, time of an all_reduce, sockets."""
+    """Local processes in one gloo group: set-up time, all_reduce time, sockets."""
     with tempfile.TemporaryDirectory() as name:
-        context = multiprocessing.get_context("fork")  # torch is loaded once, and its pages are shared
+        context = multiprocessing.get_context("fork")  # torch is loaded once and its memory shared
         results: multiprocessing.SimpleQueue[tuple[float, float, int]] = context.SimpleQueue()
         ranks = [
             context.Process(target=_rank, args=(rank, count, f"file://{name}/store", results)) for rank in range(count)
@@ -154,7 +154,7 @@ def count_sockets() -> int:
 def main(words: list[str]) -> int:
     """Print the tables."""
     print(f"patches of {PATCH} x {PATCH}, gray; record {NpyLayout(PATCH, 1, 'uint8').stride:,} bytes; 1 GiB shards\n")
-    measure_manifest(1, 1)  # loads what reading needs
+    measure_manifest(1, 1)  # imports what reading needs
     print("| patches | images | shards | manifest | read | memory |\n|---|---|---|---|---|---|")
     for patches, images in ((10**6, 10**3), (10**8, 10**5), (10**9, 10**6)):
         print(measure_manifest(patches, images))

@@ -1,14 +1,14 @@
-"""How many of the first regions that `segdist suspects` lists are wrong labels, with cleanlab for comparison.
+"""How many of the top regions listed by `segdist suspects` are wrong labels, compared with cleanlab.
 
     python -m tests.benchmarks.suspects FOLDER [seeds]
 
-Draws 60 synthetic images, makes 5 % of their objects wrong (every other one gets another class, the rest are moved by
-half their size), trains a model on each half of the images for `STEPS` steps with the wrong masks, and predicts the
-other half. N wrong objects: of the first N regions listed, those count of which at least half the pixels are wrong.
+Draws 60 synthetic images, makes 5 % of their objects wrong (alternately by changing the class and by moving the object
+by half its size), trains a model on each half of the images for `STEPS` steps with the wrong masks, and predicts the
+other half. With N wrong objects, it counts the regions among the first N in which at least half the pixels are wrong.
 
-cleanlab is not a dependency: where it can be imported, its `find_label_issues` chooses the pixels; else its published
-rule does. Its pixel scores are the probabilities of the given class (`self_confidence`); a region has their mean;
-cleanlab itself ranks images and pixels, not regions.
+cleanlab is optional: if installed, its `find_label_issues` selects the pixels, otherwise its published rule does. Pixel
+scores are the probabilities of the given class (`self_confidence`), and a region gets their mean, because cleanlab
+itself ranks images and pixels, not regions.
 """
 
 import importlib
@@ -27,11 +27,11 @@ from tests.benchmarks.cases import benchmark
 IMAGES, STEPS, WRONG = 60, 150, 0.05
 HALVES = ("a", "b")
 Region = tuple[float, str, np.ndarray, np.ndarray]
-"""Score, image, rows and columns of its pixels."""
+"""Score, image, and rows and columns of its pixels."""
 
 
 def main(words: list[str]) -> int:
-    """Run the benchmark for each seed and print a line for each."""
+    """Run the benchmark and print a line for each seed."""
     folder, seeds = Path(words[0]), [int(word) for word in words[1:]] or [0, 1, 2]
     print("| seed | wrong objects N | right in the first N: segdist suspects | cleanlab |\n|---|---|---|---|")
     for seed in seeds:
@@ -44,7 +44,7 @@ def main(words: list[str]) -> int:
 
 
 def prepared(folder: Path, seed: int) -> tuple[dict[str, np.ndarray], list[FinishedResult], int]:
-    """Where labels are wrong, per image; predictions of both halves; and the number of wrong objects."""
+    """Wrong pixels per image, predictions of both halves, and the number of wrong objects."""
     drawn = folder / "data" / "drawn" / "source" / "train"
     run("make-shards", "-f", "drawn", "--root", folder / "data", "--synthetic.train", IMAGES, "--seed", seed)
     rng, wrong, count = np.random.default_rng(seed), {}, 0
@@ -82,14 +82,14 @@ def prepared(folder: Path, seed: int) -> tuple[dict[str, np.ndarray], list[Finis
 
 
 def run(job: str, *words: object) -> None:
-    """A job of segdist, in this process."""
+    """Run a segdist job in this process."""
     tracking = ["--wandb", "off"] if job != "make-shards" else []
     if code := cli.main([job, *map(str, words), *tracking]):
         sys.exit(f"segdist {job} ended with {code}")
 
 
 def spoiled(mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """A mask (H, W) in which a share `WRONG` of the objects has another class or lies elsewhere, and their number."""
+    """A mask (H, W) with a share `WRONG` of its objects reclassified or moved, and their number."""
     noisy, count = mask.copy(), 0
     for thing in regionprops(label(mask, background=0)):  # type: ignore[no-untyped-call]
         if rng.random() >= WRONG:
@@ -109,7 +109,7 @@ def spoiled(mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int
 
 
 def of_suspects(result: FinishedResult) -> list[Region]:
-    """The regions of `segdist suspects`."""
+    """Regions found by `segdist suspects`."""
     found = []
     predictions = {image.name: whole(result, image.name) for image in result.images}
     for suspect in find_suspects(result):
@@ -124,7 +124,7 @@ def of_suspects(result: FinishedResult) -> list[Region]:
 
 
 def of_cleanlab(result: FinishedResult) -> list[Region]:
-    """Connected pixels that cleanlab flags, of one given class; the least probable given labels first."""
+    """Connected pixels of one given class that cleanlab flags, least probable given labels first."""
     names = [image.name for image in result.images]
     loaded = [whole(result, name) for name in names]
     truth = np.stack([labels for labels, _ in loaded]).astype(int)
@@ -141,8 +141,8 @@ def of_cleanlab(result: FinishedResult) -> list[Region]:
 def issues(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Pixels that cleanlab's `find_label_issues` flags, bool (N, H, W).
 
-    Without cleanlab: off the diagonal of the confident joint (Northcutt et al. 2021, "Confident Learning", equation 1:
-    another class reaches the mean self-confidence of its own pixels, and is the most probable that does).
+    Without cleanlab, these are the off-diagonal pixels of the confident joint (Northcutt et al. 2021, "Confident
+    Learning", equation 1): the most probable class that reaches its own mean self-confidence is not the given one.
     """
     try:
         module = importlib.import_module("cleanlab.segmentation.filter")
@@ -165,7 +165,7 @@ def whole(result: FinishedResult, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hits(regions: list[Region], wrong: dict[str, np.ndarray], count: int) -> int:
-    """How many of the first `count` regions are wrong labels."""
+    """Number of wrong labels among the first `count` regions."""
     first = sorted(regions, key=lambda region: -region[0])[:count]
     return sum(bool(wrong[name][rows, columns].mean() >= 0.5) for _, name, rows, columns in first)
 

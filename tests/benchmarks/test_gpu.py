@@ -1,4 +1,4 @@
-"""The GPU benchmark in its tiny form: every line of it but those that need CUDA or a package of a competitor."""
+"""The GPU benchmark in its tiny form, which covers all code except for CUDA and competitors' packages."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from tests.support.programs import ROOT, run
         ("inference", ["256 x 256, batches of 16: segdist", "4 of 96 x 96: segdist"]),
     ],
 )
-def test_the_tiny_form_runs_to_its_end(tmp_path: Path, part: str, said: list[str]) -> None:
+def test_the_tiny_form_runs_to_the_end(tmp_path: Path, part: str, said: list[str]) -> None:
     done = run([sys.executable, "-m", "tests.benchmarks.gpu", part, "--tiny", "--seconds", "2000"], tmp_path)
     assert "TINY FORM ON THE CPU" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
@@ -28,12 +28,12 @@ def test_the_tiny_form_runs_to_its_end(tmp_path: Path, part: str, said: list[str
 
 
 @pytest.mark.slow
-def test_what_time_does_not_allow_is_named(tmp_path: Path) -> None:
+def test_cases_skipped_for_lack_of_time_are_named(tmp_path: Path) -> None:
     done = run([sys.executable, "-m", "tests.benchmarks.gpu", "training", "--tiny", "--seconds", "0"], tmp_path)
-    assert "LEFT OUT for want of time: the job beside the bare loop, batch   4" in done.stdout
+    assert "SKIPPED for lack of time: the job and the bare loop, batch   4" in done.stdout
 
 
-def test_the_wheels_script_asks_for_pinned_versions() -> None:
+def test_the_wheels_script_requests_pinned_versions() -> None:
     script = (ROOT / "tests" / "benchmarks" / "gpu_wheels.sh").read_text()
     names = script.split("pinned=(")[1].split(")")[0].split()
     pinned = {
@@ -43,7 +43,7 @@ def test_the_wheels_script_asks_for_pinned_versions() -> None:
     subprocess.run(["bash", "-n", str(ROOT / "tests" / "benchmarks" / "gpu_wheels.sh")], check=True)
 
 
-def test_intervals() -> None:
+def test_overlapping_intervals_are_merged_and_subtracted() -> None:
     kernels = union([(0, 2), (1, 3), (5, 6)])
     assert kernels == [(0, 3), (5, 6)]
     assert length(kernels) == 4
@@ -52,5 +52,5 @@ def test_intervals() -> None:
     assert outside([(-1, 9)], kernels) == [(-1, 0), (3, 5), (6, 9)]
 
 
-def test_tiles_of_an_image() -> None:
+def test_tiles_of_an_image_are_counted() -> None:
     assert [tiles_of(side) for side in (64, 96, 97, 144, 8192)] == [1, 1, 2, 2, 170]

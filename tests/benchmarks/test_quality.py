@@ -1,4 +1,4 @@
-"""The benchmark of quality: how sets are read, rows are kept, and one tiny row from folder to table."""
+"""The quality benchmark: reading sets, storing rows, and one tiny row from folder to table."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.benchmarks.quality_sets import LabeledSet, find_sets
 
 
 def labeled_set(folder: Path, images: int = 6, side: int = 64) -> Path:
-    """A set of bright disks on noise; the last image is the test image, value 7 is in no class."""
+    """A set of bright disks on noise; the last image is the test image, and value 7 belongs to no class."""
     random = np.random.default_rng(0)
     lines = ["image,mask,split"]
     for number in range(images):
@@ -36,7 +36,7 @@ def row(recipe: str, name: str, score: float, seed: int = 0) -> Row:
     return Row(recipe, name, "test", 1000, seed, "fp32", score)
 
 
-def test_options_say_where_images_and_classes_are(tmp_path: Path) -> None:
+def test_options_name_images_and_classes(tmp_path: Path) -> None:
     options = LabeledSet(labeled_set(tmp_path / "disks")).shard_options("test", tmp_path / "scratch")
     assert options[2:] == [
         *("--masks.classes", "background=0", "disk=255", "--masks.ignore", "7", "--masks.unknown", "ignore")
@@ -46,7 +46,7 @@ def test_options_say_where_images_and_classes_are(tmp_path: Path) -> None:
     assert f"{tmp_path}/disks/images/0.png" in rows[1]
 
 
-def test_choosing_never_sees_the_test_images(tmp_path: Path) -> None:
+def test_choosing_never_uses_test_images(tmp_path: Path) -> None:
     folder = labeled_set(tmp_path / "disks")
     options = LabeledSet(folder).shard_options("choose", tmp_path / "scratch")
     rows = Path(options[1]).read_text().splitlines()[1:]
@@ -69,7 +69,7 @@ def test_sets_are_found_in_a_folder_of_sets(tmp_path: Path) -> None:
         find_sets([tmp_path / "a" / "images"])
 
 
-def test_a_row_is_kept_and_the_later_one_counts(tmp_path: Path) -> None:
+def test_rows_are_stored_and_later_ones_win(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     for score in (0.5, 0.6):
         append_row(file, row("fast", "cells", score))
@@ -77,7 +77,7 @@ def test_a_row_is_kept_and_the_later_one_counts(tmp_path: Path) -> None:
     assert [found.mean_iou for found in read_rows(file)] == [0.6, 0.7]
 
 
-def test_a_row_of_another_tool_needs_only_its_key_and_score(tmp_path: Path) -> None:
+def test_another_tools_row_needs_only_key_and_score(tmp_path: Path) -> None:
     values = {"recipe": "nnunet", "set": "cells", "part": "test", "budget": 4000, "seed": 0, "precision": "fp32"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(values | {"mean_iou": 0.8}) + "\n")
     assert read_rows(tmp_path / "rows.jsonl")[0].mean_iou == 0.8
@@ -89,7 +89,7 @@ def test_the_table_has_medians_and_the_mean_ratio_of_errors() -> None:
     assert table(rows)[2:] == ["| fast | 0.8000 | 0.6000 | 1.000 |", "| wide | 0.9000 | 0.8000 | 0.500 |"]
 
 
-def test_leaving_a_set_out_shows_what_the_others_would_choose() -> None:
+def test_leaving_a_set_out_shows_the_choice_of_the_others() -> None:
     rows = [row("fast", "a", 0.9), row("fast", "b", 0.5), row("wide", "a", 0.8), row("wide", "b", 0.9)]
     assert leave_one_out(rows) == [
         "without a: wide is chosen; there 0.8000, the best is fast with 0.9000",
@@ -97,13 +97,13 @@ def test_leaving_a_set_out_shows_what_the_others_would_choose() -> None:
     ]
 
 
-def test_drawn_recipes_are_those_of_their_set() -> None:
+def test_random_recipes_depend_on_the_set() -> None:
     assert drawn_recipe("cells", 3) == drawn_recipe("cells", 3)
     assert len({drawn_recipe(name, number) for name in ("cells", "roads") for number in range(6)}) == 12
     assert recipe_of("random-3", "cells", {}) == drawn_recipe("cells", 3)
 
 
-def test_own_recipes_come_from_a_file(tmp_path: Path) -> None:
+def test_additional_recipes_are_read_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('["large patches"]\nshards = "--patches.size 128"\n')
     own = read_recipes(tmp_path / "mine.toml")
     assert recipe_of("large patches", "cells", own).shards == "--patches.size 128"
@@ -112,7 +112,7 @@ def test_own_recipes_come_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_row_from_folder_to_table_and_none_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_is_measured_from_folder_to_table_only_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = labeled_set(tmp_path / "disks")
     (tmp_path / "tiny.toml").write_text(
         '[tiny]\nshards = "--patches.size 32 --patches.per-image 4"\n'

@@ -1,14 +1,13 @@
-"""The trainer beside a bare loop: overhead, two ranks, time to a good model, memory.
+"""The trainer compared with a bare loop: overhead, two ranks, time to a good model, memory.
 
     python -m tests.benchmarks.train                  # all, about 40 minutes on 2 cores
     python -m tests.benchmarks.train overhead ranks   # only some of: overhead ranks accuracy longer exact exact-scores
                                                       # paper size
 
-The bare loop is forward, backward and optimizer step on one batch that lies ready, with the same model, batch and
-threads; nothing is read, reported, checked or saved. `overhead` and `ranks` compare rates in turns and quote the median
-of the ratios; there the bare loop has the job's memory layout and malloc settings, too. `accuracy` counts the whole of
-`segdist train` as a person waits for it, from the start of the process to its end, against the time of a number of bare
-steps as torch does them by itself, measured before and after it.
+The bare loop runs forward, backward and optimizer step on one prepared batch with the same model, batch and threads; it
+reads, reports, checks and saves nothing. `overhead` and `ranks` alternate between the two and give the median ratio;
+there, the bare loop also has the job's memory layout and malloc settings. `accuracy` compares the wall time of the
+whole `segdist train` process with that of bare steps in plain torch, measured before and after it.
 """
 
 import json
@@ -29,23 +28,23 @@ from tests.benchmarks.cases import ROOT, benchmark, case_result, start_case
 from tests.benchmarks.exact import SCORE_BAR, rounding_error, step_times
 
 AS_THE_JOB: dict[str, Any] = {"channels_last": True, "keep_freed": True}
-"""The bare loop with the job's memory layout and malloc settings; without, it is torch by itself."""
+"""Gives the bare loop the job's memory layout and malloc settings; without this, it is plain torch."""
 SEEDS = (101, 102, 103)
 FAST_STEPS = 600
-"""Those of the preset `fast`."""
+"""Steps of the preset `fast`."""
 PAPER_STEPS = 50_000
-"""Those of 100 epochs as published: 100 images, 20 patches each, 4 flips, 16 in a batch."""
+"""Steps of the published 100 epochs: 100 images, 20 patches each, 4 flips, batches of 16."""
 PAPER = ("--preset", "paper")
 QUIET = ("--quiet", "--device", "cpu", "--model.width", str(WIDTH), "--tracking.wandb", "offline")
 
 
-# ---- cases: run in a process of their own, print one JSON line
+# ---- cases: each runs in its own process and prints one JSON line
 
 
 def case_bare(threads: int, batch: int, steps: int, options: str, folder: str = "", others: int = 0) -> dict[str, Any]:
-    """Seconds per step of the bare loop, with the `options` of `bare_loop` as JSON.
+    """Seconds per step of the bare loop; `options` are those of `bare_loop`, as JSON.
 
-    With a folder it waits there until `others` more loops are ready, too.
+    With a folder, it waits there until `others` more loops are ready.
     """
     run = bare_loop(threads, batch, **json.loads(options))
     if folder:
@@ -58,7 +57,7 @@ def case_bare(threads: int, batch: int, steps: int, options: str, folder: str = 
 
 
 def case_job(*arguments: str) -> dict[str, Any]:
-    """`segdist train`: seconds per step once it is under way, and the highest memory of this rank in MB."""
+    """`segdist train`: seconds per step after the start, and peak memory of this rank in MB."""
     from jobs.train import main
     from segdist.training.reporter import RunReporter
     from tests.benchmarks.exact import note_parts
@@ -83,28 +82,28 @@ def case_job(*arguments: str) -> dict[str, Any]:
     return {"seconds": seconds, "memory": memory, "parts": per_step}
 
 
-# ---- the parent: starts cases, prints tables
+# ---- the parent process: starts cases, prints tables
 
 
 def _case(*values: object, **how: Any) -> dict[str, Any]:
-    """Run a case of this benchmark to its end; what it printed."""
+    """Run a case of this benchmark to its end; return its result."""
     return case_result(start_case("train", *values, **how))
 
 
 def bare(steps: int, options: dict[str, Any], environ: dict[str, str] | None = None) -> float:
-    """Seconds per step of one bare loop of two threads; `options`: those of `bare_loop`."""
+    """Seconds per step of one bare loop with two threads; `options` are those of `bare_loop`."""
     return float(_case("bare", 2, BATCH, steps, json.dumps(options), environ=environ)["seconds"])
 
 
 def two_bare(batch: int, steps: int = 40) -> float:
-    """Samples/s of two bare loops of one thread that run at the same time, together."""
+    """Total samples/s of two simultaneous bare loops with one thread each."""
     with tempfile.TemporaryDirectory() as folder:
         loops = [start_case("train", "bare", 1, batch, steps, json.dumps(AS_THE_JOB), folder, 1) for _ in range(2)]
         return sum(batch / float(case_result(loop)["seconds"]) for loop in loops)
 
 
 def segdist(folder: Path, *arguments: str) -> float:
-    """Run a command as a person would; wall seconds of the process."""
+    """Run a command as a user would; return wall seconds of the process."""
     began = time.monotonic()
     subprocess.run(
         [sys.executable, "-m", "jobs.cli", *arguments],
@@ -117,17 +116,17 @@ def segdist(folder: Path, *arguments: str) -> float:
 
 
 def make_set(folder: Path, name: str, *options: str, seed: int = 0, test: int = 1) -> None:
-    """The synthetic images of the method as a shard set; `options`: further ones of `segdist make-shards`."""
+    """Build a shard set of the method's synthetic images; `options` are passed to `segdist make-shards`."""
     segdist(folder, "make-shards", "-f", name, "--synthetic.test", str(test), "--seed", str(seed), *options)
 
 
 def overhead(folder: Path, bars: Bars, rounds: int = 5, steps: int = 60) -> None:
-    """The job's rate beside the bare loop's: reading, flips, figures, W&B (offline) and checkpoints included."""
+    """The job's rate relative to the bare loop, including reading, flips, metrics, W&B (offline) and checkpoints."""
     make_set(folder, "bench")
     ratios = []
     for number in range(rounds):
         loop = bare(steps, AS_THE_JOB)
-        # A checkpoint and three rows of figures fall into the measured steps.
+        # The measured steps include a checkpoint and three metrics rows.
         job = _case(
             "job", "-f", "bench", "-n", f"overhead{number}", "--steps", WARM_UP + steps, "--threads", 2,
                   "--checkpoint.every-steps", 30, *PAPER, *QUIET, cwd=folder
@@ -138,7 +137,7 @@ def overhead(folder: Path, bars: Bars, rounds: int = 5, steps: int = 60) -> None
 
 
 def two_ranks(folder: Path, bars: Bars, rounds: int = 3, steps: int = 40) -> None:
-    """Two ranks of one thread beside two independent loops of one thread."""
+    """Two ranks with one thread each, compared with two independent loops."""
     make_set(folder, "bench")
     ratios, raw = [], []
     for number in range(rounds):
@@ -157,7 +156,7 @@ def two_ranks(folder: Path, bars: Bars, rounds: int = 3, steps: int = 40) -> Non
 
 
 def train_and_score(folder: Path, data: str, name: str, *recipe: str) -> tuple[float, float]:
-    """Seconds of the training, and the mean over the test images of mean IoU, on full images."""
+    """Seconds of training, and the mean IoU over full test images."""
     seconds = segdist(folder, "train", "-f", data, "-n", name, "--threads", "2", *QUIET, *recipe)
     segdist(folder, "infer", "-m", name, "-f", data, "--quiet", "--output.figures", "0", "--tracking.wandb", "off")
     scores = json.loads((folder / "runs" / name / "predictions" / data / "scores.json").read_text())
@@ -165,14 +164,14 @@ def train_and_score(folder: Path, data: str, name: str, *recipe: str) -> tuple[f
 
 
 def quick_precision() -> tuple[str, str]:
-    """bf16 where the processor has matrix instructions for it (AMX): twice as fast there."""
+    """bf16 if the processor has matrix instructions for it (AMX), where it is twice as fast."""
     import torch
 
     return "--precision", "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
 
 
 def accuracy(folder: Path, bars: Bars) -> None:
-    """The recipe `fast` as it is."""
+    """The unchanged recipe `fast`."""
     time_to(0.97, 450, ("--preset", "fast"), folder, bars)
 
 
@@ -182,7 +181,7 @@ def longer(folder: Path, bars: Bars) -> None:
 
 
 def time_to(target: float, budget: int, recipe: tuple[str, ...], folder: Path, bars: Bars) -> None:
-    """A recipe on fresh seeds: its time in reference steps, and its score on images that training never saw."""
+    """A recipe on new seeds: its time in reference steps, and its score on held-out images."""
     rows = []
     print(f"  {' '.join(recipe)}")
     print("  seed   reference s/step   seconds   reference steps   mean IoU over 50 test images")
@@ -200,7 +199,7 @@ def time_to(target: float, budget: int, recipe: tuple[str, ...], folder: Path, b
 
 
 def exact(folder: Path, bars: Bars, steps: int = 20) -> None:
-    """Time of a step and rounding error of the engine of --exact, beside the default one."""
+    """Step time and rounding error of the --exact engine, compared with the default."""
     make_set(folder, "bench")
 
     def job(name: str, ranks: int, *options: object) -> dict[str, Any]:
@@ -213,7 +212,7 @@ def exact(folder: Path, bars: Bars, steps: int = 20) -> None:
 
 
 def exact_scores(folder: Path, bars: Bars) -> None:
-    """Final scores of --exact beside those of the default engine, in pairs of one set and one seed."""
+    """Final scores of --exact compared with the default engine, paired by set and seed."""
     gains = []
     for seed in SEEDS:
         data = f"seed{seed}"
@@ -228,7 +227,7 @@ def exact_scores(folder: Path, bars: Bars) -> None:
 
 
 def paper(folder: Path) -> None:
-    """The published recipe beside `fast` at equal steps, after three times as many, and where that leads."""
+    """The published recipe compared with `fast` after equal steps and three times as many, with extrapolation."""
     data = f"seed{SEEDS[0]}"
     make_set(folder, data, seed=SEEDS[0], test=50)
     errors = {}
@@ -238,7 +237,7 @@ def paper(folder: Path) -> None:
         seconds, score = train_and_score(folder, data, f"{preset}{steps}", *recipe)
         errors[preset, steps] = 1 - score
         print(f"  {preset:6}   {steps:5}   {seconds:7.1f}   {score:.4f}")
-    # The error falls about as a power of the number of steps.
+    # The error falls roughly as a power of the number of steps.
     first, last = errors["paper", FAST_STEPS], errors["paper", 3 * FAST_STEPS]
     power = math.log(first / last) / math.log(3)
     if power <= 0:
@@ -270,7 +269,7 @@ def size(folder: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run what the arguments name; the exit code: 1 if a bar is short."""
+    """Run the named parts; return the exit code, 1 if a bar is missed."""
     if arguments[:1] == ["case"]:
         name, *rest = arguments[1:]
         if name == "job":

@@ -1,17 +1,17 @@
-"""What only a GPU can tell, in three parts of at most eight minutes: right, training, inference.
+"""Benchmarks and checks that need a GPU, in three parts of at most eight minutes: right, training, inference.
 
-    python -m tests.benchmarks.gpu right        # every test marked gpu: precisions, compile, resume, NCCL, memory
-    python -m tests.benchmarks.gpu training     # beside a bare loop, Lightning, MONAI; model FLOPs utilization
-    python -m tests.benchmarks.gpu inference    # TIFF to TIFF beside MONAI and the network alone; what overlaps
+    python -m tests.benchmarks.gpu right        # all tests marked gpu: precisions, compile, resume, NCCL, memory
+    python -m tests.benchmarks.gpu training     # against a bare loop, Lightning, MONAI; model FLOPs utilization
+    python -m tests.benchmarks.gpu inference    # TIFF to TIFF against MONAI and the network alone; overlap of work
 
-Made for a machine with one GPU, Python 3.12 and torch 2.11 that has no network: `tests/benchmarks/gpu_wheels.sh`
-collects the packages that such a machine lacks, and the program runs from `PYTHONPATH`, uninstalled:
+Made for an offline machine with one GPU, Python 3.12 and torch 2.11: `tests/benchmarks/gpu_wheels.sh` collects the
+missing packages, and the program runs from `PYTHONPATH` without installation:
 
-    bash tests/benchmarks/gpu_wheels.sh wheels                                  # where there is a network
+    bash tests/benchmarks/gpu_wheels.sh wheels                                  # with a network
     python3 -m pip install -q --no-index --no-deps --target site wheels/*.whl   # on the machine with the GPU
     PYTHONPATH=site:. python3 -m tests.benchmarks.gpu right training inference
 
-Each part prints its tables and bars as it goes, the most telling first, and leaves out, by name, what its time does
-not allow (`--seconds`, 480 for each part). Without a GPU, or with `--tiny`, it runs all the same in a few small sizes
-on the CPU: that tries the script, and its figures mean nothing.
+Each part prints tables and bars as it runs, the most important first, and names what it skips for lack of time
+(`--seconds`, 480 per part). Without a GPU, or with `--tiny`, it runs a few small sizes on the CPU, which tests the
+script; its figures are then meaningless.
 """

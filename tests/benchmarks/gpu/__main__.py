@@ -11,11 +11,13 @@ PARTS = {"right": right.run, "training": training.run, "inference": inference.ru
 
 
 def main(arguments: list[str]) -> int:
-    """Run the parts that are named; the exit code: 1 if a bar is short, but not in the tiny form."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gpu", description="What only a GPU can tell.")
+    """Run the named parts; return the exit code, 1 if a bar is missed, except in the tiny form."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.gpu", description="Benchmarks and checks that need a GPU."
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
-    parser.add_argument("--seconds", type=float, default=480, help="time of each part; what doesn't fit is left out")
-    parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU, to try the script itself")
+    parser.add_argument("--seconds", type=float, default=480, help="time limit per part; what doesn't fit is skipped")
+    parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU, to test the script itself")
     options = parser.parse_args(arguments)
     unknown = set(options.parts) - set(PARTS)
     if unknown:

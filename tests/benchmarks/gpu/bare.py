@@ -1,4 +1,4 @@
-"""A training step by torch alone, on one batch that lies on the device: what the trainer is measured beside."""
+"""A training step in plain torch on one batch on the device: the baseline for the trainer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ CLASSES = 3
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step computes."""
+    """Sizes of a step."""
 
     batch: int
     patch: int
@@ -28,7 +28,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Mode:
-    """How it computes it."""
+    """How a step is computed."""
 
     name: str
     precision: torch.dtype | None = torch.bfloat16
@@ -40,9 +40,9 @@ class Mode:
 
 @dataclass
 class BareStep:
-    """Forward, backward and optimizer on a cached batch; `augment` flips and normalizes it anew in each step.
+    """Forward, backward and optimizer on a cached batch; `augment` flips and normalizes it in each step.
 
-    The optimizer is the one of the published method, fused, and the gradients are set to None as everywhere.
+    The optimizer is that of the published method, fused; gradients are set to None, as usual.
     """
 
     shape: Shape
@@ -104,11 +104,11 @@ class BareStep:
 
 
 def flops_of_step(shape: Shape) -> float:
-    """Floating-point operations of a forward and backward pass (multiply and add count as two)."""
+    """Floating-point operations of a forward and backward pass; a multiply-add counts as two."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = UNet(1, CLASSES, width=shape.width)
-    # One small sample on the CPU: convolutions' work is that of a pixel times the pixels.
+    # One small sample on the CPU is enough, since the work of convolutions is proportional to the pixels.
     side = 32
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 1, side, side)).sum().backward()

@@ -1,4 +1,4 @@
-"""Inference on a GPU, TIFF to TIFF: beside MONAI's sliding window and the network alone, and how busy the card is."""
+"""Inference on a GPU, TIFF to TIFF, compared with MONAI's sliding window and the network alone, and GPU utilization."""
 
 import importlib.util
 import tempfile
@@ -47,7 +47,7 @@ def run(machine: Machine, bars: Bars) -> None:
 
 
 def infer(machine: Machine, images: str, out: str, batch: int, *options: object) -> float:
-    """Seconds of `segdist infer`, from its start to its end."""
+    """Seconds of `segdist infer`, start to end."""
     return segdist("infer", "-m", "run", "-i", images, "-o", out, "-b", batch, "--precision", "bf16",
                    "--device", machine.device.type, *QUIET, *TIFF_ONLY, *options)  # fmt: skip
 
@@ -97,7 +97,7 @@ def tiles_of(side: int) -> int:
 
 @torch.inference_mode()
 def network_alone(machine: Machine, model: Any, batch: int, tiles: int) -> float:
-    """Seconds that the network takes for as many tiles, class probabilities included, everything lying ready."""
+    """Seconds for the network alone on as many tiles, including class probabilities, with prepared input."""
     images = torch.randn(batch, 1, TILE, TILE, device=machine.device).contiguous(memory_format=torch.channels_last)
 
     def call() -> None:
@@ -110,7 +110,7 @@ def network_alone(machine: Machine, model: Any, batch: int, tiles: int) -> float
 
 @torch.inference_mode()
 def monai(machine: Machine, model: Any, files: list[str], batch: int) -> float:
-    """Seconds of MONAI's sliding window over image files, read and written with tifffile, compressed as segdist's."""
+    """Seconds of MONAI's sliding window on image files, read and written by tifffile with segdist's compression."""
     import tifffile
     from monai.inferers import sliding_window_inference
 
@@ -131,7 +131,7 @@ def monai(machine: Machine, model: Any, files: list[str], batch: int) -> float:
 
 
 def busy(machine: Machine, bars: Bars, traced: int) -> None:
-    """The share of the time in which kernels run, and how much of the copies runs beside them, from a trace."""
+    """Share of time with running kernels, and share of copies that overlap them, from a trace."""
     import tifffile
     from torch.profiler import ProfilerActivity, profile
 
@@ -158,7 +158,7 @@ def busy(machine: Machine, bars: Bars, traced: int) -> None:
             f"    kernel time / span {length(work) / span:.3f}, "
             f"kernel time / whole job untraced {length(work) / plain:.3f}"
         )
-        print(f"    share of the copies beside kernels {hidden:.3f}")
+        print(f"    share of copies that overlap kernels {hidden:.3f}")
         bars.at_least(f"{traced} x {traced}, batches of {batch}: kernel time / wall", length(work) / plain, 0.95)
         if len(kernels) and batch == 16:
             for name, seconds in busiest(taken):
@@ -166,7 +166,7 @@ def busy(machine: Machine, bars: Bars, traced: int) -> None:
 
 
 def device_intervals(taken: Any) -> tuple[list[Interval], list[Interval]]:
-    """Begin and end, in seconds, of the kernels and of the copies between host and device in a trace."""
+    """Start and end, in seconds, of kernels and host-device copies in a trace."""
     kernels, copies = [], []
     for event in taken.profiler.kineto_results.events():
         if "CUDA" not in str(event.device_type()):
@@ -181,7 +181,7 @@ def device_intervals(taken: Any) -> tuple[list[Interval], list[Interval]]:
 
 
 def busiest(taken: Any, count: int = 12) -> list[tuple[str, float]]:
-    """The kernels that take most of the time, with their seconds."""
+    """The most expensive kernels with their seconds."""
     totals: dict[str, float] = {}
     for event in taken.profiler.kineto_results.events():
         if "CUDA" in str(event.device_type()):
@@ -190,7 +190,7 @@ def busiest(taken: Any, count: int = 12) -> list[tuple[str, float]]:
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """The same stretches of time without overlap, in order."""
+    """Merge intervals into sorted, disjoint ones."""
     merged: list[Interval] = []
     for begin, end in sorted(intervals):
         if merged and begin <= merged[-1][1]:
@@ -201,7 +201,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def outside(intervals: list[Interval], covered: list[Interval]) -> list[Interval]:
-    """What of `intervals` lies outside `covered`; both without overlap and in order."""
+    """The parts of `intervals` outside `covered`; both must be sorted and disjoint."""
     left: list[Interval] = []
     for begin, end in intervals:
         at = begin
@@ -219,5 +219,5 @@ def outside(intervals: list[Interval], covered: list[Interval]) -> list[Interval
 
 
 def length(intervals: list[Interval]) -> float:
-    """Seconds of all together."""
+    """Total seconds of all intervals."""
     return float(sum(np.array([end - begin for begin, end in intervals])))

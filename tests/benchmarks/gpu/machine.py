@@ -1,4 +1,4 @@
-"""The machine under test: its device, its clock, the time that a part may still take."""
+"""The machine under test: device, timing, and the time left for a part."""
 
 import os
 import platform
@@ -13,8 +13,8 @@ class Machine:
     """One GPU, or the CPU in the tiny form.
 
     Args:
-        seconds: that a part may take.
-        tiny: use the CPU and small sizes even where there is a GPU.
+        seconds: time limit of a part.
+        tiny: use the CPU and small sizes even with a GPU.
     """
 
     def __init__(self, seconds: float, *, tiny: bool) -> None:
@@ -36,19 +36,19 @@ class Machine:
         return time.monotonic() - self._began
 
     def has_time(self, what: str, seconds: float) -> bool:
-        """Whether `seconds` are left; says what is left out where they are not."""
+        """Whether `seconds` are left; if not, report what is skipped."""
         if self.spent() + seconds <= self._seconds:
             return True
-        print(f"  LEFT OUT for want of time: {what}", flush=True)
+        print(f"  SKIPPED for lack of time: {what}", flush=True)
         return False
 
     def wait(self) -> None:
-        """Until the device has done what it was asked for."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def seconds_per_call(self, call: Callable[[], object], warm_up: int = 3, at_least: float = 0.5) -> float:
-        """Seconds of a call: the median of three stretches of about `at_least` seconds together."""
+        """Seconds per call: the median of three measurements that total about `at_least` seconds."""
         for _ in range(warm_up):
             call()
         self.wait()
@@ -60,7 +60,7 @@ class Machine:
         return statistics.median(self._stretch(call, count) for _ in range(1 if self.tiny else 3)) / count
 
     def free(self) -> None:
-        """Give back memory that nothing holds any more, so that the next case finds the card empty."""
+        """Release unused memory, so that the next case starts with an empty GPU."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)

@@ -1,7 +1,7 @@
-"""The same network trained by others: Lightning with stock WebDataset loading, MONAI's trainer. Samples/s of each.
+"""The same network trained by other libraries, in samples/s: Lightning with stock WebDataset loading, MONAI's trainer.
 
-Both get what makes the network fast (NHWC, bf16, a fused optimizer) and flip their patches as segdist's default does;
-worker processes for their data as many as the machine has cores, less one.
+Both use NHWC, bf16 and a fused optimizer, and flip patches like segdist's default. They have one data worker fewer than
+the machine has cores.
 """
 
 import time
@@ -21,20 +21,20 @@ MEAN, STD = 128.0, 60.0
 
 
 class Clock:
-    """Takes the time between two steps, once the device has done them."""
+    """Measures the time between two steps after the device has finished them."""
 
     def __init__(self, machine: Machine, first: int, last: int) -> None:
         self.machine, self.first, self.last = machine, first, last
         self._moments: dict[int, float] = {}
 
     def stepped(self, number: int) -> None:
-        """Step `number`, counted from 1, has been started."""
+        """Record that step `number`, counted from 1, has started."""
         if number in (self.first, self.last):
             self.machine.wait()
             self._moments[number] = time.perf_counter()
 
     def samples_per_second(self, batch: int) -> float:
-        """Between the two steps."""
+        """Rate between the two steps."""
         return (self.last - self.first) * batch / (self._moments[self.last] - self._moments[self.first])
 
 
@@ -45,12 +45,12 @@ def network(shape: Shape) -> Any:
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    """That of the published method."""
+    """The optimizer of the published method."""
     return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
 
 
 def flipped(sample: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A stored patch as the network takes it, by torchvision's transforms."""
+    """A stored patch as network input, prepared with torchvision transforms."""
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
@@ -88,7 +88,7 @@ def lightning(machine: Machine, folder: Path, shape: Shape, warm_up: int, steps:
             clock.stepped(self.global_step)
 
     shards = sorted(map(str, folder.glob("train-*.tar")))
-    # Every worker reads all shards, as few shards as there are, in its own order; `repeat` because steps are counted.
+    # Every worker reads all of the few shards in its own order; `repeat`, because the loop counts steps.
     data = (
         webdataset.WebDataset(shards, shardshuffle=len(shards), nodesplitter=None, workersplitter=None, seed=0)
         .shuffle(1000)
@@ -115,7 +115,7 @@ def lightning(machine: Machine, folder: Path, shape: Shape, warm_up: int, steps:
 
 
 def monai(machine: Machine, folder: Path, shape: Shape, warm_up: int, steps: int) -> float:
-    """Samples/s of `SupervisedTrainer` with patches in a `CacheDataset`, the whole set in memory before the start."""
+    """Samples/s of `SupervisedTrainer` with a `CacheDataset` that holds the whole set in memory."""
     import logging
 
     from ignite.engine import Events
@@ -175,7 +175,7 @@ def monai(machine: Machine, folder: Path, shape: Shape, warm_up: int, steps: int
 
 
 def stored_patches(folder: Path) -> list[dict[str, np.ndarray]]:
-    """All training patches of a shard set, (1, P, P) each, as `webdataset` reads them."""
+    """All training patches of a shard set, (1, P, P) each, read by `webdataset`."""
     import webdataset
 
     data = webdataset.WebDataset(sorted(map(str, folder.glob("train-*.tar"))), shardshuffle=False)
@@ -186,5 +186,5 @@ def stored_patches(folder: Path) -> list[dict[str, np.ndarray]]:
 
 
 def workers(machine: Machine) -> int:
-    """Worker processes of a peer's loader."""
+    """Number of worker processes for a peer's loader."""
     return 1 if machine.tiny else max(1, machine.cores - 1)

@@ -1,4 +1,4 @@
-"""Whether the program is right on a GPU: every test marked gpu, and how far results lie from the CPU's."""
+"""Correctness on a GPU: all tests marked gpu, and the difference of results from the CPU."""
 
 import importlib.util
 import os
@@ -25,12 +25,12 @@ def run(machine: Machine, bars: Bars) -> None:
 
 
 def marked_tests(machine: Machine, bars: Bars) -> None:
-    """Run the tests marked gpu: precisions, compile, resume bit by bit, NCCL, two ranks on a card, out of memory."""
+    """Run the tests marked gpu: precisions, compile, bit-exact resume, NCCL, two ranks on a GPU, out of memory."""
     files = [path for path in sorted(ROOT.glob("tests/**/test_*.py")) if "pytest.mark.gpu" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rA", "--tb=short", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist") and machine.cores > 2:
         command += ["-n", str(min(8, machine.cores // 2))]
-    # Their output is long: it is shown where something fails.
+    # The output is long, so it is shown only on failure.
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run([*command, *map(str, files)], cwd=ROOT, env=environ, capture_output=True, text=True)
     lines = re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED) .*", done.stdout, re.MULTILINE)
@@ -47,7 +47,7 @@ def marked_tests(machine: Machine, bars: Bars) -> None:
 
 
 def beside_the_cpu(machine: Machine, bars: Bars) -> None:
-    """Masks of one model by CPU and GPU, in every precision, and by the GPU twice."""
+    """Compare masks of one model from CPU and GPU in every precision, and from two GPU runs."""
     import tifffile
 
     size = 96 if machine.tiny else 512
@@ -84,7 +84,7 @@ def beside_the_cpu(machine: Machine, bars: Bars) -> None:
 
 
 def smooth_noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """uint8 (H, W): blobs of some 16 pixels under grain, so that masks have regions as those of real images."""
+    """uint8 (H, W): blobs of about 16 pixels with grain, so that masks have realistic regions."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(40, 200, (-(-height // 16), -(-width // 16)), dtype=np.uint8)
     blobs = coarse.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]

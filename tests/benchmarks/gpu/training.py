@@ -1,7 +1,7 @@
-"""Training on a GPU: the job beside a bare loop, beside Lightning and MONAI, and what of the card it uses.
+"""Training on a GPU: the job compared with a bare loop, Lightning and MONAI, and utilization of the GPU.
 
-Every ratio is taken within one run on one card. The bare loop takes the same steps on one batch that lies on the
-device: with the flips and the normalization of the job in each step (the bar), and without any (shown).
+Every ratio is measured within one run on one GPU. The bare loop takes the same steps on one batch on the device: with
+the job's flips and normalization in each step (the bar), and without (for information).
 """
 
 import importlib.util
@@ -45,7 +45,7 @@ def run(machine: Machine, bars: Bars) -> None:
 
 
 def make_sets(machine: Machine, shapes: list[Shape]) -> None:
-    """A shard set for each side of a patch."""
+    """Build a shard set for each patch side."""
     for patch in sorted({shape.patch for shape in shapes}):
         images, per_image = (4, 16) if machine.tiny else (40, 64 if patch <= 256 else 16)
         make_set(f"p{patch}", patch, images, per_image, side=patch * 2 if patch < 512 else 768)
@@ -53,10 +53,10 @@ def make_sets(machine: Machine, shapes: list[Shape]) -> None:
 
 
 def job_speed(machine: Machine, shape: Shape, step_seconds: float, *options: object) -> tuple[float, float]:
-    """Samples/s of `segdist train`, and the share of time it waited for data."""
+    """Samples/s of `segdist train`, and the share of time spent waiting for data."""
     name = f"b{shape.batch}-p{shape.patch}-w{shape.width}" + "-more" * bool(options)
     rows = 5 if machine.tiny else 8
-    # About four seconds, the first row of figures not counted.
+    # About four seconds, not counting the first metrics row.
     every = 2 if machine.tiny else max(10, min(200, int(4 / rows / step_seconds)))
     steps = every * (rows + 1)
     segdist("train", "-f", f"p{shape.patch}", "-n", name, "-b", shape.batch, "--model.width", shape.width,
@@ -67,7 +67,7 @@ def job_speed(machine: Machine, shape: Shape, step_seconds: float, *options: obj
 
 
 def bare_seconds(machine: Machine, shape: Shape, mode: Mode, augment: AugmentConfig | None = None) -> float:
-    """Seconds of a bare step."""
+    """Seconds per bare step."""
     step = BareStep(shape, mode, machine.device, augment).step
     seconds = machine.seconds_per_call(step, warm_up=1 if machine.tiny else 10, at_least=1.5)
     del step
@@ -76,10 +76,10 @@ def bare_seconds(machine: Machine, shape: Shape, mode: Mode, augment: AugmentCon
 
 
 def beside_the_bare_loop(machine: Machine, bars: Bars, shapes: list[Shape], speeds: dict[Shape, float]) -> None:
-    """The job's samples/s by those of the bare loop."""
+    """The job's samples/s relative to the bare loop."""
     print("  samples/s of                              bare   with flips   the job   ratio   to bare   waits")
     for shape in shapes:
-        if not machine.has_time(f"the job beside the bare loop, {shape}", 15):
+        if not machine.has_time(f"the job and the bare loop, {shape}", 15):
             continue
         plain = bare_seconds(machine, shape, JOB)
         flips = bare_seconds(machine, shape, JOB, AugmentConfig())
@@ -93,10 +93,10 @@ def beside_the_bare_loop(machine: Machine, bars: Bars, shapes: list[Shape], spee
 
 
 def beside_peers(machine: Machine, bars: Bars, shapes: list[Shape], speeds: dict[Shape, float]) -> None:
-    """The job's samples/s by those of Lightning and of MONAI's trainer."""
+    """The job's samples/s relative to Lightning and MONAI's trainer."""
     for name, package, train in (("Lightning", "lightning", peers.lightning), ("MONAI", "ignite", peers.monai)):
         if not importlib.util.find_spec(package):
-            print(f"  LEFT OUT: {name} (no package {package} here)")
+            print(f"  SKIPPED: {name} (package {package} is not installed)")
             continue
         for shape in shapes:
             if shape not in speeds or not machine.has_time(f"{name}, {shape}", 25):
@@ -107,17 +107,17 @@ def beside_peers(machine: Machine, bars: Bars, shapes: list[Shape], speeds: dict
             if speed is None:
                 continue
             print(f"  {name:<9} {shape}   {speed:8.0f} samples/s   segdist {speeds[shape]:8.0f}")
-            # Whether data binds the peer: whether it is slower than the network lets it be.
+            # Data loading limits a peer that is slower than the network alone.
             alone = shape.batch / bare_seconds(machine, shape, JOB)
             binds = speed < 0.67 * alone
-            print(f"    the network alone {alone:.0f}: data {'binds' if binds else 'does not bind'} {name}")
+            print(f"    the network alone {alone:.0f}: {name} is {'' if binds else 'not '}limited by data loading")
             bars.at_least(f"{shape}: segdist / {name}", speeds[shape] / speed, 1.5 if binds else 1.0)
 
 
 def utilization(machine: Machine, shapes: list[Shape]) -> None:
-    """Model FLOPs utilization of ways to compute a step; the share is of the card's measured matrix-product rate."""
+    """Model FLOPs utilization of several modes, as a share of the GPU's measured matrix-product rate."""
     peak = matrix_rate(machine)
-    print(f"  a matrix product in bf16 here: {peak / 1e12:.1f} TFLOP/s; shares below are of that")
+    print(f"  bf16 matrix product on this GPU: {peak / 1e12:.1f} TFLOP/s; shares below are relative to this")
     static: dict[str, object] = {"dynamic": False} | ({"backend": "aot_eager"} if machine.tiny else {})
     modes = [
         *(JOB, Mode("bf16, NCHW", channels_last=False), Mode("fp32 (convolutions in TF32), NHWC", precision=None)),
@@ -151,7 +151,7 @@ def utilization(machine: Machine, shapes: list[Shape]) -> None:
 
 
 def augmented(machine: Machine, bars: Bars, shape: Shape) -> None:
-    """With turns, zoom, brightness and noise in both loops."""
+    """Training with rotation, zoom, brightness and noise, compared with a bare step with the same augmentation."""
     if not machine.has_time("augmentation", 15):
         return
     bare = bare_seconds(machine, shape, JOB, AUGMENT)
@@ -168,7 +168,7 @@ def matrix_rate(machine: Machine) -> float:
 
 
 def _tried(call: Callable[[], float]) -> float | None:
-    """What `call` gives; None, and its error shown, where it fails: one case is no reason to lose the others."""
+    """The result of `call`, or None after printing its error, so that one failure doesn't stop the other cases."""
     try:
         return call()
     except Exception:
