@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from segdist.core.errors import UserError
-from segdist.core.files import full_disk_named, write_json
+from segdist.core.files import full_disk_named, write_json, write_json_rows
 from segdist.core.formats import stamped
 from segdist.core.owner import owned
 from segdist.core.paths import FAILURES, SCORES, STATE
@@ -224,7 +224,8 @@ def _conclude(task: Task, done: Done, *, reused: int) -> Result:
     listed = [failures[number] for number in sorted(failures)]
     if done.ranks.is_main:
         if scores is not None:
-            write_json(task.folder / task.config.of_this_part(SCORES), stamped(scores, SCORES_VERSION))
+            file = task.folder / task.config.of_this_part(SCORES)
+            write_json_rows(file, stamped(scores, SCORES_VERSION), "images")
         failures_file = task.folder / task.config.of_this_part(FAILURES)
         if listed:
             write_json(failures_file, stamped({"failures": [asdict(item) for item in listed]}, FAILURES_VERSION))

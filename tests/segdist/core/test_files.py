@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from segdist.core.files import size_and_time, whole_file, write_json
+from segdist.core.files import size_and_time, whole_file, write_json, write_json_rows
 
 WRITER = """
 import os, signal, sys
@@ -68,7 +68,21 @@ def test_a_folders_size_and_time_cover_all_its_files(tmp_path: Path) -> None:
     assert size_and_time(tmp_path / "b")[0] == 5
 
 
-def test_json_of_any_length_matches_the_json_module(tmp_path: Path) -> None:
-    value = {"images": [{"name": "ö", "counts": [number, None, 0.1]} for number in range(5000)]}  # several pieces
-    write_json(tmp_path / "long.json", value)
-    assert (tmp_path / "long.json").read_bytes() == (json.dumps(value, indent=2) + "\n").encode()
+def test_a_long_list_has_a_line_per_item(tmp_path: Path) -> None:
+    rows = [{"name": "ö", "counts": [number, None, 0.1]} for number in range(3)]
+    value = {"rows": rows, "mean": 0.1, "classes": ["a", "b"]}
+    write_json_rows(tmp_path / "long.json", value, "rows")
+    text = (tmp_path / "long.json").read_text()
+    assert json.loads(text) == value
+    assert [json.loads(line.rstrip(",")) for line in text.splitlines()[-5:-2]] == rows
+
+
+def test_an_empty_list_of_rows_is_json_too(tmp_path: Path) -> None:
+    write_json_rows(tmp_path / "none.json", {"rows": []}, "rows")
+    assert json.loads((tmp_path / "none.json").read_text()) == {"rows": []}
+
+
+def test_not_a_number_is_refused_in_a_row(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json_rows(tmp_path / "nan.json", {"rows": [{"score": float("nan")}]}, "rows")
+    assert not (tmp_path / "nan.json").exists()
