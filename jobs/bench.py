@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 RANKS = Path(__file__).with_name("bench_ranks.py")
 SETTINGS, FIGURES = "settings.json", "figures.json"
-HEADINGS = ("ranks", "threads", "loader samples/s", "ms/step", "samples/s", "efficiency", "ms/sum of gradients")
+HEADINGS = ("ranks", "threads/GPUs", "loader samples/s", "ms/step", "samples/s", "efficiency", "ms/sum of gradients")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,8 +57,8 @@ def main(argv: list[str] | None = None) -> int:
             trainer = Trainer(train, one)
             on_gpus = one.device.type == "cuda"
             device = torch.cuda.get_device_name(one.device) if on_gpus else f"{usable_cores()} cores, {processor()}"
-            say(f"{device}; torch {torch.__version__}\n{_headline(trainer)}\n")
-            say("  ".join(HEADINGS).replace("threads", "   GPUs" if on_gpus else "threads"))
+            say(f"{device}; torch {torch.__version__}\n{_headline(trainer, config.data or 'synthetic images')}\n")
+            say("  ".join(HEADINGS))
             first = last = measure_step(trainer, one)
             say(_row(first, first))
             tiler = measure_inference(trainer, folder)
@@ -77,10 +77,10 @@ def main(argv: list[str] | None = None) -> int:
     return FINISHED
 
 
-def _headline(trainer: "Trainer") -> str:
+def _headline(trainer: "Trainer", name: str) -> str:
     data, config = trainer.data, trainer.config
     return (
-        f"{data.sets[0].folder}: {data.samples['train']} patches of {data.patch} x {data.patch} x {data.channels}\n"
+        f"{name}: {data.samples['train']} patches of {data.patch} x {data.patch} x {data.channels}\n"
         f"batch {config.batch_size}, model of width {config.model.width}, {trainer.precision.name}"
     )
 

@@ -185,9 +185,10 @@ def bottleneck(figures: StepFigures, tiler: TilerFigures) -> str:
     train = "the loader" if loading >= BUSY else "the sum of gradients over ranks" if summing >= 0.5 else "the model"
     infer = "reading and writing" if reading >= 0.5 else "the model"
     ranks = "1 rank" if figures.ranks == 1 else f"{figures.ranks} ranks"
-    spare = f"{1 / loading:,.0f}" if loading < 0.1 else f"{1 / loading:.1f}"
+    why = f"the loader can deliver {1 / loading:,.{0 if loading < 0.1 else 1}f} times the samples/s"
+    if figures.ranks > 1:
+        why += f", and a sum of all gradients takes {summing:.1%} of a step"
     return (
-        f"Training on {ranks} is limited by {train} (the loader can deliver {spare} times the samples/s, and a sum of "
-        f"all gradients takes {summing:.1%} of a step), and inference by {infer} (reading and writing take "
+        f"Training on {ranks} is limited by {train} ({why}), and inference by {infer} (reading and writing take "
         f"{reading:.1%} of the time)."
     )

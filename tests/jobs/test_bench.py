@@ -25,7 +25,7 @@ def test_one_and_two_ranks_are_measured_and_nothing_is_left(place: Path) -> None
     before = contents(place)
     told = run(job("bench", ["-f", "tiny", "--processes", "2", "--device", "cpu"]), place, TMPDIR=str(place / "tmp"))
     lines = told.stdout.splitlines()
-    heading = next(number for number, line in enumerate(lines) if line.startswith("ranks  threads"))
+    heading = next(number for number, line in enumerate(lines) if line.startswith("ranks  threads/GPUs"))
     one, two = (line.split() for line in lines[heading + 1 : heading + 3])
     assert [one[0], one[5], one[6]] == ["1", "100%", "-"]
     assert two[0] == "2"
