@@ -1,6 +1,6 @@
-"""Pictures for people: the figure of the method per image, and overlay previews.
+"""Pictures of results: a figure with all maps of an image, and overlay previews.
 
-K classes; images (h, w, C), masks (h, w), probabilities (K, h, w).
+Letters: K classes, C channels. Images are (h, w, C), masks (h, w), probabilities (K, h, w).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from shards.manifest import IGNORE, ClassInfo
 
 MOST_COLUMNS = 8
 OVERLAY = 0.45
-"""Share of the class color in an overlay."""
+"""Opacity of the class colors in an overlay."""
 IGNORED_COLOR = (128, 128, 128)
 ERROR_COLOR = (213, 0, 50)
 
@@ -39,7 +39,7 @@ def draw_figure(
         truth, prediction: labels, uint8.
         probabilities: 0 to 1.
     """
-    # Half a second to import, for jobs with figures only. No pyplot: no display is needed, and no shared state.
+    # Imported here because it takes half a second. Not pyplot, which keeps global state and may need a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -59,7 +59,7 @@ def draw_figure(
     panel_width = 2.4
     panel_height = min(max(panel_width * height / width, 1.0), 6.0)
     width_in = panel_width * columns + 0.9
-    # Names share a row as far as they fit; more rows need room.
+    # As many names per row as fit; more rows need more room.
     longest = max(len(info.name) for info in classes)
     legend_columns = max(1, min(len(classes), int(width_in / (0.7 + 0.085 * longest))))
     legend_height = 0.15 + 0.2 * -(-len(classes) // legend_columns)
@@ -72,7 +72,7 @@ def draw_figure(
         if index >= len(panels):
             continue
         name, picture, is_map = panels[index]
-        axis.set_title(name, fontsize=10, y=1.0, pad=4)  # a given y spares matplotlib the search for a free one
+        axis.set_title(name, fontsize=10, y=1.0, pad=4)  # given y, matplotlib needn't search for a free one
         if is_map:
             shown = axis.imshow(picture, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
         else:
@@ -80,7 +80,7 @@ def draw_figure(
     figure.suptitle(title, fontsize=11)
     handles = [Patch(facecolor=_unit(info.color), edgecolor="gray", label=info.name) for info in classes]
     figure.legend(handles=handles, loc="lower center", ncols=legend_columns, fontsize=9, frameon=False)
-    # Margins in inches: matplotlib's own layouts draw everything twice to find them.
+    # Margins in inches, because matplotlib's own layouts draw everything twice to find them.
     across, down = figure.get_size_inches()
     figure.subplots_adjust(
         0.1 / across, (legend_height + 0.15) / down, 1 - 0.8 / across, 1 - 0.65 / down, wspace=0.06, hspace=0.15
@@ -101,14 +101,14 @@ def colored(labels: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
 
 
 def error_picture(image: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """The image, pale, with the wrong pixels in a color that everybody can tell from gray; uint8 (h, w, 3)."""
+    """The image in pale gray, with wrong pixels in a color that the color-blind can tell from it; uint8 (h, w, 3)."""
     pale = 150 + displayable(image).mean(axis=-1, keepdims=True) * 0.4
     picture: np.ndarray = np.where(wrong[..., None], ERROR_COLOR, pale).round().astype(np.uint8)
     return picture
 
 
 def displayable(image: np.ndarray) -> np.ndarray:
-    """An image of any number of channels as uint8 RGB (h, w, 3); 16-bit values are stretched to what occurs."""
+    """An image of any number of channels as uint8 RGB (h, w, 3); 16-bit values are contrast-stretched."""
     picture = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
     if picture.dtype != np.uint8:
         picture = stretched(picture)
@@ -116,7 +116,7 @@ def displayable(image: np.ndarray) -> np.ndarray:
 
 
 def stretched(image: np.ndarray) -> np.ndarray:
-    """The values that occur, but for the lowest and highest 0.5 %, spread over 0 to 255; uint8 of the same shape."""
+    """Contrast stretching: percentiles 0.5 to 99.5 are mapped to 0 to 255; uint8 of the same shape."""
     low, high = np.percentile(image, (0.5, 99.5))
     scaled = (image.astype(np.float32) - low) / max(high - low, 1)
     result: np.ndarray = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
@@ -124,7 +124,7 @@ def stretched(image: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
-    """The image with the classes' colors laid over it, uint8 (h, w, 3). Black classes (background) stay clear."""
+    """The image overlaid with the class colors, uint8 (h, w, 3). Black classes (background) are transparent."""
     picture = displayable(image).astype(np.float32)
     colors = colored(labels, classes).astype(np.float32)
     share = np.where(colors.any(axis=-1, keepdims=True), OVERLAY, 0.0)
@@ -138,7 +138,7 @@ def write_preview(
     """Write the overlay, reduced so that its longest side has at most `side` pixels, reading band by band.
 
     Args:
-        mask: labels of a part of the image whose corner is at `origin` (row, column).
+        mask: labels of the part of the image that starts at `origin` (row, column).
     """
     step = max(1, -(-max(mask.shape) // side))
     picture = overlay(reduced_image(image, mask.shape, origin, step), reduced(mask, step), classes)
@@ -156,7 +156,7 @@ def reduced(rows: Rows, step: int, block: int = 512) -> np.ndarray:
 def reduced_image(
     image: ImageFile, shape: tuple[int, int], origin: tuple[int, int], step: int, block: int = 512
 ) -> np.ndarray:
-    """As `reduced`, for the part of an image with the corner `origin`; (h, w, C)."""
+    """Like `reduced`, for the part of an image that starts at `origin`; (h, w, C)."""
     size = -(-block // step) * step
     top, left = origin
     bands = [

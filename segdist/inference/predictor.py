@@ -1,6 +1,6 @@
-"""One image in memory, for notebooks and programs: `segdist.predict(model, image)`.
+"""Segments one image in memory, for notebooks and programs: `segdist.predict(model, image)`.
 
-The same tiler as `segdist infer`, so the same bits. C channels, K classes, H W pixels.
+Uses the same tiler as `segdist infer`, so the bits are the same. Letters: C channels, K classes, H W pixels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,16 +26,16 @@ class Predictor:
     """A model that is loaded once and segments any number of images.
 
     Args:
-        model: run folder or model file; several, or a folder with the runs fold-1, fold-2 …, are an ensemble, whose
-            probabilities are averaged; or a model of your own, float32 (B, C, H, W) → logits (B, K, H, W), for which
-            `num_classes`, `mean` and `std` (per channel, in the images' units) and `tile` must be given.
-        tile, overlap, flips: tile side, the share of it that neighboring tiles have in common, and whether to average
-            over flips; left out, what the model's card says.
+        model: run folder or model file; several of them, or a folder with the runs fold-1, fold-2 …, form an ensemble
+            whose probabilities are averaged. Or your own model, float32 (B, C, H, W) → logits (B, K, H, W), which
+            requires `num_classes`, `tile`, and `mean` and `std` (per channel, in the images' units).
+        tile, overlap, flips: tile side, fraction of a tile shared with its neighbor, and whether to average over flips;
+            default: from the model card.
         calibrated: divide logits by the temperature in the model's card before the softmax.
         device: "auto", "cpu" or "cuda".
         channels_last: run the model in NHWC order, which is faster; the last bits differ from NCHW.
-        trust_factory: module or modules whose model factories a model file may name, besides segdist's own and those
-            that this user has trained with: they are imported and called (docs/security.md).
+        trust_factory: module or modules whose model factories a model file may name, in addition to segdist's own and
+            those that this user has trained with. Factories are imported and called (docs/security.md).
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Predictor:
         self.model: TileModel | Ensemble
         if isinstance(model, nn.Module):
             if not (num_classes and mean and len(mean) == len(std) and tile):
-                raise UserError("a model of your own needs num_classes, tile, and mean and std per channel")
+                raise UserError("your own model needs num_classes, tile, and mean and std per channel")
             self.model = TileModel(
                 model.to(device).eval(),
                 num_classes,
@@ -80,7 +80,7 @@ class Predictor:
         else:
             names = [model] if isinstance(model, str | Path) else model
             if not names:
-                raise UserError("no model: give a run folder, a model file or several")
+                raise UserError("no model: give a run folder, a model file, or several of them")
             files = resolve_ensemble([Path(name) for name in names])
             wishes = inference_settings(files)
             tile = tile or wishes["tile"]
@@ -114,13 +114,15 @@ class Predictor:
 
         Args:
             image: as for `probabilities`.
-            out: where the labels go, uint8 (H, W); a `numpy.memmap` takes masks that no memory holds.
+            out: array to write to, uint8 (H, W); a `numpy.memmap` for masks that don't fit in memory.
         """
         pixels = self._pixels(image)
         if out is None:
             out = np.empty(pixels.shape[:2], np.uint8)
         elif out.dtype != np.uint8 or out.shape != pixels.shape[:2]:
-            raise UserError(f"out is {out.dtype} {out.shape}: the labels of this image are uint8 {pixels.shape[:2]}")
+            raise UserError(
+                f"out is {out.dtype} {out.shape}, but the labels of this image are uint8 {pixels.shape[:2]}"
+            )
         for rows in self._rows(pixels, *self._grid(pixels)):
             out[rows.top : rows.bottom] = labels_of(rows.sums).cpu().numpy()
         return out
@@ -152,14 +154,13 @@ def predict(
     """Class probabilities of an image.
 
     Args:
-        model: run folder, model file, several of them, or a model of your own; see `Predictor`, which also lists the
-            options.
+        model: run folder, model file, several of them, or your own model; see `Predictor`, also for the options.
         image: uint8 or uint16 (H, W) or (H, W, C), or the path of an image file.
 
     Returns:
         float32 (K, H, W), summing to 1 over the classes.
 
     Raises:
-        UserError: the model or the image can't be used, or they don't suit each other.
+        UserError: the model or the image can't be used, or they don't match.
     """
     return Predictor(model, **options).probabilities(image)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ SHOWN_FAILURES = 5
 
 
 def plan_text(task: Task, world_size: int) -> str:
-    """Images, tiles, work per rank and memory, a line each."""
+    """Images, tiles, work per rank and memory, one per line."""
     stretches = [Stretch(image, image.tile_rows) for image in task.images]
     pieces = assign(stretches, world_size)
     pixels = sum(image.header.pixels for image in task.images)
@@ -33,10 +33,10 @@ def plan_text(task: Task, world_size: int) -> str:
         memory = max((memory_of(task, stretch.image) for stretch in piece), default=0)
         lines.append(
             f"  rank {rank}: {images} images, {sum(stretch.tiles for stretch in piece):,} tiles, "
-            f"{memory / 1e6:.0f} MB besides torch and the model's own"
+            f"{memory / 1e6:.0f} MB in addition to torch and the model"
         )
     if any(stretch.tiles >= SMALLEST_CUT for stretch in stretches) and world_size > 1:
-        lines.append("  large images are cut between ranks, with one seam of tile rows computed on both sides")
+        lines.append("  large images are split between ranks; tile rows at a seam are computed on both sides")
     lines += [f"  can't be used: {failure.error}" for failure in bad][:SHOWN_FAILURES]
     return "\n".join(lines)
 
@@ -58,7 +58,7 @@ def memory_of(task: Task, image: ImageTask) -> int:
 
 
 def summary_text(result: Result) -> str:
-    """Scores per class, where everything is, what failed."""
+    """Scores per class, output folders and failures."""
     lines = []
     if result.scores is not None:
         lines += [score_table(result.scores), ""]

@@ -1,4 +1,4 @@
-"""What follows an inference job: its duration noted, its scores sent to trackers, the report written anew."""
+"""After an inference job: records its duration, sends its scores to trackers, and refreshes the report."""
 
 from segdist.core.parsing import to_dict
 from segdist.inference.config import InferConfig
@@ -10,12 +10,12 @@ from segdist.tracking.job_log import log_scores, tracking_of_inference
 
 
 def publish(config: InferConfig, result: Result, ranks: Ranks, seconds: float) -> None:
-    """Note the job, log its scores, and refresh the report of the run that the predictions belong to, or of themselves.
+    """Record the job, log its scores, and refresh the report of the run that the predictions belong to, or their own.
 
-    For rank 0 alone.
+    Call on rank 0 only.
     """
     computed = result.reused < result.images
-    if computed and not config.task:  # tasks of an array would write into one file
+    if computed and not config.task:  # tasks of an array would all write to one file
         note_inference(
             result.folder,
             seconds=round(seconds, 1),
@@ -26,7 +26,7 @@ def publish(config: InferConfig, result: Result, ranks: Ranks, seconds: float) -
         )
     run = run_of(result.folder)
     if config.task or (result.scores is None and run == result.folder):
-        return  # a part of an array has no scores yet; images without truth outside of a run have nothing to report
+        return  # a task of an array has no scores yet; images without truth outside a run have nothing to report
     if result.scores is not None and computed:
         description = {"config": to_dict(config)}
         tracking = tracking_of_inference(config.tracking, read_run(run).config.get("tracking", {}))

@@ -1,4 +1,4 @@
-"""One stretch of tile rows of one image through the model, into memory or into part files."""
+"""Runs one stretch of an image's tile rows through the model, into memory or part files."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,14 +18,14 @@ from segdist.inference.tiler import NOT_A_NUMBER, FinishedRows, TileFunction
 from shards.images.opening import match_channels, open_image
 
 MEMORY_LIMIT = 8 * 2**20
-"""Bytes of all layers up to which an image that is whole on one rank is kept in memory instead of part files.
+"""An image that is whole on one rank stays in memory, without part files, if its layers take at most these bytes.
 
-When a job dies, such an image is lost: with masks alone 2900 x 2900 pixels, half a minute of two cores."""
+If the job dies, such an image is lost: with only a mask, 2900 x 2900 pixels, half a minute on two cores."""
 
 EncodedRows = Iterator[tuple[FinishedRows, dict[str, np.ndarray]]]
-"""Rows as a stretch finishes them, and their layers."""
+"""Finished rows of a stretch, and their layers."""
 Advance = Callable[[float], None]
-"""Told how many megapixels are done."""
+"""Called with the number of megapixels done."""
 
 
 def segment(
@@ -37,7 +37,7 @@ def segment(
         alone: no other rank has a stretch of this image.
 
     Returns:
-        The image's layers, if they are kept in memory; else they are in parts.
+        The image's layers if they are kept in memory; None if they are in part files.
     """
     image = stretch.image
     small = image.shape[0] * image.shape[1] * image.layers.bytes_per_pixel() <= MEMORY_LIMIT
@@ -48,7 +48,7 @@ def segment(
 
 
 def megapixels(stretch: Stretch) -> float:
-    """What a stretch finishes, in millions of pixels."""
+    """Number of pixels that a stretch finishes, in millions."""
     scale, rows, region = stretch.image.scale, stretch.image.grid.rows, stretch.image.region
     top = max(scale.rows(rows, stretch.rows.start)[0], region.top)
     bottom = min(scale.rows(rows, stretch.rows.stop - 1)[1], region.bottom)
@@ -79,7 +79,7 @@ def _into_parts(encoded: EncodedRows, stretch: Stretch, folder: ResultFolder, ad
 
 
 def _encoded_rows(model: TileFunction, task: Task, stretch: Stretch) -> EncodedRows:
-    """The layers of the rows that a stretch finishes, as they come."""
+    """Yield the finished rows of a stretch, and their layers."""
     image = stretch.image
     window = blending_window(task.config.blending, task.tile)
     means = Means(image.grid, window, model.device, image.scale)
@@ -105,6 +105,6 @@ def _without_nan(results: EncodedRows, task: Task, path: str) -> EncodedRows:
         if found[MASK].max() == NOT_A_NUMBER:
             raise UserError(
                 f"{path}: the model returned NaN in rows {rows.top} to {rows.bottom}; "
-                f"{'try --precision fp32' if task.precision.name != 'fp32' else 'is the model trained well?'}"
+                f"{'try --precision fp32' if task.precision.name != 'fp32' else 'check how the model was trained'}"
             )
         yield rows, found

@@ -11,9 +11,9 @@ from segdist.inference.pictures import colored, displayable, stretched
 from shards.images.opening import open_image
 
 AROUND = 24
-"""Pixels shown around the region at least; more around large ones: half of their longer side."""
+"""Margin around a region in pixels; large regions get more: half of their longer side."""
 LARGEST, SMALLEST = 480, 200
-"""Longest side in pixels of a panel: larger regions are shown at fewer pixels, smaller ones enlarged."""
+"""Bounds in pixels for the longest side of a panel: larger regions are reduced, smaller ones enlarged."""
 GAP = 6
 FRAME = (255, 0, 255)
 
@@ -22,7 +22,7 @@ Box = tuple[int, int, int, int]
 
 
 def draw_suspect(path: Path, found: FinishedResult, image: FinishedImage, box: Box) -> None:
-    """Write a PNG with three panels, in each of which the box is framed.
+    """Write a PNG with three panels, each with the box framed.
 
     Raises:
         UserError: image or mask can't be read.
@@ -38,7 +38,7 @@ def draw_suspect(path: Path, found: FinishedResult, image: FinishedImage, box: B
     with open_image(image.path, upright=image.upright) as opened_image:
         pixels = np.array(opened_image.read(top, bottom, left, right))
     labels = block.truth[:, columns], block.probabilities[:, :, columns].argmax(axis=0)
-    # Stretched, for a reader who has to judge what may be a dark corner of a dark image.
+    # Stretched, because the region may be a dark corner of a dark image.
     panels = [displayable(stretched(pixels)), *(colored(each, found.classes) for each in labels)]
     scale = min(max(SMALLEST / max(panels[0].shape[:2]), 1.0), LARGEST / max(panels[0].shape[:2]))
     size = max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1)

@@ -1,14 +1,14 @@
-"""Regions where predictions contradict the true masks with confidence, ranked over all images of a result.
+"""Regions where predictions confidently contradict the true masks, ranked over all images of a result.
 
-A region is a connected component (8 neighbors) of labeled pixels of one given class for which another class is the most
-probable. A model that has learned from a wrong label repeats it, so the predictions should be of images that the
-model which made them wasn't trained on.
+A region is a connected component (8 neighbors) of pixels that are labeled with one class and predicted as another. A
+model repeats the wrong labels that it was trained on, so the predictions should be for images that their model wasn't
+trained on.
 
-Most contradictions are a pixel or two wide, along borders that are never drawn to the pixel. So the margin by which the
-predicted class is more probable than the given one, averaged over the region, is weighted by thickness t = area /
-perimeter, as t / (t + 1): 0.5 for a line one pixel wide, 0.74 for a square of 10 x 10.
+Most contradictions are a pixel or two wide, along borders that are never drawn to the pixel. So the region's mean
+difference between the probabilities of the predicted and the given class is weighted by t / (t + 1), where t = area /
+perimeter is its thickness: 0.5 for a line one pixel wide, 0.74 for a square of 10 x 10.
 
-Memory is that of a band of rows and of the table of regions (`segdist.inference.objects`).
+Memory holds a band of rows and the table of regions (`segdist.inference.objects`).
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ NONE = 255
 PAIRS_AT_ONCE = 254
 MOST_PICTURES = 20
 FULL = 65535
-"""A probability of 1 as an integer, of which sums are exact."""
+"""A probability of 1 as an integer; sums of integers are exact."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Suspect:
     rank: int
     """From 1, the most suspect first."""
     image: str
-    """Its name in the result."""
+    """Name of the image in the result."""
     file: str
     mask: str
     top: int
@@ -61,24 +61,24 @@ class Suspect:
     area: int
     """In pixels."""
     score: float
-    """0 to 1; what regions are ranked by."""
+    """0 to 1; regions are ranked by it."""
     first_column: int
-    """Of its topmost row, the leftmost pixel; not in the table."""
+    """Column of the leftmost pixel in the top row; not in the table."""
 
 
 COLUMNS = [field.name for field in dataclasses.fields(Suspect)][:-1]
 
 
 def find_suspects(found: FinishedResult) -> list[Suspect]:
-    """All regions of all images, ranked; equal scores by image and place."""
+    """All regions of all images, ranked; ties by image and position."""
     suspects = [suspect for image in found.images for suspect in _of_image(found, image)]
     suspects.sort(key=lambda suspect: -suspect.score)
     return [dataclasses.replace(suspect, rank=rank) for rank, suspect in enumerate(suspects, start=1)]
 
 
 def write_suspects(result: Path, most: int) -> tuple[list[Suspect], int]:
-    """Find suspects and write `suspects.csv`, for each image that has some `suspects/NAME.geojson`, and pictures of the
-    first ones.
+    """Find suspects; write `suspects.csv`, `suspects/NAME.geojson` for each image that has any, and pictures of the top
+    ones.
 
     Args:
         most: how many to write, from the top of the ranking; 0: all.
@@ -113,7 +113,7 @@ def write_suspects(result: Path, most: int) -> tuple[list[Suspect], int]:
 
 
 def suspects_text(listed: list[Suspect], total: int, result: Path, shown: int = 10) -> str:
-    """The first of the ranking, for the terminal."""
+    """The top of the ranking, for the terminal."""
     lines = [f"{total} regions contradict the masks; {len(listed)} are in {result / SUSPECTS_TABLE}"]
     lines += [
         f"{one.rank:>4}  {one.score:.3f}  {one.image}  rows {one.top}-{one.bottom}, columns {one.left}-{one.right}: "
@@ -124,7 +124,7 @@ def suspects_text(listed: list[Suspect], total: int, result: Path, shown: int = 
 
 
 class _Contradictions:
-    """Pairs (given, predicted) of an image as a layer of labels: the place in `pairs`, else `NONE`."""
+    """(given, predicted) pairs of an image as a layer of labels: the index in `pairs`, else `NONE`."""
 
     dtype = np.dtype(np.uint8)
 
@@ -139,7 +139,7 @@ class _Contradictions:
         return labels
 
     def probabilities(self, top: int, bottom: int) -> np.ndarray:
-        """Of the predicted and the given class, integers (h, W, 2)."""
+        """Probabilities of the predicted and the given class, as integers (h, W, 2)."""
         block = self.opened.read(top, bottom)
         given = np.where(block.truth == IGNORE, 0, block.truth).astype(np.int64)
         both = block.probabilities.max(axis=0), np.take_along_axis(block.probabilities, given[None], axis=0)[0]
@@ -200,7 +200,7 @@ def _of_image(found: FinishedResult, image: FinishedImage) -> list[Suspect]:
 
 
 def _collection(found: FinishedResult, image: FinishedImage, suspects: list[Suspect]) -> dict[str, Any]:
-    """A GeoJSON FeatureCollection as QuPath reads it: x and y in pixels of the image, y downwards."""
+    """A GeoJSON FeatureCollection for QuPath: x and y in image pixels, y pointing down."""
     names = found.class_names
     with found.opened(image) as opened:
         features = []

@@ -1,4 +1,4 @@
-"""What an inference job knows before its first tile: model and images, which of them suit it, and their grids."""
+"""What an inference job knows before its first tile: the model, the images that fit it, and their grids."""
 
 import os
 from dataclasses import dataclass, field
@@ -23,29 +23,29 @@ from shards.images.masks import MaskReader
 from shards.images.orientation import decide_orientation
 
 FIGURE_LIMIT = 16 * 2**20
-"""Pixels up to which an image gets a figure; larger ones have the preview."""
+"""Largest image, in pixels, that gets a figure; larger ones only get a preview."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageTask:
-    """One image to segment, with all that is known of it before its first tile."""
+    """One image to segment, with all that is known about it before its first tile."""
 
     number: int
     """Its place in the job's list; all ranks have the same list."""
     name: str
-    """Unique in the job; output files are called so. May contain folders."""
+    """Unique in the job; names the output files. May contain folders."""
     path: str
     mask: str | None
     header: Header
     region: Region
-    """The part that is segmented."""
+    """The part to segment."""
     scale: Scale
     grid: TileGrid
     """Of the image as reduced by `scale`."""
     layers: Layers
     has_figure: bool
     fold: int = 0
-    """The fold that holds the image out, whose model segments it; 0: all models do."""
+    """The fold that holds the image out, and whose model segments it; 0: all models do."""
 
     @property
     def tile_rows(self) -> range:
@@ -54,7 +54,7 @@ class ImageTask:
 
     @property
     def tiles_across(self) -> int:
-        """Tiles of a row that the region needs."""
+        """Number of tiles per tile row that the region needs."""
         return len(self.grid.columns.touching(*self.scale.columns(self.region.left, self.region.right)))
 
     @property
@@ -74,38 +74,38 @@ class Failure:
 
 @dataclass(frozen=True)
 class Task:
-    """What is known before the first tile. Made without writing anything."""
+    """Everything known before the first tile. Created without writing anything."""
 
     config: InferConfig
     cards: tuple[ModelCard, ...]
-    """Of the model, or of the ensemble's; they agree in classes, channels, dtype and scale."""
+    """The card of each model; classes, channels, dtype and scale are the same in all."""
     model_files: tuple[Path, ...]
     folder: Path
     """Where everything is written."""
     tile: int
     precision: Precision
     root: str
-    """The folder that the images lie in, resolved."""
+    """The folder that contains the images, resolved."""
     mask_reader: MaskReader | None
-    """How the true masks are read, if there are any."""
+    """Reads the true masks, if there are any."""
     images: tuple[ImageTask, ...] = ()
-    """The images that can be used."""
+    """The usable images."""
     unusable: dict[int, Failure] = field(default_factory=dict)
-    """The others, by number: they can't be opened, or don't suit the model."""
+    """The others, by number: they can't be opened, or don't fit the model."""
 
     @property
     def card(self) -> ModelCard:
-        """What holds for all models: classes, channels, dtype, scale."""
+        """The first card; its classes, channels, dtype and scale hold for all models."""
         return self.cards[0]
 
     @property
     def class_names(self) -> list[str]:
-        """Of the model, in the order of labels."""
+        """Names of the classes, in label order."""
         return [info.name for info in self.card.classes]
 
     @property
     def share_intervals(self) -> ShareIntervals | None:
-        """Those that all models have; None if they differ, or calibration is left out."""
+        """The intervals that all models share; None if they differ, or calibration is off."""
         of_first = self.card.share_intervals
         same = all(card.share_intervals == of_first for card in self.cards)
         return of_first if same and self.config.calibrated else None
@@ -117,20 +117,20 @@ class Task:
 
 
 def prepare(config: InferConfig, ranks: Ranks) -> Task:
-    """Find model and images, read all headers (each rank a share). Collective; writes nothing.
+    """Find the models and images, and read all headers (each rank a share). Collective; writes nothing.
 
     Raises:
-        UserError: the model or the input can't be used; with `strict` any image that can't.
+        UserError: the model or the input can't be used; with `strict`, also if a single image can't.
     """
     files = resolve_ensemble(config.models)
     cards = read_agreeing_cards(files)
     for file, card in zip(files, cards, strict=True):
-        require_trust(card.model.factory, file, config.trust_factory)  # not only when the work is planned
+        require_trust(card.model.factory, file, config.trust_factory)  # here, so that a dry run checks it too
     card = cards[0]
     if config.output.disagreement and (len(files) == 1 or config.out_of_fold):
         if config.out_of_fold:
             raise UserError("--output.disagreement: with --out-of-fold, each image is segmented by one model only")
-        raise UserError(f"--output.disagreement: {files[0]} is one model; name several with --model")
+        raise UserError(f"--output.disagreement: {files[0]} is a single model; name several with --model")
     inputs = find_inputs(config, card.classes, [card.held_out for card in cards])
     folder = Path(config.out) if config.out else _home(config.models[0], files) / PREDICTIONS / inputs.label
     if folder.exists() and not folder.is_dir():
@@ -143,7 +143,7 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
     pairs = [header.pair for share in shares for header in share if header.pair]
     orientation = decide_orientation(pairs, inputs.orientation, "--orientation")
     if (dropped := sum(bool(header.alpha) for share in shares for header in share)) and ranks.is_main:
-        warn(f"{dropped} images have a sample that is tagged as transparency (alpha); it is left out")
+        warn(f"{dropped} images have a channel tagged as transparency (alpha), which is ignored")
     tile = config.tile or max(card.patch for card in cards)
     images: list[ImageTask] = []
     unusable: dict[int, Failure] = {}
@@ -152,7 +152,7 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
         if problem := header.error or _problem(header, image.path, card, config, tile):
             unusable[number] = Failure(image.path, problem)
         else:
-            # Figures are for the first images of all tasks together.
+            # Figures are counted over all tasks of an array.
             figure = first + number < config.output.figures and header.pixels <= FIGURE_LIMIT
             images.append(_image_task(number, image, header, config, card, tile, figure=figure))
     if config.strict and unusable:
@@ -163,7 +163,7 @@ def prepare(config: InferConfig, ranks: Ranks) -> Task:
 
 
 def _home(named: Path, files: list[Path]) -> Path:
-    """The folder that results go into by default: the model's run, or the folder of folds."""
+    """The default folder for results: the model's run, or the folder of folds."""
     return files[0].parent if len(files) == 1 else named
 
 
@@ -191,11 +191,11 @@ def _refuse_output_among_inputs(folder: Path, config: InferConfig) -> None:
     """Masks written into a folder of images would be segmented by the next run."""
     for name in config.images:
         if os.path.isdir(name) and folder.resolve().is_relative_to(Path(name).resolve()):
-            raise UserError(f"--out {folder} lies in --images {name}; choose a folder outside it")
+            raise UserError(f"--out {folder} is inside --images {name}; choose a folder outside it")
 
 
 def _problem(header: Header, path: str, card: ModelCard, config: InferConfig, tile: int) -> str:
-    """Why the image doesn't suit the model or the region of interest; empty if it does."""
+    """Why the image doesn't fit the model or the region of interest; empty if it does."""
     if header.dtype != card.dtype:
         return (
             f"{path}: {header.dtype} values, but the model was trained on {card.dtype} images; "
@@ -203,18 +203,19 @@ def _problem(header: Header, path: str, card: ModelCard, config: InferConfig, ti
         )
     if header.channels != card.channels and (header.channels, card.channels) not in ((1, 3), (3, 1)):
         return f"{path}: {header.channels} channels, but the model needs {card.channels}"
-    # The sums of the classes in the rows that tiles still touch; half a dozen of them in the model's own memory.
+    # A lower bound: pixels and class sums of one row of tiles. The model itself needs several times that.
     needed = 4 * header.width * tile * (len(card.classes) + header.channels)
     free = available_memory()
     if free is not None and needed > free:
         return (
-            f"{path}: {header.width} pixels wide: {needed / 1e9:.1f} GB for its rows, and {free / 1e9:.1f} GB are free"
+            f"{path}: {header.width} pixels wide; its rows need {needed / 1e9:.1f} GB, but only "
+            f"{free / 1e9:.1f} GB are free"
         )
     if config.roi:
         top, left, height, width = config.roi
         if top + height > header.height or left + width > header.width:
             return (
-                f"{path}: --roi {top} {left} {height} {width} reaches outside the {header.height} x "
+                f"{path}: --roi {top} {left} {height} {width} extends beyond the {header.height} x "
                 f"{header.width} pixels"
             )
     return ""

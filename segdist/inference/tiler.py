@@ -1,12 +1,12 @@
-"""The inference loop: tiles of an image through a model, summed up row by row, finished rows handed on.
+"""The inference loop: runs the tiles of an image through a model, sums them row by row, and yields finished rows.
 
-What is alive at any time is one batch of tiles, the image rows under it, and two rows of tiles of class sums: memory
-grows with the image's width, the tile and the classes, never with the height.
+Memory holds one batch of tiles, the image rows under it, and the class sums of two tile rows. It grows with the image's
+width, the tile side and the number of classes, never with the height.
 
-The bits of the result depend on nothing but image, model, grid, batch size and number of threads. Batches are fixed
-slices of the image's list of tiles; sums are taken inside each tile row first, then over the tile rows from the top
-down. Whoever starts at a later tile row (another rank, a restart, a region of interest) computes the few rows above
-that reach into its own once more, and gets the same bits.
+The bits of the result depend only on image, model, grid, batch size and number of threads. Batches are fixed slices of
+the image's list of tiles; sums are taken within each tile row first, then over tile rows from top to bottom. Work that
+starts at a later tile row (another rank, a restart, a region of interest) computes the few rows above that overlap its
+own again, and gets the same bits.
 
 Letters: B batch, C channels, K classes, H W pixels of the image, P tile side, S stride.
 """
@@ -37,22 +37,22 @@ NOT_A_NUMBER = 255
 
 
 class ModelError(UserError):
-    """The model can't be run as it was asked for; no other image would fare better."""
+    """The model can't run as configured, so every image would fail."""
 
 
 class TileFunction(Protocol):
-    """What the tiler sums up: a `TileModel`, or several as one."""
+    """What the tiler runs: a `TileModel`, or an `Ensemble` of several."""
 
     device: torch.device
     channels: int
     planes: int
-    """Of `probabilities`: the classes, and what else is averaged over tiles behind them."""
+    """Number of planes of `probabilities`: the classes, then anything else to average over tiles."""
 
     def normalized(self, rows: np.ndarray) -> torch.Tensor:
-        """Stored pixels (h, W, C) as `probabilities` takes them, float32 (C, h, W) on the device."""
+        """Stored pixels (h, W, C) as the input of `probabilities`, float32 (C, h, W) on the device."""
 
     def probabilities(self, tiles: torch.Tensor) -> torch.Tensor:
-        """float32 (B, planes, P, P) of such tiles (B, C, P, P); the caller may overwrite them."""
+        """float32 (B, planes, P, P) for tiles (B, C, P, P); the caller may overwrite it."""
 
 
 class TileModel:
@@ -62,13 +62,13 @@ class TileModel:
         model: float32 (B, C, H, W) → logits (B, K, H, W), in eval mode on `device`.
         num_classes: K.
         mean, std: per channel, in stored units; the model sees (x - mean) / std.
-        stride_multiple: tile sides that the model takes; others are padded by reflection and cropped again.
+        stride_multiple: tile sides must be multiples of this; others are padded by reflection and cropped again.
         precision: autocast of the model; the softmax is always taken in float32.
         flips: average the probabilities over the flips of each tile.
-        upside_down: these are all four; else only the one to the side.
+        upside_down: use all four views; else only the tile and its left-right flip.
         temperature: logits are divided by it before the softmax.
-        channels_last: keep weights and tiles in NHWC order, which convolutions are faster in; changes the order of
-            the weights of `model` in place, not their values.
+        channels_last: keep weights and tiles in NHWC order, in which convolutions are faster; changes the memory
+            layout of the weights of `model` in place, not their values.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class TileModel:
         self.num_classes = self.planes = num_classes
         self.channels = len(mean)
         self.mean = torch.tensor(mean, dtype=torch.float32, device=self.device).view(-1, 1, 1)
-        # As in training: a constant channel has no spread to divide by.
+        # As in training: the deviation of a constant channel is 0.
         self.scale = 1 / torch.tensor(std, dtype=torch.float32, device=self.device).clamp(min=1e-6).view(-1, 1, 1)
         self.stride_multiple = stride_multiple
         self.temperature = temperature
         self.precision = precision or Precision("fp32", "the default")
         views: list[list[int]] = [[], [3], [2], [2, 3]]
         self.flips = views[: (4 if upside_down else 2) if flips else 1]
-        # Other models may ask the device for numbers, which can't be recorded.
+        # Other models may synchronize with the GPU, which can't be recorded.
         on_gpu = self.device.type == "cuda" and isinstance(model, UNet)
         self._recorded: Recorded[torch.Tensor] | None = Recorded("the model") if on_gpu else None
 
@@ -109,10 +109,10 @@ class TileModel:
 
     def pixels(self, rows: np.ndarray) -> torch.Tensor:
         """Stored pixels (h, W, C) as they are, float32 (C, h, W) on the device."""
-        # torch wants to own what it wraps; rows that are only a view of a decoded file are copied.
+        # torch needs contiguous, writable memory; rows that are a view of a decoded file are copied.
         pixels = torch.from_numpy(np.require(rows, requirements=["C", "W"]))
         if self.device.type == "cuda":
-            # Bytes travel, floats are made on the device; pinned memory lets the copy run while the model computes.
+            # Bytes are copied, and become floats on the GPU; pinned memory lets the copy overlap with computation.
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         return pixels.permute(2, 0, 1).float()
 
@@ -143,7 +143,7 @@ class TileModel:
         side = tiles.shape[-1]
         padding = -side % self.stride_multiple
         if padding:
-            # Reflection needs a side longer than the padding; a tiny tile is padded by its border pixels.
+            # Reflection needs a side longer than the padding; tiny tiles repeat their border pixels instead.
             mode = "reflect" if padding < side else "replicate"
             tiles = functional.pad(tiles, (0, padding, 0, padding), mode=mode)
         if self.channels_last:
@@ -155,8 +155,7 @@ class TileModel:
             if not is_out_of_memory(error):
                 raise
             raise ModelError(
-                f"the memory doesn't hold {len(tiles)} tiles of {side} x {side} pixels; use a smaller "
-                "--batch-size or --tile"
+                f"out of memory with {len(tiles)} tiles of {side} x {side} pixels; use a smaller --batch-size or --tile"
             ) from None
         try:
             logits = main_logits(outputs, self.num_classes, (tiles.shape[-2], tiles.shape[-1]))
@@ -167,7 +166,7 @@ class TileModel:
 
 @dataclass(frozen=True)
 class FinishedRows:
-    """Rows `top` to `bottom` of the image, to which no tile will add any more."""
+    """Rows `top` to `bottom` of the image, to which no further tile contributes."""
 
     tile_row: int
     """The tile row that finished them."""
@@ -176,7 +175,7 @@ class FinishedRows:
     left: int
     """First pixel column of `sums`."""
     sums: torch.Tensor
-    """Weighted sums of the class probabilities, float32 (K, bottom - top, columns); valid until the next rows come."""
+    """Weighted sums of the class probabilities, float32 (K, bottom - top, columns); valid until the next rows."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def finished_rows(
     """Yield the sums of image rows as tile rows finish them, from the top down.
 
     Args:
-        read: gives windows of the image.
+        read: reads windows of the image.
         window: weights along one side of a tile (P,), see `blending_window`.
         tile_rows: only the image rows that these tile rows finish; default all.
         region: only these pixels; default all.
@@ -211,7 +210,7 @@ def finished_rows(
         wanted = range(max(wanted.start, tile_rows.start), min(wanted.stop, tile_rows.stop))
     if not wanted:
         return
-    # Tile rows above the first wanted one that reach down into it.
+    # Also the tile rows above the first wanted one that overlap it.
     needed = range(max(wanted.start - grid.rows.depth + 1, 0), wanted.stop)
     across = grid.columns.touching(region.left, region.right)
     with torch.inference_mode():
@@ -222,7 +221,7 @@ def finished_rows(
         for pieces in grid.batches(needed, across):
             for piece in pieces:
                 image.copy_tiles(piece, tiles[piece.slot : piece.slot + piece.tiles])
-            # Always the whole buffer: slots that aren't needed (another rank's, beyond the last) hold older tiles.
+            # Always the whole buffer; unneeded slots (another rank's, or past the last tile) hold older tiles.
             probabilities = model.probabilities(tiles)
             for piece in pieces:
                 for finished in range(row, piece.row):
@@ -233,18 +232,18 @@ def finished_rows(
 
 
 class _ImageRows:
-    """The normalized rows of the image under the tile rows at work, reflected beyond its borders."""
+    """The normalized image rows under the current tile rows, reflected beyond the image's borders."""
 
     def __init__(self, model: TileFunction, read: ReadWindow, grid: TileGrid, first_row: int, across: range) -> None:
         self.model, self.read, self.grid, self.across = model, read, grid, across
-        # A batch may reach over several rows of tiles; their pixels are needed together.
+        # A batch may span several tile rows, whose pixels are needed together.
         together = 2 + (grid.batch - 2) // grid.columns.count if grid.batch > 1 else 1
         self.together = min(together, grid.rows.count)
         capacity = grid.rows.tile + (self.together - 1) * grid.rows.stride
         extent = (len(across) - 1) * grid.columns.stride + grid.columns.tile
         self.pixels = torch.empty(model.channels, capacity, extent, device=model.device)
         self.top = self.end = grid.rows.start(first_row)
-        """Image rows `top` to `end` stand at the front of `pixels`."""
+        """Image rows `top` to `end` are at the front of `pixels`."""
 
     def copy_tiles(self, piece: Piece, tiles: torch.Tensor) -> None:
         """Fill `tiles` (n, C, P, P) with the piece's pixels."""
@@ -257,13 +256,13 @@ class _ImageRows:
         tiles.copy_(self.pixels.as_strided(tiles.shape, (stride, channel, line, 1), offset))
 
     def _advance(self, row: int) -> None:
-        """Drop the rows above those that a batch can need together with tile row `row`, and read to its end."""
+        """Drop rows that no batch needs together with tile row `row`, and read to the end of that row."""
         rows = self.grid.rows
         top = max(self.top, rows.start(max(row - self.together + 1, 0)))
         kept = max(self.end - top, 0)
         step = top - self.top
         if step:
-            # Towards the front, in steps that don't overlap.
+            # Move to the front, in steps that don't overlap.
             for start in range(0, kept, step):
                 end = min(start + step, kept)
                 self.pixels[:, start:end] = self.pixels[:, start + step : end + step]
@@ -289,7 +288,7 @@ class _ImageRows:
 
 
 class _RowSums:
-    """Sums of weighted probabilities: those of the current tile row, and what the rows above reach down with."""
+    """Sums of weighted probabilities: of the current tile row, and of the rows above, which overlap it."""
 
     def __init__(self, model: TileFunction, grid: TileGrid, window: np.ndarray, across: range) -> None:
         self.grid, self.across = grid, across
@@ -306,17 +305,17 @@ class _RowSums:
             probabilities.mul_(self.window)
         depth, stride = self.grid.columns.depth, self.grid.columns.stride
         plane, line, _ = self.current.stride()
-        # Tiles that lie `depth` apart don't overlap: they are added in one go. Which go a tile is in depends on its
-        # column alone, so each pixel's sum has a fixed order.
-        for go in range(depth):
-            skipped = (go - piece.left) % depth
+        # Tiles that are `depth` apart don't overlap, so they are added together, as a group. A tile's group depends
+        # only on its column, so each pixel is summed in a fixed order.
+        for group in range(depth):
+            skipped = (group - piece.left) % depth
             part = probabilities[skipped::depth]
             offset = (piece.left + skipped - self.across.start) * stride
             if len(part):
                 self.current.as_strided(part.shape, (depth * stride, plane, line, 1), offset).add_(part)
 
     def finish(self, row: int, wanted: range, region: Region) -> Iterator[FinishedRows]:
-        """Add what the rows above reach down with to tile row `row`; yield what it finishes; begin the next row."""
+        """Add the overlap of the rows above to tile row `row`, yield the rows it finishes, and start the next one."""
         rows, columns = self.grid.rows, self.grid.columns
         if rows.tile > rows.stride:
             self.current[:, : rows.tile - rows.stride].add_(self.above[:, rows.stride :])
@@ -331,7 +330,7 @@ class _RowSums:
 
 
 class Weights:
-    """Sums of the windows over each pixel: what turns sums of probabilities into means."""
+    """Sums of the windows at each pixel, by which sums of probabilities become means."""
 
     def __init__(self, grid: TileGrid, window: np.ndarray, device: torch.device) -> None:
         self.down = torch.from_numpy(grid.rows.weights(window).astype(np.float32)).to(device)
@@ -344,7 +343,7 @@ class Weights:
 
 
 def labels_of(sums: torch.Tensor) -> torch.Tensor:
-    """The class with the largest sum, uint8 (h, w); the lowest class where several are equal, NOT_A_NUMBER for NaN."""
+    """The class with the largest sum, uint8 (h, w); the lowest class in a tie, NOT_A_NUMBER for NaN."""
     # Comparing plane by plane is several times faster than argmax over the leading dimension.
     best = sums[0].clone()
     labels = torch.zeros(best.shape, dtype=torch.uint8, device=sums.device)

@@ -1,4 +1,4 @@
-"""Files from layers, written band by band: PNG, TIFF, Zarr, npy; each whole or not at all."""
+"""Writes layers as PNG, TIFF, Zarr or npy files, band by band and atomically."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,20 +16,20 @@ from shards.manifest import ClassInfo
 
 
 def write_mask_png(path: Path, mask: Rows, classes: Sequence[ClassInfo]) -> None:
-    """A palette PNG in the classes' colors, written band by band."""
+    """Write a palette PNG in the classes' colors, band by band."""
     with whole_file(path) as file:
         write_palette_png(file, mask.shape, blocks(mask), (info.color for info in classes))
 
 
 def write_gray_png(path: Path, layer: Rows) -> None:
-    """An 8-bit gray PNG."""
+    """Write an 8-bit grayscale PNG."""
     with whole_file(path) as file:
         Image.fromarray(np.concatenate(list(blocks(layer)))).save(file, "PNG")
 
 
 def write_tiff(path: Path, layers: Sequence[Rows], classes: Sequence[ClassInfo] | None = None) -> None:
-    """A tiled, deflate-compressed TIFF, one page per layer; with `classes` a palette image in their colors."""
-    import tifffile  # a tenth of a second, which jobs on PNG files needn't pay
+    """Write a tiled, deflate-compressed TIFF, one page per layer; with `classes`, a palette image in their colors."""
+    import tifffile  # takes a tenth of a second, which PNG jobs don't need
 
     height, width = layers[0].shape
     options: dict[str, Any] = {"photometric": "minisblack"}
@@ -61,7 +61,7 @@ def _tiles(layer: Rows) -> Iterator[np.ndarray]:
 
 
 def write_npy(path: Path, layers: Sequence[Rows]) -> None:
-    """One array (layer, height, width)."""
+    """Write one array (layer, height, width)."""
     with whole_file(path) as file:
         header = {
             "descr": np.lib.format.dtype_to_descr(layers[0].dtype),
@@ -75,7 +75,7 @@ def write_npy(path: Path, layers: Sequence[Rows]) -> None:
 
 
 def write_zarr(path: Path, layers: Sequence[Rows], attributes: dict[str, Any], *, stacked: bool) -> None:
-    """A Zarr array (height, width), or (layer, height, width) if `stacked`; the folder appears when it is whole."""
+    """Write a Zarr array (height, width), or (layer, height, width) if `stacked`; the folder appears when complete."""
     zarr = import_zarr()
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

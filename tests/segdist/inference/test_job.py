@@ -413,7 +413,7 @@ def test_images_can_come_from_globs_csv_files_and_share_a_stem(model: Path, tmp_
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--roi", "0", "0", "900", "5"], "reaches outside"),
+        (["--roi", "0", "0", "900", "5"], "extends beyond"),
         (["--overlap", "1.5"], "--overlap"),
         (["--task", "3/3"], "--task"),
         (["--data", "synthetic"], "--data"),

@@ -279,7 +279,7 @@ def test_out_of_memory_names_the_batch_size_and_the_fix(error: Exception) -> Non
         def forward(self, tiles: torch.Tensor) -> torch.Tensor:
             raise error
 
-    with pytest.raises(UserError, match=r"the memory doesn't hold \d+ tiles .* smaller --batch-size or --tile"):
+    with pytest.raises(UserError, match=r"out of memory with \d+ tiles .* smaller --batch-size or --tile"):
         stitched(tile_model(TooLarge(), 2), image_of(20, 20), make_grid(20, 20, TILE, 0.5, 2))
 
 
