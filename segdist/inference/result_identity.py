@@ -82,9 +82,9 @@ def differences(old: Settings, new: Settings) -> list[str]:
         if there == now or (key == THREADS and None in (there, now)):
             continue
         if key == ROOT:
-            found.append(f"  images: there of {there}, now of {now}")
+            found.append(f"  images: was {there}, now {now}")
         else:
-            found.append(f"  {MODEL if key == WEIGHTS else key}: there {there!r}, now {now!r}")
+            found.append(f"  {MODEL if key == WEIGHTS else key}: was {there!r}, now {now!r}")
     return found
 
 

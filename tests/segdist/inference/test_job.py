@@ -212,7 +212,7 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(
     job(model, images, tmp_path / "out")
     assert job(model, images, tmp_path / "out", "--overlap", "0.25") == USAGE
     message = capsys.readouterr().err
-    assert "overlap: there 0.5, now 0.25" in message
+    assert "overlap: was 0.5, now 0.25" in message
     assert "--overwrite" in message
     assert job(model, images, tmp_path / "out", "--overlap", "0.25", "--overwrite") == FINISHED
 
@@ -226,7 +226,7 @@ def test_images_from_another_root_are_refused_and_new_ones_from_the_same_root_ad
     assert job(model, other, tmp_path / "out") == USAGE
     assert job(model, other, tmp_path / "out", "--dry-run") == USAGE
     message = capsys.readouterr().err
-    assert f"images: there of {images}, now of {other}" in message
+    assert f"images: was {images}, now {other}" in message
     assert "another --out" in message
     assert checksums(tmp_path / "out") == before
     write_images(images, {"new": (30, 30)})
@@ -255,7 +255,7 @@ def test_results_are_reused_after_they_or_their_images_are_moved(
     other = write_images(tmp_path / "other", {"odd": (40, 40)})
     (tmp_path / "there/images").rename(tmp_path / "gone")
     assert job(model, other, tmp_path / "out") == USAGE
-    assert f"now of {other}" in capsys.readouterr().err
+    assert f"now {other}" in capsys.readouterr().err
 
 
 def test_an_image_that_later_needs_its_suffix_leaves_no_file_under_its_short_name(model: Path, tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_results_from_before_format_versions_are_reused(
         file.write_text(json.dumps(content))
     other = write_images(tmp_path / "other", {"odd": (40, 40)})
     assert job(model, other, tmp_path / "out") == USAGE
-    assert f"there of {images}" in capsys.readouterr().err
+    assert f"was {images}" in capsys.readouterr().err
     assert job(model, images, tmp_path / "out") == FINISHED
     assert {path: path.stat().st_mtime_ns for path in before} == before
     settings = json.loads((tmp_path / "out/state/settings.json").read_text())
@@ -309,7 +309,7 @@ def test_the_number_of_threads_is_fixed_at_the_first_start(
     assert set(threads) == {2}
     assert "2 threads per rank, as when" in capsys.readouterr().err
     assert job(model, images, tmp_path / "out", "--threads", "1") == USAGE
-    assert "threads: there 2, now 1" in capsys.readouterr().err
+    assert "threads: was 2, now 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("beside", ["file", "in a file"])

@@ -84,7 +84,7 @@ def test_results_with_and_without_a_temperature_are_never_mixed(
     assert job(softened, image, tmp_path / "out") == FINISHED
     assert json.loads((tmp_path / "out/state/settings.json").read_text())["temperatures"] == [2.0]
     assert job(softened, image, tmp_path / "out", "--no-calibrated") == USAGE
-    assert "temperatures: there [2.0], now [1.0]" in capsys.readouterr().err
+    assert "temperatures: was [2.0], now [1.0]" in capsys.readouterr().err
 
 
 def test_an_export_applies_the_temperature(softened: Path) -> None:
