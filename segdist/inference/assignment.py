@@ -1,4 +1,4 @@
-"""Who computes what: tile rows of all images, cut into one contiguous piece of about equal work per rank."""
+"""Divides the tile rows of all images into one contiguous piece of about equal work per rank."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from itertools import pairwise
 from segdist.inference.task import ImageTask
 
 SMALLEST_CUT = 512
-"""Images of fewer tiles are not cut between ranks: the tile rows at a seam are computed twice, and each image that is
-whole on one rank is finished without waiting for another."""
+"""Images with fewer tiles are not split between ranks: tile rows at a seam are computed twice, and an image that one
+rank has to itself is finished without waiting for others."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Tile rows of one image that are still to be done."""
+    """Tile rows of one image that remain to be done."""
 
     image: ImageTask
     rows: range
@@ -25,10 +25,10 @@ class Stretch:
 
 
 def assign(stretches: Sequence[Stretch], world_size: int) -> list[list[Stretch]]:
-    """Cut the list of stretches into `world_size` pieces of about equal numbers of tiles.
+    """Split the list of stretches into `world_size` pieces with about equal numbers of tiles.
 
-    A pure function of the image sizes and what is done: every rank computes the same. Large images are cut between
-    tile rows, small ones go whole to the rank that has the larger part of them.
+    A pure function of the image sizes and what is done, so every rank gets the same result. Large images are split
+    between tile rows; small ones go whole to the rank that has the larger part of them.
     """
     total = sum(stretch.tiles for stretch in stretches)
     pieces: list[list[Stretch]] = [[] for _ in range(world_size)]
@@ -50,7 +50,7 @@ def assign(stretches: Sequence[Stretch], world_size: int) -> list[list[Stretch]]
 
 
 def remaining(rows: range, done: Sequence[range]) -> list[range]:
-    """What is left of `rows` without the ranges `done`, from the top down."""
+    """The parts of `rows` that aren't in the ranges `done`, from top to bottom."""
     left, start = [], rows.start
     for part in sorted(done, key=lambda part: part.start):
         if part.start > start:

@@ -92,7 +92,7 @@ class InferConfig:
     roi: tuple[CountOrZero, CountOrZero, Count, Count] | None = None
     """Segment only this part of each image: top, left, height, width. The pixels are those of the full result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto: a GPU if there is one."""
+    """Where the model runs; auto: a GPU if available."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type of the model; probabilities are always summed in fp32."""
     threads: Threads = 0

@@ -1,4 +1,4 @@
-"""From an image's layers to its files, its scores, and the record that says it is finished."""
+"""Finishes an image: writes its files from its layers, scores it, and records it as finished."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from shards.images.opening import open_image
 
 
 def finish(task: Task, folder: ResultFolder, image: ImageTask, layers: dict[str, Rows] | None = None) -> Record:
-    """Write an image's files from its layers (from its parts without), score it, note it as finished.
+    """Write an image's files from its layers (if None, from its parts), score it, and record it as finished.
 
     Raises:
-        UserError: the mask doesn't belong to the image; rows are missing.
+        UserError: the mask doesn't belong to the image, or rows are missing.
     """
     rows = layers or _from_parts(folder, image)
     scores: dict[str, Any] | None = None

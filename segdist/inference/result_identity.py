@@ -1,6 +1,6 @@
-"""What the results in a folder depend on: settings that decide their bits, and the root of the images.
+"""What the results in a folder depend on: settings that determine their bits, and the root of the images.
 
-Two starts with the same identity may add to one folder; any other is refused, with the differences.
+Only starts with the same identity may add to a folder; others are refused, and the differences listed.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ MODEL, WEIGHTS, BY_FOLD = "model", "weights", "out_of_fold"
 
 
 def result_settings(task: Task, device: torch.device) -> Settings:
-    """Everything that the results depend on but the list of images."""
+    """Everything that the results depend on, except the list of images."""
     config = task.config
     models = zip(task.model_files, task.cards, strict=True)
     files, weights = zip(*(model_checksums(file, card) for file, card in models), strict=True)
@@ -49,7 +49,7 @@ def result_settings(task: Task, device: torch.device) -> Settings:
         "device": device.type,
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        # On a CPU, kernels cut their sums by the number of threads; a GPU's results don't depend on it.
+        # On a CPU, kernels split sums by the number of threads; results of a GPU don't depend on it.
         THREADS: (config.threads or None) if device.type == "cpu" else None,
         "masks": _without(to_dict(config.masks), "folder"),
         "classes_in_set": [masks["classes"], masks["ignore"]] if masks else None,
@@ -60,7 +60,7 @@ def result_settings(task: Task, device: torch.device) -> Settings:
 
 
 def completed(old: Settings) -> Settings:
-    """Settings as read from a folder; those that its program did not know count as their defaults."""
+    """Settings as read from a folder, with defaults for those that its version didn't have."""
     return {
         INTERVALS: None,
         **old,
@@ -70,14 +70,14 @@ def completed(old: Settings) -> Settings:
 
 
 def differences(old: Settings, new: Settings) -> list[str]:
-    """What differs between the settings in a folder and those of this start, a line each.
+    """The differences between the settings in a folder and those of this start, one per line.
 
-    Settings that the folder's program didn't know are no difference, nor are threads that this start leaves open.
+    Settings that the folder's version didn't have are not compared, nor are threads that this start leaves open.
     """
     found = []
     for key, there in old.items():
         now = new.get(key)
-        if key == MODEL and WEIGHTS in old:  # calibration changes the file, but not what it computes without it
+        if key == MODEL and WEIGHTS in old:  # calibration changes the file, but not its weights
             continue
         if there == now or (key == THREADS and None in (there, now)):
             continue
@@ -89,8 +89,8 @@ def differences(old: Settings, new: Settings) -> list[str]:
 
 
 def model_checksums(path: Path, card: ModelCard) -> tuple[str, str]:
-    """SHA-256 of a model file, and of what it computes: its tensors, and its card without what a calibration puts there
-    and with defaults left out, so that neither a calibration nor a later version of the card changes it."""
+    """SHA-256 of a model file, and of what it computes: its tensors, and its card without calibration and defaults, so
+    that neither a calibration nor a newer version of the card changes it."""
     usual = {item.name: item.default for item in fields(ModelCard)}
     told = {key: value for key, value in to_dict(card).items() if key not in CALIBRATED and value != usual[key]}
     whole, weights = hashlib.sha256(), hashlib.sha256(json.dumps(told, sort_keys=True).encode())
@@ -107,7 +107,7 @@ def model_checksums(path: Path, card: ModelCard) -> tuple[str, str]:
 
 
 def _truth(task: Task) -> Settings | None:
-    """How the true masks are read, for those who compare them with the results later."""
+    """How to read the true masks, to compare them with the results later."""
     if task.mask_reader is None:
         return None
     return {"masks": _without(to_dict(task.mask_reader.config), "folder"), "classes": task.class_names}
