@@ -1,11 +1,11 @@
-"""`segdist calibrate`: fit a temperature and intervals to predictions with known masks, and keep them in the model.
+"""`segdist calibrate`: fit a temperature and intervals to predictions with known masks, and store them in the model.
 
     segdist infer -m runs/cells -f cells --split val --output.probabilities float16 --out predictions/cells
     segdist calibrate predictions/cells -m runs/cells
 
 Inference then divides logits by the temperature before the softmax, so that confidence agrees with accuracy, and
 `--output.measurements` gives a 90 % interval of each class's share, if there are at least 20 images. The predictions
-must be of images that the model which made them wasn't trained on, such as held-out ones.
+must be for images on which their model was not trained, such as held-out ones.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Settings of the jobs that start, show or submit others. Those of train, infer and make-shards are in their rooms."""
+"""Settings of jobs that start, show or submit other jobs. Those of train, infer and make-shards are in their rooms."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -36,23 +36,23 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """Which predictions a temperature and intervals of class shares are fitted to, and which models keep them."""
+    """Predictions used to fit a temperature and share intervals, and the models that store them."""
 
     result: tyro.conf.Positional[Path]
     """Folder of predictions with probabilities, of images whose masks are known and which the model that made them
     wasn't trained on."""
     model: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-m"])]
-    """Models whose cards keep temperature and intervals: run folders, model files, or a folder of folds."""
+    """Models whose cards store temperature and intervals: run folders, model files, or a folder of folds."""
 
     def validate(self) -> None:
         """Raises UserError if no model is named."""
         if not self.model:
-            raise UserError("--model: name the run folder or model file that keeps the temperature")
+            raise UserError("--model: name the run folder or model file that stores the temperature")
 
 
 @dataclass(frozen=True)
 class SuspectsConfig:
-    """Which predictions are compared with their true masks."""
+    """Predictions to compare with their true masks."""
 
     result: tyro.conf.Positional[Path]
     """Folder of predictions with probabilities, of images whose masks are known and which the model that made them
@@ -162,7 +162,7 @@ class FoldsConfig:
     name: Annotated[str, tyro.conf.arg(aliases=["-n"])] = ""
     """Folder of the runs, runs/NAME; default: the set's name and -cv."""
     folds: Annotated[int, Range(2, MOST_FOLDS)] = 5
-    """Number of folds, and of models. The seed of `train` determines which images are in which."""
+    """Number of folds, and of models. The seed of `train` determines the images of each."""
     minutes: NotNegative = 0.0
     """Wall time of the training of each fold; 0: from `train`, else 20."""
     train: JsonTable = field(default_factory=dict)
@@ -189,12 +189,12 @@ class FoldsConfig:
 
     @property
     def folder(self) -> Path:
-        """Where the runs of the folds are, and the results."""
+        """Folder of the folds' runs and the results."""
         return RUNS / (self.name or f"{Path(self.data).name}-cv")
 
     @property
     def seed(self) -> int:
-        """That of the training, which determines the folds."""
+        """Seed of the training, which determines the folds."""
         return int(self.train.get("seed", 0))
 
     def tables(self) -> dict[str, dict[str, Any]]:

@@ -3,10 +3,10 @@
     segdist cross-validate -f cells --folds 5 --minutes 20
     segdist cross-validate -f cells --train '{"preset": "fast"}' --tracking '{"wandb": "off"}'
 
-The training and validation images form the folds, the images of a group all in one; the test images stay out. For each
-fold a model is trained on the others (runs/cells-cv/fold-1, …), for `--minutes` each. Nothing is chosen by the held-out
-images: the model after the last step counts. Then all labeled images are segmented into runs/cells-cv/out-of-fold, the
-probabilities calibrated and suspect labels listed, and the scores written to runs/cells-cv/scores.json and report.html.
+The training and validation images form the folds, with all images of a group in one fold; test images are not used. For
+each fold, a model is trained on the others for `--minutes` (runs/cells-cv/fold-1, …). The held-out images select
+nothing: the model after the last step is used. Then all labeled images are segmented into runs/cells-cv/out-of-fold,
+probabilities are calibrated, suspect labels listed, and scores written to runs/cells-cv/scores.json and report.html.
 
 `segdist infer -m cells-cv` averages the models. After an interruption, the same command resumes; finished folds are
 kept.
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         check_steps(steps)
         if command.dry_run:
             print_config(config)
-            # All folds are alike.
+            # The other folds have the same plan.
             return run_steps([steps[0], steps[-1]], config.folder / PIPELINE, dry_run=True)
         if config.fresh and config.folder.exists():
             with ExitStack() as stack:
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train_arguments(config: FoldsConfig) -> list[list[str]]:
-    """The options of each fold's training, besides its settings."""
+    """The options of each fold's training, in addition to its settings."""
     _, preset = without_preset(config.tables()["train"])
     return [
         [
@@ -75,7 +75,7 @@ def train_arguments(config: FoldsConfig) -> list[list[str]]:
 
 
 def infer_arguments(config: FoldsConfig) -> list[str]:
-    """The options of the inference, besides its settings: probabilities as the models give them, to be calibrated."""
+    """The options of the inference, in addition to its settings; probabilities stay uncalibrated."""
     out = config.folder / OUT_OF_FOLD
     return ["-m", str(config.folder), "-f", config.data, "--out-of-fold", "--no-calibrated", "--out", str(out)]
 

@@ -27,8 +27,8 @@ def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = No
     try:
         return main(argv)
     except UserError as error:
-        # On several ranks all see the same bad input; rank 0 speaks for them. Launchers end the others when the first
-        # rank leaves, so that one lets it finish, and speaks itself if it is still there afterwards.
+        # All ranks see the same bad input, and rank 0 reports it. Launchers stop the others once a rank exits, so other
+        # ranks let rank 0 exit first, and report the error themselves if they are still running afterwards.
         if rank != 0 and not error.on_this_rank:
             time.sleep(TIME_FOR_RANK_0)
         return _refused(str(error), rank, USAGE)
@@ -58,6 +58,6 @@ def _refused(message: str, rank: int, code: int) -> int:
 def _unexpected(error: Exception, rank: int) -> int:
     show_traceback(error, rank)
     if is_communication_error(error):
-        return LOST_PEERS  # whose reason is that of the rank that is gone
+        return LOST_PEERS  # the dead rank's reason is the cause
     note_reason(f"{type(error).__name__}: {error}", rank)
     return FAILED

@@ -28,7 +28,7 @@ from segdist.model.card import inference_settings
 def main(argv: list[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     command = parse(InferConfig, argv, "infer", __doc__ or "")
-    # What the models' cards say, under what the user says.
+    # The models' cards give defaults, which the user's options override.
     command = parse(InferConfig, argv, "infer", __doc__ or "", preset_values=inference_settings(command.job.models))
     # Heavy imports come after the command line: --help must not wait for torch.
     from segdist.inference.job import PATIENCE, examine, infer
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     from segdist.tracking import check_trackers
 
     config = command.job
-    check_trackers(config.tracking)  # and not when hours of work are done
+    check_trackers(config.tracking)  # now rather than after hours of work
     with ranks(config.device, config.threads, PATIENCE, config.meeting_place) as these:
         if command.dry_run:
             task = examine(config, these)

@@ -50,7 +50,7 @@ class Submission:
             )
         profile = load_profile(self.profile or "local", job)
         if len(commands) > 1 or name in ("finish-shards", "finish-folds") or name.endswith("-merge"):
-            # Array tasks don't communicate: each is a single rank, and so is the job that merges their work.
+            # Array tasks don't communicate, so each is a single rank, as is the job that merges their work.
             profile = replace(profile, nodes=1, tasks_per_node=1)
         if self.cluster == "debug":
             profile = replace(profile, nodes=1, tasks_per_node=1, launcher="srun")
@@ -76,7 +76,7 @@ class Submission:
         return Link(Order(name, tasks, profile, logs, settings=_fingerprint(commands)), str(product))
 
     def array(self, count: int) -> int:
-        """Number of array tasks: without Slurm, one process does all of them, which gives the same bytes."""
+        """Number of array tasks; without Slurm, one process does all the work and gives the same bytes."""
         return count if self.cluster == "slurm" else 1
 
 
@@ -192,7 +192,7 @@ def pipeline_links(
 
 
 def fold_links(submission: Submission, config: FoldsConfig, settings: Path) -> list[Link]:
-    """The trainings of all folds at the same time, as tasks of an array → infer → the scores."""
+    """Trainings of all folds, concurrently as array tasks → infer → scores."""
     tables, run, scores = config.tables(), config.folder, config.folder / paths.SCORES
     train, _ = without_preset(tables["train"])
     options = _settings(settings, "train", train)
@@ -215,7 +215,7 @@ def fold_links(submission: Submission, config: FoldsConfig, settings: Path) -> l
 
 
 def _as_array(name: str, links: list[Link]) -> Link:
-    """One link with the tasks of all as those of an array, each on the nodes and ranks that it had."""
+    """Merge links into one job array whose tasks keep their nodes and ranks."""
     tasks = tuple(task for link in links for task in link.order.tasks)
     return Link(replace(links[0].order, name=name, tasks=tasks), links[-1].product)
 

@@ -8,7 +8,7 @@ It takes the options of make-shards; anything not set is chosen automatically an
 Each job runs as it would by hand, after its command is printed. Finished work is reused: after an interruption, the
 same command resumes. `--fresh` first deletes the shard set and the run of that name.
 
-The config file's tables [make_shards], [train] and [infer] hold the settings of the three jobs, [tracking] those of
+The config file's tables [make_shards], [train] and [infer] hold the settings of the three jobs; [tracking] applies to
 the trackers of all three.
 """
 

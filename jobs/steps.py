@@ -1,4 +1,4 @@
-"""Jobs that run one after another on this machine, each as it would by hand, after its command is printed."""
+"""Run jobs one after another on this machine, as if started by hand; each command is printed first."""
 
 import shlex
 import sys
@@ -27,13 +27,13 @@ class Step:
     """One job."""
 
     job: str
-    """Its module."""
+    """The job's module."""
     ranks: int
     arguments: list[str]
     settings: dict[str, Any] = field(default_factory=dict)
-    """Those of its table; options take precedence."""
+    """Settings from its table; options take precedence."""
     needs: Path | None = None
-    """A file of an earlier step without which this one can't be planned."""
+    """A file from an earlier step that this step's plan requires."""
 
 
 def check_steps(steps: Sequence[Step]) -> None:

@@ -63,8 +63,8 @@ def _submit_single(job: str, own: list[str], job_arguments: list[str]) -> int:
 def _submit_pipeline(own: list[str], job_arguments: list[str]) -> int:
     if job_arguments:
         raise UserError(
-            "segdist submit pipeline takes make-shards' settings as options, those of all jobs from its --config, "
-            "and none after --"
+            "segdist submit pipeline takes make-shards' settings as options and those of all jobs from --config, "
+            "but none after --"
         )
     command = parse(SubmitPipelineConfig, name_first(own), "submit pipeline", __doc__ or "")
     config = command.job
@@ -78,7 +78,7 @@ def _submit_pipeline(own: list[str], job_arguments: list[str]) -> int:
 
 def _submit_folds(own: list[str], job_arguments: list[str]) -> int:
     if job_arguments:
-        raise UserError("segdist submit cross-validate takes its settings as options, and none after --")
+        raise UserError("segdist submit cross-validate takes its settings as options, not after --")
     command = parse(SubmitFoldsConfig, own, "submit cross-validate", __doc__ or "")
     config = command.job
     if missing := missing_inputs("train", ["-f", config.data]):

@@ -1,10 +1,10 @@
-"""`segdist suspects`: regions where predictions contradict the true masks with confidence, the most suspect first.
+"""`segdist suspects`: list regions where predictions confidently contradict the true masks, most suspect first.
 
     segdist infer -m runs/cells -f cells --split val --output.probabilities float16 --out predictions/cells
     segdist suspects predictions/cells
 
-Writes suspects.csv, and suspects/NAME.geojson for QuPath. The predictions should be of images that the model which
-made them wasn't trained on: what it learned from a wrong label, it repeats.
+Writes suspects.csv, and suspects/NAME.geojson for QuPath. The predictions should be for images on which their model was
+not trained, because a model repeats the wrong labels it has learned.
 """
 
 import sys

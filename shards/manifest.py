@@ -40,7 +40,7 @@ class SourcePair:
     content: str = ""
     """Digest of the pixels and labels that were read; empty for synthetic images."""
     group: str = ""
-    """Images of one group stay together, in splits and in folds; empty: those of one file."""
+    """Images in a group stay together in splits and folds; empty: the images in a file are a group."""
 
 
 @dataclass(frozen=True)

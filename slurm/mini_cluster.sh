@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# A real Slurm cluster on one Linux machine, to try segdist and to test it: munge, slurmctld, slurmdbd with its
-# database, and two or more nodes with fake GPUs. No systemd, no cgroups; everything lies in one folder.
+# A real Slurm cluster on one Linux machine for trying and testing segdist: munge, slurmctld, slurmdbd with its
+# database, and two or more nodes with fake GPUs. No systemd, no cgroups; everything is in one folder.
 #
-#   slurm/mini_cluster.sh start  [DIR] [--nodes N] [--cpus C] [--gpus G]   start, or start again what is missing
-#   slurm/mini_cluster.sh stop   [DIR]         cancel all jobs and stop every daemon; the folder stays
-#   slurm/mini_cluster.sh status [DIR]         what runs; exit code 0 when all of it does
-#   slurm/mini_cluster.sh crash  [DIR] NODE    cut a node's power: everything on it dies at once
-#   slurm/mini_cluster.sh boot   [DIR] NODE    switch a crashed node on again
+#   slurm/mini_cluster.sh start  [DIR] [--nodes N] [--cpus C] [--gpus G]   start the cluster, or its missing parts
+#   slurm/mini_cluster.sh stop   [DIR]         cancel all jobs and stop all daemons; keeps the folder
+#   slurm/mini_cluster.sh status [DIR]         show what is running; exit code 0 if everything is
+#   slurm/mini_cluster.sh crash  [DIR] NODE    simulate a power loss: everything on the node dies immediately
+#   slurm/mini_cluster.sh boot   [DIR] NODE    boot a crashed node again
 #
-# DIR is $SEGDIST_CLUSTER or /tmp/segdist-cluster if not given. `start` prints the one variable that Slurm's commands need:
+# DIR defaults to $SEGDIST_CLUSTER or /tmp/segdist-cluster. `start` prints the one variable that Slurm's commands need:
 #
 #   eval "$(slurm/mini_cluster.sh start)" && sinfo
 #
-# Needs root and, from Debian or Ubuntu:
+# Needs root and these packages of Debian or Ubuntu:
 #   apt-get install --no-install-recommends slurmctld slurmd slurm-client munge slurmdbd \
 #       mariadb-server-core mariadb-client-core iproute2 procps
 #
-# A node is a slurmd in namespaces of its own: its host name, its process tree and its /etc/hosts are separate, the
-# network and the files are the machine's. It claims CPUs and memory that the machine need not have.
-# Partitions: `main`, whose jobs are preempted (signal, 20 s of grace, requeue) by jobs in `urgent`.
+# A node is a slurmd in its own namespaces: it has its own host name, process tree and /etc/hosts, and shares network
+# and files with the machine. It can claim more CPUs and memory than the machine has.
+# Partitions: jobs in `urgent` preempt those in `main` (signal, 20 s of grace, requeue).
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 
-# Settings of another cluster, or of a job that this is started from, must not leak in.
+# Settings of another cluster, or of an enclosing job, must not leak in.
 for variable in $(compgen -e | grep -E '^(SLURM|SBATCH|SRUN|SALLOC|SACCT|SQUEUE|SINFO|MYSQL)_' || true); do
     unset "$variable"
 done
@@ -38,11 +38,11 @@ usage() {
 }
 
 # daemons
-# A daemon is remembered by its process id and its start time, so that a recycled id is never taken for it.
+# A daemon is identified by process id and start time, so that a recycled id is never mistaken for it.
 
-start_time() { # of process $1, empty when it is gone or a zombie
+start_time() { # of process $1; empty if it is gone or a zombie
     local fields
-    # The command's name stands in parentheses and may hold spaces; what follows it does not.
+    # The command name is in parentheses and can contain spaces; the other fields can't.
     fields=$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null) || return 0
     [[ ${fields:0:1} == [ZX] ]] || cut -d' ' -f20 <<<"$fields"
 }
@@ -56,14 +56,14 @@ runs() {
 launch() { # launch NAME COMMAND...
     local name=$1 id
     shift
-    # Closed: the lock, which a daemon would otherwise keep for ever.
+    # Close the lock (9), which a daemon would otherwise hold forever.
     setsid "$@" </dev/null >>"$DIR/log/$name.out" 2>&1 9>&- &
     id=$!
     disown
     echo "$id $(start_time "$id")" >"$DIR/run/$name.process"
 }
 
-halt() { # halt NAME: ask, wait 10 s, kill
+halt() { # halt NAME: terminate, wait up to 10 s, kill
     local name=$1 id
     if runs "$name"; then
         read -r id _ <"$DIR/run/$name.process"
@@ -83,7 +83,7 @@ wait_for() { # wait_for SECONDS WHAT COMMAND...
     until "$@" >/dev/null 2>&1; do
         if ((SECONDS >= deadline)); then
             tail -n 12 "$DIR"/log/* >&2 || true
-            fail "waited in vain for $what; the logs are in $DIR/log"
+            fail "$what did not start in time; the logs are in $DIR/log"
         fi
         sleep 0.05
     done
@@ -93,7 +93,7 @@ listens() { [[ -n $(ss --no-header --listening --tcp --numeric "sport = :$1") ]]
 
 # configuration
 
-pick_ports() { # PORT: controller, PORT+1: accounting, PORT+1+i: node i. Below 20000, where training's ports begin.
+pick_ports() { # PORT: controller, PORT+1: accounting, PORT+1+i: node i. Below 20000, where training's ports start.
     local candidate offset
     for candidate in $(seq 15000 50 19900 | shuf); do
         for ((offset = 0; offset < NODES + 2; offset++)); do
@@ -107,7 +107,7 @@ pick_ports() { # PORT: controller, PORT+1: accounting, PORT+1+i: node i. Below 2
 
 write_configuration() {
     local i gpus=""
-    # The loopback comes first: the machine's own list may know a name otherwise.
+    # Loopback entries come first, because the machine's own list may already have these names.
     echo "127.0.0.1 accounting" >"$DIR/etc/hosts"
     for ((i = 1; i <= NODES; i++)); do echo "127.0.0.1 node$i" >>"$DIR/etc/hosts"; done
     cat /etc/hosts >>"$DIR/etc/hosts"
@@ -120,7 +120,7 @@ write_configuration() {
         echo "NodeName=node[1-$NODES] Name=gpu File=$DIR/dev/nvidia[0-$((GPUS - 1))]" >"$DIR/etc/gres.conf"
         gpus="Gres=gpu:$GPUS"
     fi
-    # Loaded although nothing uses it; version 1 asks nothing of the machine until it is used.
+    # Slurm loads a plugin although nothing uses it; version 1 has no requirements until it is used.
     echo "CgroupPlugin=cgroup/v1" >"$DIR/etc/cgroup.conf"
     cat >"$DIR/etc/slurm.conf" <<END
 ClusterName=mini
@@ -129,7 +129,7 @@ SlurmctldPort=$PORT
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# A requeued job waits until its old credential has expired: 120 s by default.
+# A requeued job waits until its old credential has expired, by default after 120 s.
 AuthInfo=socket=$DIR/run/munge.socket,cred_expire=8
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 StateSaveLocation=$DIR/state
@@ -154,7 +154,7 @@ MessageTimeout=10
 KillWait=10
 JobRequeue=1
 ReturnToService=2
-# Job ids start anywhere: training takes its port from them, and two fresh clusters should not meet.
+# Random, because training derives its port from the job id, and two new clusters should not collide.
 FirstJobId=$((RANDOM % 20000 + 1000))
 MaxArraySize=1001
 PreemptType=preempt/partition_prio
@@ -199,7 +199,7 @@ start_munge() {
     [[ -s $DIR/munge/key ]] || (umask 077 && head -c 128 /dev/urandom >"$DIR/munge/key")
     if ! runs munged; then
         rm -f "$DIR"/run/munge.socket*
-        # --force: the folders above may be closed to other users (pytest's are).
+        # --force: the parent folders may be inaccessible to other users, like pytest's.
         launch munged munged --foreground --force --key-file="$DIR/munge/key" --socket="$DIR/run/munge.socket" \
             --pid-file="$DIR/run/munged.pid" --log-file="$DIR/log/munged.log" --seed-file="$DIR/munge/seed"
     fi
@@ -208,7 +208,7 @@ start_munge() {
 
 start_accounting() {
     local where=(--no-defaults "--socket=$DIR/run/database.socket")
-    # A lost row does no harm here; waiting for the disk at each would.
+    # Don't wait for the disk at each row; losing one does no harm here.
     local how=(--user=root "--datadir=$DIR/database" --innodb-log-file-size=8M --innodb-buffer-pool-size=64M
         --innodb-flush-log-at-trx-commit=0)
     if [[ ! -f $DIR/database/complete ]]; then
@@ -220,7 +220,7 @@ start_accounting() {
     runs mariadbd || launch mariadbd mariadbd "${where[@]}" "${how[@]}" --pid-file="$DIR/run/mariadbd.pid" \
         --skip-networking --skip-log-bin --innodb-lock-wait-timeout=900
     wait_for 60 "the database" mariadb "${where[@]}" --user=root --execute "select 1"
-    # It listens on the address of its host's name, so it gets a name that is the loopback.
+    # It listens on the address of its host name, so that name must resolve to the loopback.
     # shellcheck disable=SC2016  # expanded by the inner shell
     runs slurmdbd || launch slurmdbd unshare --uts --mount bash -c '
         hostname accounting
@@ -233,8 +233,8 @@ start_accounting() {
 launch_node() {
     runs "$1" && return
     mkdir -p "$DIR/spool/$1"
-    # bash is the first process in the node's process tree: it takes care of orphans, and when it dies the kernel
-    # kills all that is left in the tree. --kill-child makes it die with the process that is remembered here.
+    # bash is the first process in the node's process tree: it adopts orphans, and when it dies, the kernel kills the
+    # rest of the tree. --kill-child makes it die with the process recorded here.
     # shellcheck disable=SC2016  # expanded by the inner shell
     launch "$1" unshare --uts --mount --pid --fork --kill-child --mount-proc bash -c '
         hostname "$1"
@@ -248,7 +248,7 @@ halt_node() {
     local outside inside
     if runs "$1"; then
         read -r outside _ <"$DIR/run/$1.process"
-        # unshare passes no signals on: its child, the node's first process, is asked.
+        # unshare forwards no signals, so signal its child, the node's first process.
         for inside in $(pgrep --parent "$outside" || true); do kill -TERM "$inside" 2>/dev/null || true; done
         for _ in $(seq 60); do
             runs "$1" || break
@@ -260,7 +260,7 @@ halt_node() {
 
 node_state() { sinfo --noheader --Node --partition main --nodes "$1" --format %T; }
 
-resume_node() { # slurmctld may know it as down or drained from an earlier life
+resume_node() { # slurmctld may still consider it down or drained
     local state
     state=$(node_state "$1")
     if [[ $state == down* || $state == drained* ]]; then
@@ -273,11 +273,11 @@ check_machine() {
     local tool
     [[ $EUID == 0 ]] || fail "start needs root: it makes namespaces and device files"
     for tool in munged slurmctld slurmd slurmdbd mariadbd mariadb mariadb-install-db sinfo sacctmgr ss pgrep; do
-        command -v "$tool" >/dev/null || fail "$tool is missing; install the packages that the head of $0 names"
+        command -v "$tool" >/dev/null || fail "$tool is missing; install the packages listed at the top of $0"
     done
     unshare --uts --mount --pid --fork --mount-proc true 2>/dev/null ||
-        fail "this machine refuses namespaces (a container? start it with --privileged)"
-    ((${#DIR} <= 80)) || fail "$DIR is too long a path for a Unix socket; take one of at most 80 characters"
+        fail "this machine doesn't allow namespaces (in a container, use --privileged)"
+    ((${#DIR} <= 80)) || fail "$DIR: the path is too long for a Unix socket; use at most 80 characters"
 }
 
 # commands
@@ -319,7 +319,7 @@ start() {
 nodes() { seq --format "node%.0f" 1 "$NODES"; }
 
 load() {
-    [[ -f $DIR/settings ]] || fail "$DIR holds no cluster; start one first"
+    [[ -f $DIR/settings ]] || fail "$DIR: no cluster here; start one first"
     # shellcheck source=/dev/null
     source "$DIR/settings"
     export SLURM_CONF=$DIR/etc/slurm.conf
@@ -368,8 +368,8 @@ crash() {
 boot() {
     load
     runs "$1" && return
-    # It comes up drained and takes work a second after it has registered: a job that is started in that very moment
-    # can lose its step (seen with 22.05).
+    # Boot it drained and resume it a second after it has registered: a job started at that moment can lose its step
+    # (seen with 22.05).
     scontrol update "nodename=$1" state=drain reason=boot
     launch_node "$1"
     wait_for 60 "$1" test_drained "$1"

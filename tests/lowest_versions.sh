@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The lowest versions that setup.cfg allows, all at once: resolved from wheels for Python 3.11, 3.12 and 3.13, then
-# installed for the first of them, where the fast tests run. By hand, not in CI: torch brings 5 GB of CUDA libraries.
+# Test the lowest versions that setup.cfg allows, all together: resolve wheels for Python 3.11, 3.12 and 3.13, then
+# install those for 3.11 and run the fast tests. Run by hand, not in CI, because torch needs 5 GB of CUDA libraries.
 #   bash tests/lowest_versions.sh [--resolve] [--folder FOLDER] [pytest options]
-# --resolve stops after resolving. FOLDER keeps the environment for the next time (default: /tmp/segdist-lowest).
+# --resolve stops after resolving. FOLDER keeps the environment for later runs (default: /tmp/segdist-lowest).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=${TMPDIR:-/tmp}/segdist-lowest only_resolve=0
@@ -17,7 +17,7 @@ if [[ ! -x $folder/tools/bin/uv ]]; then # pip has no way to ask for the lowest 
 fi
 uv=$folder/tools/bin/uv
 
-# Wheels only, so that nothing is built; that would refuse setup.cfg itself, whose lists are plain lines.
+# Wheels only, so that nothing is built. This would refuse the project itself, so its requirements are listed instead.
 "$folder/tools/bin/python" - >"$folder/direct.in" <<'PYTHON'
 import configparser
 

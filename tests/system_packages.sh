@@ -1,11 +1,11 @@
-# Sourced by tests/run.sh: Debian packages that some tests use, where we are root. Elsewhere those tests are skipped, loudly.
+# Sourced by tests/run.sh: as root, installs Debian packages that some tests need. Otherwise, those tests are skipped.
 
 SLURM_PACKAGES=(slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core mariadb-client-core iproute2 procps)
 BROWSER_PACKAGES=(chromium)
 
 install_system_packages() {
     local packages=()
-    # A Slurm that is set up already belongs to somebody: it is neither changed nor used.
+    # An existing Slurm set-up is neither changed nor used.
     if [[ ! -e /etc/slurm/slurm.conf && -z ${SLURM_CONF:-} ]] && ! { command -v slurmctld && command -v mariadbd; } >/dev/null; then
         packages+=("${SLURM_PACKAGES[@]}")
     fi
@@ -20,7 +20,7 @@ install_system_packages() {
     echo "installing for the tests: ${packages[*]}"
     local policy=/usr/sbin/policy-rc.d ours=0
     if [[ ! -e $policy ]]; then
-        # Debian's way to say that a package must not start its services.
+        # Debian's way to keep packages from starting their services.
         printf '#!/bin/sh\nexit 101\n' >$policy
         chmod +x $policy
         ours=1

@@ -79,7 +79,7 @@ class _Search:
 
     @property
     def csv(self) -> str:
-        """The way out that always works."""
+        """The solution that always works."""
         flag = "--images.csv" if self.job == "make-shards" else "--images pairs.csv"
         return f"pair them in a CSV file ({flag})"
 
@@ -188,7 +188,7 @@ class _Search:
             return f"{head}: {advice}"
         whole = _distinct(pairing for pairing in ranked if not (pairing.without or pairing.shared))
         if len(whole) > 1:
-            head = f"{len(whole)} rules give every image a mask in {self.folder}, but each leaves masks over"
+            head = f"{len(whole)} rules give every image a mask in {self.folder}, but each leaves masks unmatched"
         lines = [f"--masks.name '{pairing.rule.text}': {self._score(pairing)}" for pairing in _nearest(ranked)]
         lines += [self._left_over(pairing) for pairing in ranked[:1]]
         near = "the closest:\n  " + "\n  ".join(lines)
@@ -226,7 +226,7 @@ class _Search:
             for kind, paths in kinds
             if paths
         ]
-        return "the first leaves over " + ", ".join(parts)
+        return "the first leaves unmatched: " + ", ".join(parts)
 
 
 def _distinct(pairings: Iterable[Pairing]) -> list[Pairing]:

@@ -160,7 +160,7 @@ def damage_reported(path: Path) -> Iterator[None]:
     except PermissionError:
         raise UserError(f"{path}: no permission to read it") from None
     except MemoryError:
-        raise UserError(f"{path}: more pixels than fit in memory, or a damaged header that claims so") from None
+        raise UserError(f"{path}: more pixels than fit in memory, or a damaged header") from None
     # Decoders don't document what they raise on damaged files: each has its own errors, plus many of Python's.
     except Exception as error:
         raise UserError(f"{path}: damaged, or not a readable image ({error})") from error

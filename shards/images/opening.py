@@ -86,7 +86,7 @@ def open_image(
 
             return TiffImage(path, None if path == Path(address) else page, reading)
         if page:
-            raise UserError(f"{path}: page {page} asked for, but only TIFF files have pages")
+            raise UserError(f"{path}: page {page} was requested, but only TIFF files have pages")
         return NetpbmImage(path, reading) if is_netpbm(path) else PillowImage(path, reading)
 
 

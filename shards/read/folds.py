@@ -1,7 +1,7 @@
 """Folds for cross-validation: which labeled images of a shard set are held out, and the set without them.
 
-The images of the training and the validation split form the folds, those of a group all in one. Nothing is copied: a
-fold's training data is a list of record ranges, runs of records in one shard whose images are not held out.
+The training and validation images form the folds, with all images of a group in one fold. Nothing is copied: a fold's
+training data is a list of record ranges, which are runs of records in one shard whose images are not held out.
 
 K classes, S labeled images, G groups of them.
 """
@@ -24,7 +24,7 @@ from shards.read.reader import ShardSet
 
 SPLITS = ("train", "val")
 GROUPS_SINCE = 3
-"""Format version of the manifest that says which images form a group."""
+"""Format version of the first manifest that records groups."""
 ROWS_AT_ONCE = 64
 """Records read at once for the mean and standard deviation."""
 
@@ -41,7 +41,7 @@ class Partition:
     groups: Int64
     """(S,): the number of the image's group."""
     class_groups: Int64
-    """(K,): in how many groups each class occurs, as far as the patches show."""
+    """(K,): in how many groups each class occurs, judging by the patches."""
     missing: tuple[tuple[int, ...], ...]
     """Per class, the folds whose held-out patches lack it."""
 
@@ -53,9 +53,9 @@ class Partition:
 def divide(shard_set: ShardSet, count: int, seed: int) -> Partition:
     """Divide the labeled images into `count` folds of about equal size, the same for any number of ranks.
 
-    Stratified: groups with the rarest class are dealt out first, each to the fold that has the fewest with this class,
-    of these to the one with the fewest images (after Sechidis et al., "On the stratification of multi-label data",
-    2011). Images with the same content form one group, or a copy could be in training.
+    Stratified: groups with the rarest class are assigned first, each to the fold with the fewest groups of that class,
+    and among those to the one with the fewest images (after Sechidis et al., "On the stratification of multi-label
+    data", 2011). Images with the same content form one group; otherwise, a copy could be in training.
 
     Raises:
         UserError: fewer groups than folds; a damaged index; a set whose groups aren't known.
@@ -137,7 +137,7 @@ def _refuse_unknown_groups(shard_set: ShardSet) -> None:
     manifest = shard_set.manifest
     if manifest.format_version < GROUPS_SINCE and manifest.recipe.get("split", {}).get("group"):
         raise UserError(
-            f"{shard_set.folder}: made with --split.group by an earlier segdist, which didn't note the groups; "
+            f"{shard_set.folder}: made with --split.group by an earlier segdist, which didn't record the groups; "
             "run the same `segdist make-shards` with --overwrite"
         )
 
@@ -157,9 +157,9 @@ class _Range:
 
 
 class FoldSet:
-    """A shard set without a fold's images: all others are its training split, and nothing is its validation split.
+    """A shard set without a fold's images: all others form the training split, and the validation split is empty.
 
-    Each record range appears as a shard. Statistics are those of the remaining records, so nothing of the held-out
+    Each record range appears as a shard. Statistics come from the remaining records, so no information about held-out
     images reaches the model.
     """
 

@@ -137,6 +137,6 @@ class SampleOrder:
 class _Epoch:
     offset: int
     shards: Int64
-    """The permuted shard lists of all passes, one behind the other."""
+    """The permuted shard lists of all passes, concatenated."""
     ends: Any
     """Where each entry of `shards` ends in the epoch's list of pairs."""

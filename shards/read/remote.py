@@ -98,7 +98,7 @@ class RemoteSet:
         url, remote = f"{self.url}/{name}", f"{self._base}/{name}"
         total = size if size is not None else self._retry(url, lambda: self._files.size(remote))
         if not isinstance(total, int) or not 0 <= total <= (most if size is None else total):
-            raise UserError(f"{url}: {total} bytes, but it can have at most {most}; repair the set on the server")
+            raise UserError(f"{url}: {total} bytes, more than the limit of {most}; repair the set on the server")
         if total > (free := shutil.disk_usage(path.parent).free):
             raise UserError(
                 f"{url}: {total / 1e6:.0f} MB, but {path.parent} has only {free / 1e6:.0f} MB left: make room, or set "

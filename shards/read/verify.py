@@ -15,7 +15,7 @@ from shards.records import END, keys, record_crc
 
 
 def verify(folder: Path, *, quiet: bool = False) -> list[str]:
-    """Read all of a set and compare with the manifest: sizes, checksums, each record's pixels, labels and counts.
+    """Read a whole set and compare it with the manifest: sizes, checksums, each record's pixels, labels and counts.
 
     Returns:
         The problems, one per line; empty for an intact set.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Collect the packages that a machine with a GPU, Python 3.12 and torch lacks when it has no network, as wheels.
+# Collect wheels of the packages missing on an offline machine with a GPU, Python 3.12 and torch.
 # Usage: bash tests/benchmarks/gpu_wheels.sh [FOLDER]; default folder: wheels. Needs pip and a network. About 7 MiB.
 #
-# What every torch image with Lightning, torchvision, matplotlib, rich and pytest has is not collected, W&B neither: the
-# program runs without it.
+# Assumes a torch image with Lightning, torchvision, matplotlib, rich and pytest. W&B is not collected, since the program
+# runs without it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=${1:-wheels}
@@ -12,7 +12,7 @@ platforms=(manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 man
 # Pinned in constraints.txt.
 pinned=(tyro typeguard docstring_parser pydantic pydantic_core annotated-types typing-inspection typing_extensions
     webdataset braceexpand submitit cloudpickle imagecodecs pytest-timeout)
-# For the comparisons alone.
+# Only for the comparisons.
 peers=(monai==1.6.1 pytorch-ignite==0.5.5)
 requirements=()
 for name in "${pinned[@]}"; do

@@ -159,7 +159,7 @@ def test_different_settings_make_a_new_job_and_do_not_change_queued_ones() -> No
         (["make-shards", "--profile", "mini", "--", "-f", "cells", "--task", "0/2"], "--task and --finish are set by"),
         (["make-shards", "--profile", "mini", "--tasks", "0", "--", "-f", "cells"], "--tasks 0: must be at least 1"),
         (["infer", "--profile", "mini", "--", "-m", "x", "-f", "x", "--task", "0/2"], "--task is set by --tasks"),
-        (["pipeline", "--profile", "mini", "--", "-e", "3"], "those of all jobs from its --config, and none after --"),
+        (["pipeline", "--profile", "mini", "--", "-e", "3"], "those of all jobs from --config, but none after --"),
         (["pipeline", "--profile", "mini", "--name", "a/b"], "--name a/b"),
         (["paint", "--profile", "mini"], "choose from make-shards, train, infer, cross-validate, pipeline"),
         (

@@ -100,7 +100,7 @@ def wait_until(what: str, condition: Callable[[], bool], hopeless: Callable[[], 
             next_look = time.monotonic() + LOOK_EVERY
         if why and not condition():
             queue = subprocess.run(["squeue", "--array"], capture_output=True, text=True, check=False).stdout
-            raise AssertionError(f"waited in vain until {what}: {why}\n{queue}")
+            raise AssertionError(f"gave up waiting until {what}: {why}\n{queue}")
         time.sleep(0.3)
 
 

@@ -10,9 +10,9 @@ from segdist.ranks import process_group
 
 
 def test_a_dead_launcher_is_given_up_sooner_than_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as nobody:  # bound but not listening
-        nobody.bind(("127.0.0.1", 0))
-        port = str(nobody.getsockname()[1])
+    with socket.socket() as silent:  # bound but not listening
+        silent.bind(("127.0.0.1", 0))
+        port = str(silent.getsockname()[1])
         values = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
         values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
         for name, value in values.items():

@@ -22,7 +22,7 @@ def test_a_flipped_bit_is_found_during_training_if_requested(tmp_path: Path, che
     tar.write_bytes(content)
     data = TrainingData(TrainConfig(data=(str(folder),), batch_size=4, data_check=check))
     if not found:
-        data.check.start = lambda: None  # type: ignore[method-assign]  # beside the work it is found, sooner or later
+        data.check.start = lambda: None  # type: ignore[method-assign]  # the background check would also find it
         assert len(list(islice(data.batches(0), data.steps_per_epoch))) == data.steps_per_epoch
         return
     with pytest.raises(UserError, match=r"train-00002\.tar.*wrong checksum"):

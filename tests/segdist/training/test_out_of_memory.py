@@ -1,4 +1,4 @@
-"""A batch that doesn't fit the memory ends with settings that do."""
+"""A batch that doesn't fit into memory ends with a message that names settings that do."""
 
 import re
 import resource
@@ -33,7 +33,7 @@ def test_the_largest_half_that_fits_is_found(room: int, below: int, fitting: int
     assert largest_that_fits(attempt, below) == fitting
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_are_not_mistaken_for_a_lack_of_memory() -> None:
     def attempt(count: int) -> None:
         raise RuntimeError("shapes don't match")
 
@@ -41,8 +41,8 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         largest_that_fits(attempt, 8)
 
 
-def test_memory_held_by_the_first_of_two_errors_is_freed_as_well() -> None:
-    """Looking into an error may fail for lack of memory in its turn; the first error's frames hold the tensors."""
+def test_memory_held_by_the_first_of_two_errors_is_also_freed() -> None:
+    """Analyzing an error can itself run out of memory, while the first error's frames hold the tensors."""
 
     class Tensor:
         pass
@@ -79,7 +79,7 @@ def test_memory_held_by_the_first_of_two_errors_is_freed_as_well() -> None:
         (15 * 15, "not even one of the smallest patches fits: use a lower --model.width"),
     ],
 )
-def test_what_fits_is_named(room: int, says: str) -> None:
+def test_settings_that_fit_are_named(room: int, says: str) -> None:
     def attempt(count: int, patch: int) -> None:
         if count * patch**2 > room:
             raise torch.OutOfMemoryError("no")
@@ -92,7 +92,7 @@ def test_what_fits_is_named(room: int, says: str) -> None:
     assert says in str(caught.value)
 
 
-def test_an_exact_run_takes_a_smaller_grain() -> None:
+def test_an_exact_run_is_offered_a_smaller_grain() -> None:
     def attempt(count: int, patch: int) -> None:
         if count > 3:
             raise torch.OutOfMemoryError("no")
@@ -105,33 +105,33 @@ def test_an_exact_run_takes_a_smaller_grain() -> None:
 
 
 def train(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """`segdist train` with no more than `LIMIT` bytes of addresses."""
+    """`segdist train` with an address space of `LIMIT` bytes."""
     command = [*job("train", ["--preset", "paper", "--steps", "2", "--model.width", "32", *QUIET]), *options]
     while True:
         done = subprocess.run(
             command,
             cwd=folder,
-            # The limit counts addresses, and blocks that malloc keeps have some.
+            # Blocks kept by malloc count toward the limit.
             env=environment(MALLOC_ARENA_MAX="1", MALLOC_TRIM_THRESHOLD_="131072"),
             capture_output=True,
             text=True,
             check=False,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT)),
         )
-        # glibc ends a process, now and then, whose new thread finds no memory at all; no program can prevent that.
+        # If a new thread finds no memory at all, glibc may kill the process, which no program can prevent.
         if "cannot allocate memory for thread-local data" not in done.stderr:
             return done
 
 
-def test_a_rank_can_try_alone_what_fits_with_batch_norm_over_all_ranks() -> None:
+def test_a_rank_can_try_sizes_alone_despite_batch_norm_over_all_ranks() -> None:
     model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(UNet(1, 3, width=4, depth=2))
     attempt = training_attempt(model, Loss(LossConfig(), torch.ones(3)), Precision("fp32", "for a test"), channels=1)
-    attempt(2, 16)  # on a CPU, where a norm over all ranks can't even start
+    attempt(2, 16)  # on a CPU, where a norm over all ranks can't run
     assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
 
 
 @pytest.mark.slow
-def test_the_accumulation_that_the_message_names_fits(tmp_path: Path) -> None:
+def test_the_suggested_accumulation_fits(tmp_path: Path) -> None:
     tiny_set(tmp_path / "data", patches=PatchesConfig(size=32, per_image=10))
     batch = ("-f", "tiny", "-b", "200")
     refused = train(tmp_path, *batch)
@@ -144,7 +144,7 @@ def test_the_accumulation_that_the_message_names_fits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_patch_that_the_message_names_fits(tmp_path: Path) -> None:
+def test_the_suggested_patch_fits(tmp_path: Path) -> None:
     tiny_set(tmp_path / "data", patches=PatchesConfig(size=1024, per_image=1))
     refused = train(tmp_path, "-f", "tiny", "-b", "2")
     assert refused.returncode == 2, refused.stderr

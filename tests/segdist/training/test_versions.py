@@ -107,5 +107,5 @@ def test_a_checkpoint_of_a_newer_program_is_refused_not_treated_as_damaged(old: 
     for ranks in (1, 2):
         done = run(job("train", SETTINGS, ranks), old.parent.parent, check=False)
         assert f"{path.relative_to(old.parent.parent)}: format version {CHECKPOINT_VERSION + 1}" in done.stderr
-        assert "gloo" not in done.stderr  # the other rank is told as well, instead of losing its peer
+        assert "gloo" not in done.stderr  # the other rank gets the error too, instead of losing its peer
     assert path.exists()

@@ -134,7 +134,7 @@ def test_a_grouped_set_from_before_groups_were_recorded_is_refused(tmp_path: Pat
         for pair in pairs:
             del pair["group"]
     (folder / MANIFEST).write_text(json.dumps(manifest | {"format_version": 2}))
-    with pytest.raises(UserError, match="which didn't note the groups"):
+    with pytest.raises(UserError, match="which didn't record the groups"):
         divide(ShardSet(folder), 2, seed=0)
 
 
