@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.programs import QUIET, TINY_NET, environment
 from tests.support.sets import contents, tiny_set
 
@@ -40,6 +42,7 @@ def elsewhere(cwd: Path, *arguments: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_set_can_be_built_trained_on_and_segmented(tmp_path: Path) -> None:
     here = tiny_set(tmp_path / "here", "synthetic")
     drawn = ["--synthetic.train", "10", "--synthetic.test", "3", "--synthetic.width", "70", "--synthetic.height", "90"]

@@ -29,6 +29,7 @@ def make(root: Path, *more: str) -> list[str]:
     return ["make-shards", "-f", "few", *folders, *classes, *more]
 
 
+@pytest.mark.slow
 def test_a_single_image_is_trained_on_without_a_score(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     add(tmp_path, "a.png", noise(0), labels())
     assert main(make(tmp_path)) == 0

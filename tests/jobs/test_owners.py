@@ -26,6 +26,7 @@ def rows(place: Path) -> Counter[tuple[str, int]]:
     return Counter((row["kind"], row["step"]) for row in map(json.loads, lines))
 
 
+@pytest.mark.slow
 def test_a_second_training_is_refused_naming_the_first(place: Path) -> None:
     command = job("train", [*TRAINING, "--steps", "1000", *TINY_NET, *QUIET])
     first = start(command, place, place / "log")

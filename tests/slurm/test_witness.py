@@ -56,6 +56,7 @@ def test_the_reason_is_reported_and_stays_in_the_queue(
     assert line.rstrip().endswith(reason)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_the_reason_not_the_errors_of_its_peers(tmp_path: Path) -> None:
     told = fails(tmp_path, "die", "1", "SIGKILL", "peers notice", tasks_per_node=2)
     assert f"job failed: rank 1: {signal_reason(signal.SIGKILL)}\n" in told

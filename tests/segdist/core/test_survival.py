@@ -26,6 +26,7 @@ def to_a_full_disk(command: list[str], cwd: Path) -> int:
         return subprocess.run(command, cwd=cwd, env=environment(), stdout=full, stderr=full, check=False).returncode
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_under_the_log_stops_no_job(tmp_path: Path) -> None:
     """Neither the first line, nor a later one, nor the flush when Python exits."""
@@ -51,6 +52,7 @@ def test_logging_resumes_once_there_is_space_again(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().splitlines() in (["first", "third"], ["first", "second", "third"])
 
 
+@pytest.mark.slow
 def test_losing_the_terminal_does_not_stop_training(tmp_path: Path) -> None:
     """The terminal closes while training shows a progress bar, and SIGHUP arrives as well."""
     tiny_set(tmp_path / "data")
@@ -70,6 +72,7 @@ def test_losing_the_terminal_does_not_stop_training(tmp_path: Path) -> None:
     assert read_rows(folder / "events.jsonl")[-1]["what"] == "finished"
 
 
+@pytest.mark.slow
 def test_inference_on_a_full_disk_ends_with_one_sentence_and_can_resume(tmp_path: Path) -> None:
     write_model(tmp_path / "runs" / "small")
     write_images(tmp_path / "images")

@@ -151,6 +151,7 @@ def at_work(folder: Path, out: str) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_second_job_in_the_folder_is_refused_and_resumes_at_once_after_a_kill(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +169,7 @@ def test_a_second_job_in_the_folder_is_refused_and_resumes_at_once_after_a_kill(
     assert not (folder / "owned/.owners").exists()
 
 
+@pytest.mark.slow
 def test_each_task_of_an_array_writes_into_one_folder_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "hold").touch()
     first = start(arguments(folder, "array", "--task", "1/2"), prelude=held_by(folder / "hold"))[0]

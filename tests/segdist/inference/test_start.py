@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.inference_parts import checksums, run, write_images, write_model
 
 UNWANTED = (
@@ -31,6 +33,7 @@ def test_predict_imports_neither_the_trainer_nor_a_tracker() -> None:
     assert set(loaded) & set(UNWANTED) == set()
 
 
+@pytest.mark.slow
 def test_a_single_process_job_needs_nothing_specific_to_linux(tmp_path: Path) -> None:
     model, images = write_model(tmp_path / "run"), write_images(tmp_path / "images", {"odd": (61, 83)})
     arguments = ["-m", str(model), "-i", str(images), "--quiet", "--device", "cpu", "--wandb", "off"]

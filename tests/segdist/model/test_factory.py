@@ -74,6 +74,7 @@ def test_a_file_in_the_current_folder_does_not_shadow_an_installed_package(
         build_model(ModelConfig(factory="rich:make"), 1, 3)
 
 
+@pytest.mark.slow
 def test_a_model_finds_its_factory_only_where_it_was_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_config: None
 ) -> None:

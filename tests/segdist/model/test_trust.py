@@ -85,6 +85,7 @@ def test_a_missing_config_folder_is_reported(
     assert "will require --trust-factory stranger.module" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_infer_asks_for_trust_until_training_has_used_the_factory(place: Path) -> None:
     """Inference refuses the factory until training has used it."""
     tiny_set(place / "data")

@@ -84,6 +84,7 @@ def test_every_flipped_byte_in_the_tensors_is_detected(tmp_path: Path) -> None:
         assert find_damage(path) is not None
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_stops_the_run(tmp_path: Path) -> None:
     checkpoints = folder(tmp_path)
     checkpoints.save(small_state(1), 1)

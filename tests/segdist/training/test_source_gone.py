@@ -11,6 +11,7 @@ from tests.support.programs import QUIET, TINY_NET
 from tests.support.sets import tiny_set
 
 
+@pytest.mark.slow
 def test_a_run_resumes_without_the_source_of_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,7 @@ def refuse_writes(process: "subprocess.Popen[str]", refuse: bool) -> None:
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100 if refuse else -1, -1))
 
 
+@pytest.mark.slow
 def test_resuming_on_a_full_disk_names_the_file(work: Path) -> None:
     run(train("resumed-full", "--steps", "4"), work)
     # The limit is set before the start, so a resume's first write is refused.
@@ -253,6 +254,7 @@ def test_impossible_settings_are_refused_before_anything_is_written(
     assert not (work / "runs" / "refused").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_starts_nothing(work: Path) -> None:
     done = run([*train("planned", "-e", "3"), "--dry-run"], work)
     assert "optim.lr = 0.01" in done.stdout
@@ -324,6 +326,7 @@ def test_on_a_gpu_every_precision_learns_and_resumes_bit_for_bit(work: Path, pre
     assert_same_run(runs / stopped, runs / name)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_fix_is_named(work: Path) -> None:
     run_without = run(train("no-compiler", "--steps", "2", "--compile"), work, check=False, CXX="/no/such/compiler")
     assert run_without.returncode == 2, run_without.stderr
@@ -331,6 +334,7 @@ def test_without_a_compiler_the_fix_is_named(work: Path) -> None:
     assert "Traceback" not in run_without.stderr
 
 
+@pytest.mark.slow
 def test_a_profile_is_written_on_request(work: Path) -> None:
     run(train("profiled", "--steps", "4", "--profile", "2"), work)
     assert "conv" in (work / "runs" / "profiled" / "profile" / "table.txt").read_text()

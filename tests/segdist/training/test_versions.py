@@ -40,6 +40,7 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.slow
 def test_a_run_without_versions_resumes_bit_for_bit(old: Path) -> None:
     description = json.loads((old / "config.json").read_text())
     assert "format_version" not in description

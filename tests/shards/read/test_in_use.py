@@ -67,6 +67,7 @@ def test_silent_damage_is_found_in_the_background(tmp_path: Path) -> None:
     assert found.count("") == 1
 
 
+@pytest.mark.slow
 def test_training_stops_at_silent_damage_and_names_the_shard(tmp_path: Path) -> None:
     folder = tiny_set(tmp_path / "data")
     path = folder / "val-00000.tar"

@@ -233,6 +233,7 @@ def test_other_protocols_use_fsspec(small_set: Path, tmp_path: Path, fresh_set: 
     assert read(ShardSet("memory://bucket/set", cache=tmp_path / "cache")) == read(ShardSet(small_set))
 
 
+@pytest.mark.slow
 def test_loading_from_a_slow_server_obeys_signals_and_says_what_it_waits_for(tmp_path: Path) -> None:
     """If a server sends one byte per second, SIGTERM ends training within seconds, with a checkpoint."""
     folder = tiny_set(tmp_path / "served")
