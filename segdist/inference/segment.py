@@ -18,7 +18,7 @@ from segdist.inference.tiler import NOT_A_NUMBER, FinishedRows, TileFunction
 from shards.images.opening import match_channels, open_image
 
 MEMORY_LIMIT = 8 * 2**20
-"""An image that is whole on one rank stays in memory, without part files, if its layers take at most these bytes.
+"""An image that one rank has to itself is kept in memory, not in part files, up to this size in bytes of all layers.
 
 If the job dies, such an image is lost: with only a mask, 2900 x 2900 pixels, half a minute on two cores."""
 

@@ -117,7 +117,7 @@ def suspects_text(listed: list[Suspect], total: int, result: Path, shown: int = 
     lines = [f"{total} regions contradict the masks; {len(listed)} are in {result / SUSPECTS_TABLE}"]
     lines += [
         f"{one.rank:>4}  {one.score:.3f}  {one.image}  rows {one.top}-{one.bottom}, columns {one.left}-{one.right}: "
-        f"{one.given}, but {one.predicted} to {one.confidence:.0%} ({one.area} px)"
+        f"{one.given}, predicted {one.predicted} ({one.confidence:.0%}), {one.area} px"
         for one in listed[:shown]
     ]
     return "\n".join(lines)

@@ -43,7 +43,7 @@ class ShareIntervals:
 
 
 def scale(share: float) -> float:
-    """The unit of a predicted share's error: sqrt(p (1 - p) + `OFFSET`), about a pixel's standard deviation."""
+    """Scale of a predicted share's error: sqrt(p (1 - p) + `OFFSET`), about the standard deviation of one pixel."""
     return math.sqrt(share * (1 - share) + OFFSET)
 
 
