@@ -1,4 +1,4 @@
-"""The commands of docs/monitoring.md run, in their order, against a W&B server of the tests."""
+"""The commands in docs/monitoring.md run in order, against a local W&B server."""
 
 import contextlib
 import json
@@ -23,13 +23,13 @@ from tests.support.wandb_server import SWEEP, WandbServer, wandb_server
 
 @pytest.fixture
 def server() -> Iterator[WandbServer]:
-    """A W&B server of ours."""
+    """A local W&B server."""
     with wandb_server() as server:
         yield server
 
 
 @pytest.mark.slow
-def test_monitoring(tmp_path: Path, server: WandbServer) -> None:
+def test_the_commands_of_the_page_run(tmp_path: Path, server: WandbServer) -> None:
     desk = Desk(tmp_path / "desk", {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "x" * 40})
     desk.run("segdist make-shards -f synthetic --synthetic.train 10 --synthetic.test 2")
     desk.run("segdist train -f synthetic --wandb off\nsegdist infer -m synthetic -f synthetic --wandb off")
@@ -52,7 +52,7 @@ def test_monitoring(tmp_path: Path, server: WandbServer) -> None:
             desk.run(text.replace("SWEEP_ID", SWEEP), **online)
 
     run_page("monitoring.md", run)
-    # Offline and online starts of the same folder: one run, each step once, also after `wandb sync`.
+    # Offline and online starts in one folder give one run with each step once, even after `wandb sync`.
     state = json.loads((desk.folder / "runs" / "synthetic" / "wandb" / "state.json").read_text())
     rows = [row["trainer/step"] for row in server.runs[state["run_id"]].history]
     assert rows
@@ -65,7 +65,7 @@ def test_monitoring(tmp_path: Path, server: WandbServer) -> None:
 
 
 def press_q(desk: Desk, text: str) -> str:
-    """Run a program that takes the whole terminal, and leave it as a person would; what it drew."""
+    """Run a full-screen program and quit it as a user would; return what it drew."""
     master, slave = pty.openpty()
     environ = environment(**desk.environ, TERM="xterm-256color", COLUMNS="120", LINES="40")
     process = subprocess.Popen(
@@ -90,7 +90,7 @@ def press_q(desk: Desk, text: str) -> str:
 
 
 def runs_in_tensorboard(desk: Desk, text: str) -> list[str]:
-    """Start TensorBoard at a free port, ask it for its runs, stop it."""
+    """Start TensorBoard on a free port, get its list of runs, and stop it."""
     process = subprocess.Popen(
         ["bash", "-c", f"exec {text} --port 0"],
         cwd=desk.folder,

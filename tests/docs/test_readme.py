@@ -1,4 +1,4 @@
-"""The README's commands and Python run, in their order, on small data."""
+"""The README's commands and Python code run in order, on small data."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from tests.support.programs import ROOT
 pytestmark = pytest.mark.slow
 
 
-def test_readme(tmp_path: Path) -> None:
+def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     desk = Desk(tmp_path / "desk")
     names = [f"{number} of.many.png" for number in range(8)]
     desk.images("cells/images", names, channels=3)
@@ -24,7 +24,7 @@ def test_readme(tmp_path: Path) -> None:
     assert (desk.folder / "comparison.html").is_file()
 
 
-def test_the_python_of_the_readme(tmp_path: Path) -> None:
+def test_the_python_code_of_the_readme_runs(tmp_path: Path) -> None:
     desk = Desk(tmp_path / "desk")
     names = [f"{number}.png" for number in range(8)]
     desk.images("cells/images", names, channels=3)

@@ -1,4 +1,4 @@
-"""The commands of the pages about data, training, exact training and cross-validation run, in their order."""
+"""The commands on the pages about data, training, exact training and cross-validation run in order."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support.programs import ROOT
 pytestmark = pytest.mark.slow
 
 
-def test_own_data(tmp_path: Path) -> None:
+def test_the_commands_of_the_data_page_run(tmp_path: Path) -> None:
     desk = Desk(tmp_path / "desk")
     photos = [f"{number}.png" for number in range(10)]
     desk.images("photos", photos)
@@ -22,7 +22,7 @@ def test_own_data(tmp_path: Path) -> None:
     desk.images("axon_sem/images", [f"{rat}.png" for rat in rats])
     masks = {f"{rat}.png": f"{rat}_seg-axonmyelin-manual.png" for rat in rats}
     desk.masks("axon_sem/masks", masks, (0, 127, 255))
-    # The public set has nine stray pixels in one mask.
+    # As in the public set, one mask has nine stray pixels.
     desk.masks("axon_sem/masks", dict([list(masks.items())[1]]), (0, 127, 255, 130))
     told = "--images.folder photos --masks.folder labels --masks.classes background=0 cell=255"
 
@@ -40,12 +40,12 @@ def test_own_data(tmp_path: Path) -> None:
     assert (desk.folder / "data" / "big" / "manifest.json").is_file()
 
 
-def test_exact_training(tmp_path: Path) -> None:
+def test_the_commands_of_the_exact_training_page_run(tmp_path: Path) -> None:
     desk = Desk(tmp_path / "desk")
     desk.run("segdist make-shards -f cells --synthetic.train 10 --synthetic.test 2")
 
     def run(text: str) -> None:
-        # The second training goes a step further here; a constant rate doesn't depend on the length.
+        # The second training takes one step more here; a constant rate doesn't depend on the length.
         text = text.replace("--exact", "--exact --optim.schedule constant").replace("--step 1200", "--step 6")
         said = desk.run(text)
         if "replay" in text:
@@ -54,14 +54,14 @@ def test_exact_training(tmp_path: Path) -> None:
     run_page("exact.md", run)
 
 
-def test_training(tmp_path: Path) -> None:
+def test_the_commands_of_the_training_page_run(tmp_path: Path) -> None:
     desk = Desk(tmp_path / "desk")
     desk.run("segdist make-shards -f cells --synthetic.train 10 --synthetic.test 2")
     run_page("training.md", desk.run)
     assert read_rows(desk.folder / "runs" / "cells" / "metrics.jsonl")
 
 
-def test_cross_validation(tmp_path: Path) -> None:
+def test_the_commands_of_the_cross_validation_page_run(tmp_path: Path) -> None:
     desk = Desk(tmp_path / "desk")
     desk.run("segdist make-shards -f cells --synthetic.train 6 --synthetic.test 2")
     run_page("cross-validation.md", desk.run)
