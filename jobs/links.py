@@ -124,7 +124,7 @@ def infer_links(submission: Submission, arguments: list[str], product: Path | No
     model = config.models[0]
     run = model.parent if model.suffix else model
     output = Path(config.out) if config.out else run / paths.PREDICTIONS
-    progress = (f"{output}/**/{paths.STATE}/records/*.json", f"{output}/**/{paths.STATE}/parts/*/*")
+    progress = (f"{output}/**/{paths.STATE}/finished/*.jsonl", f"{output}/**/{paths.STATE}/parts/*/*")
     product = product or output
     # One model can segment several collections at once, each into its own folder, under its own name.
     name = f"infer-{output.name}" if config.out else "infer"

@@ -9,6 +9,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -94,10 +95,8 @@ def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
     """
     if locks is None:
         return
-    names = (Path(place, name) for place, _, files in os.walk(folder) for name in files) if deep else folder.glob(".*")
-    for path in names:
-        if not _TEMPORARY.fullmatch(path.name):
-            continue
+    places = islice(os.walk(folder), None if deep else 1)
+    for path in [Path(place, name) for place, _, names in places for name in names if _TEMPORARY.fullmatch(name)]:
         try:
             with path.open("rb") as file:
                 # The writer's lock dies with it, no matter which machine it ran on.

@@ -5,10 +5,11 @@ from typing import Any
 from segdist.core.errors import UserError
 from segdist.inference.assignment import remaining
 from segdist.inference.evaluation import confusion_of_image, image_scores
+from segdist.inference.finished_log import Record
 from segdist.inference.layers import MASK
 from segdist.inference.outputs import write_layers, write_pictures, write_tables
 from segdist.inference.parts import PartRows, Rows
-from segdist.inference.result_folder import Record, ResultFolder
+from segdist.inference.result_folder import ResultFolder
 from segdist.inference.task import ImageTask, Task
 from shards.images.opening import open_image
 

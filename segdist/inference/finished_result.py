@@ -3,23 +3,21 @@
 Any folder that `segdist infer` has written will do, if its images have masks and `--output.probabilities` was on.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from segdist.core.errors import UserError
-from segdist.core.files import read_text
 from segdist.core.formats import unstamped
 from segdist.core.parsing import from_dict
 from segdist.core.paths import PROBABILITIES, STATE
+from segdist.inference.finished_log import FinishedLog, read_json
 from segdist.inference.layers import MASK, dequantized
-from segdist.inference.result_folder import RECORD_VERSION, RECORDS, SETTINGS, SETTINGS_VERSION
+from segdist.inference.result_folder import SETTINGS, SETTINGS_VERSION
 from segdist.inference.result_identity import BY_FOLD, TEMPERATURES, TRUTH
 from shards.images.config import MasksConfig
 from shards.images.masks import MaskFile, MaskReader, unknown_message
@@ -67,7 +65,7 @@ class FinishedResult:
         settings_file = folder / STATE / SETTINGS
         if not settings_file.is_file():
             raise UserError(f"{folder}: not a folder of predictions (no {STATE}/{SETTINGS}); name one of segdist infer")
-        self.settings = _read(settings_file, SETTINGS_VERSION)
+        self.settings = unstamped(read_json(settings_file), SETTINGS_VERSION, str(settings_file))
         truth = self.settings.get(TRUTH)
         if not truth:
             raise UserError(
@@ -107,10 +105,8 @@ class FinishedResult:
         Raises:
             UserError: there are none, or their probabilities weren't stored as NumPy arrays.
         """
-        records = self.folder / STATE / RECORDS
         found = []
-        for file in sorted(records.rglob("*.json")):
-            record = _read(file, RECORD_VERSION)
+        for name, record in sorted(FinishedLog(self.folder / STATE).read().items()):
             source, files = record["source"], record["files"]
             if not source.get("mask"):
                 continue
@@ -120,7 +116,6 @@ class FinishedResult:
                     "--output.probabilities float16 into another --out"
                 )
             top, left = (self.settings.get("roi") or (0, 0))[:2]
-            name = str(file.relative_to(records))[: -len(".json")]
             found.append(
                 FinishedImage(
                     name,
@@ -207,10 +202,3 @@ class OpenedResult:
         if unknown:
             raise UserError(unknown_message({image.mask: unknown}, self._mask.reader.config))
         return Block(top, truth, dequantized(self._stored[:, top:bottom]))
-
-
-def _read(file: Path, version: int) -> dict[str, Any]:
-    try:
-        return unstamped(json.loads(read_text(file)), version, str(file))
-    except ValueError as error:
-        raise UserError(f"{file}: damaged ({error}); run segdist infer again") from None

@@ -27,10 +27,11 @@ from segdist.inference.config import InferConfig
 from segdist.inference.ensemble import load_tile_model
 from segdist.inference.evaluation import summarize
 from segdist.inference.finish import finish
-from segdist.inference.result_folder import Record, ResultFolder
+from segdist.inference.finished_log import Record
+from segdist.inference.result_folder import ResultFolder
 from segdist.inference.result_identity import THREADS, result_settings
 from segdist.inference.segment import megapixels, segment
-from segdist.inference.survey import survey
+from segdist.inference.survey import collection_paused, survey
 from segdist.inference.task import Failure, ImageTask, Task, prepare
 from segdist.inference.tiler import ModelError, TileFunction
 from segdist.ranks.process_group import Ranks
@@ -132,12 +133,13 @@ def _run(task: Task, folder: ResultFolder, ranks: Ranks) -> Result:
         with done.failures_noted(image):
             done.records[image.number] = finish(task, folder, image)
     _finish_shared(task, folder, pieces, done)
-    return _conclude(task, done, reused=len(found.records))
+    with collection_paused():
+        return _conclude(task, done, reused=len(task.images) - len(found.parts))
 
 
 @dataclass
 class Done:
-    """What one rank has done, by image number."""
+    """What one rank has done or found finished, by image number."""
 
     task: Task
     ranks: Ranks

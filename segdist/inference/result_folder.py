@@ -1,15 +1,15 @@
 """What a folder of predictions remembers, so that the same command resumes where it was.
 
 state/settings.json        what decides the bits of the results
-state/records/NAME.json    one per finished image: what it was made from, its files, its scores; written last
+state/finished/*.jsonl     a line per finished image: what it was made from, its files, its scores; written last
 state/parts/NAME.parts/    rows of an image that is at work
 """
 
-import json
 import os
 import shutil
 import uuid
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,16 @@ from segdist.core.errors import UserError
 from segdist.core.files import remove_leftovers, write_json
 from segdist.core.formats import stamped, unstamped
 from segdist.core.paths import FAILURES, SCORES, STATE
+from segdist.inference.finished_log import FinishedLog, Record, read_json
 from segdist.inference.parts import Part, find_parts
 from segdist.inference.result_identity import ROOT, THREADS, Settings, completed, differences
 from segdist.inference.task import ImageTask
 from shards.images.opening import split_address
 
-SETTINGS, RECORDS, PARTS, SOURCE = "settings.json", "records", "parts", "source"
-SETTINGS_VERSION, RECORD_VERSION, SOURCE_VERSION = 1, 1, 1
-"""Version 0 is the same without the number; `source` was a list [source, layers]."""
-
-Record = dict[str, Any]
-"""`source`, `files` by kind, `scores` or null."""
+SETTINGS, PARTS, SOURCE = "settings.json", "parts", "source"
+SETTINGS_VERSION, SOURCE_VERSION = 2, 1
+"""Version 0 is the same without the number; `source` was a list [source, layers]. The settings' version also covers
+the logs: up to 1, each finished image had a file in `records`."""
 
 
 class ResultFolder:
@@ -36,7 +35,7 @@ class ResultFolder:
     def __init__(self, folder: Path, images: Sequence[ImageTask]) -> None:
         self.folder, self.images = folder, images
         self.settings_file = folder / STATE / SETTINGS
-        self._records = str(folder / STATE / RECORDS)
+        self._log = FinishedLog(folder / STATE)
 
     def refuse_other_settings(self, settings: Settings) -> None:
         """Compare with the settings of what is there.
@@ -67,20 +66,21 @@ class ResultFolder:
             self._discard()
             old = None
         in_force = settings | {THREADS: (old or {}).get(THREADS) or settings[THREADS] or threads}
+        content = stamped(in_force, SETTINGS_VERSION)
         if old is None:
-            if not _create_json(self.settings_file, stamped(in_force, SETTINGS_VERSION)):
+            if not _create_json(self.settings_file, content):
                 # Another task of the array was faster.
                 self.refuse_other_settings(settings)
                 return self.begin(settings, threads)
-        elif old != in_force:
-            write_json(self.settings_file, stamped(in_force, SETTINGS_VERSION))
+        elif read_json(self.settings_file) != content:
+            write_json(self.settings_file, content)
         return in_force
 
     def _discard(self) -> None:
         """Remove the results that the folder's records name, and its state."""
         state = self.folder / STATE
-        for file in (state / RECORDS).rglob("*.json"):
-            _remove_files(self.folder, _json(file))
+        for record in self._log.read().values():
+            _remove_files(self.folder, record)
         for pattern in (SCORES, FAILURES):
             for file in self.folder.glob(pattern.replace(".", "*.")):
                 file.unlink()
@@ -90,39 +90,50 @@ class ResultFolder:
         """Where the parts of an image are."""
         return self.folder / STATE / PARTS / f"{image.name}.parts"
 
-    def finished_record(self, image: ImageTask) -> Record | None:
-        """The record of an image that is finished, was made from the same files, and whose outputs are all there."""
-        file = self._record_name(image)  # for a million images, Path costs as much as reading
-        try:
-            record = unstamped(_json(file), RECORD_VERSION, file)
-        except FileNotFoundError:
-            return None
-        if not _same_source(record["source"], source_of(image)):
-            return None
-        if not all(os.path.exists(os.path.join(self.folder, name)) for name in record["files"].values()):
-            return None
-        return record
+    def finished_records(self, images: Sequence[ImageTask]) -> dict[int, Record]:
+        """The records, by number, of images that are finished, were made from the same files, and whose outputs are all
+        there, in the size that they were written in."""
+        by_name = {image.name: image for image in images}
+        records = self._log.read(by_name)
+        return {
+            image.number: record
+            for name, record in records.items()
+            if _same_source(record["source"], source_of(image := by_name[name])) and self._outputs_are_there(record)
+        }
+
+    def _outputs_are_there(self, record: Record) -> bool:
+        sizes = record.get("bytes", {})  # none in earlier versions, nor of Zarr folders
+        for kind, name in record["files"].items():
+            try:
+                size = os.stat(f"{self.folder}/{name}").st_size  # for a million images, Path costs as much as reading
+            except OSError:
+                return False
+            if size != sizes.get(kind, size):  # cut short, or edited
+                return False
+        return True
 
     def write_record(self, image: ImageTask, files: dict[str, str], scores: dict[str, Any] | None) -> Record:
         """Note that an image is finished, and drop its parts and what killed jobs left of its files."""
-        record = {"source": source_of(image), "files": files, "scores": scores}
-        write_json(self._record_file(image), stamped(record, RECORD_VERSION))
+        there = {kind: self.folder / name for kind, name in files.items()}
+        sizes = {kind: file.stat().st_size for kind, file in there.items() if file.is_file()}
+        record = {"source": source_of(image), "files": files, "bytes": sizes, "scores": scores}
+        self._log.append(image.name, record)
         shutil.rmtree(self.parts_folder(image), ignore_errors=True)
         self._forget_former_name(image)
         return record
 
     def _forget_former_name(self, image: ImageTask) -> None:
         """Remove the results that the image had under its short name, before another image needed that as well."""
-        path, page = split_address(image.path)
-        end = f"-page{page}" if page else ""
-        if not image.name.endswith(path.suffix + end):
-            return  # it has its short name
-        former = self.folder / STATE / RECORDS / f"{image.name.removesuffix(path.suffix + end)}{end}.json"
-        if former != self._record_file(image) and former.exists():
-            record = _json(former)
-            if os.path.basename(record["source"]["image"]) == os.path.basename(image.path):
-                _remove_files(self.folder, record)
-                former.unlink()
+        former = _short_name(image)
+        record = self._under_short_names.get(former) if former else None
+        if record and os.path.basename(record["source"]["image"]) == os.path.basename(image.path):
+            _remove_files(self.folder, record)
+            self._log.append(former, None)
+
+    @cached_property
+    def _under_short_names(self) -> dict[str, Record]:
+        """The results of images that have their suffix in their name by now."""
+        return self._log.read({name for image in self.images if (name := _short_name(image))})
 
     def parts(self, image: ImageTask) -> list[Part]:
         """The rows of an unfinished image that are done; parts from another file or with other layers are dropped."""
@@ -142,17 +153,11 @@ class ResultFolder:
         write_json(folder / SOURCE, stamped(made_from, SOURCE_VERSION))
         return folder
 
-    def _record_file(self, image: ImageTask) -> Path:
-        return Path(self._record_name(image))
-
-    def _record_name(self, image: ImageTask) -> str:
-        return os.path.join(self._records, f"{image.name}.json")
-
     def _settings(self) -> Settings | None:
         """What `settings.json` says, without its version."""
         if not self.settings_file.exists():
             return None
-        settings = completed(unstamped(_json(self.settings_file), SETTINGS_VERSION, str(self.settings_file)))
+        settings = completed(unstamped(read_json(self.settings_file), SETTINGS_VERSION, str(self.settings_file)))
         if ROOT not in settings and (folder := self._folder_of_first_image()):
             settings[ROOT] = folder
         return settings
@@ -160,18 +165,18 @@ class ResultFolder:
     def _differences(self, old: Settings, settings: Settings) -> list[str]:
         if ROOT in old and not os.path.exists(old[ROOT]):
             # The images may have been moved: then those that are finished are the same files as before.
-            records = [self._record_file(image) for image in self.images if self._record_file(image).exists()]
-            if not records or any(self.finished_record(image) for image in self.images):
+            names = {image.name for image in self.images}
+            if self.finished_records(self.images) or not self._log.read(names):
                 old = old | {ROOT: settings[ROOT]}
         return differences(old, settings)
 
     def _folder_of_first_image(self) -> str:
         """In results of version 0, which don't tell the root of their images; empty if there are none yet."""
-        for file in (self.folder / STATE / RECORDS).rglob("*.json"):
-            name, image = file.relative_to(self.folder / STATE / RECORDS), _json(file)["source"]["image"]
+        for name, record in self._log.read().items():
+            image = record["source"]["image"]
             if os.path.exists(split_address(image)[0]):
                 # As far above the image as its name tells.
-                return os.path.realpath(Path(os.path.abspath(image)).parents[len(name.parts) - 1])
+                return os.path.realpath(Path(os.path.abspath(image)).parents[name.count("/")])
         return ""
 
 
@@ -209,6 +214,15 @@ def _same_source(there: dict[str, Any], now: dict[str, Any]) -> bool:
     return moved or os.path.realpath(old) == os.path.realpath(new)
 
 
+def _short_name(image: ImageTask) -> str:
+    """The name that an image had before another needed it as well; empty if it has that name."""
+    path, page = split_address(image.path)
+    end = f"-page{page}" if page else ""
+    if not path.suffix or not image.name.endswith(path.suffix + end):
+        return ""
+    return image.name.removesuffix(path.suffix + end) + end
+
+
 def _remove_files(folder: Path, record: Record) -> None:
     for name in record["files"].values():
         file = folder / name
@@ -237,16 +251,8 @@ def _read_source(file: Path) -> tuple[dict[str, Any], list[str]] | None:
     """The source and the layers that a folder of parts is marked with; None for a folder without a mark."""
     if not file.exists():
         return None
-    content = _json(file)
+    content = read_json(file)
     if isinstance(content, list):  # version 0
         content = dict(zip(("source", "layers"), content, strict=True))
     content = unstamped(content, SOURCE_VERSION, str(file))
     return content["source"], content["layers"]
-
-
-def _json(file: Path | str) -> Any:
-    try:
-        with open(file, "rb") as opened:
-            return json.loads(opened.read())
-    except ValueError as error:
-        raise UserError(f"{file}: damaged ({error}); delete it, and run the same command again") from None

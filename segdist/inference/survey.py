@@ -6,21 +6,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from segdist.inference.assignment import Stretch, remaining
+from segdist.inference.finished_log import Record
 from segdist.inference.outputs import FIGURE
 from segdist.inference.parts import Part
-from segdist.inference.result_folder import Record, ResultFolder
+from segdist.inference.result_folder import ResultFolder
 from segdist.inference.task import Task
 from segdist.ranks.process_group import Ranks
 
 
 @dataclass
 class Survey:
-    """What earlier jobs have left, by the images' numbers; the same on all ranks."""
+    """What earlier jobs have left, by the images' numbers."""
 
     records: dict[int, Record] = field(default_factory=dict)
-    """Of finished images."""
+    """Of this rank's share of the finished images."""
     parts: dict[int, list[Part]] = field(default_factory=dict)
-    """Of all others."""
+    """Of all images that are not finished; the same on all ranks."""
 
     def stretches(self, task: Task) -> list[Stretch]:
         """The tile rows that are still to be computed, image by image."""
@@ -34,23 +35,23 @@ class Survey:
 
 def survey(task: Task, folder: ResultFolder, ranks: Ranks) -> Survey:
     """Look at the records and the parts of all images, each rank at a share. Collective."""
-    mine = Survey()
-    with _collection_paused():
-        for image in task.images[ranks.rank :: ranks.world_size]:
-            record = folder.finished_record(image)
+    found, parts = Survey(), {}
+    mine = task.images[ranks.rank :: ranks.world_size]
+    with collection_paused():
+        records = folder.finished_records(mine)
+        for image in mine:
+            record = records.get(image.number)
             if record is None or (image.has_figure and FIGURE not in record["files"]):
-                mine.parts[image.number] = folder.parts(image)
+                parts[image.number] = folder.parts(image)
             else:
-                mine.records[image.number] = record
-    found = Survey()
-    for share in ranks.gather(mine):
-        found.records |= share.records
-        found.parts |= share.parts
+                found.records[image.number] = record
+    for share in ranks.gather(parts):
+        found.parts |= share
     return found
 
 
 @contextmanager
-def _collection_paused() -> Iterator[None]:
+def collection_paused() -> Iterator[None]:
     """Without garbage collection, which would go through all records again and again: half of the time."""
     enabled = gc.isenabled()
     gc.disable()

@@ -3,7 +3,6 @@
 Records are generated, each with its mask file; image headers, which a job reads beforehand, are made up.
 """
 
-import json
 import resource
 import time
 from itertools import pairwise
@@ -49,15 +48,13 @@ def generated_images(folder: Path, count: int) -> list[Any]:
 
 
 def write_results(folder: Path, images: list[Any]) -> None:
-    """Write a record and an empty mask file for each image."""
-    from segdist.core.formats import stamped
-    from segdist.core.paths import STATE
-    from segdist.inference.result_folder import RECORD_VERSION, RECORDS, source_of
+    """Note each image as finished, with an empty mask file."""
+    from segdist.inference.result_folder import ResultFolder
 
+    results = ResultFolder(folder, images)
     for image in images:
-        record, mask = folder / STATE / RECORDS / f"{image.name}.json", folder / OUTPUTS / f"{image.name}.png"
+        mask = folder / OUTPUTS / f"{image.name}.png"
         if image.number % FOLDER_OF == 0:
-            record.parent.mkdir(parents=True)
             mask.parent.mkdir(parents=True)
         mask.touch()
         right = 9000 - image.number % 1000
@@ -66,18 +63,18 @@ def write_results(folder: Path, images: list[Any]) -> None:
         scores |= {"dice": [0.9, 0.5, None], "confusion_matrix": confusion, "image": image.path, "mask": image.mask}
         files = {"mask": f"{OUTPUTS}/{image.name}.png"}
         scores["prediction"] = files["mask"]
-        content = {"source": source_of(image), "files": files, "scores": scores}
-        record.write_text(json.dumps(stamped(content, RECORD_VERSION)))
+        results.write_record(image, files, scores)
 
 
 def case_finished(folder: str, count: int) -> dict[str, Any]:
     """Check a folder whose images are all finished and write the scores; seconds for each."""
     import torch
 
+    from segdist.core.files import remove_leftovers
     from segdist.inference.config import InferConfig
     from segdist.inference.job import Done, _conclude
     from segdist.inference.result_folder import ResultFolder
-    from segdist.inference.survey import survey
+    from segdist.inference.survey import collection_paused, survey
     from segdist.inference.task import Task
     from segdist.model.card import ModelCard
     from segdist.model.config import ModelConfig
@@ -98,9 +95,11 @@ def case_finished(folder: str, count: int) -> dict[str, Any]:
     ranks = Ranks(RankEnvironment("single"), device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     marks = [(time.perf_counter(), time.process_time())]
+    remove_leftovers(place, deep=True)
     found = survey(task, ResultFolder(place, images), ranks)
     marks.append((time.perf_counter(), time.process_time()))
-    result = _conclude(task, Done(task, ranks, dict(found.records), {}), reused=len(found.records))
+    with collection_paused():
+        result = _conclude(task, Done(task, ranks, dict(found.records), {}), reused=len(found.records))
     marks.append((time.perf_counter(), time.process_time()))
     if result.reused != count or found.parts:
         raise SystemExit(f"{result.reused} of {count} images were recognized as finished")

@@ -368,7 +368,9 @@ def bar_finished(bars: Bars, count: int) -> None:
     for name, key in (("recognize", "look"), ("write scores", "write")):
         print(f"{count} finished images, {name:<12} {result[key]:8.2f} s  {result[key + '_cpu']:8.2f} CPU s")
     print(f"memory beyond the list of images {result['mb']:.0f} MB")
-    bars.at_most(f"{count} finished images, CPU s", result["look_cpu"] + result["write_cpu"], 60 * count / MILLION)
+    seconds = (result["look_cpu"] + result["write_cpu"]) * MILLION / count
+    how = "" if count == MILLION else f" (extrapolated from {count})"
+    bars.at_most(f"{MILLION} finished images{how}, CPU s", seconds, 60)
 
 
 def slower_of_two(folder: str, mode: str) -> float:

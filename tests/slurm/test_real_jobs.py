@@ -297,13 +297,17 @@ def crashed_inference(workplace: Workplace, cluster: Cluster) -> tuple[int, Stan
     brake.set(GENTLY)
     workplace.segdist("submit", "infer", "--profile", "profile.toml", "--", *MASKS, "--out", "calm-masks")
     workplace.segdist("submit", "infer", "--profile", "crashed.toml", "--", *MASKS, "--out", "masks")
-    records = workplace.folder / "masks" / "state" / "records"
+    logs = workplace.folder / "masks" / "state" / "finished"
+
+    def count() -> int:
+        return sum(log.read_bytes().count(b"\n") for log in logs.glob("*.jsonl"))
+
     finished = ended(lambda: workplace.standing("whole", "infer-masks"))
-    wait_until("two images are finished", lambda: len(list(records.glob("*.json"))) >= 2, finished)
+    wait_until("two images are finished", lambda: count() >= 2, finished)
     brake.set(HARD)
     cluster.crash("node6")
     workplace.wait_for("whole", "infer-masks", "waits for the node", lambda now: now.state == "PENDING")
-    kept = len(list(records.glob("*.json")))
+    kept = count()
     brake.release()
     cluster.boot("node6")
     workplace.finish("whole", "infer-calm-masks")

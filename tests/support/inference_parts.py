@@ -1,7 +1,9 @@
 """A small model and images for the tests of inference jobs."""
 
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from segdist.core.files import write_json
+from segdist.core.formats import VERSION_KEY
+from segdist.core.paths import STATE
 from segdist.inference.enlarge import Scale
+from segdist.inference.finished_log import FORMER, LOGS, FinishedLog
 from segdist.inference.grid import make_grid
 from segdist.inference.inputs import Header
 from segdist.inference.layers import Layers
+from segdist.inference.result_folder import SETTINGS
 from segdist.inference.task import ImageTask
 from segdist.inference.tiler import Region
 from segdist.model.card import ModelCard
@@ -92,6 +99,20 @@ def checksums(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not {"state", TIMES} & set(path.relative_to(folder).parts)
     }
+
+
+def to_former_layout(folder: Path, version: int) -> None:
+    """Turn the state of predictions into that of version 0 or 1: a file per finished image."""
+    state = folder / STATE
+    number = {VERSION_KEY: version} if version else {}
+    for name, record in FinishedLog(state).read().items():
+        del record["bytes"]
+        write_json(state / FORMER / f"{name}.json", number | record)
+    shutil.rmtree(state / LOGS)
+    settings = json.loads((state / SETTINGS).read_text())
+    for key in (VERSION_KEY, "root", "threads", "classes_in_set") if version == 0 else (VERSION_KEY,):
+        del settings[key]
+    write_json(state / SETTINGS, number | settings)
 
 
 def labels(path: Path) -> np.ndarray:

@@ -19,7 +19,15 @@ from segdist.core.exit_codes import FINISHED, INCOMPLETE, USAGE
 from segdist.inference.gpu_transfer import ReadAhead
 from segdist.inference.tiler import TileModel
 from segdist.model.metrics import confusion_matrix, mean_iou
-from tests.support.inference_parts import CLASSES, checksums, labels, write_images, write_model, write_truth
+from tests.support.inference_parts import (
+    CLASSES,
+    checksums,
+    labels,
+    to_former_layout,
+    write_images,
+    write_model,
+    write_truth,
+)
 
 FEW = {"odd": (61, 83), "sub/small": (13, 9)}
 
@@ -271,11 +279,7 @@ def test_results_from_before_format_versions_are_reused(
 ) -> None:
     assert job(model, images, tmp_path / "out") == FINISHED
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/masks").rglob("*.png")}
-    for file in (tmp_path / "out/state").rglob("*.json"):
-        content = json.loads(file.read_text())
-        for key in ("format_version", "root", "threads", "classes_in_set"):
-            content.pop(key, None)
-        file.write_text(json.dumps(content))
+    to_former_layout(tmp_path / "out", 0)
     other = write_images(tmp_path / "other", {"odd": (40, 40)})
     assert job(model, other, tmp_path / "out") == USAGE
     assert f"was {images}" in capsys.readouterr().err
@@ -283,6 +287,7 @@ def test_results_from_before_format_versions_are_reused(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     settings = json.loads((tmp_path / "out/state/settings.json").read_text())
     assert settings["root"] == str(images)  # recorded from now on
+    assert settings["format_version"] == 2  # earlier versions, which know no logs, refuse the folder from now on
     settings["format_version"] = 99
     (tmp_path / "out/state/settings.json").write_text(json.dumps(settings))
     capsys.readouterr()
