@@ -92,6 +92,7 @@ def test_an_unreadable_or_unwritable_set_is_named(desk: Path) -> None:
         assert message in shown
 
 
+@pytest.mark.slow
 def test_an_unreadable_folder_does_not_stop_infer_for_other_images(desk: Path) -> None:
     write_model(desk / "run")
     add(desk, "closed/a.png", noise(7))

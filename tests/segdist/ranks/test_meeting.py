@@ -31,6 +31,7 @@ def start(folder: Path, job: str, rank: int, said: str = "", **changes: str) -> 
     return subprocess.Popen(words, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_jobs_whose_ids_map_to_one_port_do_not_meet(tmp_path: Path) -> None:
     jobs = ("7", "12007")  # 12,000 apart: a port computed from the number would be the same
     started = [start(tmp_path, job, rank) for job in jobs for rank in (1, 0)]

@@ -116,9 +116,9 @@ def assert_same_for_any_world_size(make: Callable[[Ranks], Learner], steps: int 
     [
         ("batch", "cross_entropy", OptimConfig(clip_norm=0.1, ema_decay=0.9), "fp32"),
         ("group", "cross_entropy+dice", OptimConfig(optimizer="adamw", ema_decay=0.9), "fp32"),
-        ("instance", "focal", OptimConfig(nesterov=True), "fp32"),
-        ("batch", "dice", OptimConfig(optimizer="adamw"), "bf16"),
-        ("batch", "cross_entropy", OptimConfig(), "fp16"),
+        pytest.param("instance", "focal", OptimConfig(nesterov=True), "fp32", marks=pytest.mark.slow),
+        pytest.param("batch", "dice", OptimConfig(optimizer="adamw"), "bf16", marks=pytest.mark.slow),
+        pytest.param("batch", "cross_entropy", OptimConfig(), "fp16", marks=pytest.mark.slow),
     ],
 )
 def test_any_number_of_ranks_gives_the_same_bits(

@@ -80,6 +80,7 @@ def test_training_stops_at_silent_damage_and_names_the_shard(tmp_path: Path) -> 
     assert "error: data/tiny/val-00000.tar: damaged" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_overwritten_shard_is_named_when_its_labels_are_invalid(tmp_path: Path) -> None:
     folder = tiny_set(tmp_path / "data")
     command = ["-f", "tiny", "--steps", "100000", *TINY_NET, *QUIET]
