@@ -51,7 +51,7 @@ OTHER_TOOLS = {
     *("--standalone", "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"),
     *("--ntasks-per-node", "--cpus-per-task", "--kill-on-bad-exit", "--no-install-recommends", "--quick", "--fresh"),
     *("--partition", "--gpus-per-node", "--time", "--pty", "--container-image", "--container-mounts", "--nv"),
-    *("--rounds", "--constraint", "--privileged", "--resolve", "--part", "--trials"),
+    *("--rounds", "--constraint", "--privileged", "--resolve", "--part", "--trials", "--count", "--rdzv-conf"),
 }
 """Options of torchrun, Slurm and other programs that the pages mention."""
 
