@@ -123,7 +123,7 @@ def test_results_of_another_ensemble_are_not_extended(
 ) -> None:
     assert job(models[:2], images / "odd.png", tmp_path / "out") == FINISHED
     assert job(models[1:], images / "odd.png", tmp_path / "out", "--tile", "16") == USAGE
-    assert "model: there" in capsys.readouterr().err
+    assert "model: was" in capsys.readouterr().err
     assert job(models[:2], images / "odd.png", tmp_path / "out") == FINISHED
 
 

@@ -1,5 +1,6 @@
 """Finished images are remembered in a few logs: whatever cuts, damages or follows a line, only whole results count."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from jobs.entry import run_job
 from segdist.core.exit_codes import FINISHED
 from segdist.inference.finished_log import FORMER, LOGS, FinishedLog
 from segdist.inference.finished_result import FinishedResult
+from segdist.inference.result_folder import SETTINGS
 from tests.support.inference_parts import (
     CLASSES,
     checksums,
@@ -155,6 +157,8 @@ def test_results_of_the_former_layout_are_kept_read_and_superseded(model: Path, 
     job(model, finished)
     assert written(finished, before) == {"c"}
     assert results(finished) == reference
+    settings = json.loads((finished / "out/state" / SETTINGS).read_text())
+    assert settings["format_version"] == 2  # earlier versions, which don't know logs, refuse the folder from now on
     (finished / "out/state" / FORMER / "a.json").unlink()
     before = times(finished)
     job(model, finished)

@@ -16,6 +16,7 @@ from jobs.entry import run_job
 from segdist import predict
 from segdist.core.errors import UserError
 from segdist.core.exit_codes import FINISHED, INCOMPLETE, USAGE
+from segdist.inference.finished_log import FinishedLog
 from segdist.inference.gpu_transfer import ReadAhead
 from segdist.inference.tiler import TileModel
 from segdist.model.metrics import confusion_matrix, mean_iou
@@ -272,6 +273,7 @@ def test_an_image_that_later_needs_its_suffix_leaves_no_file_under_its_short_nam
     Image.open(images / "a.png").save(images / "a.tif")
     assert job(model, images, tmp_path / "out") == FINISHED
     assert sorted(path.name for path in (tmp_path / "out/masks").iterdir()) == ["a.png.png", "a.tif.png"]
+    assert set(FinishedLog(tmp_path / "out/state").read()) == {"a.png", "a.tif"}
 
 
 def test_results_from_before_format_versions_are_reused(
@@ -287,7 +289,6 @@ def test_results_from_before_format_versions_are_reused(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     settings = json.loads((tmp_path / "out/state/settings.json").read_text())
     assert settings["root"] == str(images)  # recorded from now on
-    assert settings["format_version"] == 2  # earlier versions, which know no logs, refuse the folder from now on
     settings["format_version"] = 99
     (tmp_path / "out/state/settings.json").write_text(json.dumps(settings))
     capsys.readouterr()

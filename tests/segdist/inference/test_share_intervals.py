@@ -142,7 +142,7 @@ def test_tables_with_different_intervals_never_mix_and_other_results_can_be_resu
     with_intervals(run, INTERVALS)
     assert segment(tmp_path / "masks", folder / "one", run) == FINISHED
     assert segment(tmp_path / "tables", folder / "one", run, more=("--output.measurements",)) == USAGE
-    assert "share_intervals: there None" in capsys.readouterr().err
+    assert "share_intervals: was None" in capsys.readouterr().err
 
 
 def test_a_folder_from_an_earlier_version_has_no_intervals(folder: Path, tmp_path: Path) -> None:
