@@ -1,10 +1,10 @@
-"""Which images are finished: append-only logs, so that a million images take a few files to read, not a million.
+"""Append-only logs of finished images: to resume a million images, a few files are read, not a million.
 
 state/finished/00000001-3fa2b1c0.jsonl    a line per finished image, from one rank of one start:
     {"crc": "1c291ca3", "name": "a/b", "record": {…}}
 state/records/NAME.json                   one file per image, from earlier versions; read, not written
 
-`crc` is the CRC-32 of the line from `"name"` to its end. The last line of an image holds, and `null` takes it back.
+`crc` is the CRC-32 of the line from `"name"` to its end. An image's last line counts; `null` as record revokes it.
 """
 
 import json
@@ -22,10 +22,10 @@ from segdist.core.terminal import warn
 
 LOGS, FORMER = "finished", "records"
 FORMER_VERSION = 1
-"""Version 0 is the same without the number. Lines have none: the version of `settings.json` covers them."""
+"""Version 0 only lacks the number. Lines of logs have none: the version of `settings.json` covers them."""
 
 CHECKED = len('{"crc": "00000000", ')
-"""Where the part of a line begins that its checksum covers."""
+"""Where the checksummed part of a line begins."""
 NAME = CHECKED + len('"name": ')
 
 Record = dict[str, Any]
@@ -33,14 +33,14 @@ Record = dict[str, Any]
 
 
 class FinishedLog:
-    """The logs in the state of a folder of predictions; this process appends to a file of its own."""
+    """The logs in the state of a folder of predictions. Each process appends to its own file."""
 
     def __init__(self, state: Path) -> None:
         self._state = state
         self._mine: Path | None = None
 
     def append(self, name: str, record: Record | None) -> None:
-        """Note that the image `name` is finished, or with None that it no longer is; durable on return."""
+        """Record that image `name` is finished, or with None that it no longer is; durable on return."""
         if self._mine is None:
             self._mine = self._new_file()
         checked = json.dumps({"name": name, "record": record}, allow_nan=False)[1:].encode() + b"\n"
@@ -50,9 +50,9 @@ class FinishedLog:
             os.fsync(file.fileno())
 
     def read(self, names: Container[str] | None = None) -> dict[str, Record]:
-        """The records of finished images by name; only of those in `names`, if given.
+        """The records of finished images, by name; if `names` is given, only of those.
 
-        A line cut short by a kill is ignored, a damaged one with a warning.
+        Ignores a line cut short by a kill; warns of damaged ones, and ignores them too.
 
         Raises:
             UserError: a record of an earlier version is damaged.
@@ -68,16 +68,16 @@ class FinishedLog:
         return records
 
     def _files(self) -> list[Path]:
-        """From the oldest start to the latest."""
+        """The logs, oldest start first."""
         return sorted((self._state / LOGS).glob("*.jsonl"))
 
     def _new_file(self) -> Path:
-        """An empty log that sorts after those of earlier starts."""
+        """Create an empty log that sorts after those of earlier starts."""
         files = self._files()
         number = int(files[-1].name.partition("-")[0]) + 1 if files else 1
         path = self._state / LOGS / f"{number:08}-{uuid.uuid4().hex[:8]}.jsonl"
         with whole_file(path):
-            pass  # its name is durable before the first line
+            pass  # makes its name durable before the first line
         return path
 
 
@@ -85,7 +85,7 @@ def read_json(file: Path) -> Any:
     """The content of a file of the state.
 
     Raises:
-        UserError: it is no JSON.
+        UserError: it isn't valid JSON.
     """
     try:
         return json.loads(file.read_bytes())
@@ -94,19 +94,19 @@ def read_json(file: Path) -> Any:
 
 
 def _read_lines(file: Path, names: Container[str] | None, records: dict[str, Record]) -> None:
-    """Bring `records` up to date with the lines of a log."""
+    """Update `records` with the lines of a log."""
     name_at = json.JSONDecoder().raw_decode
     damaged = 0
     with file.open("rb") as lines:
         for line in lines:
             checked = line[CHECKED:]
             if line[:CHECKED] != _opening(checked):
-                damaged += line.endswith(b"\n")  # else its writer was killed
+                damaged += line.endswith(b"\n")  # without a newline, its writer was killed
                 continue
             text = line.decode()
             name, _ = name_at(text, NAME)
             if names is not None and name not in names:
-                continue  # without decoding the rest: each rank reads all lines for its share of the images
+                continue  # without decoding the rest: each rank reads all lines, but needs only its share
             if record := json.loads(text)["record"]:
                 records[name] = record
             else:
@@ -116,5 +116,5 @@ def _read_lines(file: Path, names: Container[str] | None, records: dict[str, Rec
 
 
 def _opening(checked: bytes) -> bytes:
-    """How a line begins, up to the part that its checksum covers."""
+    """The start of a line, up to its checksummed part."""
     return b'{"crc": "%08x", ' % zlib.crc32(checked)

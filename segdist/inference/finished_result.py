@@ -1,6 +1,6 @@
-"""A finished folder of predictions, read back: stored probabilities and the true masks under them, block by block.
+"""Reads a finished folder of predictions: stored probabilities and true masks, block by block.
 
-Any folder that `segdist infer` has written will do, if its images have masks and `--output.probabilities` was on.
+Any folder that `segdist infer` has written works, if its images have masks and `--output.probabilities` was set.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from shards.images.config import MasksConfig
 from shards.images.masks import MaskFile, MaskReader, unknown_message
 
 BLOCK_VALUES = 2**21
-"""Probabilities of a block of rows; a row at least."""
+"""Probabilities per block; a block has at least one row."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class FinishedImage:
     """The predicted mask."""
     top: int
     left: int
-    """Corner of the results in the image; not 0 with `--roi`."""
+    """Corner of the results in the image; 0 without `--roi`."""
     confusion: list[list[int]]
-    """Pixels by true and predicted class, (K, K); those without a true class are left out."""
+    """Confusion matrix, (K, K), with the truth in rows; ignored pixels are not counted."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,22 @@ class FinishedResult:
     """A folder of predictions with probabilities and true masks.
 
     Raises:
-        UserError: the folder is none, is unfinished, or lacks masks or probabilities.
+        UserError: it isn't a folder of predictions, is unfinished, or lacks masks or probabilities.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         settings_file = folder / STATE / SETTINGS
         if not settings_file.is_file():
-            raise UserError(f"{folder}: not a folder of predictions (no {STATE}/{SETTINGS}); name one of segdist infer")
+            raise UserError(
+                f"{folder}: not a folder of predictions (no {STATE}/{SETTINGS}); give one that segdist infer wrote"
+            )
         self.settings = unstamped(read_json(settings_file), SETTINGS_VERSION, str(settings_file))
         truth = self.settings.get(TRUTH)
         if not truth:
             raise UserError(
-                f"{folder}: nothing says how true masks are read; run segdist infer again with --data SET or "
-                "--masks.folder DIR, into another --out if an earlier version made this one"
+                f"{folder}: doesn't say how to read the true masks; run segdist infer again with --data SET or "
+                "--masks.folder DIR (and another --out, if an earlier version made this one)"
             )
         self.class_names: list[str] = truth["classes"]
         config = from_dict(MasksConfig, truth["masks"], str(settings_file))
@@ -79,22 +81,22 @@ class FinishedResult:
 
     @property
     def temperature(self) -> float:
-        """The temperature that the stored probabilities were made with.
+        """The temperature of the stored probabilities.
 
         Raises:
-            UserError: they are a mean over several models, or of models with different temperatures.
+            UserError: they come from an ensemble, or from models with different temperatures.
         """
         temperatures = self.settings.get(TEMPERATURES, [1.0])
         if self.settings.get(BY_FOLD):
             if len(set(temperatures)) > 1:
                 raise UserError(
-                    f"{self.folder}: probabilities of models with different temperatures; run segdist infer "
-                    "--out-of-fold again with --no-calibrated, into another --out"
+                    f"{self.folder}: the models had different temperatures; run segdist infer --out-of-fold again "
+                    "with --no-calibrated and another --out"
                 )
         elif len(temperatures) > 1:
             raise UserError(
-                f"{self.folder}: probabilities of an ensemble; a temperature belongs to one model, so give predictions "
-                "of one"
+                f"{self.folder}: these are the predictions of an ensemble, but a temperature belongs to one model; "
+                "give predictions of a single model"
             )
         return float(temperatures[0])
 
@@ -113,7 +115,7 @@ class FinishedResult:
             if not files.get(PROBABILITIES, "").endswith(".npy"):
                 raise UserError(
                     f"{self.folder}: no probabilities in NumPy arrays; run segdist infer with "
-                    "--output.probabilities float16 into another --out"
+                    "--output.probabilities float16 and another --out"
                 )
             top, left = (self.settings.get("roi") or (0, 0))[:2]
             found.append(
@@ -135,7 +137,7 @@ class FinishedResult:
 
     @contextmanager
     def opened(self, image: FinishedImage) -> Iterator["OpenedResult"]:
-        """An image to read by rows.
+        """Open an image to read it by rows.
 
         Raises:
             UserError: a file is missing or damaged, or the mask is too small.
@@ -144,11 +146,13 @@ class FinishedResult:
         _, height, width = stored.shape
         with self.reader.open(image.mask, upright=image.upright) as mask:
             if image.top + height > mask.height or image.left + width > mask.width:
-                raise UserError(f"{image.mask}: {mask.height} x {mask.width} pixels, too few for {image.path}")
+                raise UserError(
+                    f"{image.mask}: the mask has {mask.height} x {mask.width} pixels, too few for {image.path}"
+                )
             yield OpenedResult(image, stored, mask)
 
     def blocks(self, image: FinishedImage) -> Iterator[Block]:
-        """The image from the top down, in memory for `BLOCK_VALUES` probabilities.
+        """The image in blocks of about `BLOCK_VALUES` probabilities, from top to bottom.
 
         Raises:
             UserError: see `opened` and `OpenedResult.read`.
@@ -158,7 +162,7 @@ class FinishedResult:
                 yield opened.read(top, bottom)
 
     def smallest(self) -> float:
-        """What a stored 0 may stand for: half the smallest probability that the type can hold."""
+        """The probability that a stored 0 is taken for: half the smallest one that the type can hold."""
         kind = np.load(self.images[0].probabilities, mmap_mode="r").dtype
         return float(np.finfo(kind).smallest_subnormal if kind.kind == "f" else 1 / np.iinfo(kind).max) / 2
 
@@ -169,7 +173,7 @@ class FinishedResult:
             raise UserError(f"{image.probabilities}: can't be read ({error}); run segdist infer again") from None
         if stored.ndim != 3 or len(stored) != len(self.class_names):
             raise UserError(
-                f"{image.probabilities}: an array {stored.shape}, not a map for each of {len(self.class_names)} classes"
+                f"{image.probabilities}: shape {stored.shape}, not a map for each of {len(self.class_names)} classes"
             )
         return stored
 
@@ -184,7 +188,7 @@ class OpenedResult:
         self.band_pixels = max(1, BLOCK_VALUES // self.num_classes)
 
     def bands(self) -> Iterator[tuple[int, int]]:
-        """Rows from and to, of bands of about `band_pixels`."""
+        """First and end row of each band of about `band_pixels`."""
         height, width = self.shape
         step = max(1, self.band_pixels // width)
         for top in range(0, height, step):
@@ -194,7 +198,7 @@ class OpenedResult:
         """Rows `top` to `bottom` of the result.
 
         Raises:
-            UserError: a damaged mask, or one with values that are no class.
+            UserError: the mask is damaged, or has values without a class.
         """
         image, width = self.image, self.shape[1]
         rows = image.top + top, image.top + bottom

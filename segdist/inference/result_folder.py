@@ -1,8 +1,8 @@
-"""What a folder of predictions remembers, so that the same command resumes where it was.
+"""The state in a folder of predictions, from which the same command resumes.
 
-state/settings.json        what decides the bits of the results
+state/settings.json        settings that determine the bits of the results
 state/finished/*.jsonl     a line per finished image: what it was made from, its files, its scores; written last
-state/parts/NAME.parts/    rows of an image that is at work
+state/parts/NAME.parts/    rows of an image in progress
 """
 
 import os
@@ -25,8 +25,8 @@ from shards.images.opening import split_address
 
 SETTINGS, PARTS, SOURCE = "settings.json", "parts", "source"
 SETTINGS_VERSION, SOURCE_VERSION = 2, 1
-"""Version 0 is the same without the number; `source` was a list [source, layers]. The settings' version also covers
-the logs: up to 1, each finished image had a file in `records`."""
+"""Version 0 only lacks the number, except that `source` was a list [source, layers]. The version of the settings also
+covers the logs: up to 1, each finished image had a file in `records`."""
 
 
 class ResultFolder:
@@ -38,10 +38,10 @@ class ResultFolder:
         self._log = FinishedLog(folder / STATE)
 
     def refuse_other_settings(self, settings: Settings) -> None:
-        """Compare with the settings of what is there.
+        """Compare with the settings of the results in the folder.
 
         Raises:
-            UserError: the folder holds results that were made with other settings (named), or by a later program.
+            UserError: the folder holds results made with other settings (which are named), or by a newer version.
         """
         old = self._settings()
         if old is not None and (found := self._differences(old, settings)):
@@ -52,13 +52,13 @@ class ResultFolder:
             )
 
     def begin(self, settings: Settings, threads: int) -> Settings:
-        """Note the settings before the first result is written; discard what was made with others.
+        """Record the settings before the first result is written; discard results made with others.
 
         Args:
-            threads: of this start, where neither the settings nor what is in the folder says how many.
+            threads: used if neither the settings nor the folder say how many.
 
         Returns:
-            The settings that hold from now on.
+            The settings in force from now on.
         """
         remove_leftovers(self.folder, deep=True)
         old = self._settings()
@@ -77,7 +77,7 @@ class ResultFolder:
         return in_force
 
     def _discard(self) -> None:
-        """Remove the results that the folder's records name, and its state."""
+        """Remove the results listed in the folder's records, and its state."""
         state = self.folder / STATE
         for record in self._log.read().values():
             _remove_files(self.folder, record)
@@ -87,12 +87,12 @@ class ResultFolder:
         shutil.rmtree(state)
 
     def parts_folder(self, image: ImageTask) -> Path:
-        """Where the parts of an image are."""
+        """The folder of an image's parts."""
         return self.folder / STATE / PARTS / f"{image.name}.parts"
 
     def finished_records(self, images: Sequence[ImageTask]) -> dict[int, Record]:
-        """The records, by number, of images that are finished, were made from the same files, and whose outputs are all
-        there, in the size that they were written in."""
+        """The records, by image number, of images that were finished from the same files, and whose outputs all exist
+        in their original size."""
         by_name = {image.name: image for image in images}
         records = self._log.read(by_name)
         return {
@@ -102,7 +102,7 @@ class ResultFolder:
         }
 
     def _outputs_are_there(self, record: Record) -> bool:
-        sizes = record.get("bytes", {})  # none in earlier versions, nor of Zarr folders
+        sizes = record.get("bytes", {})  # missing in earlier versions, and for Zarr folders
         for kind, name in record["files"].items():
             try:
                 size = os.stat(f"{self.folder}/{name}").st_size  # for a million images, Path costs as much as reading
@@ -113,7 +113,7 @@ class ResultFolder:
         return True
 
     def write_record(self, image: ImageTask, files: dict[str, str], scores: dict[str, Any] | None) -> Record:
-        """Note that an image is finished, and drop its parts and what killed jobs left of its files."""
+        """Record that an image is finished, and remove its parts and results under a former name."""
         there = {kind: self.folder / name for kind, name in files.items()}
         sizes = {kind: file.stat().st_size for kind, file in there.items() if file.is_file()}
         record = {"source": source_of(image), "files": files, "bytes": sizes, "scores": scores}
@@ -123,7 +123,7 @@ class ResultFolder:
         return record
 
     def _forget_former_name(self, image: ImageTask) -> None:
-        """Remove the results that the image had under its short name, before another image needed that as well."""
+        """Remove results under the image's short name, from before another image needed that name too."""
         former = _short_name(image)
         record = self._under_short_names.get(former) if former else None
         if record and os.path.basename(record["source"]["image"]) == os.path.basename(image.path):
@@ -132,11 +132,11 @@ class ResultFolder:
 
     @cached_property
     def _under_short_names(self) -> dict[str, Record]:
-        """The results of images that have their suffix in their name by now."""
+        """Records under the short names of images whose names now have a suffix."""
         return self._log.read({name for image in self.images if (name := _short_name(image))})
 
     def parts(self, image: ImageTask) -> list[Part]:
-        """The rows of an unfinished image that are done; parts from another file or with other layers are dropped."""
+        """The finished rows of an unfinished image; parts from another file or with other layers are dropped."""
         folder = self.parts_folder(image)
         if not folder.is_dir():
             return []
@@ -147,14 +147,14 @@ class ResultFolder:
         return find_parts(folder)
 
     def begin_parts(self, image: ImageTask) -> Path:
-        """The folder for an image's parts, marked with what they are made from."""
+        """Mark the folder of an image's parts with what they are made from, and return it."""
         folder = self.parts_folder(image)
         made_from = {"source": source_of(image), "layers": list(image.layers.dtypes())}
         write_json(folder / SOURCE, stamped(made_from, SOURCE_VERSION))
         return folder
 
     def _settings(self) -> Settings | None:
-        """What `settings.json` says, without its version."""
+        """The content of `settings.json`, without its version."""
         if not self.settings_file.exists():
             return None
         settings = completed(unstamped(read_json(self.settings_file), SETTINGS_VERSION, str(self.settings_file)))
@@ -164,24 +164,24 @@ class ResultFolder:
 
     def _differences(self, old: Settings, settings: Settings) -> list[str]:
         if ROOT in old and not os.path.exists(old[ROOT]):
-            # The images may have been moved: then those that are finished are the same files as before.
+            # The images may have been moved: then the finished ones are still the same files.
             names = {image.name for image in self.images}
             if self.finished_records(self.images) or not self._log.read(names):
                 old = old | {ROOT: settings[ROOT]}
         return differences(old, settings)
 
     def _folder_of_first_image(self) -> str:
-        """In results of version 0, which don't tell the root of their images; empty if there are none yet."""
+        """The root of the images of version 0, which doesn't record it; empty if there are no results yet."""
         for name, record in self._log.read().items():
             image = record["source"]["image"]
             if os.path.exists(split_address(image)[0]):
-                # As far above the image as its name tells.
+                # As many levels above the image as its name has.
                 return os.path.realpath(Path(os.path.abspath(image)).parents[name.count("/")])
         return ""
 
 
 def source_of(image: ImageTask) -> dict[str, Any]:
-    """What an image's results are made from: its file and its mask, with size and time of change."""
+    """What an image's results are made from: its file and its mask, with sizes and modification times."""
     header = image.header
     source = {"image": image.path, "bytes": header.size, "changed": header.changed, "upright": header.upright}
     if image.fold:
@@ -201,7 +201,7 @@ def source_of(image: ImageTask) -> dict[str, Any]:
 
 def _same_source(there: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether results were made from the same files: an image of the same name in the same root, the same mask."""
-    there = {"upright": True} | there  # what it was before there was the choice
+    there = {"upright": True} | there  # before this was recorded, it was always so
     paths = {"image", "mask"}
     if {key: there[key] for key in there if key not in paths} != {key: now[key] for key in now if key not in paths}:
         return False
@@ -215,7 +215,7 @@ def _same_source(there: dict[str, Any], now: dict[str, Any]) -> bool:
 
 
 def _short_name(image: ImageTask) -> str:
-    """The name that an image had before another needed it as well; empty if it has that name."""
+    """The name that an image had before another one needed it too; empty if it still has that name."""
     path, page = split_address(image.path)
     end = f"-page{page}" if page else ""
     if not path.suffix or not image.name.endswith(path.suffix + end):
@@ -233,7 +233,7 @@ def _remove_files(folder: Path, record: Record) -> None:
 
 
 def _create_json(file: Path, value: Any) -> bool:
-    """Write `file` unless it is there already, which is seen however many try at the same moment; False if it was."""
+    """Create `file`; False if it exists, even if several processes try at the same time."""
     draft = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     write_json(draft, value)
     try:

@@ -1,4 +1,4 @@
-"""Looking around in the result folder: which images are finished, which rows of the others are done."""
+"""Finds what is done in the result folder: finished images, and finished rows of the others."""
 
 import gc
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ from segdist.ranks.process_group import Ranks
 
 @dataclass
 class Survey:
-    """What earlier jobs have left, by the images' numbers."""
+    """What earlier jobs have done, by image number."""
 
     records: dict[int, Record] = field(default_factory=dict)
-    """Of this rank's share of the finished images."""
+    """Records of this rank's share of the finished images."""
     parts: dict[int, list[Part]] = field(default_factory=dict)
-    """Of all images that are not finished; the same on all ranks."""
+    """Parts of all unfinished images; the same on all ranks."""
 
     def stretches(self, task: Task) -> list[Stretch]:
-        """The tile rows that are still to be computed, image by image."""
+        """The tile rows that remain to be computed, image by image."""
         return [
             Stretch(image, rows)
             for image in task.images
@@ -34,7 +34,7 @@ class Survey:
 
 
 def survey(task: Task, folder: ResultFolder, ranks: Ranks) -> Survey:
-    """Look at the records and the parts of all images, each rank at a share. Collective."""
+    """Read the records and parts of all images, divided among the ranks. Collective."""
     found, parts = Survey(), {}
     mine = task.images[ranks.rank :: ranks.world_size]
     with collection_paused():
@@ -52,7 +52,7 @@ def survey(task: Task, folder: ResultFolder, ranks: Ranks) -> Survey:
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Without garbage collection, which would go through all records again and again: half of the time."""
+    """Pause garbage collection, which would scan all records repeatedly and take half of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
