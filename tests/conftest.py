@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -14,7 +15,14 @@ os.environ["WANDB_MODE"] = os.environ.get("WANDB_MODE", "offline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` without a GPU; exclude slow tests from coverage, which would slow them further."""
+    """Skip tests marked `gpu` without a GPU; exclude slow tests from coverage, which would slow them further.
+
+    With several processes, files with the most slow tests come first, so that the last ones to run are short.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        tests = Counter(one_process(item.nodeid) for item in items)
+        slow = Counter(one_process(item.nodeid) for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: (-slow[one_process(item.nodeid)], -tests[one_process(item.nodeid)]))
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.no_cover)
@@ -27,16 +35,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="NO GPU HERE: this test needs CUDA and was not run"))
 
 
+def one_process(nodeid: str) -> str:
+    """What one process takes as a whole: a test's file, or all files that start a Slurm cluster."""
+    starts_slurm = nodeid.startswith(("tests/slurm/", "tests/docs/test_cluster_page.py"))
+    return "slurm" if starts_slurm else nodeid.partition("::")[0]
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Distribute tests to processes by file, with all tests that start a Slurm cluster in one process."""
-    from xdist.scheduler import LoadFileScheduling
+    """With several processes, each takes whole files, in the order of the collection."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    class ByFile(LoadFileScheduling):
+    class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            starts_slurm = nodeid.startswith(("tests/slurm/", "tests/docs/test_cluster_page.py"))
-            return "slurm" if starts_slurm else super()._split_scope(nodeid)
+            return one_process(nodeid)
 
+    config.option.loadscopereorder = False
     return ByFile(config, log)
 
 

@@ -35,8 +35,12 @@ def fails(folder: Path, *entry: str, **profile_changes: Any) -> str:
     [
         (("fail",), "the masks are missing"),
         (("crash",), "ZeroDivisionError: division by zero in two lines"),
-        (("die", "0", "SIGKILL"), "killed by SIGKILL (the system was out of memory, or someone killed it)"),
-        (("die", "0", "SIGSEGV"), "killed by SIGSEGV (a crash in compiled code)"),
+        pytest.param(
+            ("die", "0", "SIGKILL"),
+            "killed by SIGKILL (the system was out of memory, or someone killed it)",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("die", "0", "SIGSEGV"), "killed by SIGSEGV (a crash in compiled code)", marks=pytest.mark.slow),
     ],
 )
 def test_the_reason_is_reported_and_stays_in_the_queue(
