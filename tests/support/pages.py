@@ -29,6 +29,7 @@ NOT_RUN = {
         "torchrun --nnodes=2": "needs two machines",
     },
     "CONTRIBUTING.md": {
+        "bash .ci/run": THESE_TESTS,
         "python -m tests.campaign": "takes hours; tests/test_campaign.py does two trials of each",
         "bash tests/lowest_versions.sh": "installs another torch of several GB",
         "bash tests/run.sh": THESE_TESTS,
