@@ -3,11 +3,10 @@
 Rank N writes `FOLDER/N`, one line per operation on a path: `open data/cells/manifest.json`.
 """
 
-import atexit
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ UNAUDITED = ("stat", "lstat", "access", "readlink")
 """Operations that raise no audit events."""
 
 
-def note_operations(target: Path) -> None:
-    """Record every operation on a path from now on; write them to `target` at exit."""
+def note_operations() -> list[str]:
+    """Record every operation on a path from now on, in the list that is returned."""
     seen: list[str] = []
 
     def note(what: str, name: object) -> None:
@@ -38,15 +37,26 @@ def note_operations(target: Path) -> None:
     sys.addaudithook(audit)
     for name in UNAUDITED:
         setattr(os, name, noted(name, getattr(os, name)))
-    atexit.register(lambda: target.write_text("\n".join(seen)))
+    return seen
 
 
 def main(folder: str, job: str, *arguments: str) -> int:
     """Run the job; return its exit code."""
     from jobs.entry import run_job
 
-    note_operations(Path(folder).absolute() / os.environ.get("RANK", "0"))
-    return run_job(importlib.import_module(f"jobs.{job}").main, list(arguments))
+    target = Path(folder).absolute() / os.environ.get("RANK", "0")
+    seen = note_operations()
+    try:
+        return run_job(importlib.import_module(f"jobs.{job}").main, list(arguments))
+    finally:
+        target.write_text("\n".join(seen))
+
+
+def operations_in(notes: Path, folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    """A rank's operations, from its file `notes`, on paths in `folders`: (operation, path)."""
+    pairs = [line.partition(" ") for line in notes.read_text().splitlines()]
+    operations = [(what, Path(path)) for what, _, path in pairs]
+    return [item for item in operations if any(item[1].is_relative_to(folder) for folder in folders)]
 
 
 if __name__ == "__main__":

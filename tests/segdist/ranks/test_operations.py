@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from shards.manifest import read_manifest
+from tests.support.counted import operations_in
 from tests.support.programs import QUIET, ROOT, TINY_NET, run, script
 from tests.support.sets import tiny_set
 
@@ -22,13 +23,8 @@ def operations(folder: Path, steps: int) -> list[list[tuple[str, Path]]]:
     notes.mkdir()
     settings = ["-f", "tiny", "-n", "run", "-b", "8", "--steps", str(steps), "--log-every", "5", *TINY_NET, *QUIET]
     run(script(ROOT / "tests" / "support" / "counted.py", [str(notes), "train", *settings], WORLD_SIZE), folder)
-    found = []
-    for rank in range(WORLD_SIZE):
-        lines = [line.partition(" ") for line in (notes / str(rank)).read_text().splitlines()]
-        places = [(what, Path(name)) for what, _, name in lines]
-        of_all = (folder / "data", folder / "runs")  # skip Python's module search
-        found.append([item for item in places if any(item[1].is_relative_to(shared) for shared in of_all)])
-    return found
+    of_all = (folder / "data", folder / "runs")  # skip Python's module search
+    return [operations_in(notes / str(rank), of_all) for rank in range(WORLD_SIZE)]
 
 
 def test_a_rank_needs_few_operations_beyond_its_own_shards_at_start_and_resume(tmp_path: Path) -> None:
