@@ -47,8 +47,11 @@ class Result:
     """The result of a job; the same on all ranks."""
 
     folder: Path
+    """The output folder."""
     images: int
+    """Number of images, including those that failed."""
     failures: list[Failure]
+    """Images that couldn't be segmented, with the reason."""
     scores: dict[str, Any] | None
     """The content of scores.json, if any image has a true mask."""
     files: list[str] = field(default_factory=list)
