@@ -14,6 +14,7 @@ from torch import nn
 from segdist.core.exit_codes import FINISHED, STOPPED
 from segdist.core.machine import usable_cores
 from segdist.runs.record import read_rows
+from tests.support.braked import BRAKE, Brake
 from tests.support.programs import QUIET, ROOT, job, run, wait_until
 from tests.support.sets import tiny_set
 from tests.support.states import digest
@@ -26,12 +27,14 @@ STEPS = 45
 SETTINGS = [
     *("-b", "32", "--grain", "4", "--steps", str(STEPS), "--log-every", "7", "--exact", "--threads", "1"),
     *("--checkpoint.every-steps", "2", "--validate-every", "20", "--checksum-every", "5"),
-    *("--model.width", "4", "--model.depth", "2", "--optim.optimizer", "adamw", "--optim.ema-decay", "0.9"),
+    *("--model.factory", "tests.support.braked:BrakedUNet", "--model.kwargs", '{"width": 4, "depth": 2}'),
+    *("--optim.optimizer", "adamw", "--optim.ema-decay", "0.9"),
     *("--optim.clip-norm", "0.5", "--loss.name", "cross_entropy+dice"),
     *("--augment.rotate", "20", "--augment.noise", "0.05", "--augment.blur", "1"),
 ]
 WITH_DROPOUT = [
-    *("--model.factory", "tests.segdist.training.test_exact:with_dropout", "--model.stride-multiple", "1"),
+    *("--model.factory", "tests.segdist.training.test_exact:with_dropout", "--model.kwargs", "{}"),
+    *("--model.stride-multiple", "1"),
     *("--epoch-steps", "15", "--data-weights", "3", "1", "-f", "tiny", "second", "--steps", "20"),
 ]
 
@@ -73,23 +76,27 @@ def test_any_number_of_ranks_ends_with_the_same_bits(work: Path, alone: str, ran
     assert digest(work / "runs" / f"ranks-{ranks}") == alone
 
 
-def test_the_number_of_ranks_may_change_at_any_moment(work: Path, alone: str) -> None:
+def test_the_number_of_ranks_may_change_at_any_moment(work: Path, alone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten kills and requests to stop at random moments, and another number of ranks each time."""
     generator = random.Random(17)
+    brake = Brake(work / "brake")
+    brake.set(0.1)  # a step takes at least this long, so that the run isn't over before the last start
+    monkeypatch.setenv(BRAKE, str(brake.path))
     folder, log = work / "runs" / "changing", work / "changing.log"
     *stopped, last = generator.sample(WORLD_SIZES, 6) + generator.sample(WORLD_SIZES, 5)
     assert all(before != after for before, after in pairwise([*stopped, last]))
     for number, ranks in enumerate(stopped):
         began = last_step(folder)
-        goal = began + generator.randint(1, 3)
+        goal = began + generator.randint(1, 2)
         with start(work, "changing", ranks) as started:
             wait_until(lambda: last_step(folder) >= goal or not started.running, 180)  # noqa: B023
-            time.sleep(generator.random() * 0.1)
+            time.sleep(generator.random() * 0.2)
             if generator.random() < 0.5:
                 started.terminate()
                 assert started.wait(60) == STOPPED
         # Otherwise the end of the block has killed them.
         assert began < last_step(folder) < STEPS, f"start {number}: {log.read_text()[-3000:]}"
+    brake.release()
     with start(work, "changing", last) as started:
         assert started.wait() == FINISHED
     assert digest(folder) == alone
