@@ -1,6 +1,7 @@
 """Turn a job's errors into messages, exit codes and the reason that its launcher reads."""
 
 import errno
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -25,7 +26,11 @@ def run_job(main: Callable[[list[str] | None], int], argv: list[str] | None = No
     text = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     rank = int(text) if text.isdigit() else 0
     try:
-        return main(argv)
+        code = main(argv)
+        # What the job leaves behind may refer to itself and to the process group, whose threads must end before the
+        # interpreter does: one that looks for it afterwards aborts the process.
+        gc.collect()
+        return code
     except UserError as error:
         # All ranks see the same bad input, and rank 0 reports it. Launchers stop the others once a rank exits, so other
         # ranks let rank 0 exit first, and report the error themselves if they are still running afterwards.

@@ -15,6 +15,10 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+# Here, because its functions have the group as a default argument. torch imports it along with torch._dynamo; if that
+# happens while there is a group, the group is never freed, and its threads can abort the process when it ends.
+import torch.distributed.nn.functional
+
 from segdist.core.errors import UserError
 from segdist.ranks.allocator import keep_freed_memory
 from segdist.ranks.device import choose_device
