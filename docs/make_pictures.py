@@ -1,4 +1,4 @@
-"""Make the pictures of the README and the docs anew, from the demo's run: `bash jobs/demo.sh`, then
+"""Remake the pictures of the README and the docs from a run of the demo: `bash jobs/demo.sh`, then
 
     python docs/make_pictures.py [--run runs/demo] [--out docs] [--only result,status,report,frontier]
 
@@ -60,7 +60,7 @@ def status_in_a_terminal(run: Path, target: Path) -> None:
 
 
 def report(run: Path, target: Path) -> None:
-    """The report's upper part, wide and light beside narrow and dark."""
+    """The upper part of the report: wide and light, next to narrow and dark."""
     with tempfile.TemporaryDirectory() as folder:
         page = write_report([run], Path(folder) / "report.html")
         wide = screenshot(page, Path(folder) / "wide.png", WIDE, dark=False)

@@ -1,8 +1,8 @@
 """Gradients of the global batch with the same bits on any number of ranks.
 
-The global batch is cut into grains of m samples, and a rank computes whole grains. A grain is computed by itself, from
-the weights, buffers and random numbers that are the same wherever it is computed; its gradient is rounded to a grid
-(`grid_sums`) and added, so that the sum over all grains has the same bits in any order and on any number of ranks.
+The global batch is cut into grains of m samples, and each rank computes whole grains. A grain is computed on its own,
+from weights, buffers and random numbers that are the same on every rank. Its gradient is rounded to a grid
+(`grid_sums`) and added, so the sum over all grains has the same bits in any order and on any number of ranks.
 """
 
 from typing import Any
@@ -24,8 +24,8 @@ class ExactSums:
 
     Args:
         model: on the device, the same on all ranks.
-        grains: in the global batch.
-        first_grain: of this rank's.
+        grains: number of grains in the global batch.
+        first_grain: number of this rank's first grain.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ExactSums:
         self._integers = [buffer for buffer in model.buffers() if not buffer.is_floating_point()]
         losses = torch.zeros(len(loss.parts), device=ranks.device)
         self._sums = GridSums([*self._parameters, *self._buffers, losses], grains, ranks.device)
-        # As DDP does it: a factory may draw its weights from another generator than torch's.
+        # As in DDP, because a factory may draw its weights from a generator other than torch's.
         for tensor in (*model.parameters(), *model.buffers()):
             ranks.share_(tensor.detach())
         self._gradients = [torch.empty_like(parameter) for parameter in self._parameters]
@@ -53,15 +53,13 @@ class ExactSums:
         self.own_time = OwnTime(ranks.device)
 
     def backward(self, micro_batches: list[MicroBatch], scaler: torch.amp.GradScaler, number: int) -> torch.Tensor:
-        """Leave the gradients of global batch `number` in the parameters, and in the buffers what it made of them.
-
-        Collective.
+        """Compute the gradients of global batch `number` into the parameters, and update the buffers. Collective.
 
         Args:
             micro_batches: this rank's grains.
 
         Returns:
-            float64 (parts,): the loss of the global batch on rank 0, and 0 on the others: `figures` adds up ranks.
+            float64 (parts,): the loss of the global batch on rank 0, and 0 on the others: `figures` sums over ranks.
         """
         counts = torch.stack([self.loss.counts(truth) for _, truth in micro_batches]).sum(dim=0)
         counts = self.ranks.sum_(counts).clamp(min=1)
@@ -80,8 +78,8 @@ class ExactSums:
             self._sums.reduce(self.ranks)
             overflowed = self._sums.overflowed()
             self._sums.learn()
-            # Once more, on coarser grids. A GPU would have to be waited for: there the step is skipped like a bad one,
-            # but for the first one, which only finds out how large gradients are.
+            # Otherwise again, on coarser grids. On a GPU, asking would mean waiting, so the step is skipped like a bad
+            # one, except for the first, which only finds out how large the gradients are.
             if (self.ranks.device.type != "cpu" and self._grids_known) or not bool(overflowed):
                 break
         self._grids_known = True
@@ -89,17 +87,17 @@ class ExactSums:
         return self._hand_out(before, scaler, overflowed)
 
     def state_dict(self) -> dict[str, Any]:
-        """The grids: the bits of all later sums depend on them."""
+        """The grids, since the bits of all later sums depend on them."""
         return {"exponents": self._sums.exponents}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state of `state_dict`."""
+        """Restore a state from `state_dict`."""
         self._sums.exponents = state["exponents"].to(self.ranks.device, copy=True)
 
     def _term(
         self, grain: MicroBatch, counts: torch.Tensor, before: list[torch.Tensor], scaler: torch.amp.GradScaler
     ) -> list[torch.Tensor | None]:
-        """What a grain adds: gradients, changes of the buffers, loss."""
+        """A grain's contribution: gradients, changes of the buffers, loss."""
         images, truth = grain
         for parameter in self._parameters:
             parameter.grad = None
@@ -110,7 +108,7 @@ class ExactSums:
         gradients = [parameter.grad for parameter in self._parameters]
         if scaler.is_enabled():
             torch._foreach_mul_([gradient for gradient in gradients if gradient is not None], 1 / _scale(scaler))
-        # Not their values: a constant one must keep its bits, and may be infinite.
+        # Changes rather than values: a constant buffer must keep its bits, and may be infinite.
         changes = [
             torch.where(buffer == old, 0, buffer - old)
             for buffer, old in zip(self._buffers, before[: len(self._buffers)], strict=True)
@@ -118,7 +116,7 @@ class ExactSums:
         return [*gradients, *changes, shares.detach()]
 
     def _share_integers(self, integers: list[torch.Tensor] | None) -> None:
-        """Give all ranks the integer buffers that grain 0 left; `integers`: those, on rank 0."""
+        """Copy the integer buffers after grain 0, given as `integers` on rank 0, to all ranks."""
         if not self._integers:
             return
         values = torch.cat([buffer.long().flatten() for buffer in integers or self._integers])
@@ -136,7 +134,7 @@ class ExactSums:
         changes = [torch.empty_like(buffer) for buffer in self._buffers]
         loss = torch.zeros(len(self.loss.parts), dtype=torch.float64, device=self.ranks.device)
         self._sums.write([*self._gradients, *changes, loss])
-        if scaler.is_enabled():  # a power of two, which is taken away again where the optimizer is
+        if scaler.is_enabled():  # a power of two; the learner unscales before the optimizer step
             torch._foreach_mul_(self._gradients, _scale(scaler))
         for parameter, gradient, touched in zip(self._parameters, self._gradients, self._touched(), strict=True):
             parameter.grad = gradient if touched else None
@@ -149,8 +147,8 @@ class ExactSums:
         return loss if self.ranks.is_main else torch.zeros_like(loss)
 
     def _touched(self) -> list[bool]:
-        """Whether a grain of any rank reached each parameter; one that none reached gets no update."""
-        # Those that a grain of this rank reached need no question to the device.
+        """Whether any grain reached each parameter; the others get no update."""
+        # If this rank's grains reached all of them, the device needn't be asked.
         mine = [parameter.grad is not None for parameter in self._parameters]
         return mine if all(mine) else self._sums.touched()[: len(mine)].tolist()
 

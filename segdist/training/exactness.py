@@ -20,7 +20,7 @@ from segdist.training.config import TrainConfig
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Chip and build, as far as they decide the bits."""
+    """The parts of chip and build that determine the bits."""
     if device.type == "cuda":
         chip = (
             f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
@@ -31,7 +31,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def with_recorded_threads(config: TrainConfig) -> TrainConfig:
-    """An exact run's config with the number of threads of its first start, where it says none itself."""
+    """An exact run's config; if it sets no number of threads, with that of the run's first start."""
     path = config.run_dir / CONFIG
     if not config.exact or config.threads or not path.exists():
         return config
@@ -40,7 +40,7 @@ def with_recorded_threads(config: TrainConfig) -> TrainConfig:
 
 
 def fix_threads(config: TrainConfig, ranks: Ranks) -> TrainConfig:
-    """Settle the number of threads of an exact run and use it; check that all ranks run on the same chip and build.
+    """Fix and apply the number of threads of an exact run; check that all ranks run on the same chip and build.
 
     Collective.
 

@@ -1,19 +1,19 @@
-"""Sums that have the same bits in any order: every term is rounded to a grid before it is added.
+"""Sums that have the same bits in any order, because every term is rounded to a grid before it is added.
 
-The grid of a tensor is a power of two, 2^e. A term becomes a whole number of grid units (at most 2^53 over all terms),
-so that every partial sum is a whole number below 2^53 too, which float64 holds exactly: no addition rounds, and neither
-the order nor the number of ranks has a say. What is lost is lost once, when a term is rounded to the grid.
+The grid of a tensor is a power of two, 2^e. A term becomes a whole number of grid units, and all terms together stay
+below 2^53 units. So every partial sum is a whole number below 2^53, which float64 holds exactly: no addition rounds,
+and neither the order nor the number of ranks matters. Precision is lost only once, when a term is rounded to the grid.
 
-The arithmetic. G terms, k the exponent of the largest term so far (|term| < 2^k). With HEADROOM h bits for terms that
-grow, |term| <= 2^(k+h) is taken, and G such terms stay below 2^53 units of 2^e for
+The arithmetic, for G terms: let k be the exponent of the largest recent term (|term| < 2^k). With a HEADROOM of h bits
+for growing terms, terms up to 2^(k+h) are accepted, and G of them stay below 2^53 units of 2^e for
 
     e = k + h + ceil(log2 G) + 1 - 53.
 
 A term moves by at most half a unit, so a sum moves by at most G 2^(e-1): for G = 8 and h = 12 that is 2^-34 of the
 largest term, 6e-11 (a pairwise sum in float32: ceil(log2 G) 2^-24, 2e-7).
 
-A term beyond 2^(k+h) is an overflow; it is counted in the same sum, and the sum is taken again on a coarser grid.
-Infinite and NaN terms are counted apart: they are not a matter of the grid.
+A term beyond 2^(k+h) is an overflow. Overflows are counted in the same sum, and the sum is repeated on a coarser grid.
+Infinite and NaN terms are counted separately, because a coarser grid wouldn't help.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,15 +27,15 @@ HEADROOM = 12
 DIGITS = 53
 """Bits of a float64's significand."""
 FINEST = -120
-"""Smallest exponent of a grid: its inverse, by which float32 terms are multiplied, must be a float32."""
+"""Smallest exponent of a grid: its inverse, by which float32 terms are multiplied, must fit into a float32."""
 BLOCK = 1 << 15
-"""Values that a CPU takes at once: 128 kB, and 256 kB of their sums."""
+"""Values that a CPU processes at once: 128 kB, and 256 kB of sums."""
 UNKNOWN = -(2**20)
-"""Exponent of the largest term, before there was one."""
+"""Exponent of the largest term before the first one."""
 
 
 class GridSums:
-    """Sums of G terms over ranks, each term a list of tensors or None, each tensor on a grid of its own.
+    """Sums of G terms over ranks. A term is a list of tensors or None, and each tensor has its own grid.
 
     Args:
         like: tensors of float32 with the shapes and strides of a term's.
@@ -45,7 +45,7 @@ class GridSums:
     def __init__(self, like: Sequence[torch.Tensor], terms: int, device: torch.device) -> None:
         self.terms = terms
         self.exponents = torch.full((len(like),), UNKNOWN, dtype=torch.int32, device=device)
-        """k of each tensor: what a checkpoint keeps, since the bits of later sums depend on it."""
+        """k of each tensor; kept in checkpoints, since the bits of later sums depend on it."""
         self._shapes = [(tensor.shape, _strides(tensor)) for tensor in like]
         sizes = [tensor.numel() for tensor in like]
         counts = len(like) + 2
@@ -59,7 +59,7 @@ class GridSums:
 
     def start(self) -> None:
         """Begin new sums, on the grids that follow from `exponents`."""
-        # +0.0: rounding makes -0.0, and (+0.0) + (-0.0) = +0.0 on whichever rank the first term is.
+        # +0.0, because rounding yields -0.0, and (+0.0) + (-0.0) = +0.0 whichever rank has the first term.
         self._flat.zero_()
         self._maxima.zero_()
         headroom = HEADROOM + (self.terms - 1).bit_length() + 1 - DIGITS
@@ -68,7 +68,7 @@ class GridSums:
         self._limits = power_of_two((self._grid - headroom + HEADROOM).clamp(max=127))
 
     def add(self, term: Sequence[torch.Tensor | None]) -> None:
-        """Add a term. Its tensors are rounded in place, and of no use afterward."""
+        """Add a term. Its tensors are overwritten."""
         present = [index for index, tensor in enumerate(term) if tensor is not None]
         blocks = {index: self._blocks(index, tensor) for index, tensor in enumerate(term) if tensor is not None}
         rows = [index for index in present for _ in blocks[index]]
@@ -107,9 +107,9 @@ class GridSums:
         return self._touched > 0
 
     def learn(self) -> None:
-        """Take the largest terms of these sums into account for the next ones; bad terms teach nothing.
+        """Adapt the exponents to the largest terms of these sums, unless there were bad terms.
 
-        An exponent rises at once and falls by one bit at most. Where all terms were 0 (nothing labeled) it stays.
+        An exponent rises at once and falls by at most one bit. If all terms were 0 (nothing was labeled), it stays.
         """
         seen = torch.frexp(self._maxima).exponent
         next_ones = torch.maximum(seen, self.exponents - 1)
@@ -117,10 +117,10 @@ class GridSums:
         self.exponents = torch.where(keep, self.exponents, next_ones).to(torch.int32)
 
     def write(self, targets: Sequence[torch.Tensor]) -> None:
-        """Put the sums into float tensors of the terms' shapes, rounded once, to what they hold. After `reduce`.
+        """Write the sums to float tensors of the terms' shapes, rounded once to their dtype. Valid after `reduce`.
 
         Raises:
-            ValueError: a target has other strides than the tensors that the sums were made for.
+            ValueError: the strides of a target differ from those of `like`.
         """
         if [target.stride() for target in targets] != [strides for _, strides in self._shapes]:
             raise ValueError("strides that differ from those of the terms")
@@ -133,15 +133,15 @@ class GridSums:
             torch._foreach_mul_(values[group], [units[row] for row in rows[group]])
 
     def _blocks(self, index: int, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The values of a tensor in the order of its memory, in blocks."""
+        """The values of a tensor in memory order, in blocks."""
         shape, strides = self._shapes[index]
-        if tensor.stride() != strides:  # a gradient may have others than its parameter
+        if tensor.stride() != strides:  # a gradient's may differ from its parameter's
             tensor = tensor.new_empty_strided(shape, strides).copy_(tensor)
         blocks: tuple[torch.Tensor, ...] = tensor.as_strided((tensor.numel(),), (1,)).split(self._block)
         return blocks
 
     def _groups(self, blocks: Sequence[torch.Tensor]) -> Iterator[slice]:
-        """Runs of blocks that fit into a core's cache together: each is passed over several times."""
+        """Groups of blocks that fit into a core's cache together, since several operations pass over each."""
         first, size = 0, 0
         for index, block in enumerate(blocks):
             if size and size + block.numel() > self._block:
@@ -158,5 +158,5 @@ def power_of_two(exponents: torch.Tensor) -> torch.Tensor:
 
 
 def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Those of a tensor that fills its memory without gaps, as contiguous and NHWC ones do; else contiguous ones."""
+    """The strides if the tensor has no gaps in memory (contiguous, NHWC), otherwise those of a contiguous tensor."""
     return torch.empty_like(tensor).stride()

@@ -1,7 +1,6 @@
 """One optimizer step, the same on one rank and on many: global normalization, bad gradients skipped without waiting.
 
-Nothing in here asks the device for a number, so a GPU is never waited for; `figures` does, when somebody wants to
-print some.
+Only `figures`, called before something is printed, asks the device for numbers; a step never waits for a GPU.
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from segdist.training.preprocess import MicroBatch
 
 @dataclass(frozen=True)
 class StepFigures:
-    """What happened since the last time that somebody asked; the same on all ranks."""
+    """What happened since the last call; the same on all ranks."""
 
     loss: float
     """Mean over the steps that were not skipped; NaN if all were."""
@@ -32,18 +31,18 @@ class StepFigures:
     skipped: int
     """Skipped steps since the start of the run."""
     skipped_in_a_row: int
-    """How many of the latest steps were skipped without a good one behind them."""
+    """Number of steps skipped since the last good one."""
     loss_scale: float
     rank_seconds: tuple[float, ...]
-    """Of each rank: the seconds of a step until it needs the others, waiting for its batch included."""
+    """Seconds per step that each rank works, or waits for its batch, before it needs the others."""
 
 
 Engine = DataParallel | ExactSums
-"""What computes the gradients of a global batch."""
+"""Computes the gradients of a global batch."""
 
 
 class Learner:
-    """Model, optimizer and all else that an optimizer step changes.
+    """The model, the optimizer and everything else that an optimizer step changes.
 
     Args:
         model: on the device, the same on all ranks.
@@ -70,11 +69,11 @@ class Learner:
         self._loss_sums, self._good_steps = zeros, zeros.new_zeros(())
         self._grad_norm = zeros.new_zeros(())
         self.skipped = torch.zeros(2, dtype=torch.int64, device=ranks.device)
-        """All skipped steps, and those in a row up to now."""
+        """Skipped steps: all of them, and those since the last good one."""
 
     @property
     def best_model(self) -> nn.Module:
-        """The model to validate and to keep: the averaged one where there is one."""
+        """The model to validate and to keep: the averaged one, if there is one."""
         return self.model if self.average is None else self.average.model
 
     def step(self, micro_batches: list[MicroBatch], rate: float, number: int) -> None:
@@ -102,7 +101,7 @@ class Learner:
         """
         seconds = self._loss_sums.new_zeros(self.ranks.world_size)
         seconds[self.ranks.rank] = waited + self.engine.own_time.mean()
-        sums = self.ranks.sum_(torch.cat([self._loss_sums, seconds]))  # each rank's seconds in a place of their own
+        sums = self.ranks.sum_(torch.cat([self._loss_sums, seconds]))  # each rank's seconds have their own place
         losses = (sums[: len(self._parts)] / self._good_steps).tolist()
         skipped, in_a_row = self.skipped.tolist()
         figures = StepFigures(
@@ -119,10 +118,10 @@ class Learner:
         return figures
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give all ranks rank 0's norm buffers of `model`, this learner's model or its average: only those count.
+        """Copy rank 0's norm buffers of `model` (this learner's model or its average) to all ranks.
 
-        Training uses the statistics of each batch; the running ones are read by validation alone, so there is no
-        need to send them at every step, as DDP would.
+        Training uses the statistics of each batch. Only validation reads the running ones, so they needn't be sent at
+        every step, as DDP would.
         """
         for buffer in model.buffers():
             self.ranks.share_(buffer)
@@ -130,7 +129,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on. Collective.
 
-        All of it is the same on every rank but for the sums that the next row of figures is made of.
+        Everything is the same on all ranks, except for the sums behind the next row of figures.
         """
         return {
             "net": self.model.state_dict(),
@@ -144,7 +143,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state of `state_dict`, of any number of ranks."""
+        """Restore a state from `state_dict`, from any number of ranks."""
         self.model.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -159,9 +158,12 @@ class Learner:
         self.engine.load_state_dict(state.get("engine", {}))  # from version 1 on
 
     def _update(self, rate: float) -> torch.Tensor:
-        """Clip and apply the gradients unless one is NaN or infinite; float32 scalar, 1 where they were not applied.
+        """Clip and apply the gradients, unless one is NaN or infinite.
 
-        The gradients are the reduced ones, so all ranks come to the same decision without talking.
+        The gradients are already reduced, so all ranks decide the same without communicating.
+
+        Returns:
+            float32 scalar: 1 if they were not applied, otherwise 0.
         """
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
@@ -171,7 +173,7 @@ class Learner:
         if self.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_norm, norm)
         set_learning_rate(self.optimizer, rate)
-        # The fused optimizers leave weights and moments alone where this is 1; it is how GradScaler tells them, too.
+        # Fused optimizers leave weights and moments unchanged if this is 1; GradScaler uses the same attribute.
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -182,5 +184,5 @@ class Learner:
 
 
 def _flat(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """All values in one new tensor: a few dozen norm layers cost a GPU as much to start on as one."""
+    """All values in one new tensor, so that a GPU starts one kernel instead of one per norm layer."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -1,4 +1,4 @@
-"""A stretch of an exact run, computed again and compared with what the run recorded."""
+"""Recompute part of an exact run, and compare the weights with those that the run recorded."""
 
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -23,22 +23,22 @@ from segdist.training.trainer import Trainer
 
 @dataclass
 class Replay:
-    """What came of it."""
+    """The result of a replay."""
 
     first: int
-    """The step after which it began."""
+    """The step after which the replay began."""
     step: int
     """The last step that was computed."""
     sha256: str = ""
-    """Of the weights after it, as in `metrics.jsonl`."""
+    """Checksum of the weights after `step`, as in `metrics.jsonl`."""
     compared: list[int] = field(default_factory=list)
-    """Steps whose weights the run had recorded."""
+    """The steps whose recorded weights were compared."""
     parted: list[str] = field(default_factory=list)
-    """Tensors that differ after `step`; none where all is as it was."""
+    """Names of tensors that differ after `step`; empty if none does."""
 
 
 def config_to_replay(config: ReplayConfig) -> TrainConfig:
-    """The config of the run, which must be an exact one; nothing is tracked or tried out.
+    """The config of an exact run, without tracking.
 
     Raises:
         UserError: there is no such run, or it isn't exact, or has fewer steps.
@@ -56,7 +56,7 @@ def config_to_replay(config: ReplayConfig) -> TrainConfig:
 
 
 def replay(config: ReplayConfig, ranks: Ranks) -> Replay:
-    """Compute the steps up to `config.step` again, and compare wherever the run recorded its weights. Collective.
+    """Recompute the steps up to `config.step`, and compare wherever the run recorded its weights. Collective.
 
     It begins at the nearest checkpoint before that step, or at the initial weights, and ends at the first difference.
 
@@ -94,7 +94,7 @@ def replay(config: ReplayConfig, ranks: Ranks) -> Replay:
 
 
 def _newest(paths: list[Path]) -> dict[str, Any] | None:
-    """The state in the last of the checkpoints that is whole; nothing is renamed or removed for that."""
+    """The state in the newest intact checkpoint; unlike a resume, renames and removes nothing."""
     states = (read_checkpoint(path) for path in reversed(paths))
     return next((state for state in states if not isinstance(state, str)), None)
 
