@@ -125,6 +125,6 @@ def test_a_run_from_before_choices_existed_resumes_as_the_published_method(work:
 def test_the_dry_run_shows_choices_time_and_memory_and_writes_nothing(work: Path) -> None:
     done = run([*job("train", ["-f", "tiny", "--name", "dry", "--minutes", "3"]), "--dry-run"], work).stdout
     assert "chosen:\n  model.width" in done
-    assert re.search(r"  time: about \d+:\d\d, ", done)
+    assert re.search(r"  time: about \d+:\d\d without validation, ", done)
     assert "memory per rank:" in done
     assert not (work / "runs" / "dry").exists()
