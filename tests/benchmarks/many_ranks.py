@@ -23,7 +23,7 @@ from tests.benchmarks.cases import ROOT, benchmark
 from tests.support.counted import operations_in
 from tests.support.programs import QUIET, TINY_NET
 from tests.support.sets import tiny_set
-from tests.support.warm_ranks import WarmRanks
+from tests.support.warm_ranks import warm_ranks
 
 MOST_OPERATIONS = 20
 """Of any rank but the first."""
@@ -59,15 +59,15 @@ def start(folder: Path, label: str, ranks: int, stop: bool) -> Start:
     settings = ["-f", "tiny", "-n", "run", "-b", str(ranks), "--steps", str(STEPS), "--threads", "1"]
     counted = [str(notes), "train", *settings, "--log-every", str(STOP_AFTER), *TINY_NET, *QUIET]
     metrics = folder / "runs" / "run" / "metrics.jsonl"
-    rows = len(list(read_rows(metrics))) if metrics.exists() else 0
+    rows = len(read_rows(metrics))
     began = time.monotonic()
-    job = WarmRanks(ROOT / "tests" / "support" / "counted.py", counted, ranks, folder, folder / "log")
-    while job.running and (not metrics.exists() or len(list(read_rows(metrics))) <= rows):
-        time.sleep(0.1)
-    stepped = time.monotonic()
-    if stop:
-        job.terminate()
-    exit_code = job.wait(PATIENCE)
+    with warm_ranks(ROOT / "tests" / "support" / "counted.py", counted, ranks, folder, folder / "log") as job:
+        while job.running and len(read_rows(metrics)) <= rows:
+            time.sleep(0.1)
+        stepped = time.monotonic()
+        if stop:
+            job.terminate()
+        exit_code = job.wait(PATIENCE)
     ended = time.monotonic()
     shards = [item for info in read_manifest(folder / "data" / "tiny").shards for item in (info.file, info.index_file)]
     found = [operations_in(notes / str(rank), (folder / "data", folder / "runs")) for rank in range(ranks)]

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.programs import QUIET, TINY_NET, job, processes, run, start, wait_until
 from tests.support.sets import tiny_set
+from tests.support.states import last_step
 
 TRAINING = ["-f", "tiny", "--name", "one", "-b", "4", "--log-every", "1", "--checkpoint.every-steps", "5"]
 
@@ -51,7 +52,7 @@ def test_after_a_kill_ranks_are_gone_and_the_same_command_resumes_at_once(place:
     assert len(ranks) == 2
     launcher.send_signal(signal.SIGKILL)  # only the launcher
     launcher.wait()
-    done = max(int(path.stem.split("-")[1]) for path in checkpoints.glob("step-*.pt"))
+    done = last_step(place / "runs" / "one")
     run(command(done + 7), place)
     assert all(not Path(f"/proc/{number}").exists() for number in ranks)
     assert set(rows(place).values()) == {1}

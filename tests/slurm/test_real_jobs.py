@@ -24,7 +24,7 @@ from slurm.requeue import state_of
 from slurm.standing import ALIVE, Standing, standings
 from tests.support.braked import BRAKE, Brake
 from tests.support.cluster import Cluster, ended, place, toy, wait_for, wait_until
-from tests.support.states import digest
+from tests.support.states import digest, last_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -129,8 +129,7 @@ class Workplace:
 
     def step(self, run: str) -> int:
         """Step of the newest checkpoint, or 0."""
-        folder = self.folder / "runs" / run / "checkpoints"
-        return max((int(path.stem.split("-")[1]) for path in folder.glob("step-*.pt")), default=0)
+        return last_step(self.folder / "runs" / run)
 
     def job(self, run: str, name: str) -> str:
         """Id of a link's latest job."""

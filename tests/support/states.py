@@ -14,6 +14,16 @@ from segdist.runs.record import read_rows
 TIMINGS = {"time", "samples_per_s", "data_wait", "memory_mb", "rank_s_median", "rank_s_max", "slowest_rank"}
 
 
+def last_step(folder: Path) -> int:
+    """Step of the newest checkpoint of a run; 0 if there is none."""
+    return max((int(path.stem[5:]) for path in (folder / "checkpoints").glob("step-*.pt")), default=0)
+
+
+def ranks_of_starts(folder: Path) -> list[int]:
+    """Number of ranks of each start of a run."""
+    return [row["ranks"] for row in read_rows(folder / "events.jsonl") if "ranks" in row]
+
+
 def flat(value: Any) -> list[Any]:
     """All tensors and numbers in a state, in order."""
     if isinstance(value, dict):

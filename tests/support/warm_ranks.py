@@ -8,14 +8,13 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import runpy
-import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from segdist.core.exit_codes import FINISHED, STOPPED
-from tests.support.programs import environment
+from tests.support.programs import environment, free_port
 
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(["jobs.train", "segdist.training.job", "torch._dynamo"])
@@ -30,9 +29,7 @@ class WarmRanks:
     """
 
     def __init__(self, program: Path, arguments: Sequence[str], ranks: int, cwd: Path, log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self._log = log
         self._processes = []
         for rank in range(ranks):

@@ -17,7 +17,7 @@ from segdist.runs.record import read_rows
 from tests.support.braked import BRAKE, Brake
 from tests.support.programs import QUIET, ROOT, job, run, wait_until
 from tests.support.sets import tiny_set
-from tests.support.states import digest
+from tests.support.states import digest, last_step, ranks_of_starts
 from tests.support.warm_ranks import WarmRanks, warm_ranks
 
 pytestmark = pytest.mark.slow
@@ -58,10 +58,6 @@ def with_dropout(in_channels: int, classes: int) -> nn.Module:
     )
 
 
-def last_step(folder: Path) -> int:
-    return max((int(path.stem[5:]) for path in (folder / "checkpoints").glob("step-*.pt")), default=0)
-
-
 @pytest.fixture(scope="module")
 def alone(work: Path) -> str:
     """The digest of the run on one rank."""
@@ -100,8 +96,7 @@ def test_the_number_of_ranks_may_change_at_any_moment(work: Path, alone: str, mo
     with start(work, "changing", last) as started:
         assert started.wait() == FINISHED
     assert digest(folder) == alone
-    ranks_seen = [row["ranks"] for row in read_rows(folder / "events.jsonl") if "ranks" in row]
-    assert ranks_seen == [*stopped, last]
+    assert ranks_of_starts(folder) == [*stopped, last]
 
 
 def test_dropout_and_mixed_sets_keep_their_bits_too(work: Path) -> None:

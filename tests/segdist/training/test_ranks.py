@@ -13,7 +13,7 @@ import torch
 
 from segdist.model.model_file import load_model
 from segdist.runs.record import read_rows
-from tests.support.programs import QUIET, ROOT, TINY_NET, kill_all, processes, run, script, start, wait_until
+from tests.support.programs import QUIET, ROOT, TINY_NET, free_port, kill_all, processes, run, script, start, wait_until
 from tests.support.states import metrics
 
 pytestmark = pytest.mark.slow
@@ -98,10 +98,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(work: Path) -> None:
 def test_training_continues_on_fewer_nodes_after_losing_one(work: Path) -> None:
     """With --nnodes=1:2 on loopback, one of two agents is killed with its worker; the other continues alone."""
     settings = ["--steps", "300", "--checkpoint.every-steps", "5", "--threads", "1"]
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def agent(name: str) -> list[str]:
         endpoint = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=elastic"]

@@ -10,7 +10,7 @@ import pytest
 
 from segdist.runs.record import read_rows
 from tests.support.programs import QUIET, TINY_NET, job, kill_all, run, start, wait_until
-from tests.support.states import assert_same_run, metrics
+from tests.support.states import assert_same_run, last_step, metrics
 
 pytestmark = pytest.mark.slow
 
@@ -24,10 +24,6 @@ SETTINGS = [
 def train(name: str, ranks: int, settings: Sequence[str] = (), norm: str = "batch") -> list[str]:
     # Batch norm is the harder case, since it has running statistics and group norm does not.
     return job("train", [*SETTINGS, "--name", name, *TINY_NET, "--model.norm", norm, *QUIET, *settings], ranks)
-
-
-def last_step(folder: Path) -> int:
-    return max((int(path.stem[5:]) for path in (folder / "checkpoints").glob("step-*.pt")), default=0)
 
 
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 4), (2, 3), (4, 2)])
