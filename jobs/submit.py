@@ -53,6 +53,11 @@ def main(argv: list[str] | None = None) -> int:
 def _submit_single(job: str, own: list[str], job_arguments: list[str]) -> int:
     command = parse(SubmitConfig, own, f"submit {job}", __doc__ or "")
     config = command.job
+    if "--dry-run" in job_arguments:
+        raise UserError(
+            "--dry-run after -- would submit a job that only prints its plan; put it before -- to print the sbatch "
+            "script and submit nothing"
+        )
     submission = Submission(config.profile, config.cluster, config.tasks, config.stage_to)
     links = SINGLE[job](submission, job_arguments)
     for missing in missing_inputs(job, job_arguments):

@@ -154,6 +154,7 @@ def test_different_settings_make_a_new_job_and_do_not_change_queued_ones() -> No
     ("arguments", "words"),
     [
         (["train", "--", "-f", "cells"], "--profile: name your cluster's profile"),
+        (["train", "--profile", "mini", "--", "-f", "cells", "--dry-run"], "put it before --"),
         (["train", "--profile", "nowhere", "--", "-f", "cells"], "--profile nowhere"),
         (["train", "--profile", "mini", "--", "-f", "cells", "-e", "0"], "--epochs"),
         (["make-shards", "--profile", "mini", "--", "-f", "cells", "--task", "0/2"], "--task and --finish are set by"),
