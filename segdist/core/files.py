@@ -46,7 +46,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+                if locks is None:
+                    file.close()  # Windows can't rename open files
+                temporary.replace(path)  # still locked, so that it isn't mistaken for a leftover
             _fsync_folder(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)

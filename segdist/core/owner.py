@@ -42,6 +42,8 @@ STALE_AFTER = 60.0
 """Seconds without a sign of life after which an owner on another machine counts as dead."""
 LOOK_EVERY = 0.5
 """Seconds between checks of an owner that is being waited for."""
+ATTEMPTS = 100
+"""To create a record while others remove the folder of records."""
 ASKING, OWNING = ".asking", ".json"
 """Suffixes of a record: while its job asks for ownership, and once it has it."""
 
@@ -109,13 +111,15 @@ class _OwnRecord:
         self.path = folder / OWNERS / f"{name}{ASKING}"
         draft = self.path.with_suffix(".draft")
         self._made = not folder.exists()
-        while True:
+        for attempts_left in reversed(range(ATTEMPTS)):
             try:
                 draft.parent.mkdir(parents=True, exist_ok=True)
                 self._file = draft.open("x")
                 break
-            except FileNotFoundError:
-                continue  # the last owner just removed the folder of records
+            except (FileNotFoundError, FileExistsError):  # the last owner just removed the folder of records
+                if not attempts_left:
+                    raise
+                time.sleep(0.01)
         json.dump(stamped(asdict(record), OWNER_VERSION), self._file)
         self._file.flush()
         if locks is None:
@@ -170,23 +174,27 @@ def _enter(folder: Path, own: Record, deadline: float) -> _OwnRecord:
 def _conflict(record: _OwnRecord, own: Record) -> Record | None:
     """The owner that keeps `record` out; None if there is none. Removes records of dead owners."""
     while True:
-        waiting = False
+        waiting = renamed = False
         for path in sorted(record.path.parent.glob("*-*")):
             if path.suffix not in (ASKING, OWNING) or path == record.path:
                 continue
             other = _read(path)
             if other is None:
+                renamed = renamed or not path.exists()
                 continue
             if own.group and other.group == own.group:
                 if _is_dead_here(path, other, own):
                     path.unlink(missing_ok=True)
                 continue
             if not _lives(path, other, own, record.path):
+                renamed = renamed or not path.exists()
                 path.unlink(missing_ok=True)
             elif path.suffix == OWNING or path.name < record.path.name:
                 return other
             else:
                 waiting = True  # it backs off when it sees us, or already owns the folder, which we will see
+        if renamed:
+            continue  # a record that is gone may own the folder by now, under a name that the listing lacks
         if not waiting:
             return None
         time.sleep(0.01)

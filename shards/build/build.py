@@ -19,7 +19,7 @@ import threading
 import types
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,14 @@ def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | 
     work = find_work(config) if quiet else find_work(config, say)
     folder = config.folder
     if not config.overwrite and is_finished(work, quiet=True) and not (folder / BUILDING).exists():
-        return _make(work, quiet)  # writes nothing, so the set can be read-only
+        return _make(work, quiet, ExitStack())  # writes nothing, so the set can be read-only
     # Builders with the same recipe share the work; one that deletes the set must be alone.
     recipe = "" if config.overwrite else hashlib.sha256(json.dumps(work.recipe, sort_keys=True).encode()).hexdigest()
-    with owned(folder, "segdist make-shards", group=recipe):
-        return _make(work, quiet)
+    with ExitStack() as afterwards, owned(folder, "segdist make-shards", group=recipe):
+        return _make(work, quiet, afterwards)
 
 
-def _make(work: Work, quiet: bool) -> Manifest | None:
+def _make(work: Work, quiet: bool, afterwards: ExitStack) -> Manifest | None:
     config, folder = work.config, work.config.folder
     if config.overwrite:
         _remove_set(folder)
@@ -96,7 +96,7 @@ def _make(work: Work, quiet: bool) -> Manifest | None:
     except UserError:
         # The sources or settings must change, and the recipe with them, so the files here would only be in the way.
         if fresh and not config.task:
-            _remove_set(folder)
+            afterwards.callback(_remove_failed, work)
         raise
 
 
@@ -175,6 +175,17 @@ def _remove_set(folder: Path) -> None:
         folder.rmdir()
 
 
+def _remove_failed(work: Work) -> None:
+    """Delete what a failed build left, unless another builder is still at work there."""
+    folder = work.config.folder
+    with suppress(UserError), owned(folder, "segdist make-shards"):
+        recipe = _read_recipe(folder)
+        if not (folder / MANIFEST).exists() and recipe is not None and not differences(recipe, work.recipe):
+            _remove_set(folder)
+    with suppress(OSError):
+        folder.rmdir()  # fails if anything is left
+
+
 def _others(folder: Path) -> bool:
     """True if the folder holds anything besides the ownership records."""
     return any(path.name != OWNERS for path in folder.iterdir())
@@ -183,10 +194,12 @@ def _others(folder: Path) -> bool:
 def _claim_folder(work: Work) -> bool:
     """Record the recipe in the folder, so that no one continues with a different one; True if nothing was there."""
     folder = work.config.folder
-    known = work.config.overwrite or (folder / BUILDING).exists()  # --overwrite leaves only the user's files
-    if folder.exists() and not known and _others(folder):
+    # Other builders may start or finish at any moment: what they add comes after .building/, which goes only once there
+    # is a manifest. So look in this order.
+    others = folder.exists() and _others(folder)
+    fresh = not ((folder / BUILDING).exists() or (folder / MANIFEST).exists())
+    if others and fresh and not work.config.overwrite:  # which leaves only the user's files
         raise UserError(f"{folder}: not empty, and not a shard set; choose another --name or empty the folder")
-    fresh = not (folder / BUILDING).exists()
     with _writing(folder, "the recipe"):
         write_json(folder / BUILDING / RECIPE, stamped(work.recipe, RECIPE_FORMAT))
     return fresh
@@ -297,6 +310,8 @@ def _writing(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error, (FileNotFoundError, FileExistsError)) and (folder / MANIFEST).exists():
+            return  # another builder has finished the set, and removed .building/ just when this one wrote there
         raise UnwritableShard(
             f"{folder}: {what} can't be written: {error.strerror or error}; finished work is kept. "
             "Make room (or choose another --root) and run the same command again: it resumes from there"

@@ -144,6 +144,41 @@ def test_two_simultaneous_requests_do_not_both_succeed(tmp_path: Path, monkeypat
     assert ends[1] == "in"
 
 
+@pytest.mark.parametrize("step", ["_read", "_lives"])
+def test_a_request_that_succeeds_while_it_is_examined_is_not_overlooked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    other = owner._OwnRecord(tmp_path, owner._describe("the first job", ""))
+    examine = getattr(owner, step)
+
+    def succeed_first(path: Path, *others: Any) -> Any:
+        if path == other.path and path.suffix == owner.ASKING:
+            other.own()
+        return examine(path, *others)
+
+    monkeypatch.setattr(owner, step, succeed_first)
+    with pytest.raises(UserError, match="in use by the first job"), owned(tmp_path, "the second"):
+        pass
+    other.leave()
+
+
+def test_the_folder_of_records_may_vanish_while_another_job_creates_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, calls = Path.mkdir, []
+
+    def vanish_once(path: Path, *arguments: Any, **keywords: Any) -> None:
+        calls.append(path)
+        if len(calls) == 1:  # mkdir found it, but then it was no longer a folder
+            raise FileExistsError(17, "File exists", str(path))
+        create(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "mkdir", vanish_once)
+    with owned(tmp_path, "segdist train"):
+        assert (tmp_path / OWNERS).is_dir()
+    assert calls
+
+
 def test_a_job_can_wait_for_another_to_end(tmp_path: Path) -> None:
     with held(tmp_path) as process:
         assert process.stdin is not None
@@ -229,8 +264,11 @@ def test_a_requeued_slurm_job_takes_over_from_its_earlier_start_at_once(
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    words = r"file: can't be written \(.*, in \.owners/, .*\); make room .*, or choose another folder"
+    (tmp_path / "link").symlink_to("nowhere")
+    words = r"(file|link): can't be written \(.*, in \.owners/, .*\); make room .*, or choose another folder"
     with pytest.raises(UserError, match=words), owned(tmp_path / "file", "segdist train"):
+        pass
+    with pytest.raises(UserError, match=words), owned(tmp_path / "link", "segdist train"):
         pass
 
 

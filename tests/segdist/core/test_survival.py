@@ -116,6 +116,20 @@ def test_files_of_living_processes_are_not_leftovers(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_a_file_is_no_leftover_until_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may look for leftovers just before the finished file is renamed."""
+    rename = Path.replace
+
+    def remove_leftovers_first(path: Path, target: Path) -> Path:
+        remove_leftovers(tmp_path)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", remove_leftovers_first)
+    with whole_file(tmp_path / "a") as file:
+        file.write(b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
 def test_a_writer_whose_file_was_removed_as_a_leftover_creates_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,8 +115,11 @@ def test_a_shard_truncated_after_it_was_noted_is_rebuilt(small_set: Path, tmp_pa
 
 @pytest.mark.slow
 def test_concurrent_builders_do_no_harm(small_set: Path, tmp_path: Path) -> None:
-    builders = [subprocess.Popen(command(tmp_path, "--processes", "1")) for _ in range(3)]
-    assert [builder.wait() for builder in builders] == [0, 0, 0]
+    pipe = subprocess.PIPE
+    words = command(tmp_path, "--processes", "1")
+    builders = [subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True) for _ in range(3)]
+    said = [builder.communicate()[0] for builder in builders]
+    assert [builder.returncode for builder in builders] == [0, 0, 0], "\n".join(said)
     assert contents(tmp_path / "tiny") == contents(small_set)
 
 
