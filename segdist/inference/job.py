@@ -112,7 +112,8 @@ def _fix_settings(task: Task, folder: ResultFolder, ranks: Ranks) -> None:
     problem, threads = "", torch.get_num_threads()
     if ranks.is_main:
         try:
-            threads = folder.begin(result_settings(task, ranks.device), threads)[THREADS]
+            settings = result_settings(task, ranks.device)
+            threads = folder.begin(settings, threads, task.config.overwrite)[THREADS]
         except UserError as error:
             problem = str(error)
     problem, threads = ranks.broadcast((problem, threads))

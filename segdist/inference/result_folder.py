@@ -51,27 +51,31 @@ class ResultFolder:
                 + "\n  Give another --out, or --overwrite to discard them."
             )
 
-    def begin(self, settings: Settings, threads: int) -> Settings:
-        """Record the settings before the first result is written; discard results made with others.
+    def begin(self, settings: Settings, threads: int, overwrite: bool) -> Settings:
+        """Record the settings before the first result is written.
 
         Args:
             threads: used if neither the settings nor the folder say how many.
+            overwrite: discard results made with other settings.
 
         Returns:
             The settings in force from now on.
+
+        Raises:
+            UserError: results made with other settings, without `overwrite`: another job may have been faster.
         """
         remove_leftovers(self.folder, deep=True)
         old = self._settings()
         if old is not None and self._differences(old, settings):
+            if not overwrite:
+                self.refuse_other_settings(settings)
             self._discard()
             old = None
         in_force = settings | {THREADS: (old or {}).get(THREADS) or settings[THREADS] or threads}
         content = stamped(in_force, SETTINGS_VERSION)
         if old is None:
             if not _create_json(self.settings_file, content):
-                # Another task of the array was faster.
-                self.refuse_other_settings(settings)
-                return self.begin(settings, threads)
+                return self.begin(settings, threads, overwrite)  # another task of the array was faster
         elif read_json(self.settings_file) != content:
             write_json(self.settings_file, content)
         return in_force
