@@ -1,5 +1,6 @@
 """Divides the tile rows of all images into one contiguous piece of about equal work per rank."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,7 +42,8 @@ def assign(stretches: Sequence[Stretch], world_size: int) -> list[list[Stretch]]
         else:
             across = stretch.image.tiles_across
             edges = [(total * rank / world_size - before) / across for rank in range(world_size + 1)]
-            cuts = [min(max(round(edge), 0), len(stretch.rows)) for edge in edges]
+            # Half a row goes to the rank above, since the one below computes the rows at the seam again.
+            cuts = [min(max(math.floor(edge + 0.5), 0), len(stretch.rows)) for edge in edges]
             for rank, (first, last) in enumerate(pairwise(cuts)):
                 if first < last:
                     pieces[rank].append(Stretch(stretch.image, stretch.rows[first:last]))

@@ -30,6 +30,13 @@ def test_every_tile_row_has_one_owner_and_work_is_balanced(images: list[tuple[in
     assert all(abs(sum(part.tiles for part in piece) - share) <= slack + 1 for piece in pieces)
 
 
+@pytest.mark.parametrize("rows", [85, 87])
+def test_the_odd_tile_row_goes_to_the_rank_that_recomputes_none(rows: int) -> None:
+    upper, lower = assign([Stretch(image_task(0, rows, 60), range(rows))], 2)
+    assert upper[0].rows == range(rows // 2 + 1)
+    assert lower[0].rows == range(rows // 2 + 1, rows)
+
+
 @given(st.integers(0, 40), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10)), max_size=4))
 @settings(deadline=None)
 def test_remaining_rows_are_all_minus_finished(rows: int, done: list[tuple[int, int]]) -> None:
