@@ -18,6 +18,7 @@ def bare_loop(
     compiled: bool = False,
     implementation: str = "fused",
     keep_freed: bool = False,
+    ddp: bool = False,
     **model: Any,
 ) -> Callable[[int], None]:
     """Return a function that runs a given number of steps, already warmed up.
@@ -25,6 +26,7 @@ def bare_loop(
     Args:
         implementation: how torch runs the optimizer: "fused", "foreach" or "for-loop".
         keep_freed: malloc keeps freed blocks, as in every job.
+        ddp: average the gradients over the ranks that torchrun started, with torch's DistributedDataParallel.
         model: further arguments of the U-Net.
     """
     import torch
@@ -43,6 +45,9 @@ def bare_loop(
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, **how)
     images = torch.randn(batch, 1, PATCH, PATCH).contiguous(memory_format=memory_format)
     truth = torch.randint(0, CLASSES, (batch, PATCH, PATCH))
+    if ddp:
+        torch.distributed.init_process_group("gloo")
+        net = torch.nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True, broadcast_buffers=False)
     call = torch.compile(net) if compiled else net
 
     def run(steps: int) -> None:

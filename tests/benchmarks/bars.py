@@ -1,5 +1,7 @@
 """Targets (bars) of the benchmarks: each is printed when measured, and all again at the end, with the exit code."""
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -29,3 +31,9 @@ class Bars:
         print(line, flush=True)
         self.lines.append(line)
         self.short += not met
+
+
+def print_noise(name: str, ratios: Sequence[float]) -> None:
+    """Print what a baseline gives against itself: median, lowest and highest ratio, the noise of a measurement."""
+    middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
+    print(f"  {name}: {middle:.3f} ({low:.3f} to {high:.3f})")
