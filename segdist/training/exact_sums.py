@@ -67,13 +67,15 @@ class ExactSums:
         while True:
             self.own_time.begin()
             self._sums.start()
-            for index, grain in enumerate(micro_batches, self.first_grain):
-                for buffer, old in zip((*self._buffers, *self._integers), before, strict=True):
-                    buffer.copy_(old)
-                torch.manual_seed(int(hash64(self.seed, Purpose.GRAIN, number, index) >> 1))
-                self._sums.add(self._term(grain, counts, before, scaler))
-                if index == 0:
-                    integers = [buffer.clone() for buffer in self._integers]
+            # In lower precision, weights are converted once for all grains: the outermost context keeps them.
+            with torch.autocast(self.ranks.device.type, enabled=False):
+                for index, grain in enumerate(micro_batches, self.first_grain):
+                    for buffer, old in zip((*self._buffers, *self._integers), before, strict=True):
+                        buffer.copy_(old)
+                    torch.manual_seed(int(hash64(self.seed, Purpose.GRAIN, number, index) >> 1))
+                    self._sums.add(self._term(grain, counts, before, scaler))
+                    if index == 0:
+                        integers = [buffer.clone() for buffer in self._integers]
             self.own_time.end()
             self._sums.reduce(self.ranks)
             overflowed = self._sums.overflowed()

@@ -16,7 +16,7 @@ A term beyond 2^(k+h) is an overflow. Overflows are counted in the same sum, and
 Infinite and NaN terms are counted separately, because a coarser grid wouldn't help.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -28,8 +28,10 @@ DIGITS = 53
 """Bits of a float64's significand."""
 FINEST = -120
 """Smallest exponent of a grid: its inverse, by which float32 terms are multiplied, must fit into a float32."""
-BLOCK = 1 << 15
-"""Values that a CPU processes at once: 128 kB, and 256 kB of sums."""
+BLOCK = 1 << 16
+"""Values that a CPU processes at once, since several operations pass over them: 256 kB, and 512 kB of sums."""
+SMALL = 1 << 12
+"""Tensors with fewer values are packed into one, since a model has many of them and each operation has a fixed cost."""
 UNKNOWN = -(2**20)
 """Exponent of the largest term before the first one."""
 
@@ -48,13 +50,19 @@ class GridSums:
         """k of each tensor; kept in checkpoints, since the bits of later sums depend on it."""
         self._shapes = [(tensor.shape, _strides(tensor)) for tensor in like]
         sizes = [tensor.numel() for tensor in like]
-        counts = len(like) + 2
-        self._flat = torch.zeros(sum(sizes) + counts, dtype=torch.float64, device=device)
-        *values, tail = self._flat.split([*sizes, counts])
+        self._large = [index for index, size in enumerate(sizes) if size >= SMALL]
+        self._small = [index for index, size in enumerate(sizes) if size < SMALL]
+        rows = [index for index in self._small for _ in range(sizes[index])]
+        self._pack = torch.zeros(len(rows), device=device)
+        self._packed = self._unpacked(self._pack)
+        self._pack_rows = torch.tensor(rows, dtype=torch.int64, device=device)
+        self._flat = torch.zeros(sum(sizes) + len(like) + 2, dtype=torch.float64, device=device)
+        parts: tuple[torch.Tensor, ...] = self._flat.split(
+            [*(sizes[index] for index in self._large), len(self._pack), len(like), 1, 1]
+        )
+        *large, self._pack_sums, self._touched, self._overflows, self._bad = parts
         self._block = BLOCK if device.type == "cpu" else max(sum(sizes), 1)
-        self._sums = [value.split(self._block) for value in values]
-        parts: tuple[torch.Tensor, ...] = tail.split([len(like), 1, 1])
-        self._touched, self._overflows, self._bad = parts
+        self._sums = [part.split(self._block) for part in large]
         self._maxima = torch.zeros(len(like), device=device)
 
     def start(self) -> None:
@@ -64,30 +72,29 @@ class GridSums:
         self._maxima.zero_()
         headroom = HEADROOM + (self.terms - 1).bit_length() + 1 - DIGITS
         self._grid = (self.exponents + headroom).clamp(FINEST, -FINEST)
-        self._to_units = power_of_two(-self._grid).unbind()
+        self._to_units = power_of_two(-self._grid)
         self._limits = power_of_two((self._grid - headroom + HEADROOM).clamp(max=127))
 
     def add(self, term: Sequence[torch.Tensor | None]) -> None:
         """Add a term. Its tensors are overwritten."""
-        present = [index for index, tensor in enumerate(term) if tensor is not None]
-        blocks = {index: self._blocks(index, tensor) for index, tensor in enumerate(term) if tensor is not None}
-        rows = [index for index in present for _ in blocks[index]]
-        values = [block for index in present for block in blocks[index]]
-        sums = [block for index in present for block in self._sums[index]]
-        extremes = []
-        for group in self._groups(values):
-            # `_foreach_norm` takes ten times as long on a CPU for its infinity norm.
-            extremes += [torch.aminmax(block) for block in values[group]]
-            torch._foreach_mul_(values[group], [self._to_units[row] for row in rows[group]])
-            torch._foreach_round_(values[group])
-            torch._foreach_add_(sums[group], values[group])
-        lowest, highest = (torch.stack(found) for found in zip(*extremes, strict=True))
-        maxima = torch.maximum(highest, -lowest)
-        finite, of_block = maxima.isfinite(), torch.tensor(rows, device=maxima.device)
-        self._touched[present] += 1
-        self._overflows += (finite & (maxima > self._limits[of_block])).any()
+        scales, rows, extremes = self._to_units.unbind(), [], []
+        for index, sums in zip(self._large, self._sums, strict=True):
+            tensor = term[index]
+            if tensor is not None:
+                for values, total in zip(self._blocks(index, tensor), sums, strict=True):
+                    rows += [index, index]
+                    extremes.append(torch.stack(torch.aminmax(values)))
+                    total += values.mul_(scales[index]).round_()
+        self._fill_pack(term)
+        self._pack_sums += (self._pack * self._to_units[self._pack_rows]).round_()
+        sizes = torch.cat([*extremes, self._pack]).abs().nan_to_num(torch.inf, torch.inf)
+        of_tensor = torch.cat([torch.tensor(rows, dtype=torch.int64, device=sizes.device), self._pack_rows])
+        maxima = torch.zeros_like(self._maxima).scatter_reduce_(0, of_tensor, sizes, "amax")
+        finite = maxima.isfinite()
+        self._touched[[index for index, tensor in enumerate(term) if tensor is not None]] += 1
+        self._overflows += (finite & (maxima > self._limits)).any()
         self._bad += (~finite).any()
-        self._maxima.scatter_reduce_(0, of_block, torch.where(finite, maxima, 0.0), "amax")
+        self._maxima = torch.maximum(self._maxima, torch.where(finite, maxima, 0.0))
 
     def reduce(self, ranks: Ranks) -> None:
         """Sum over the ranks. Collective."""
@@ -125,12 +132,26 @@ class GridSums:
         if [target.stride() for target in targets] != [strides for _, strides in self._shapes]:
             raise ValueError("strides that differ from those of the terms")
         units = power_of_two(self._grid).unbind()
-        blocks = [self._blocks(index, target) for index, target in enumerate(targets)]
-        rows = [index for index, parts in enumerate(blocks) for _ in parts]
-        values, sums = sum(blocks, ()), sum(self._sums, ())
-        for group in self._groups(values):
-            torch._foreach_copy_(values[group], sums[group])
-            torch._foreach_mul_(values[group], [units[row] for row in rows[group]])
+        for index, sums in zip(self._large, self._sums, strict=True):
+            for values, total in zip(self._blocks(index, targets[index]), sums, strict=True):
+                values.copy_(total).mul_(units[index])
+        for index, part in zip(self._small, self._unpacked(self._pack_sums), strict=True):
+            targets[index].copy_(part).mul_(units[index])
+
+    def _fill_pack(self, term: Sequence[torch.Tensor | None]) -> None:
+        """Copy the small tensors of a term into the pack, and 0 for those that it lacks."""
+        for index, part in zip(self._small, self._packed, strict=True):
+            tensor = term[index]
+            if tensor is None:
+                part.zero_()
+            else:
+                part.copy_(tensor)
+
+    def _unpacked(self, pack: torch.Tensor) -> list[torch.Tensor]:
+        """Views of the small tensors in a pack."""
+        shapes = [self._shapes[index] for index in self._small]
+        parts = pack.split([shape.numel() for shape, _ in shapes])
+        return [part.as_strided(shape, strides) for part, (shape, strides) in zip(parts, shapes, strict=True)]
 
     def _blocks(self, index: int, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The values of a tensor in memory order, in blocks."""
@@ -139,17 +160,6 @@ class GridSums:
             tensor = tensor.new_empty_strided(shape, strides).copy_(tensor)
         blocks: tuple[torch.Tensor, ...] = tensor.as_strided((tensor.numel(),), (1,)).split(self._block)
         return blocks
-
-    def _groups(self, blocks: Sequence[torch.Tensor]) -> Iterator[slice]:
-        """Groups of blocks that fit into a core's cache together, since several operations pass over each."""
-        first, size = 0, 0
-        for index, block in enumerate(blocks):
-            if size and size + block.numel() > self._block:
-                yield slice(first, index)
-                first, size = index, 0
-            size += block.numel()
-        if size:
-            yield slice(first, len(blocks))
 
 
 def power_of_two(exponents: torch.Tensor) -> torch.Tensor:

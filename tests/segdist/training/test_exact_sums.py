@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segdist.model.precision import Precision
 from segdist.model.unet import UNet
@@ -228,6 +229,27 @@ def test_a_step_without_labels_keeps_the_grid_and_state_puts_it_back() -> None:
     tested.step([(image * 1e6, labels) for image, labels in grains], 0.01, 2)
     tested.load_state_dict(before)
     assert same(tested.state_dict()["engine"], before["engine"])
+
+
+def test_weights_are_converted_to_lower_precision_once_a_step() -> None:
+    class Conversions(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default and kwargs["dtype"] == torch.bfloat16:
+                self.count += args[0].shape == (3, 1, 1, 1)
+            return func(*args, **kwargs or {})
+
+    tested = on_ranks(1, lambda ranks: learner(ranks, OptimConfig(), nn_batch_norm, precision="bf16"))[0]
+    images, truth = batch(0)
+    grains = [(images[i : i + GRAIN], truth[i : i + GRAIN]) for i in range(0, BATCH, GRAIN)]
+    tested.step(grains, 0.1, 0)  # the first step is done twice
+    weight = tested.model[1].weight.clone()  # type: ignore[index]
+    with Conversions() as conversions:
+        tested.step(grains, 0.1, 1)
+        tested.step(grains, 0.1, 2)
+    assert conversions.count == 2
+    assert not torch.equal(tested.model[1].weight, weight)  # type: ignore[index]
 
 
 def test_the_sums_are_taken_over_all_grains(monkeypatch: pytest.MonkeyPatch) -> None:

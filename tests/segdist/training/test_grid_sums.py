@@ -1,6 +1,7 @@
 """Sums on a grid: exact, hence independent of order; accurate; overflows and bad terms are distinguished."""
 
 import random
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -11,9 +12,19 @@ from hypothesis import strategies as st
 
 from segdist.ranks.launchers import RankEnvironment
 from segdist.ranks.process_group import Ranks
+from segdist.training import grid_sums
 from segdist.training.grid_sums import DIGITS, FINEST, HEADROOM, GridSums, power_of_two
 
 ALONE = Ranks(RankEnvironment("single"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module", autouse=True, params=[(grid_sums.SMALL, grid_sums.BLOCK), (0, 16), (10, 16)])
+def small_and_block(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All tensors packed; each on its own, in blocks; some of them packed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid_sums, "SMALL", request.param[0])
+        patch.setattr(grid_sums, "BLOCK", request.param[1])
+        yield
 
 
 def terms(seed: int, count: int = 8, spread: float = 3.0) -> list[list[torch.Tensor]]:
@@ -152,6 +163,28 @@ def test_a_tensor_without_terms_is_recognized() -> None:
         sums.add([None if tensor is None else tensor.clone() for tensor in term])
     sums.reduce(ALONE)
     assert sums.touched().tolist() == [True, False]
+
+
+def test_packs_and_blocks_leave_the_bits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = terms(3)
+    found = summed(values, dtype=torch.float64)
+    monkeypatch.setattr(grid_sums, "SMALL", 0)
+    monkeypatch.setattr(grid_sums, "BLOCK", 1000)
+    assert all(torch.equal(a, b) for a, b in zip(found, summed(values, dtype=torch.float64), strict=True))
+
+
+def test_a_term_that_lacks_a_small_tensor_adds_nothing_to_it() -> None:
+    values: list[list[Any]] = [[torch.ones(50), torch.full((3,), 2.0)], [torch.ones(50), None]]
+    sums = GridSums(values[0], 2, torch.device("cpu"))
+    for _ in range(2):  # the first pass measures their magnitudes
+        sums.start()
+        for term in values:
+            sums.add([None if tensor is None else tensor.clone() for tensor in term])
+        sums.reduce(ALONE)
+        sums.learn()
+    found = [torch.zeros(50), torch.zeros(3)]
+    sums.write(found)
+    assert [tensor.tolist() for tensor in found] == [[2.0] * 50, [2.0] * 3]
 
 
 def test_powers_of_two_are_exact() -> None:
