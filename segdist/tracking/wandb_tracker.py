@@ -23,10 +23,18 @@ class WandbTracker:
 
     Values of one step are collected and sent as one row when the next step begins, so a row is either complete or
     absent, and "sent up to step N" is all the state needed.
+
+    Args:
+        last_logged_step: the last step that needn't be sent.
+        unsent: rows to send before the first later one.
+        received: number of rows after `last_logged_step` that the server has too, although W&B's file lacks them.
     """
 
-    def __init__(self, run: WandbRun, last_logged_step: int, unsent: list[Row], classes: Sequence[ClassInfo]) -> None:
+    def __init__(
+        self, run: WandbRun, last_logged_step: int, unsent: list[Row], classes: Sequence[ClassInfo], received: int = 0
+    ) -> None:
         self._run, self._unsent = run, unsent
+        self._received = received
         self._sent_before = self.last_logged_step = last_logged_step
         self._labels = {index: info.name for index, info in enumerate(classes)} | {IGNORE: "ignored"}
         self._row: dict[str, Any] = {}
@@ -44,6 +52,10 @@ class WandbTracker:
         if step != self._row_step:
             self.flush()
             self._send_what_the_server_missed(step)
+            if self._received:
+                self._received -= 1
+                self._sent_before = self.last_logged_step = step
+                return
             self._row_step = step
         self._row |= values
 
@@ -171,25 +183,31 @@ def open_wandb(
         return None
     if run.mode == "online":
         say(f"W&B: online, {run.url}")
-        last_step, unsent = _compare_with_server(before, run)
-        return WandbTracker(run, last_step, unsent, classes)
+        last_step, unsent, received = _compare_with_server(before, run)
+        return WandbTracker(run, last_step, unsent, classes, received)
     reason = f"{server}: {run.problem}" if run.problem else reason
     why = f" ({reason})" if reason else ""
     say(f"W&B: offline{why}, upload later with: wandb sync {shlex.quote(str(run_dir))}/wandb/offline-run-*-{run.id}")
     return WandbTracker(run, before.last_step, [], classes)
 
 
-def _compare_with_server(before: Before, run: WandbRun) -> tuple[int, list[Row]]:
-    """The last step that needn't be sent, and rows that the latest process recorded but the server never got."""
+def _compare_with_server(before: Before, run: WandbRun) -> tuple[int, list[Row], int]:
+    """The last step that needn't be sent, rows that the latest process recorded but the server never got, and how many
+    rows the server got that the latest process never recorded.
+    """
     if not before.was_online or before.piece is None:
         # Earlier rows are in offline pieces, to be uploaded with `wandb sync`.
-        return max(run.step_on_server, before.last_step), []
+        return max(run.step_on_server, before.last_step), [], 0
     try:
         rows = rows_in(before.piece)
     except OSError as error:
         warn(f"W&B: {one_line(error)}; rows after step {run.step_on_server} are missing online")
-        return run.step_on_server, []
+        return run.step_on_server, [], 0
+    if not rows:
+        return run.step_on_server, [], 0
     unsent = [row for row in rows if row.number >= run.rows_on_server]
     if unsent:
-        return unsent[0].step - 1, unsent
-    return rows[-1].step if rows else run.step_on_server, []
+        return unsent[0].step - 1, unsent, 0
+    # W&B sends a row without waiting for its file's flush, so a SIGKILL can leave the file behind the server. They are
+    # counted, since the server's summary can be a row ahead of its rows.
+    return rows[-1].step, [], run.rows_on_server - rows[-1].number - 1

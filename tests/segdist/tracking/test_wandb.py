@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from segdist.tracking.wandb_pieces import STEP, rows_in
-from tests.support.programs import ROOT
+from tests.support.programs import ROOT, wait_until
 from tests.support.run_example import write_predictions
 from tests.support.wandb_server import WandbServer, wandb_server
 
@@ -192,6 +192,27 @@ def test_an_online_resume_after_sigkill_continues_the_run_without_gaps_or_duplic
         second.end()
         assert list(server.runs) == [first.run_id]
         assert steps_online(server, first.run_id) == list(range(1, 81))
+
+
+def test_rows_that_reached_the_server_but_not_the_file_are_not_sent_again(tmp_path: Path) -> None:
+    with wandb_server() as server:
+        first = Job(tmp_path, server.url)
+        first.do("log 1 10")
+        first.do("safe")
+        (file,) = (tmp_path / "wandb").glob("run-*/*.wandb")
+        flushed = file.read_bytes()
+        first.do("log 11 30")
+        wait_until(lambda: steps_online(server, first.run_id) == list(range(1, 31)))
+        for process in children(first.process.pid):  # it would complete the file
+            os.kill(process, signal.SIGKILL)
+        first.kill()
+        file.write_bytes(flushed)  # as if the last flush had come too late
+        second = Job(tmp_path, server.url)
+        second.do("log 5 30")
+        second.do("log 31 50")
+        second.do("finish finished")
+        second.end()
+        assert steps_online(server, first.run_id) == list(range(1, 51))
 
 
 def test_a_stopped_run_is_distinguished_from_a_finished_one(tmp_path: Path) -> None:
