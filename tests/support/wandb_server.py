@@ -108,8 +108,9 @@ class WandbServer(ThreadingHTTPServer):
         for file, content in body.get("files", {}).items():
             lines = [json.loads(line) for line in content["content"]] if file.endswith(".jsonl") else []
             if file == "wandb-history.jsonl":
-                del run.history[content["offset"] :]
-                run.history += lines
+                # A late request of a killed client must not remove what its successor has sent.
+                start = content["offset"]
+                run.history[start : start + len(lines)] = lines
             elif file == "wandb-summary.json":
                 run.summary = json.loads(content["content"][-1])
         if body.get("complete"):
