@@ -1,12 +1,12 @@
 """Track which rows are safe with W&B: our state file, plus W&B's own files read back with its own tool.
 
 `<run>/wandb/state.json` holds
-    {"format_version": 1, "run_id": "k3v9q2ab", "last_logged_step": 400,
+    {"format_version": 1, "run_id": "k3v9q2ab", "last_logged_step": 400, "rows": 201,
      "piece": "offline-run-20260102_030405-k3v9q2ab", "closed": true}
 
 A piece is the folder `<run>/wandb/[offline-]run-<date>-<id>` of one process; the `.wandb` file in it is W&B's
 transaction log, flushed every second. If the latest process wasn't closed cleanly, that file, not our state, says which
-rows are safe.
+rows are safe. The server may have more of them, because W&B doesn't wait for the flush before it sends a row.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import os
 import secrets
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,29 @@ STEP = "trainer/step"
 
 
 @dataclass(frozen=True)
+class Row:
+    """A row of a piece."""
+
+    number: int
+    """W&B's own `_step`, which for an online run counts through all its processes."""
+    step: int
+    values: dict[str, float]
+    """The scalars; pictures are separate files."""
+
+
+@dataclass(frozen=True)
 class Before:
     """The state left by earlier processes of the run."""
 
     run_id: str
     last_step: int = -1
     """The last step whose row is safe."""
+    rows: int | None = None
+    """Number of rows up to `last_step`, as the server counts them; None if unknown."""
     piece: Path | None = None
     """The latest process's piece."""
+    recorded: Sequence[Row] = ()
+    """The rows in that piece."""
 
     @property
     def was_online(self) -> bool:
@@ -66,19 +82,29 @@ class StateFile:
             if sweeps and (other := self._run_with(sweeps)):
                 warn(f"W&B: $WANDB_RUN_ID {sweeps} is already the id of {other}; this run gets its own")
                 sweeps = ""
-            return Before(run_id or sweeps or secrets.token_hex(4))
+            if known := run_id or sweeps:
+                return Before(known)
+            return Before(secrets.token_hex(4), rows=0)
         try:
             state = unstamped(json.loads(self.path.read_text()), STATE_VERSION, str(self.path))
             run_id, last, closed = str(state["run_id"]), int(state["last_logged_step"]), bool(state["closed"])
-            piece = self.path.parent / state["piece"]
+            piece, number = self.path.parent / state["piece"], state.get("rows")
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{self.path}: damaged; delete it to continue as a new W&B run") from None
-        if not closed:
-            try:
-                last = max(last, last_step_in(piece))
-            except OSError as error:
-                warn(f"W&B: {one_line(error)}; some of its rows may appear twice")
-        return Before(run_id, last, piece)
+        before = Before(run_id, last, number, piece)
+        if closed and not before.was_online:
+            return before
+        try:
+            recorded = rows_in(piece)
+        except OSError as error:
+            warn(f"W&B: {one_line(error)}; some of its rows may be missing or appear twice")
+            return before
+        if not recorded:
+            return before
+        # Not W&B's own summary of the file, which can be a row ahead of the rows after a SIGKILL.
+        last = max(last, recorded[-1].step)
+        number = recorded[-1].number + 1 if before.was_online else None
+        return Before(run_id, last, number, piece, recorded)
 
     def _run_with(self, run_id: str) -> Path | None:
         """A neighboring run that has this id."""
@@ -89,31 +115,16 @@ class StateFile:
                     return path.parent.parent
         return None
 
-    def write(self, run_id: str, last_step: int, piece: Path, *, closed: bool) -> None:
+    def write(self, run_id: str, last_step: int, rows: int | None, piece: Path, *, closed: bool) -> None:
         """Record the state of the latest process."""
-        state = {"run_id": run_id, "last_logged_step": last_step, "piece": piece.name, "closed": closed}
+        state = {
+            "run_id": run_id,
+            "last_logged_step": last_step,
+            "rows": rows,
+            "piece": piece.name,
+            "closed": closed,
+        }
         write_json(self.path, stamped(state, STATE_VERSION))
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a piece."""
-
-    number: int
-    """W&B's own `_step`, which for an online run counts through all its processes."""
-    step: int
-    values: dict[str, float]
-    """The scalars; pictures are separate files."""
-
-
-def last_step_in(piece: Path) -> int:
-    """The last step with a complete row in a piece; -1 if there is none.
-
-    Raises:
-        OSError: the piece can't be read.
-    """
-    # Not W&B's own summary of the file, which can be a row ahead of the rows after a SIGKILL.
-    return max((row.step for row in rows_in(piece)), default=-1)
 
 
 def rows_in(piece: Path) -> list[Row]:

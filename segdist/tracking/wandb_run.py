@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from segdist.tracking.wandb_pieces import STEP, StateFile, last_step_in, one_line
+from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, one_line, rows_in
 
 RECENT = 10.0
 """Seconds for which sent rows are remembered: several times the interval at which W&B writes them to its file."""
@@ -27,7 +27,7 @@ class WandbRun:
     Args:
         mode: "online" becomes "offline", and `problem` says why, if W&B can't reach its server.
         arguments: arguments for `wandb.init`.
-        safe_step: the last step that earlier processes saved.
+        before: what earlier processes saved.
         patience: seconds that a call can wait for the server.
 
     Raises:
@@ -39,12 +39,12 @@ class WandbRun:
         mode: Literal["online", "offline"],
         arguments: Mapping[str, Any],
         state_file: StateFile,
-        safe_step: int,
+        before: Before,
         patience: float,
     ) -> None:
         self.mode, self.problem = mode, ""
         self._arguments, self._patience = arguments, patience
-        self._state_file, self._safe_step = state_file, safe_step
+        self._state_file, self._safe_step, self._safe_rows = state_file, before.last_step, before.rows
         self._recent: deque[tuple[float, int, dict[str, Any]]] = deque()
         self._restarts = 0
         self._run = self._start()
@@ -115,7 +115,7 @@ class WandbRun:
             self._run.finish(exit_code=0 if state == "finished" else 1)
 
         self._with_retry(close)
-        self._state_file.write(self.id, last_step, self.piece, closed=True)
+        self._state_file.write(self.id, last_step, self._safe_rows, self.piece, closed=True)
 
     def abandon(self) -> None:
         """Kill W&B's process and don't restart it. Waiting calls then fail with an error."""
@@ -143,15 +143,24 @@ class WandbRun:
     def _restart(self) -> None:
         import wandb
 
-        died = self.piece
+        was_online, died, count = self.mode == "online", self.piece, self.rows_on_server
         with suppress(Exception):  # it complains that the process is dead
             wandb.teardown()
+        recorded: list[Row] = []
         with suppress(OSError):
-            self._safe_step = max(self._safe_step, last_step_in(died))
+            recorded = rows_in(died)
+        if recorded:
+            count = recorded[-1].number + 1
+            self._safe_step = max(self._safe_step, recorded[-1].step)
+            self._safe_rows = count if was_online else None
         self._run = self._start()
-        for _, step, row in self._recent:
-            if step > self._safe_step:
-                self._run.log({**row, STEP: step})
+        rows = [(step, row) for _, step, row in self._recent if step > self._safe_step]
+        if self.mode == "online":
+            # The server may lack rows that are in the file, or have got rows that aren't.
+            unsent = [(row.step, row.values) for row in recorded if row.number >= self.rows_on_server]
+            rows = [*unsent, *rows[max(self.rows_on_server - count, 0) :]]
+        for step, row in rows:
+            self._run.log({**row, STEP: step})
 
     def _start(self) -> Any:
         import wandb
@@ -168,7 +177,7 @@ class WandbRun:
             run = wandb.init(mode="offline", **self._arguments)
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP)
-        self._state_file.write(run.id, self._safe_step, Path(run.settings.sync_dir), closed=False)
+        self._state_file.write(run.id, self._safe_step, self._safe_rows, Path(run.settings.sync_dir), closed=False)
         return run
 
 

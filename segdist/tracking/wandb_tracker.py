@@ -13,7 +13,7 @@ from segdist.core.terminal import say, warn
 from segdist.tracking.config import TrackingConfig
 from segdist.tracking.confusion_picture import confusion_picture
 from segdist.tracking.wandb_mode import choose_mode, has_package, require_package
-from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, one_line, rows_in
+from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, one_line
 from segdist.tracking.wandb_run import WandbRun, environment_or, prepare_wandb, wandb_settings
 from shards.manifest import IGNORE, ClassInfo
 
@@ -177,7 +177,7 @@ def open_wandb(
         "settings": wandb_settings(config.start_timeout, config.finish_timeout),
     }
     try:
-        run = WandbRun(mode, arguments, state_file, before.last_step, patience=config.finish_timeout)
+        run = WandbRun(mode, arguments, state_file, before, patience=config.finish_timeout)
     except Exception as error:  # no W&B failure should prevent training
         warn(f"W&B can't be started ({one_line(error)}); continuing without it")
         return None
@@ -195,19 +195,13 @@ def _compare_with_server(before: Before, run: WandbRun) -> tuple[int, list[Row],
     """The last step that needn't be sent, rows that the latest process recorded but the server never got, and how many
     rows the server got that the latest process never recorded.
     """
-    if not before.was_online or before.piece is None:
+    if not before.was_online:
         # Earlier rows are in offline pieces, to be uploaded with `wandb sync`.
         return max(run.step_on_server, before.last_step), [], 0
-    try:
-        rows = rows_in(before.piece)
-    except OSError as error:
-        warn(f"W&B: {one_line(error)}; rows after step {run.step_on_server} are missing online")
-        return run.step_on_server, [], 0
-    if not rows:
-        return run.step_on_server, [], 0
-    unsent = [row for row in rows if row.number >= run.rows_on_server]
+    unsent = [row for row in before.recorded if row.number >= run.rows_on_server]
     if unsent:
         return unsent[0].step - 1, unsent, 0
-    # W&B sends a row without waiting for its file's flush, so a SIGKILL can leave the file behind the server. They are
-    # counted, since the server's summary can be a row ahead of its rows.
-    return rows[-1].step, [], run.rows_on_server - rows[-1].number - 1
+    if before.rows is None or run.rows_on_server < before.rows:
+        return run.step_on_server, [], 0
+    # Counted, because the server's summary can be a row ahead of its rows.
+    return before.last_step, [], run.rows_on_server - before.rows

@@ -67,7 +67,7 @@ def test_a_sweeps_id_is_used_by_one_training_only(
     first = state_of("first")
     before = first.read(None, takes_sweeps_id=True)
     assert before.run_id == "abc123"
-    first.write(before.run_id, 3, first.path.parent / "piece", closed=True)
+    first.write(before.run_id, 3, None, first.path.parent / "piece", closed=True)
     # An inference, and another training from the same shell.
     assert state_of("first/predictions").read(None, takes_sweeps_id=False).run_id != "abc123"
     assert state_of("second").read(None, takes_sweeps_id=True).run_id != "abc123"

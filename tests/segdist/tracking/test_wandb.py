@@ -151,6 +151,22 @@ def test_sigterm_to_the_whole_process_group_loses_nothing(tmp_path: Path) -> Non
     assert steps_offline(tmp_path) == list(range(1, 51))
 
 
+def test_the_death_of_wandbs_own_process_online_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    with wandb_server() as server:
+        job = Job(tmp_path, server.url)
+        job.do("log 1 20")
+        wait_until(lambda: steps_online(server, job.run_id) == list(range(1, 21)))
+        (file,) = (tmp_path / "wandb").glob("run-*/*.wandb")
+        for process in children(job.process.pid):
+            os.kill(process, signal.SIGKILL)
+        with file.open("r+b") as log:  # as if the last flush had come too late
+            log.truncate(file.stat().st_size * 3 // 4)
+        job.do("log 21 40")
+        job.do("finish finished")
+        job.end()
+        assert steps_online(server, job.run_id) == list(range(1, 41))
+
+
 def test_logged_rows_reach_the_disk_within_seconds(tmp_path: Path) -> None:
     job = Job(tmp_path, server=None)
     job.do("log 1 50")
@@ -194,22 +210,23 @@ def test_an_online_resume_after_sigkill_continues_the_run_without_gaps_or_duplic
         assert steps_online(server, first.run_id) == list(range(1, 81))
 
 
-def test_rows_that_reached_the_server_but_not_the_file_are_not_sent_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_file", [0, 10])
+def test_rows_that_reached_the_server_but_not_the_file_are_not_sent_again(tmp_path: Path, in_file: int) -> None:
     with wandb_server() as server:
         first = Job(tmp_path, server.url)
-        first.do("log 1 10")
+        if in_file:
+            first.do(f"log 1 {in_file}")
         first.do("safe")
         (file,) = (tmp_path / "wandb").glob("run-*/*.wandb")
         flushed = file.read_bytes()
-        first.do("log 11 30")
+        first.do(f"log {in_file + 1} 30")
         wait_until(lambda: steps_online(server, first.run_id) == list(range(1, 31)))
         for process in children(first.process.pid):  # it would complete the file
             os.kill(process, signal.SIGKILL)
         first.kill()
         file.write_bytes(flushed)  # as if the last flush had come too late
         second = Job(tmp_path, server.url)
-        second.do("log 5 30")
-        second.do("log 31 50")
+        second.do("log 1 50")
         second.do("finish finished")
         second.end()
         assert steps_online(server, first.run_id) == list(range(1, 51))
