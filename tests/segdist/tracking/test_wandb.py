@@ -316,7 +316,7 @@ def test_offline_pieces_are_merged_by_wandb_sync_with_every_step_once(tmp_path: 
     with wandb_server() as server:
         environ = os.environ | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
         for _ in range(2):  # the second time there is nothing left to send
-            subprocess.run([sys.executable, "-m", "wandb", "sync", *pieces], env=environ, check=True)
+            subprocess.run([sys.executable, "-m", "wandb", "sync", *pieces], cwd=tmp_path, env=environ, check=True)
         assert steps_online(server, first.run_id) == list(range(1, 31))
 
 
