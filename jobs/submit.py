@@ -27,7 +27,7 @@ from segdist.core.exit_codes import FINISHED
 from segdist.core.paths import PIPELINE, RUNS
 from segdist.core.terminal import say, warn
 from slurm.pipeline import Link, submit_chain
-from slurm.submit import sbatch_script
+from slurm.submit import job_folder, sbatch_script
 
 SINGLE = {"make-shards": shard_links, "train": train_links, "infer": infer_links}
 SUBMITTED_JOBS = (*SINGLE, "cross-validate", "pipeline")
@@ -105,14 +105,14 @@ def _place(links: list[Link], cluster: Literal["slurm", "local", "debug"], dry_r
         say("no Slurm: the jobs run here, one after another")
     placed = submit_chain(links, cluster, say)
     say(f"\nrun     {folder.parent}")
-    say(f"logs    {folder}/<job>_<rank>_log.out and .err")
+    say(f"logs    {folder}/<job>{'/<node>' if cluster == 'slurm' else ''}_<rank>_log.out and .err")
     if cluster == "slurm":
         waiting = [item.record.job_id for item in placed if item.what != "finished already"]
         say(f"watch   segdist queue {shlex.quote(folder.parent.name)}")
         if waiting:
             # For a pipeline, show the training's log, because it takes longest.
             told = next((item for item in placed if item.link.order.name == "train"), placed[-1])
-            say(f"        tail -F {shlex.quote(f'{folder}/{told.record.job_id}_0_log.out')}")
+            say(f"        tail -F {shlex.quote(str(job_folder(folder, told.record.task_ids[0]) / 'rank0.out'))}")
             say(f"cancel  scancel {' '.join(waiting)}")
     return FINISHED
 

@@ -1,6 +1,7 @@
 """Submit a job through submitit: to Slurm, in the background of this machine, or within this process.
 
-All three run the same `Task`. Submissions are recorded next to the logs, one line each in `submitted.jsonl`.
+All three run the same `Task`. Submissions are recorded in the run's folder of logs, one line each in
+`submitted.jsonl`. On Slurm, each job, or task of an array, keeps its files in a folder of its own (`job_folder`).
 """
 
 import json
@@ -24,6 +25,7 @@ from segdist.core.paths import SUBMITTED
 from segdist.core.terminal import warn
 from slurm.profiles import LIMITLESS_RETRIES, Profile, submitit_parameters
 from slurm.task import Task
+from slurm.witness import OF_A_JOB
 
 Cluster = Literal["slurm", "local", "debug"]
 RECORD_VERSION = 1
@@ -31,7 +33,7 @@ RECORD_VERSION = 1
 
 @dataclass(frozen=True)
 class Record:
-    """One submission, as recorded next to its logs."""
+    """One submission, as recorded in the folder of its logs."""
 
     name: str
     """The job: "train", "infer", …"""
@@ -74,6 +76,7 @@ class Order:
         parameters = submitit_parameters(
             self.profile, f"{self.folder.parent.name}-{self.name}", f"segdist {self.folder}"
         )
+        parameters.update(_slurm_logs(self.folder, len(self.tasks) > 1, parameters))
         if self.after:
             parameters["slurm_dependency"] = "afterok:" + ":".join(self.after)
             # Otherwise a job whose predecessor failed would stay in the queue forever.
@@ -97,7 +100,7 @@ def submit(order: Order, cluster: Cluster) -> tuple[Record, list[submitit.Job[st
         raise UserError(f"{order.name}: a job array needs --cluster slurm")
     try:
         executor = submitit.AutoExecutor(
-            order.folder,
+            order.folder / OF_A_JOB if cluster == "slurm" else order.folder,
             cluster=cluster,
             slurm_max_num_timeout=LIMITLESS_RETRIES,
             slurm_python=_python(order),
@@ -138,9 +141,43 @@ def sbatch_script(order: Order) -> str:
         parameters["mem"] = _convert_mem(parameters["mem"])
     if len(order.tasks) > 1:
         parameters["map_count"] = len(order.tasks)
-    command = f"{_python(order)} -u -m submitit.core._submit {shlex.quote(str(order.folder))}"
-    script: str = _make_sbatch_string(command=command, folder=order.folder, **parameters)
+    folder = order.folder / OF_A_JOB
+    command = f"{_python(order)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    script: str = _make_sbatch_string(command=command, folder=folder, **parameters)
     return script
+
+
+def job_folder(folder: Path, task_id: str) -> Path:
+    """The folder of the logs of a Slurm job or array task (`17` or `17_3`), in the run's folder of logs.
+
+    It holds `<node>_<rank>_log.out` and `.err` for every node that the job has run on, and links `rank0.out` and
+    `rank0.err` to those of rank 0 in the latest start. Versions up to 0.2.0 put all files into `folder` itself.
+    """
+    return folder / task_id
+
+
+def _slurm_logs(folder: Path, array: bool, parameters: dict[str, Any]) -> dict[str, Any]:
+    """`parameters` that put a job's logs into its folder, named by node and rank; restarts append to them."""
+    pattern, job = "%j", "${SLURM_JOB_ID}"
+    if array:
+        pattern, job = "%A_%a", "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+    here = f"{shlex.quote(str(folder))}/{job}"
+    setup = [f"mkdir -p {here}"]
+    srun = []
+    for stream, suffix in (("output", "out"), ("error", "err")):
+        setup.append(f"ln -sfn ${{SLURMD_NODENAME}}_0_log.{suffix} {here}/rank0.{suffix}")
+        srun.append(f"--{stream}={folder}/{pattern}/%N_%t_log.{suffix}")
+    # Slurm opens this one before the script runs, perhaps before submitit has made the job's folder.
+    batch = f"{folder}/{pattern}_batch_log.out"
+    return {
+        "slurm_setup": [*setup, *parameters.get("slurm_setup", [])],
+        "slurm_srun_args": [*srun, *parameters["slurm_srun_args"]],
+        "slurm_additional_parameters": {
+            "output": batch,
+            "error": batch,
+            **parameters["slurm_additional_parameters"],
+        },
+    }
 
 
 def read_records(folder: Path) -> list[Record]:

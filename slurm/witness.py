@@ -14,6 +14,9 @@ from types import FrameType
 from segdist.core.launcher import LAUNCHER, REASON_FILE, note_reason, signal_reason
 from slurm.ledger import reason_path
 
+OF_A_JOB = "%j"
+"""Last part of submitit's folder for jobs on Slurm: submitit replaces it with the id of the job or array task."""
+
 HANDED_ON = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT")
 
 
@@ -21,6 +24,8 @@ def main(arguments: list[str]) -> int:
     """Run Python with `arguments`, the last of which is submitit's folder; returns its exit code, 128 + n for signal
     n."""
     environ, folder = os.environ, Path(arguments[-1])
+    if folder.name == OF_A_JOB:  # jobs on this machine, and those submitted by version 0.2.0, have none of their own
+        folder = folder.parent
     # Slurm's signals reach every process of a step, including the rank; submitit's controller signals only us.
     local = environ.get("SUBMITIT_EXECUTOR") == "local"
     environ[LAUNCHER] = str(os.getpid())

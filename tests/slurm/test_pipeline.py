@@ -13,7 +13,7 @@ import pytest
 
 from segdist.core.errors import UserError
 from slurm.pipeline import Link, Placed, submit_chain
-from slurm.submit import Order, sbatch_script
+from slurm.submit import Order, job_folder, sbatch_script
 from slurm.task import Task
 from tests.support.cluster import SUBMITTING, Cluster, log, profile, standing, toy, wait_for_end, wait_until
 
@@ -103,9 +103,9 @@ def test_a_job_gets_the_requested_gpus(cluster: Cluster, tmp_path: Path) -> None
 
 def test_the_dry_run_shows_the_submitted_script(cluster: Cluster, tmp_path: Path) -> None:
     (placed,) = run_chain(greeting(tmp_path, "greet"))
-    assert (
-        sbatch_script(placed.link.order) == (tmp_path / "slurm" / f"{placed.record.job_id}_submission.sh").read_text()
-    )
+    number = placed.record.job_id
+    written = job_folder(placed.link.order.folder, number) / f"{number}_submission.sh"
+    assert sbatch_script(placed.link.order) == written.read_text()
     assert wait_for_end(tmp_path, "greet").finished
 
 

@@ -137,7 +137,7 @@ class Workplace:
 
     def log(self, run: str) -> str:
         """All output of a run's jobs."""
-        return "\n".join(path.read_text() for path in sorted((self.folder / "runs" / run / "slurm").glob("*_log.*")))
+        return "\n".join(path.read_text() for path in sorted((self.folder / "runs" / run / "slurm").rglob("*_log.*")))
 
 
 @dataclass
@@ -421,7 +421,7 @@ def test_concurrent_pipelines_do_not_interfere_and_torchrun_gives_the_bits_of_sr
     masks = [run / "predictions" / run.name / "masks" for run in runs]
     names = sorted(path.name for path in masks[0].iterdir())
     assert filecmp.cmpfiles(*masks, names, shallow=False) == (names, [], [])
-    script = (runs[1] / "slurm" / f"{workplace.job('other', 'train')}_submission.sh").read_text()
+    script = next((runs[1] / "slurm").glob(f"*/{workplace.job('other', 'train')}_submission.sh")).read_text()
     assert "--ntasks-per-node=1" in script
     assert "4 ranks on cpu" in workplace.log("other")
 

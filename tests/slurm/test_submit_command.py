@@ -13,7 +13,7 @@ from jobs import show_queue, submit
 from jobs.config import SubmitFoldsConfig
 from jobs.links import Submission, fold_links, infer_links, pipeline_links, shard_links, train_links
 from segdist.core.errors import UserError
-from slurm.submit import sbatch_script
+from slurm.submit import job_folder, sbatch_script
 from slurm.submit import submit as submit_order
 from tests.support.programs import environment
 
@@ -263,6 +263,6 @@ def test_submitit_writes_the_script_shown_by_the_dry_run(tmp_path: Path, monkeyp
     for tasks in (1, 3):
         links = shard_links(Submission("gpu-nodes", "slurm", tasks=tasks), ["-f", "cells"])
         submit_order(links[0].order, "slurm")
-        written = links[0].order.folder / "4711_submission.sh"
+        written = job_folder(links[0].order.folder, "4711") / "4711_submission.sh"
         assert written.read_text() == sbatch_script(links[0].order)
         written.unlink()

@@ -13,8 +13,20 @@ from pathlib import Path
 import pytest
 
 from slurm.standing import Standing, left_in_queue
+from slurm.submit import job_folder
 from slurm.task import Task
-from tests.support.cluster import Cluster, ended, log, place, standing, toy, wait_for, wait_for_end, wait_until
+from tests.support.cluster import (
+    Cluster,
+    ended,
+    log,
+    log_of_rank_0,
+    place,
+    standing,
+    toy,
+    wait_for,
+    wait_for_end,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -82,7 +94,13 @@ def a_job_told_to_stop_is_requeued_by_submitit_and_resumes(cluster: Cluster, fol
     end = let_it_end(folder)
     assert (end.state, end.starts, end.finished) == ("COMPLETED", 2, True)
     assert "Requeued job" in log(folder)
-    first, second = re.findall(r"counting from (\d+)", (folder / "slurm" / f"{record.job_id}_0_log.out").read_text())
+    logs = job_folder(folder / "slurm", record.job_id)
+    ranks = [path.name.split("_")[:2] for path in logs.glob("*_log.out")]
+    assert {rank for _, rank in ranks} == {"0", "1", "2", "3"}
+    assert len({node for node, rank in ranks if rank in "02"}) >= 2  # two ranks per node: 0 and 2 never share one
+    assert (logs / "rank0.out").resolve().name == f"{end.ledgers[0].starts[-1].host}_0_log.out"
+    assert not list((folder / "slurm").glob("*_?_log.*"))
+    first, second = re.findall(r"counting from (\d+)", log_of_rank_0(folder, record))
     assert int(first) == 0
     assert int(second) >= 3
 
@@ -101,7 +119,7 @@ def a_job_that_accepts_fewer_nodes_resumes_without_the_dead_one(cluster: Cluster
         cluster.boot("node6")
     end = let_it_end(folder)
     assert (end.state, end.starts) == ("COMPLETED", 2)
-    said = (folder / "slurm" / f"{record.job_id}_0_log.out").read_text()
+    said = log_of_rank_0(folder, record)
     assert re.findall(r"on (\d) nodes", said) == ["2", "1"]
 
 
@@ -199,7 +217,7 @@ def a_job_requeued_by_someone_else_resumes_from_its_checkpoint(cluster: Cluster,
     wait_for_steps(folder, 1)
     end = let_it_end(folder)
     assert (end.state, end.starts) == ("COMPLETED", 2)
-    starts = re.findall(r"counting from (\d+)", (folder / "slurm" / f"{record.job_id}_0_log.out").read_text())
+    starts = re.findall(r"counting from (\d+)", log_of_rank_0(folder, record))
     assert int(starts[1]) >= 3
 
 
@@ -213,6 +231,9 @@ def one_array_task_is_requeued_without_the_others(cluster: Cluster, folder: Path
     end = let_it_end(folder)
     assert end.state == "2 COMPLETED"
     assert [len(ledger.starts) for ledger in end.ledgers] == [1, 2]
+    logs = [job_folder(folder / "slurm", task) for task in record.task_ids]
+    said = ["".join(path.read_text() for path in here.glob("*_0_log.out")) for here in logs]
+    assert [text.count("counting from") for text in said] == [1, 2]
 
 
 @scenario

@@ -15,7 +15,7 @@ import pytest
 from segdist.core.code_version import current_version
 from slurm.profiles import Profile, load_profile
 from slurm.standing import ALIVE, Standing, standings
-from slurm.submit import Order, Record, submit
+from slurm.submit import Order, Record, job_folder, submit
 from slurm.task import Task
 
 MINI_CLUSTER = Path(__file__).parents[2] / "slurm" / "mini_cluster.sh"
@@ -161,4 +161,10 @@ def wait_for_end(folder: Path, name: str, starts: int = 1) -> Standing:
 
 def log(folder: Path) -> str:
     """Standard output and error of the jobs with logs in `folder`."""
-    return "\n".join(path.read_text() for path in sorted((folder / "slurm").glob("*_log.*")))
+    return "\n".join(path.read_text() for path in sorted((folder / "slurm").rglob("*_log.*")))
+
+
+def log_of_rank_0(folder: Path, record: Record) -> str:
+    """Standard output of a job's rank 0 in all starts; it has a file for each node that rank 0 ran on."""
+    paths = job_folder(folder / "slurm", record.job_id).glob("*_0_log.out")
+    return "".join(path.read_text() for path in sorted(paths, key=lambda path: path.stat().st_mtime))
