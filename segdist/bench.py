@@ -14,6 +14,7 @@ from segdist.core.parsing import from_dict, merge
 from segdist.inference.parts import MemoryRows
 from segdist.inference.predictor import Predictor
 from segdist.inference.writers import write_mask_png
+from segdist.model.prepared import prepared
 from segdist.ranks.process_group import Ranks
 from segdist.training.choices import MINUTES
 from segdist.training.config import TrainConfig
@@ -141,7 +142,7 @@ def measure_inference(trainer: Trainer, folder: Path) -> TilerFigures:
     config, data, device = trainer.config, trainer.data, trainer.ranks.device
     side = GPU_SIDE if device.type == "cuda" else CPU_SIDE
     predictor = Predictor(
-        trainer.learner.best_model,
+        prepared(trainer.learner.best_model, device, trainer.precision),
         tile=config.inference.tile or data.patch,
         overlap=config.inference.overlap,
         flips=config.inference.flips,

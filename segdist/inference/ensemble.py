@@ -20,6 +20,7 @@ import torch
 from segdist.inference.tiler import TileModel
 from segdist.model.model_file import load_model
 from segdist.model.precision import Precision
+from segdist.model.prepared import prepared
 
 
 class Ensemble:
@@ -68,11 +69,14 @@ def load_tile_model(
     compiled: bool = False,
     disagreement: bool = False,
     calibrated: bool = True,
+    prepare: bool = True,
 ) -> TileModel | Ensemble:
     """Load one model, or several as an ensemble, onto `device`.
 
     Args:
         calibrated: divide each model's logits by the temperature in its card.
+        prepare: run models as `segdist.model.prepared` returns them, unless compiled; False for the bits of versions
+            before that.
 
     Raises:
         UserError: see `segdist.model.model_file.load_model`.
@@ -80,7 +84,11 @@ def load_tile_model(
     members = []
     for file in files:
         model, card = load_model(file, str(device), trusted)
-        runnable: Any = torch.compile(model) if compiled else model
+        runnable: Any = model
+        if compiled:
+            runnable = torch.compile(model)
+        elif prepare:
+            runnable = prepared(model, device, precision)
         members.append(
             TileModel(
                 runnable,

@@ -29,7 +29,7 @@ from segdist.inference.evaluation import summarize
 from segdist.inference.finish import finish
 from segdist.inference.finished_log import Record
 from segdist.inference.result_folder import ResultFolder
-from segdist.inference.result_identity import THREADS, result_settings
+from segdist.inference.result_identity import PREPARED, THREADS, result_settings
 from segdist.inference.segment import megapixels, segment
 from segdist.inference.survey import collection_paused, survey
 from segdist.inference.task import Failure, ImageTask, Task, prepare
@@ -69,8 +69,8 @@ def infer(config: InferConfig, ranks: Ranks) -> Result:
     task = examine(config, ranks)
     folder = ResultFolder(task.folder, task.images)
     with full_disk_named(task.folder), _owned(task, ranks):
-        _fix_settings(task, folder, ranks)
-        return _run(task, folder, ranks)
+        prepare_models = _fix_settings(task, folder, ranks)
+        return _run(task, folder, ranks, prepare_models=prepare_models)
 
 
 def examine(config: InferConfig, ranks: Ranks) -> Task:
@@ -107,30 +107,36 @@ def _owned(task: Task, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def _fix_settings(task: Task, folder: ResultFolder, ranks: Ranks) -> None:
-    """Record the settings that results depend on, and use as many threads as when the folder was first started."""
-    problem, threads = "", torch.get_num_threads()
+def _fix_settings(task: Task, folder: ResultFolder, ranks: Ranks) -> bool:
+    """Record the settings that results depend on, and use as many threads as when the folder was first started.
+
+    Returns:
+        Whether to prepare the models; False in folders from before that was done.
+    """
+    problem, threads, prepare_models = "", torch.get_num_threads(), True
     if ranks.is_main:
         try:
             settings = result_settings(task, ranks.device)
-            threads = folder.begin(settings, threads, task.config.overwrite)[THREADS]
+            in_force = folder.begin(settings, threads, task.config.overwrite)
+            threads, prepare_models = in_force[THREADS], in_force[PREPARED]
         except UserError as error:
             problem = str(error)
-    problem, threads = ranks.broadcast((problem, threads))
+    problem, threads, prepare_models = ranks.broadcast((problem, threads, prepare_models))
     if problem:
         raise UserError(problem)
     if threads != torch.get_num_threads() and ranks.device.type == "cpu":
         if ranks.is_main:
             warn(f"{threads} threads per rank, as when {task.folder} was started: the last bits depend on their number")
         torch.set_num_threads(threads)
+    return bool(prepare_models)
 
 
-def _run(task: Task, folder: ResultFolder, ranks: Ranks) -> Result:
+def _run(task: Task, folder: ResultFolder, ranks: Ranks, *, prepare_models: bool) -> Result:
     found = survey(task, folder, ranks)
     done = Done(task, ranks, dict(found.records), dict(task.unusable))
     stretches = found.stretches(task)
     pieces = assign(stretches, ranks.world_size)
-    _segment_share(task, folder, pieces, done)
+    _segment_share(task, folder, pieces, done, prepare_models=prepare_models)
     computed = {stretch.image for stretch in stretches}
     complete = [image for image in task.images if image.number in found.parts and image not in computed]
     for image in complete[ranks.rank :: ranks.world_size]:
@@ -165,7 +171,9 @@ class Done:
             warn(f"rank {self.ranks.rank}: {message}" if self.ranks.rank else message)
 
 
-def _segment_share(task: Task, folder: ResultFolder, pieces: list[list[Stretch]], done: Done) -> None:
+def _segment_share(
+    task: Task, folder: ResultFolder, pieces: list[list[Stretch]], done: Done, *, prepare_models: bool
+) -> None:
     """Segment this rank's stretches in turn; images that no other rank works on are finished right away."""
     ranks = done.ranks
     mine = pieces[ranks.rank]
@@ -187,6 +195,7 @@ def _segment_share(task: Task, folder: ResultFolder, pieces: list[list[Stretch]]
             compiled=config.compile,
             disagreement=config.output.disagreement,
             calibrated=config.calibrated,
+            prepare=prepare_models,
         )
 
     label = "segmenting" if ranks.world_size == 1 else f"segmenting (rank 0 of {ranks.world_size})"

@@ -19,7 +19,7 @@ from segdist.core.formats import stamped, unstamped
 from segdist.core.paths import FAILURES, SCORES, STATE
 from segdist.inference.finished_log import FinishedLog, Record, read_json
 from segdist.inference.parts import Part, find_parts
-from segdist.inference.result_identity import ROOT, THREADS, Settings, completed, differences
+from segdist.inference.result_identity import PREPARED, ROOT, THREADS, Settings, completed, differences
 from segdist.inference.task import ImageTask
 from shards.images.opening import split_address
 
@@ -72,6 +72,7 @@ class ResultFolder:
             self._discard()
             old = None
         in_force = settings | {THREADS: (old or {}).get(THREADS) or settings[THREADS] or threads}
+        in_force[PREPARED] = (old or settings)[PREPARED]
         content = stamped(in_force, SETTINGS_VERSION)
         if old is None:
             if not _create_json(self.settings_file, content):

@@ -20,7 +20,7 @@ from shards.images.config import MasksConfig
 Settings = dict[str, Any]
 
 ROOT, THREADS, TEMPERATURES, TRUTH = "root", "threads", "temperatures", "truth"
-INTERVALS = "share_intervals"
+INTERVALS, PREPARED = "share_intervals", "prepared"
 MODEL, WEIGHTS, BY_FOLD = "model", "weights", "out_of_fold"
 
 
@@ -46,6 +46,7 @@ def result_settings(task: Task, device: torch.device) -> Settings:
         "precision": task.precision.name,
         "channels_last": config.channels_last,
         "compile": config.compile,
+        PREPARED: True,
         "device": device.type,
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -63,6 +64,7 @@ def completed(old: Settings) -> Settings:
     """Settings as read from a folder, with defaults for those that its version didn't have."""
     return {
         INTERVALS: None,
+        PREPARED: False,
         **old,
         "masks": _without(to_dict(MasksConfig()), "folder") | old["masks"],
         "output": _without(to_dict(OutputConfig()), "figures") | old["output"],
@@ -72,14 +74,15 @@ def completed(old: Settings) -> Settings:
 def differences(old: Settings, new: Settings) -> list[str]:
     """The differences between the settings in a folder and those of this start, one per line.
 
-    Settings that the folder's version didn't have are not compared, nor are threads that this start leaves open.
+    Settings that the folder's version didn't have are not compared, nor are threads that this start leaves open, nor
+    whether models are prepared: the folder keeps what it was started with.
     """
     found = []
     for key, there in old.items():
         now = new.get(key)
         if key == MODEL and WEIGHTS in old:  # calibration changes the file, but not its weights
             continue
-        if there == now or (key == THREADS and None in (there, now)):
+        if there == now or key == PREPARED or (key == THREADS and None in (there, now)):
             continue
         if key == ROOT:
             found.append(f"  images: was {there}, now {now}")

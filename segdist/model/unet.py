@@ -49,7 +49,7 @@ class UNet(nn.Module):
             raise UserError(
                 f"model.width {width}, model.depth {depth}: both must be at least 1, and the depth at most {DEEPEST}"
             )
-        self.stride_multiple = 2**depth
+        self.stride_multiple, self.norm = 2**depth, norm
         widths = [width * 2**level for level in range(depth + 1)]
         self.encoders = nn.ModuleList(
             _convolutions(before, after, norm) for before, after in zip([in_channels, *widths], widths, strict=False)
@@ -64,21 +64,28 @@ class UNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, K, H, W) of images (B, C, H, W)."""
-        if images.shape[-2] % self.stride_multiple or images.shape[-1] % self.stride_multiple:
-            raise ValueError(
-                f"an input of {images.shape[-2]} x {images.shape[-1]} pixels: "
-                f"both sides must be multiples of {self.stride_multiple}"
-            )
-        skips = []
-        x = images
-        for level, encoder in enumerate(self.encoders):
-            x = encoder(functional.max_pool2d(x, 2) if level else x)
-            skips.append(x)
-        skips.pop()
+        *skips, x = encoded(images, self.encoders)
         for upsampling, decoder in zip(self.upsamplings, self.decoders, strict=True):
             x = decoder(torch.cat([skips.pop(), upsampling(x)], dim=1))
         logits: torch.Tensor = self.head(x)
         return logits
+
+
+def encoded(images: torch.Tensor, encoders: nn.ModuleList) -> list[torch.Tensor]:
+    """The output of each encoder, from the top of the U down, for images (B, C, H, W).
+
+    Raises:
+        ValueError: H and W can't be halved from level to level.
+    """
+    multiple = 2 ** (len(encoders) - 1)
+    if images.shape[-2] % multiple or images.shape[-1] % multiple:
+        raise ValueError(
+            f"an input of {images.shape[-2]} x {images.shape[-1]} pixels: both sides must be multiples of {multiple}"
+        )
+    levels: list[torch.Tensor] = []
+    for encoder in encoders:
+        levels.append(encoder(functional.max_pool2d(levels[-1], 2) if levels else images))
+    return levels
 
 
 def _pairs(widths: list[int]) -> list[tuple[int, int]]:

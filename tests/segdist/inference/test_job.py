@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from segdist.inference.finished_log import FinishedLog
 from segdist.inference.gpu_transfer import ReadAhead
 from segdist.inference.tiler import TileModel
 from segdist.model.metrics import confusion_matrix, mean_iou
+from segdist.model.model_file import load_model
 from tests.support.inference_parts import (
     CLASSES,
     checksums,
@@ -294,6 +296,27 @@ def test_results_from_before_format_versions_are_reused(
     capsys.readouterr()
     assert job(model, images, tmp_path / "out") == USAGE
     assert "settings.json: format version 99, written by a newer segdist" in capsys.readouterr().err
+
+
+def test_a_folder_from_before_models_were_prepared_gets_the_bits_of_its_version(
+    model: Path, images: Path, tmp_path: Path
+) -> None:
+    options = ("--output.probabilities", "float32", "--device", "cpu")
+    assert job(model, images / "odd.png", tmp_path / "old", *options) == FINISHED
+    file = tmp_path / "old/state/settings.json"
+    settings = json.loads(file.read_text())
+    assert settings.pop("prepared") is True
+    file.write_text(json.dumps(settings))
+    write_images(images, {"new": (40, 50)})
+    assert job(model, images, tmp_path / "old", *options) == FINISHED
+    assert job(model, images, tmp_path / "fresh", *options) == FINISHED
+    old, fresh = (np.load(tmp_path / out / "probabilities/new.npy") for out in ("old", "fresh"))
+    plain, card = load_model(model)
+    tiles: Any = {"tile": card.patch, "mean": card.mean, "std": card.std, "num_classes": len(card.classes)}
+    np.testing.assert_array_equal(old, predict(plain, images / "new.png", device="cpu", **tiles))
+    assert not np.array_equal(old, fresh)
+    np.testing.assert_allclose(old, fresh, atol=1e-5)
+    assert json.loads(file.read_text())["prepared"] is False
 
 
 def test_the_number_of_threads_is_fixed_at_the_first_start(

@@ -15,6 +15,8 @@ from segdist import Predictor, predict
 from segdist.core.errors import UserError
 from segdist.inference.grid import TileGrid, blending_window, make_grid
 from segdist.inference.tiler import NOT_A_NUMBER, Region, TileModel, Weights, finished_rows, labels_of
+from segdist.model.precision import Precision
+from segdist.model.prepared import prepared
 from segdist.model.unet import UNet
 
 TILE = 16
@@ -131,10 +133,17 @@ def test_shifting_the_image_by_one_stride_shifts_the_result(height: int, width: 
     assert torch.equal(whole[:, 2 * stride :, 2 * stride :], moved[:, stride:, stride:])
 
 
-@pytest.fixture(scope="module")
-def unet() -> TileModel:
+def tile_unet(*, prepare: bool, width: int, depth: int) -> TileModel:
     torch.manual_seed(1)
-    return TileModel(UNet(1, 3, width=4, depth=2).eval(), 3, (120.0,), (40.0,), stride_multiple=4)
+    model: nn.Module = UNet(1, 3, width=width, depth=depth).eval()
+    if prepare:
+        model = prepared(model, torch.device("cpu"), Precision("fp32", "for the test"))
+    return TileModel(model, 3, (120.0,), (40.0,), stride_multiple=2**depth)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "prepared"])
+def unet(request: pytest.FixtureRequest) -> TileModel:
+    return tile_unet(prepare=request.param, width=4, depth=2)
 
 
 @given(st.data())
@@ -181,11 +190,10 @@ def test_a_region_has_the_bits_of_the_whole(unet: TileModel, data: st.DataObject
     assert torch.equal(part, whole[:, top:bottom, left:right])
 
 
-@pytest.fixture(scope="module")
-def default_unet() -> TileModel:
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "prepared"])
+def default_unet(request: pytest.FixtureRequest) -> TileModel:
     """The default model and tile side, since torch's kernels depend on the shapes."""
-    torch.manual_seed(1)
-    return TileModel(UNet(1, 3).eval(), 3, (120.0,), (40.0,), stride_multiple=16)
+    return tile_unet(prepare=request.param, width=16, depth=4)
 
 
 @pytest.mark.slow
