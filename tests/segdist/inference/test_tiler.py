@@ -214,9 +214,10 @@ def test_a_row_has_the_same_bits_for_any_range_batch_and_number_of_threads(
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("name", "tile"), [("unet", 32), ("default_unet", 96)])
-def test_threads_do_not_change_the_bits(name: str, tile: int, request: pytest.FixtureRequest) -> None:
-    model: TileModel = request.getfixturevalue(name)
+@pytest.mark.parametrize("prepare", [False, True], ids=["plain", "prepared"])
+@pytest.mark.parametrize(("width", "depth", "tile"), [(4, 2, 32), (16, 4, 96)])
+def test_threads_do_not_change_the_bits(width: int, depth: int, tile: int, prepare: bool) -> None:
+    model = tile_unet(prepare=prepare, width=width, depth=depth)
     image = image_of(131, 203)
     grid = make_grid(131, 203, tile, 0.5, 16)
     before = torch.get_num_threads()
