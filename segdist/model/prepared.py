@@ -112,5 +112,5 @@ def _convolution(weight: torch.Tensor, bias: Any) -> nn.Conv2d:
     outputs, inputs, side, _ = weight.shape
     conv = nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=bias is not None, device="meta")
     values = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    conv.load_state_dict({name: value.detach().clone() for name, value in values.items()}, assign=True)
+    conv.load_state_dict({name: value.detach().contiguous() for name, value in values.items()}, assign=True)
     return conv.requires_grad_(False)
