@@ -4,6 +4,7 @@ A job with one rank creates no group; this tests on one GPU the calls that sever
 """
 
 import copy
+import faulthandler
 import sys
 
 import torch
@@ -63,4 +64,5 @@ def main(device_name: str) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(300, exit=True)  # so that a hang, seen once in 300 runs, says where
     main(sys.argv[1])
