@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import tyro
 
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import from_dict, merge, option_value, read_settings, to_dict
 from segdist.core.ranges import check_ranges
 
@@ -31,7 +32,7 @@ def parse(
     command: str,
     description: str,
     preset: str = "",
-    preset_values: dict[str, Any] | None = None,
+    preset_values: JsonObject | None = None,
 ) -> Command[Config]:
     """Parse `argv` (default: the process's) into `cls`, a tree of frozen dataclasses.
 
@@ -97,7 +98,7 @@ def launch_command(job: str, arguments: Sequence[str], environment: "RankEnviron
 def print_config(config: Any) -> None:
     """Print the resolved config as `key = value` lines, with a dot after section names."""
 
-    def show(values: dict[str, Any], prefix: str) -> None:
+    def show(values: JsonObject, prefix: str) -> None:
         for key, value in values.items():
             if isinstance(value, dict):
                 show(value, f"{prefix}{key}.")

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from segdist.core.errors import UserError
 from segdist.core.fold import MOST_FOLDS
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import merge, to_dict
 from segdist.core.paths import DATA, RUNS, plain_name
 from segdist.core.ranges import CountOrZero, NotNegative, Positive, Range, Seed
@@ -136,7 +137,7 @@ class ChainConfig(SetConfig):
         check_pipeline_name(self.name)
         _check_length(self.minutes, self.train)
 
-    def tables(self) -> dict[str, dict[str, Any]]:
+    def tables(self) -> dict[str, JsonObject]:
         """The settings of each job."""
         options = to_dict(SetConfig(**{item.name: getattr(self, item.name) for item in fields(SetConfig)}))
         make_shards = merge(self.make_shards, _changed(to_dict(SetConfig()), options))
@@ -197,7 +198,7 @@ class FoldsConfig:
         """Seed of the training, which determines the folds."""
         return int(self.train.get("seed", 0))
 
-    def tables(self) -> dict[str, dict[str, Any]]:
+    def tables(self) -> dict[str, JsonObject]:
         """The settings of each job. The out-of-fold results keep their probabilities."""
         train = self.train | ({"minutes": self.minutes} if self.minutes else {})
         infer = merge({"output": {"probabilities": "float16"}}, self.infer)
@@ -258,7 +259,7 @@ def name_first(arguments: list[str]) -> list[str]:
     return ["--name", *arguments] if arguments and not arguments[0].startswith("-") else arguments
 
 
-def without_preset(train: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def without_preset(train: JsonObject) -> tuple[JsonObject, list[str]]:
     """The settings of `train` without its preset, and the option that selects the preset."""
     settings = {key: value for key, value in train.items() if key != "preset"}
     return settings, ["--preset", train["preset"]] if "preset" in train else []
@@ -270,7 +271,7 @@ def check_pipeline_name(name: str) -> None:
         raise UserError(f"--name {name}: one folder name, no path")
 
 
-def tracked(tracking: dict[str, Any], tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def tracked(tracking: JsonObject, tables: dict[str, JsonObject]) -> dict[str, JsonObject]:
     """The jobs' tables with the pipeline's tracking; in W&B, the three runs are grouped under its name."""
     filled = {}
     for job, table in tables.items():
@@ -280,13 +281,13 @@ def tracked(tracking: dict[str, Any], tables: dict[str, dict[str, Any]]) -> dict
     return filled
 
 
-def _check_length(minutes: float, train: dict[str, Any]) -> None:
+def _check_length(minutes: float, train: JsonObject) -> None:
     """Raises UserError if the table `train` gives a length as well."""
     if minutes and (twice := {"steps", "epochs"} & train.keys()):
         raise UserError(f"--minutes and {', '.join(sorted(twice))} of train: give the length of the training once")
 
 
-def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+def _changed(before: JsonObject, after: JsonObject) -> JsonObject:
     """The settings of `after` that differ from `before`."""
     changed = {}
     for key, value in after.items():

@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from jobs.command_line import parse
 from jobs.config import FoldsConfig, without_preset
@@ -13,6 +12,7 @@ from segdist.core import paths
 from segdist.core.code_version import current_version
 from segdist.core.errors import UserError
 from segdist.core.fold import fold_folder
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import option_value, write_settings
 from segdist.inference.config import InferConfig
 from segdist.set_job import MakeShardsJob
@@ -164,9 +164,9 @@ def missing_inputs(job: str, arguments: list[str]) -> list[str]:
 def pipeline_links(
     submission: Submission,
     name: str,
-    make_shards: dict[str, Any],
-    train: dict[str, Any],
-    infer: dict[str, Any],
+    make_shards: JsonObject,
+    train: JsonObject,
+    infer: JsonObject,
     infer_tasks: int,
     settings: Path,
 ) -> list[Link]:
@@ -220,7 +220,7 @@ def _as_array(name: str, links: list[Link]) -> Link:
     return Link(replace(links[0].order, name=name, tasks=tasks), links[-1].product)
 
 
-def _settings(folder: Path, job: str, settings: dict[str, Any]) -> list[str]:
+def _settings(folder: Path, job: str, settings: JsonObject) -> list[str]:
     """The options that pass a job its table, through a file that no later submission changes."""
     if not settings:
         return []

@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs.command_line import parse
 from segdist.core.exit_codes import FINISHED, STOPPED
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import write_settings
 from segdist.core.terminal import say
 from segdist.inference.config import InferConfig
@@ -30,7 +31,7 @@ class Step:
     """The job's module."""
     ranks: int
     arguments: list[str]
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: JsonObject = field(default_factory=dict)
     """Settings from its table; options take precedence."""
     needs: Path | None = None
     """A file from an earlier step that this step's plan requires."""

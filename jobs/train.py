@@ -15,12 +15,12 @@ Started again with the same settings, a stopped run resumes; with more `--epochs
 """
 
 import sys
-from typing import Any
 
 from jobs.command_line import Command, launch_command, parse, print_config
 from jobs.entry import run_job
 from segdist.core.choice import Choice
 from segdist.core.exit_codes import FINISHED, STOPPED
+from segdist.core.json_values import JsonObject
 from segdist.core.terminal import say
 from segdist.ranks.launchers import torchrun_would_restart
 from segdist.training.config import TrainConfig
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     preset, values = find_preset(arguments)
 
-    def read(values: dict[str, Any]) -> Command[TrainConfig]:
+    def read(values: JsonObject) -> Command[TrainConfig]:
         return parse(TrainConfig, arguments, "train", __doc__ or "", preset=preset, preset_values=values)
 
     command = read(values)

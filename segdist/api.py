@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 from segdist.core.keywords import from_keywords, plain
 from segdist.core.parsing import merge
 from segdist.core.terminal import as_library, say
@@ -78,7 +79,7 @@ def train(*, preset: str = "", quiet: bool = True, **settings: Any) -> "TrainedR
     given = plain(settings, call) | {"quiet": quiet}
     name, values = choose_preset(preset, given)
 
-    def read(values: dict[str, Any]) -> TrainConfig:
+    def read(values: JsonObject) -> TrainConfig:
         return from_keywords(TrainConfig, merge(values, given), call)
 
     config = read(values)
@@ -154,7 +155,7 @@ def _torch_as_before() -> Iterator[None]:
         torch.use_deterministic_algorithms(strict)
 
 
-def _as_command(function: str, settings: dict[str, Any]) -> list[str]:
+def _as_command(function: str, settings: JsonObject) -> list[str]:
     """A command line that repeats the call."""
     arguments = ", ".join(f"{key}={value!r}" for key, value in settings.items())
     return ["python", "-c", f"import segdist; segdist.{function}({arguments})"]

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tifffile
 import torch
 
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import from_dict, merge
 from segdist.inference.parts import MemoryRows
 from segdist.inference.predictor import Predictor
@@ -95,7 +95,7 @@ def preset_config(data: str, run: Path, ranks: Ranks) -> TrainConfig:
     # Steps are given too, so that the trainer doesn't time some to find their number.
     own |= {"steps": 1, "tracking": {"wandb": "off"}}
 
-    def read(values: dict[str, Any]) -> TrainConfig:
+    def read(values: JsonObject) -> TrainConfig:
         return from_dict(TrainConfig, merge(values, own), "segdist bench")
 
     return with_choices(read({}), read, {}, ranks)[0]

@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
 from segdist.core.formats import VERSION_KEY, read_version
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import from_dict, to_dict
 from segdist.core.paths import INDEX_SUFFIX, MANIFEST
 from shards.manifest_rules import impossible
@@ -68,7 +68,7 @@ class Manifest:
     """A finished shard set. Statistics are those of the train split's patches."""
 
     format_version: int
-    recipe: dict[str, Any]
+    recipe: JsonObject
     """Everything that determines the contents: a rebuild from it gives the same bytes."""
     classes: tuple[ClassInfo, ...]
     patch: int

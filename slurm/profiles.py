@@ -16,9 +16,10 @@ A profile is a path, or the name of one of the examples in `slurm/profiles`.
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import from_dict, merge, near, parse_table, read_file
 from segdist.core.ranges import Count, CountOrZero, Positive, check_ranges
 from segdist.core.shipped import shipped_files
@@ -123,7 +124,7 @@ def load_profile(name: str, job: str) -> Profile:
     return profile
 
 
-def submitit_parameters(profile: Profile, name: str, comment: str) -> dict[str, Any]:
+def submitit_parameters(profile: Profile, name: str, comment: str) -> JsonObject:
     """`profile` as parameters of submitit's AutoExecutor; its other executors ignore those that start with `slurm_`."""
     srun = [
         # Without this, the other ranks would hang when one exits.
@@ -170,7 +171,7 @@ def examples() -> dict[str, str]:
     return shipped_files("slurm", "profiles", ".toml")
 
 
-def _read(name: str) -> tuple[str, dict[str, Any]]:
+def _read(name: str) -> tuple[str, JsonObject]:
     """Where a profile comes from, for messages, and its values."""
     if Path(name).is_file():
         return name, read_file(Path(name))

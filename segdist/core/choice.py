@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from segdist.core.json_values import JsonObject
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -20,9 +22,9 @@ class Choice:
         return f"{self.setting} = {shown(self.value)}: {self.reason}"
 
 
-def settings_of(choices: Iterable[Choice]) -> dict[str, Any]:
+def settings_of(choices: Iterable[Choice]) -> JsonObject:
     """The choices as a table of settings, as read from a TOML file."""
-    table: dict[str, Any] = {}
+    table: JsonObject = {}
     for choice in choices:
         *sections, key = choice.setting.split(".")
         inside = table
@@ -32,7 +34,7 @@ def settings_of(choices: Iterable[Choice]) -> dict[str, Any]:
     return table
 
 
-def in_force(choices: Iterable[Choice], config: dict[str, Any]) -> list[Choice]:
+def in_force(choices: Iterable[Choice], config: JsonObject) -> list[Choice]:
     """The choices whose values the config has; the user has overridden the others.
 
     Args:
@@ -50,7 +52,7 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _value(config: dict[str, Any], setting: str) -> Any:
+def _value(config: JsonObject, setting: str) -> Any:
     value: Any = config
     for key in setting.split("."):
         value = value.get(key) if isinstance(value, dict) else None

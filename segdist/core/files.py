@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 
 try:
     import fcntl
@@ -138,7 +139,7 @@ def write_json(path: Path, value: Any) -> None:
         file.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_json_rows(path: Path, value: dict[str, Any], key: str) -> None:
+def write_json_rows(path: Path, value: JsonObject, key: str) -> None:
     """Like `write_json`, but with one line per item of the long list `value[key]`, which comes last.
 
     Takes a third of the time, and the memory of one line.

@@ -8,6 +8,7 @@ refused with an error message.
 from typing import Any
 
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 
 VERSION_KEY = "format_version"
 
@@ -16,7 +17,7 @@ RUN_VERSION = 2
 `summary.json`. 2: `choices`, `minutes` and `inference`; 0, without a number: the U-Net is segdist.unet:UNet."""
 
 
-def stamped(values: dict[str, Any], version: int) -> dict[str, Any]:
+def stamped(values: JsonObject, version: int) -> JsonObject:
     """`values` with their format version prepended."""
     return {VERSION_KEY: version, **values}
 
@@ -45,7 +46,7 @@ def read_version(values: Any, newest: int, origin: str) -> int:
     return version
 
 
-def unstamped(values: Any, newest: int, origin: str) -> dict[str, Any]:
+def unstamped(values: Any, newest: int, origin: str) -> JsonObject:
     """`values` without their format version, after checking it with `read_version`."""
     read_version(values, newest, origin)
     return {key: value for key, value in values.items() if key != VERSION_KEY}

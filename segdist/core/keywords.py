@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_origin, get_type_hints
 
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import from_dict, to_dict
 from segdist.core.ranges import check_ranges
 
@@ -34,7 +35,7 @@ def from_keywords(cls: type[Config], values: Mapping[str, Any], call: str) -> Co
     return config
 
 
-def plain(values: Mapping[str, Any], call: str) -> dict[str, Any]:
+def plain(values: Mapping[str, Any], call: str) -> JsonObject:
     """The same values as JSON types: strings, numbers, lists and dictionaries.
 
     Raises:
@@ -61,7 +62,7 @@ def _plain(value: Any, where: str) -> Any:
     raise UserError(f"{where} is a {type(value).__name__}; give text, a number, a list, a table or a path")
 
 
-def _with_lists(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+def _with_lists(cls: type[Any], values: JsonObject) -> JsonObject:
     """`values`, with single values wrapped in a list where the setting takes several."""
     hints = get_type_hints(cls)
     found = {}

@@ -25,6 +25,7 @@ from typing import Any
 from segdist.core.errors import UserError
 from segdist.core.exit_codes import FAILED
 from segdist.core.formats import read_version, stamped
+from segdist.core.json_values import JsonObject
 from segdist.core.paths import OWNERS
 from segdist.core.terminal import show_error, warn
 
@@ -286,7 +287,7 @@ def _read(path: Path) -> Record | None:
     if path in _held:
         return _held[path]
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values: JsonObject = json.loads(path.read_text())
     except (OSError, ValueError):
         return None  # gone in the meantime, or a partial record left by a crash of the file server
     read_version(values, OWNER_VERSION, str(path))

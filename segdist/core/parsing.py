@@ -15,13 +15,14 @@ from typing import Any, Literal, TypeVar, cast, get_type_hints
 from segdist.core.errors import UserError
 from segdist.core.files import read_text, write_json
 from segdist.core.formats import stamped, unstamped
+from segdist.core.json_values import JsonObject
 
 Config = TypeVar("Config")
 
 SETTINGS_VERSION = 1
 
 
-def from_dict(cls: type[Config], values: dict[str, Any], origin: str) -> Config:
+def from_dict(cls: type[Config], values: JsonObject, origin: str) -> Config:
     """Build `cls` from `values`; missing keys keep their defaults.
 
     Raises:
@@ -43,12 +44,12 @@ def from_dict(cls: type[Config], values: dict[str, Any], origin: str) -> Config:
         raise UserError(f"{origin}: wrong value\n" + "\n".join(dict.fromkeys(lines))) from None
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> JsonObject:
     """The inverse of `from_dict`, with JSON types only (paths become strings, tuples lists)."""
-    return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config), default=_path_to_text)))
+    return cast(JsonObject, json.loads(json.dumps(dataclasses.asdict(config), default=_path_to_text)))
 
 
-def read_file(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> JsonObject:
     """The tables of a TOML file, or of a JSON file (by its suffix), as a dictionary.
 
     Raises:
@@ -57,7 +58,7 @@ def read_file(path: Path) -> dict[str, Any]:
     return parse_table(read_text(path), str(path), "JSON" if path.suffix == ".json" else "TOML")
 
 
-def parse_table(text: str, origin: str, kind: Literal["JSON", "TOML"] = "TOML") -> dict[str, Any]:
+def parse_table(text: str, origin: str, kind: Literal["JSON", "TOML"] = "TOML") -> JsonObject:
     """The tables in `text`; `origin` names it in errors, which are those of `read_file`."""
     try:
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
@@ -68,7 +69,7 @@ def parse_table(text: str, origin: str, kind: Literal["JSON", "TOML"] = "TOML") 
     return values
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> JsonObject:
     """As `read_file`; settings from `write_settings` have a format version, a user's file needs none.
 
     Raises:
@@ -77,12 +78,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     return unstamped(read_file(path), SETTINGS_VERSION, str(path))
 
 
-def write_settings(path: Path, values: dict[str, Any]) -> None:
+def write_settings(path: Path, values: JsonObject) -> None:
     """Write settings for another job, as JSON with a format version."""
     write_json(path, stamped(values, SETTINGS_VERSION))
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: JsonObject, over: JsonObject) -> JsonObject:
     """`base` updated with `over`; sections are merged key by key, everything else is replaced."""
     merged = dict(base)
     for key, value in over.items():
@@ -112,7 +113,7 @@ def near(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
 
 
-def _refuse_unknown_keys(cls: type, values: dict[str, Any], origin: str, prefix: str) -> None:
+def _refuse_unknown_keys(cls: type, values: JsonObject, origin: str, prefix: str) -> None:
     hints = get_type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls)}
     for key, value in values.items():

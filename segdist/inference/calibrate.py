@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
 from segdist.core.formats import stamped
+from segdist.core.json_values import JsonObject
 from segdist.core.owner import owned
 from segdist.core.parsing import to_dict
 from segdist.core.paths import CALIBRATION
@@ -143,7 +143,7 @@ def _keep(file: Path, done: Calibration) -> None:
             save_model(file, weights, calibrated)
 
 
-def _figures(done: Calibration) -> dict[str, Any]:
+def _figures(done: Calibration) -> JsonObject:
     return {
         "temperature": done.temperature,
         "models": [str(file) for file in done.models],
@@ -156,7 +156,7 @@ def _figures(done: Calibration) -> dict[str, Any]:
     }
 
 
-def _of(sums: Reliability) -> dict[str, Any]:
+def _of(sums: Reliability) -> JsonObject:
     counts = np.maximum(sums.counts, 1)
     return {
         "expected_calibration_error": sums.calibration_error,

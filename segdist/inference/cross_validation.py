@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
 from segdist.core.formats import stamped, unstamped
+from segdist.core.json_values import JsonObject
 from segdist.core.keyed import Purpose, generator
 from segdist.core.owner import owned
 from segdist.core.parsing import read_file
@@ -45,7 +46,7 @@ class FoldScores:
     """The results of a cross-validation."""
 
     file: Path
-    scores: dict[str, Any]
+    scores: JsonObject
     """The content of scores.json: see `score`."""
     calibration: Calibration
     suspects: str
@@ -100,7 +101,7 @@ def score(folder: Path, shard_set: ShardSet) -> FoldScores:
     return FoldScores(folder / SCORES, scores, calibration, suspects_text(listed, found, result))
 
 
-def spread(per_fold: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def spread(per_fold: Sequence[JsonObject]) -> JsonObject:
     """Mean and standard deviation of each score over the folds; a class is averaged over the folds that have it."""
     return {
         **{key: _mean_and_deviation([one[key] for one in per_fold]) for key in SCORES_OF_ALL},
@@ -111,7 +112,7 @@ def spread(per_fold: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def interval(matrices: Sequence[Sequence[Sequence[int]]], groups: Sequence[int]) -> dict[str, Any]:
+def interval(matrices: Sequence[Sequence[Sequence[int]]], groups: Sequence[int]) -> JsonObject:
     """Percentile bootstrap intervals of the scores, from images drawn with replacement (Efron and Tibshirani, "An
     introduction to the bootstrap", 1993, chapter 13). The images of a group are drawn together.
 
@@ -195,12 +196,12 @@ def folds_text(shard_set: ShardSet, partition: Partition) -> str:
     return "\n".join(lines)
 
 
-def _images(result: Path) -> list[dict[str, Any]]:
+def _images(result: Path) -> list[JsonObject]:
     """The scores of each image, from the scores.json of the predictions."""
     file = result / SCORES
     if not file.exists():
         raise UserError(f"{file}: missing; run segdist cross-validate without --finish")
-    found: list[dict[str, Any]] | None = unstamped(read_file(file), SCORES_VERSION, str(file)).get("images")
+    found: list[JsonObject] | None = unstamped(read_file(file), SCORES_VERSION, str(file)).get("images")
     if found is None:
         raise UserError(f"{file}: damaged (no images); run segdist cross-validate again")
     return found

@@ -6,11 +6,11 @@ Letters: K classes. A confusion matrix is int64 (K, K), with the truth in rows.
 import math
 from collections import Counter
 from operator import add
-from typing import Any
 
 import torch
 
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 from segdist.inference.parts import ROWS_AT_ONCE, Rows
 from segdist.model.metrics import confusion_matrix, dice_per_class, iou_per_class, mean_iou, pixel_accuracy
 from shards.images.masks import MaskFile, unknown_message
@@ -45,7 +45,7 @@ def confusion_of_image(truth: MaskFile, prediction: Rows, num_classes: int, top:
     return total
 
 
-def image_scores(confusion: torch.Tensor) -> dict[str, Any]:
+def image_scores(confusion: torch.Tensor) -> JsonObject:
     """Scores of one image; None for a class absent from both truth and prediction."""
     return {
         "mean_iou": _number(mean_iou(confusion)),
@@ -56,7 +56,7 @@ def image_scores(confusion: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def summarize(class_names: list[str], images: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(class_names: list[str], images: list[JsonObject]) -> JsonObject:
     """The content of `scores.json`.
 
     Two definitions of the mean IoU are common: `mean_iou_pixels` comes from one confusion matrix over all pixels of all
@@ -84,7 +84,7 @@ def summarize(class_names: list[str], images: list[dict[str, Any]]) -> dict[str,
     }
 
 
-def score_table(scores: dict[str, Any]) -> str:
+def score_table(scores: JsonObject) -> str:
     """Scores per class and the worst images, for the terminal."""
     width = max(len("all pixels"), *(len(name) for name in scores["classes"]))
     lines = [f"{'class':<{width}}     IoU    Dice      pixels"]

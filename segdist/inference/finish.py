@@ -1,8 +1,7 @@
 """Finishes an image: writes its files from its layers, scores it, and records it as finished."""
 
-from typing import Any
-
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 from segdist.inference.assignment import remaining
 from segdist.inference.evaluation import confusion_of_image, image_scores
 from segdist.inference.finished_log import Record
@@ -21,7 +20,7 @@ def finish(task: Task, folder: ResultFolder, image: ImageTask, layers: dict[str,
         UserError: the mask doesn't belong to the image, or rows are missing.
     """
     rows = layers or _from_parts(folder, image)
-    scores: dict[str, Any] | None = None
+    scores: JsonObject | None = None
     truth = None
     if image.mask is not None and task.mask_reader is not None:
         truth = task.mask_reader.open(image.mask, upright=image.header.upright)

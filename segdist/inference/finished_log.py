@@ -18,6 +18,7 @@ from typing import Any
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
 from segdist.core.formats import unstamped
+from segdist.core.json_values import JsonObject
 from segdist.core.terminal import warn
 
 LOGS, FORMER = "finished", "records"
@@ -28,7 +29,7 @@ CHECKED = len('{"crc": "00000000", ')
 """Where the checksummed part of a line begins."""
 NAME = CHECKED + len('"name": ')
 
-Record = dict[str, Any]
+Record = JsonObject
 """Of a finished image: `source` (what it was made from), `files` and their `bytes` by kind, `scores` or null."""
 
 

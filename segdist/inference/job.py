@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from segdist.core.errors import UserError
 from segdist.core.files import full_disk_named, write_json, write_json_rows
 from segdist.core.formats import stamped
+from segdist.core.json_values import JsonObject
 from segdist.core.owner import owned
 from segdist.core.paths import FAILURES, SCORES, STATE
 from segdist.core.terminal import Progress, warn
@@ -52,7 +52,7 @@ class Result:
     """Number of images, including those that failed."""
     failures: list[Failure]
     """Images that couldn't be segmented, with the reason."""
-    scores: dict[str, Any] | None
+    scores: JsonObject | None
     """The content of scores.json, if any image has a true mask."""
     files: list[str] = field(default_factory=list)
     """The kinds of files written."""

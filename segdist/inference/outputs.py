@@ -1,10 +1,9 @@
 """The files of one image, from its layers: mask, probabilities, maps, preview, figure."""
 
-from typing import Any
-
 import numpy as np
 
 from segdist.core import paths
+from segdist.core.json_values import JsonObject
 from segdist.inference.layers import CONFIDENCE, DISAGREEMENT, ENTROPY, MASK, dequantized
 from segdist.inference.measurements import write_measurements
 from segdist.inference.parts import Rows
@@ -83,7 +82,7 @@ def write_pictures(
     rows: dict[str, Rows],
     opened: ImageFile,
     truth: MaskFile | None,
-    scores: dict[str, Any] | None,
+    scores: JsonObject | None,
 ) -> dict[str, str]:
     """Write preview and figure; returns files by kind, relative to the output folder."""
     region, name, classes = image.region, image.name, task.card.classes

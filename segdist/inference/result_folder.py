@@ -16,6 +16,7 @@ from typing import Any
 from segdist.core.errors import UserError
 from segdist.core.files import remove_leftovers, write_json
 from segdist.core.formats import stamped, unstamped
+from segdist.core.json_values import JsonObject
 from segdist.core.paths import FAILURES, SCORES, STATE
 from segdist.inference.finished_log import FinishedLog, Record, read_json
 from segdist.inference.parts import Part, find_parts
@@ -117,7 +118,7 @@ class ResultFolder:
                 return False
         return True
 
-    def write_record(self, image: ImageTask, files: dict[str, str], scores: dict[str, Any] | None) -> Record:
+    def write_record(self, image: ImageTask, files: dict[str, str], scores: JsonObject | None) -> Record:
         """Record that an image is finished, and remove its parts and results under a former name."""
         there = {kind: self.folder / name for kind, name in files.items()}
         sizes = {kind: file.stat().st_size for kind, file in there.items() if file.is_file()}
@@ -185,7 +186,7 @@ class ResultFolder:
         return ""
 
 
-def source_of(image: ImageTask) -> dict[str, Any]:
+def source_of(image: ImageTask) -> JsonObject:
     """What an image's results are made from: its file and its mask, with sizes and modification times."""
     header = image.header
     source = {"image": image.path, "bytes": header.size, "changed": header.changed, "upright": header.upright}
@@ -204,7 +205,7 @@ def source_of(image: ImageTask) -> dict[str, Any]:
     return source
 
 
-def _same_source(there: dict[str, Any], now: dict[str, Any]) -> bool:
+def _same_source(there: JsonObject, now: JsonObject) -> bool:
     """Whether results were made from the same files: an image of the same name in the same root, the same mask."""
     there = {"upright": True} | there  # before this was recorded, it was always so
     paths = {"image", "mask"}
@@ -252,7 +253,7 @@ def _create_json(file: Path, value: Any) -> bool:
     return True
 
 
-def _read_source(file: Path) -> tuple[dict[str, Any], list[str]] | None:
+def _read_source(file: Path) -> tuple[JsonObject, list[str]] | None:
     """The source and the layers that a folder of parts is marked with; None for a folder without a mark."""
     if not file.exists():
         return None

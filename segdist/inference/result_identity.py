@@ -7,17 +7,17 @@ import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import to_dict
 from segdist.inference.config import OutputConfig
 from segdist.inference.task import Task
 from segdist.model.card import CALIBRATED, ModelCard
 from shards.images.config import MasksConfig
 
-Settings = dict[str, Any]
+Settings = JsonObject
 
 ROOT, THREADS, TEMPERATURES, TRUTH = "root", "threads", "temperatures", "truth"
 INTERVALS, PREPARED = "share_intervals", "prepared"

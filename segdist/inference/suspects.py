@@ -16,11 +16,11 @@ import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from segdist.core.files import write_json
+from segdist.core.json_values import JsonObject
 from segdist.core.owner import owned
 from segdist.core.paths import SUSPECT_PICTURES, SUSPECTS, SUSPECTS_TABLE
 from segdist.inference.finished_result import FinishedImage, FinishedResult, OpenedResult
@@ -199,7 +199,7 @@ def _of_image(found: FinishedResult, image: FinishedImage) -> list[Suspect]:
     return suspects
 
 
-def _collection(found: FinishedResult, image: FinishedImage, suspects: list[Suspect]) -> dict[str, Any]:
+def _collection(found: FinishedResult, image: FinishedImage, suspects: list[Suspect]) -> JsonObject:
     """A GeoJSON FeatureCollection for QuPath: x and y in image pixels, y pointing down."""
     names = found.class_names
     with found.opened(image) as opened:

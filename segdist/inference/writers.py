@@ -3,12 +3,12 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from segdist.core.files import whole_file
+from segdist.core.json_values import JsonObject
 from segdist.inference.palette_png import write_palette_png
 from segdist.inference.parts import ROWS_AT_ONCE, Rows, blocks
 from shards.images.zarr_image import import_zarr
@@ -32,7 +32,7 @@ def write_tiff(path: Path, layers: Sequence[Rows], classes: Sequence[ClassInfo] 
     import tifffile  # takes a tenth of a second, which PNG jobs don't need
 
     height, width = layers[0].shape
-    options: dict[str, Any] = {"photometric": "minisblack"}
+    options: JsonObject = {"photometric": "minisblack"}
     if classes is not None:
         colormap = np.zeros((3, 256), np.uint16)
         colormap[:, : len(classes)] = np.array([info.color for info in classes], np.uint16).T * 257
@@ -74,7 +74,7 @@ def write_npy(path: Path, layers: Sequence[Rows]) -> None:
                 file.write(np.ascontiguousarray(block).data)
 
 
-def write_zarr(path: Path, layers: Sequence[Rows], attributes: dict[str, Any], *, stacked: bool) -> None:
+def write_zarr(path: Path, layers: Sequence[Rows], attributes: JsonObject, *, stacked: bool) -> None:
     """Write a Zarr array (height, width), or (layer, height, width) if `stacked`; the folder appears when complete."""
     zarr = import_zarr()
     temporary = path.with_name(f".{path.name}.tmp")

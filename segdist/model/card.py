@@ -13,6 +13,7 @@ from typing import Any, Literal
 from segdist.core.errors import UserError
 from segdist.core.fold import folds_of
 from segdist.core.formats import stamped, unstamped
+from segdist.core.json_values import JsonObject
 from segdist.core.model_header import CARD_KEY, read_metadata
 from segdist.core.parsing import from_dict, to_dict
 from segdist.core.paths import BEST_MODEL, LAST_MODEL
@@ -173,7 +174,7 @@ def read_agreeing_cards(files: Sequence[Path]) -> list[ModelCard]:
     return cards
 
 
-def inference_settings(models: Sequence[Path]) -> dict[str, Any]:
+def inference_settings(models: Sequence[Path]) -> JsonObject:
     """Tile, overlap and flips from the cards; for several models, the largest of each.
 
     Raises:

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 from segdist.core.ranges import CountOrZero, Range
 
 UNET = "segdist.model.unet:UNet"
@@ -14,7 +15,7 @@ UNET_BEFORE = "segdist.unet:UNet"
 """The U-Net's import path in files older than `segdist.model`."""
 
 JsonTable = Annotated[
-    dict[str, Any],
+    JsonObject,
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="JSON",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 from segdist.model.config import UNET, ModelConfig
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def without_pretrained(config: ModelConfig, folders: Sequence[str] = (os.curdir,
     if config.factory == UNET:
         return config
     parameters = inspect.signature(_import_factory(config.factory, folders)).parameters
-    off: dict[str, Any] = {}
+    off: JsonObject = {}
     for name in PRETRAINED_NAMES:
         default = parameters[name].default if name in parameters else inspect.Parameter.empty
         asked = config.kwargs.get(name, default)

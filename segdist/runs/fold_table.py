@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from segdist.core.json_values import JsonObject
+
 OVERALL = {"mean_iou_pixels": "mean, all pixels", "mean_iou_over_images": "mean over images"}
 """Scores over all classes, and their labels."""
 
@@ -22,14 +24,14 @@ class FoldRow:
     deviation: float | None
 
 
-def fold_rows(scores: dict[str, Any]) -> list[FoldRow]:
+def fold_rows(scores: JsonObject) -> list[FoldRow]:
     """A row for each class, then those of `OVERALL`.
 
     Args:
         scores: the content of a cross-validation's scores.json (`segdist.inference.cross_validation.score`).
     """
 
-    def column(values: dict[str, Any]) -> list[Any]:
+    def column(values: JsonObject) -> list[Any]:
         return [*values["iou"], *(values[key] for key in OVERALL)]
 
     names = [*scores["classes"], *OVERALL.values()]

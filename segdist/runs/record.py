@@ -12,6 +12,7 @@ from typing import Any
 from segdist.core.errors import UserError
 from segdist.core.fold import is_fold
 from segdist.core.formats import RUN_VERSION, stamped, unstamped
+from segdist.core.json_values import JsonObject
 from segdist.core.model_header import CARD_KEY, read_metadata
 from segdist.core.paths import (
     BEST_MODEL,
@@ -37,7 +38,7 @@ SILENT_AFTER = 120.0
 TIMES_VERSION = 1
 METRIC_KEYS, EVENT_KEYS = {"kind", "step", "time"}, {"what", "step", "time"}
 
-Row = dict[str, Any]
+Row = JsonObject
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,16 @@ class RunRecord:
     """The files of a run so far."""
 
     folder: Path
-    description: dict[str, Any] = field(default_factory=dict)
+    description: JsonObject = field(default_factory=dict)
     """`config.json`."""
     train: list[Row] = field(default_factory=list)
     """Rows of training metrics, ordered by step."""
     val: list[Row] = field(default_factory=list)
     """Rows of validation scores, ordered by step."""
     events: list[Row] = field(default_factory=list)
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: JsonObject = field(default_factory=dict)
     predictions: list["Predictions"] = field(default_factory=list)
-    cross_validation: dict[str, Any] | None = None
+    cross_validation: JsonObject | None = None
     """`scores.json` of a folder of folds (`segdist.inference.cross_validation.score`)."""
     nodes: list[Row] = field(default_factory=list)
     """The latest heartbeat of each node that is training it."""
@@ -68,9 +69,9 @@ class RunRecord:
         return f"{folder.parent.name}/{folder.name}" if is_fold(folder) else folder.name
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """The resolved training config."""
-        config: dict[str, Any] = self.description.get("config", {})
+        config: JsonObject = self.description.get("config", {})
         return config
 
     @property
@@ -144,7 +145,7 @@ class Predictions:
     """Scored predictions: a folder with `scores.json`."""
 
     folder: Path
-    scores: dict[str, Any]
+    scores: JsonObject
     starts: list[Row] = field(default_factory=list)
     """Starts of the job that segmented at least one image: `time`, `seconds`, `images`, `reused`, `ranks`, `device`."""
 
@@ -257,15 +258,15 @@ def _starts(path: Path) -> list[Row]:
     return [unstamped(row, TIMES_VERSION, str(path)) for row in read_rows(path, {"time", "seconds"})]
 
 
-def _read_run_file(path: Path) -> dict[str, Any]:
+def _read_run_file(path: Path) -> JsonObject:
     return unstamped(_read_json(path), RUN_VERSION, str(path))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> JsonObject:
     if not path.is_file():
         return {}
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: JsonObject = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); delete it and rerun the job that wrote it") from None
     return content

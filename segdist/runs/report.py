@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
+from segdist.core.json_values import JsonObject
 from segdist.core.paths import COMPARISON, REPORT
 from segdist.core.shipped import shipped_files
 from segdist.core.terminal import clock, say, warn
@@ -71,11 +71,11 @@ def refresh_report(folder: Path, *, quiet: bool = False) -> None:
         say(f"report: {target}")
 
 
-def _page(run: RunRecord, most_figures: int) -> dict[str, Any]:
+def _page(run: RunRecord, most_figures: int) -> JsonObject:
     timings = data.timings(run)
     total = sum(seconds for _, seconds in timings)
     description = run.description
-    page: dict[str, Any] = {
+    page: JsonObject = {
         "state": run.state() if description else "predictions",
         "resumes": run.resumes,
         "skipped": run.skipped_steps,
@@ -113,7 +113,7 @@ def _page(run: RunRecord, most_figures: int) -> dict[str, Any]:
     return page
 
 
-def _predictions(run: RunRecord, item: Predictions, most_figures: int) -> dict[str, Any]:
+def _predictions(run: RunRecord, item: Predictions, most_figures: int) -> JsonObject:
     images = data.worst_first(item)
     return {
         "label": item.folder.resolve().name,
@@ -127,22 +127,22 @@ def _predictions(run: RunRecord, item: Predictions, most_figures: int) -> dict[s
     }
 
 
-def _start_of_inference(item: Predictions, start: dict[str, Any]) -> tuple[str, str, str, str, str]:
+def _start_of_inference(item: Predictions, start: JsonObject) -> tuple[str, str, str, str, str]:
     images = f"{start['images'] - start['reused']:,}"
     return _when(start), item.folder.resolve().name, images, clock(start["seconds"]), data.where(start)
 
 
-def _when(event: dict[str, Any]) -> str:
+def _when(event: JsonObject) -> str:
     return datetime.fromtimestamp(event["time"], UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _event(event: dict[str, Any]) -> tuple[str, str, int, str]:
+def _event(event: JsonObject) -> tuple[str, str, int, str]:
     when, where = _when(event), data.where(event)
     what = f"{event['skipped']} steps skipped so far" if event["what"] == "skipped_steps" else event["what"]
     return when, what, event["step"], where
 
 
-def _comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
+def _comparison(runs: Sequence[RunRecord]) -> JsonObject:
     names = _names(runs)
     scored = [_scores(run) for run in runs]
     table = []

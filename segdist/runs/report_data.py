@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from PIL import Image
 
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 from segdist.core.paths import CALIBRATION, FIGURES, SUSPECT_PICTURES, SUSPECTS_TABLE
 from segdist.core.terminal import clock
 from segdist.runs.fold_table import fold_rows
@@ -98,7 +98,7 @@ def headline(run: RunRecord) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def fold_table(run: RunRecord) -> dict[str, Any] | None:
+def fold_table(run: RunRecord) -> JsonObject | None:
     """For a folder of folds: the rows of its scores, level and subject of the interval, the number of folds."""
     found = run.cross_validation
     if found is None:
@@ -107,7 +107,7 @@ def fold_table(run: RunRecord) -> dict[str, Any] | None:
     return {"rows": fold_rows(found), "level": level, "folds": found["folds"], "drawn": found["interval"]["drawn"]}
 
 
-def reliability(item: Predictions) -> dict[str, Any] | None:
+def reliability(item: Predictions) -> JsonObject | None:
     """Calibration error and Brier score of predictions before and after calibration, and the reliability diagram."""
     path = item.folder / CALIBRATION
     if not path.is_file():
@@ -182,12 +182,12 @@ def comparison_curves(runs: Sequence[RunRecord], names: Sequence[str]) -> list[C
     return [chart for chart in charts if chart is not None]
 
 
-def class_table(run: RunRecord) -> list[dict[str, Any]]:
+def class_table(run: RunRecord) -> list[JsonObject]:
     """Per class: scores on the validation patches (best epoch) and on the test images, and the latter's pixels."""
     best, test = run.best, run.predictions[0].scores if run.predictions else None
     table = []
     for index, name in enumerate(run.classes):
-        entry: dict[str, Any] = {"name": name}
+        entry: JsonObject = {"name": name}
         if best:
             entry |= {"val_iou": best["iou"][index], "val_dice": best["dice"][index]}
         if test and index < len(test["classes"]):
@@ -211,7 +211,7 @@ def matrices(run: RunRecord) -> list[Matrix]:
     return found
 
 
-def worst_first(item: Predictions) -> list[dict[str, Any]]:
+def worst_first(item: Predictions) -> list[JsonObject]:
     """The scored images, lowest mean IoU first; images without any counted pixel last."""
     return sorted(item.scores["images"], key=lambda image: (image["mean_iou"] is None, image["mean_iou"] or 0.0))
 
@@ -272,7 +272,7 @@ def rank_times(run: RunRecord) -> list[tuple[int, float, float]]:
     return [(rank, seconds[rank], seconds[rank] / usual if usual else 1.0) for rank in slowest]
 
 
-def settings(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def settings(config: JsonObject, prefix: str = "") -> dict[str, str]:
     """A config as flat `section.key` → JSON text."""
     flat: dict[str, str] = {}
     for key, value in config.items():
@@ -295,7 +295,7 @@ def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def where(event: dict[str, Any]) -> str:
+def where(event: JsonObject) -> str:
     """Ranks and device of an event, if it has them: `2 ranks, cpu`."""
     ranks = event.get("ranks")
     return "" if ranks is None else f"{ranks} rank{'s' * (ranks > 1)}, {event['device']}"

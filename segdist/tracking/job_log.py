@@ -4,11 +4,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segdist.core.code_version import commit
+from segdist.core.json_values import JsonObject
 from segdist.core.paths import FIGURES
 from segdist.tracking.config import TrackingConfig
 from segdist.tracking.trackers import Trackers, open_trackers
@@ -20,7 +21,7 @@ WORST = 4
 """Maximum number of worst images whose figures are logged."""
 
 
-def data_facts(sets: Sequence["ShardSet"]) -> list[dict[str, Any]]:
+def data_facts(sets: Sequence["ShardSet"]) -> list[JsonObject]:
     """Key numbers of each shard set, for the config shown by trackers."""
     return [
         {
@@ -64,7 +65,7 @@ def log_shard_set(config: TrackingConfig, folder: Path) -> None:
     trackers.finish("finished")
 
 
-def tracking_of_inference(config: TrackingConfig, trained: dict[str, Any]) -> TrackingConfig:
+def tracking_of_inference(config: TrackingConfig, trained: JsonObject) -> TrackingConfig:
     """The tracking settings of an inference job: by default those of the training run, in the same project and group.
 
     If training disabled images or online tracking, inference does too.
@@ -85,8 +86,8 @@ def tracking_of_inference(config: TrackingConfig, trained: dict[str, Any]) -> Tr
 def log_scores(
     config: TrackingConfig,
     folder: Path,
-    run_config: dict[str, Any],
-    scores: dict[str, Any],
+    run_config: JsonObject,
+    scores: JsonObject,
     group: str,
 ) -> None:
     """Log the scores of an inference job as a separate run: means, classes, confusion matrix, worst images, a table.

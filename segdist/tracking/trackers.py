@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from segdist.core.json_values import JsonObject
 from segdist.core.paths import METRICS
 from segdist.core.states import State
 from segdist.core.terminal import warn
@@ -55,7 +56,7 @@ class Trackers:
         """True if any tracker takes pictures of the data."""
         return self._images and bool(self._trackers)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> JsonObject:
         """The state for a checkpoint, without waiting for trackers; also makes them flush the step's rows."""
         self._each("flush", lambda tracker: tracker.flush())
         return {"run_id": self.run_id, "last_logged_step": self.last_logged_step}
@@ -151,7 +152,7 @@ def check_trackers(config: TrackingConfig) -> None:
 def open_trackers(
     config: TrackingConfig,
     run_dir: Path,
-    run_config: dict[str, Any],
+    run_config: JsonObject,
     *,
     run_id: str | None = None,
     is_main: bool = True,

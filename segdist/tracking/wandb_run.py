@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from segdist.core.json_values import JsonObject
 from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, one_line, rows_in
 
 RECENT = 10.0
@@ -45,7 +46,7 @@ class WandbRun:
         self.mode, self.problem = mode, ""
         self._arguments, self._patience = arguments, patience
         self._state_file, self._safe_step, self._safe_rows = state_file, before.last_step, before.rows
-        self._recent: deque[tuple[float, int, dict[str, Any]]] = deque()
+        self._recent: deque[tuple[float, int, JsonObject]] = deque()
         self._restarts = 0
         self._run = self._start()
 
@@ -74,7 +75,7 @@ class WandbRun:
         """The last step reported by the server at that time; its summary can be a row ahead of its rows."""
         return int(self._run.summary.get(STEP, -1))
 
-    def send(self, row: dict[str, Any], step: int) -> None:
+    def send(self, row: JsonObject, step: int) -> None:
         """Pass a row to W&B, which writes it to its file within about a second."""
         self._with_retry(lambda: self._run.log({**row, STEP: step}))
         now = time.monotonic()

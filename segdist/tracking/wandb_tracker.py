@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from segdist.core.json_values import JsonObject
 from segdist.core.states import State
 from segdist.core.terminal import say, warn
 from segdist.tracking.config import TrackingConfig
@@ -37,7 +38,7 @@ class WandbTracker:
         self._received = received
         self._sent_before = self.last_logged_step = last_logged_step
         self._labels = {index: info.name for index, info in enumerate(classes)} | {IGNORE: "ignored"}
-        self._row: dict[str, Any] = {}
+        self._row: JsonObject = {}
         self._row_step = -1
 
     @property
@@ -45,7 +46,7 @@ class WandbTracker:
         """W&B's id of the run, the same for the life of the run folder."""
         return self._run.id
 
-    def log(self, values: dict[str, Any], step: int) -> None:
+    def log(self, values: JsonObject, step: int) -> None:
         """Add values to the row of `step`; rows that W&B already had when this process started are skipped."""
         if step <= self._sent_before:
             return
@@ -131,7 +132,7 @@ class WandbTracker:
 def open_wandb(
     config: TrackingConfig,
     run_dir: Path,
-    run_config: dict[str, Any],
+    run_config: JsonObject,
     *,
     run_id: str | None,
     job_type: str,

@@ -15,6 +15,7 @@ import torch
 from segdist.core.errors import UserError
 from segdist.core.files import remove_leftovers, whole_file
 from segdist.core.formats import stamped, unstamped
+from segdist.core.json_values import JsonObject
 from segdist.core.terminal import warn
 
 CHECKPOINT_VERSION = 1
@@ -50,7 +51,7 @@ class CheckpointFolder:
         self.last_saved = 0
         """Step of the last checkpoint that was completely written or read."""
 
-    def save(self, state: dict[str, Any], step: int) -> None:
+    def save(self, state: JsonObject, step: int) -> None:
         """Write `state`, which must contain only tensors and plain Python values; waits for the previous write."""
         self.wait()
         state = stamped(state, CHECKPOINT_VERSION)
@@ -72,7 +73,7 @@ class CheckpointFolder:
             self._writer.join()
             self._writer = None
 
-    def load_latest(self, find_fault: Callable[[dict[str, Any]], str] = lambda state: "") -> dict[str, Any] | None:
+    def load_latest(self, find_fault: Callable[[JsonObject], str] = lambda state: "") -> JsonObject | None:
         """The newest intact state, on the CPU; None if there is none.
 
         A checkpoint that is damaged, or from another run, is named in a warning and renamed, and the previous one is
@@ -100,7 +101,7 @@ class CheckpointFolder:
         found = [path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name)]
         return sorted(found, key=checkpoint_step)
 
-    def try_out(self, state: dict[str, Any]) -> None:
+    def try_out(self, state: JsonObject) -> None:
         """Write `state` and delete it again, to detect now what would otherwise fail after the first epoch."""
         path = self.folder / "rehearsal.pt"
         try:
@@ -112,7 +113,7 @@ class CheckpointFolder:
             ) from None
         path.unlink()
 
-    def _write(self, state: dict[str, Any], step: int) -> None:
+    def _write(self, state: JsonObject, step: int) -> None:
         try:
             with whole_file(self.folder / f"step-{step:08}.pt") as file:
                 torch.save(state, file)
@@ -131,7 +132,7 @@ def checkpoint_step(path: Path) -> int:
     return int(match.group(1))
 
 
-def read_checkpoint(path: Path) -> dict[str, Any] | str:
+def read_checkpoint(path: Path) -> JsonObject | str:
     """The state in a checkpoint file, on the CPU, or what is wrong with the file.
 
     Raises:

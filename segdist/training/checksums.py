@@ -1,10 +1,11 @@
 """Checksums of weights, to verify an exact run later, on another machine or number of ranks."""
 
 import hashlib
-from typing import Any
 
 import torch
 from torch import nn
+
+from segdist.core.json_values import JsonObject
 
 DIGITS = 16
 """Hexadecimal digits of a tensor's checksum."""
@@ -23,13 +24,13 @@ def checksum(tensor: torch.Tensor) -> str:
     return digest.hexdigest()[:DIGITS]
 
 
-def weights_row(model: nn.Module) -> dict[str, Any]:
+def weights_row(model: nn.Module) -> JsonObject:
     """Values for a row of `metrics.jsonl`: an overall checksum, and one per tensor in the order of the state dict."""
     parts = list(checksums(model).values())
     return {"sha256": hashlib.sha256("".join(parts).encode()).hexdigest(), "tensors": parts}
 
 
-def differing(model: nn.Module, row: dict[str, Any]) -> list[str]:
+def differing(model: nn.Module, row: JsonObject) -> list[str]:
     """The names of the tensors whose checksums differ from those in `row`."""
     found = checksums(model)
     recorded = dict(zip(found, row["tensors"], strict=True))

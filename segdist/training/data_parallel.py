@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from segdist.core.json_values import JsonObject
 from segdist.core.keyed import Purpose, hash64
 from segdist.model.precision import Precision
 from segdist.model.recorded import Recorded
@@ -96,11 +97,11 @@ class DataParallel:
             total += shares.detach()
         return total
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """Empty: no state is kept between steps."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: JsonObject) -> None:
         """Restore a state from `state_dict`."""
 
     def _start_sum(self, counts: torch.Tensor) -> dist.Work | None:

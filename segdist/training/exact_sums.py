@@ -5,11 +5,10 @@ from weights, buffers and random numbers that are the same on every rank. Its gr
 (`grid_sums`) and added, so the sum over all grains has the same bits in any order and on any number of ranks.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
+from segdist.core.json_values import JsonObject
 from segdist.core.keyed import Purpose, hash64
 from segdist.model.precision import Precision
 from segdist.ranks.own_time import OwnTime
@@ -88,11 +87,11 @@ class ExactSums:
         self._share_integers(integers if self.first_grain == 0 else None)
         return self._hand_out(before, scaler, overflowed)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """The grids, since the bits of all later sums depend on them."""
         return {"exponents": self._sums.exponents}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: JsonObject) -> None:
         """Restore a state from `state_dict`."""
         self._sums.exponents = state["exponents"].to(self.ranks.device, copy=True)
 

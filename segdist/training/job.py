@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from segdist.core.choice import Choice, in_force, settings_of
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import merge, to_dict
 from segdist.core.paths import BEST_MODEL, METRICS
 from segdist.core.states import State
@@ -26,7 +26,7 @@ class TrainedRun:
     """The run folder."""
     state: State
     """"finished", or "stopped" if a signal asked for it: the same call resumes the run."""
-    scores: dict[str, Any] | None
+    scores: JsonObject | None
     """Scores of the best model on the validation patches: `mean_iou`, `pixel_accuracy`, `loss`, `iou` and `dice` per
     class, `confusion_matrix` (rows: true classes), `step`, `epoch`. None without validation patches."""
 
@@ -37,7 +37,7 @@ class TrainedRun:
 
 
 def with_choices(
-    config: TrainConfig, read: Callable[[dict[str, Any]], TrainConfig], values: dict[str, Any], ranks: Ranks
+    config: TrainConfig, read: Callable[[JsonObject], TrainConfig], values: JsonObject, ranks: Ranks
 ) -> tuple[TrainConfig, list[Choice]]:
     """The config completed by the preset `auto`, and the choices the user didn't override. Collective.
 
@@ -70,6 +70,6 @@ def train(config: TrainConfig, ranks: Ranks, command: Sequence[str], choices: Se
     return TrainedRun(config.run_dir, state, ranks.on_main(lambda: _scores(config.run_dir)))
 
 
-def _scores(run_dir: Path) -> dict[str, Any] | None:
+def _scores(run_dir: Path) -> JsonObject | None:
     rows = read_rows(run_dir / METRICS)
     return RunRecord(run_dir, val=[row for row in rows if row["kind"] == "val"]).best

@@ -4,11 +4,11 @@ Only `figures`, called before something is printed, asks the device for numbers;
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
+from segdist.core.json_values import JsonObject
 from segdist.model.precision import Precision
 from segdist.ranks.process_group import Ranks
 from segdist.training.config import OptimConfig
@@ -126,7 +126,7 @@ class Learner:
         for buffer in model.buffers():
             self.ranks.share_(buffer)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """Everything that the next step depends on. Collective.
 
         Everything is the same on all ranks, except for the sums behind the next row of figures.
@@ -142,7 +142,7 @@ class Learner:
             "engine": self.engine.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: JsonObject) -> None:
         """Restore a state from `state_dict`, from any number of ranks."""
         self.model.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import option_value, parse_table, read_file
 from segdist.core.shipped import shipped_files
 from segdist.training.choices import MINUTES
@@ -12,14 +12,14 @@ from segdist.training.choices import MINUTES
 AUTO, PAPER = "auto", "paper"
 
 
-def find_preset(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+def find_preset(arguments: list[str]) -> tuple[str, JsonObject]:
     """Name and settings of the preset for a command line; see `choose_preset`."""
     lengths = {"epochs": "-e", "minutes": "", "steps": ""}
     given = [setting for setting, short in lengths.items() if _gives(arguments, setting, short)]
     return choose_preset(option_value(arguments, "--preset") or "", given)
 
 
-def choose_preset(name: str, given: Collection[str]) -> tuple[str, dict[str, Any]]:
+def choose_preset(name: str, given: Collection[str]) -> tuple[str, JsonObject]:
     """Name and settings of the preset `name`, or of the default preset if `name` is empty.
 
     The default is `PAPER` if a number of epochs is given, as in the published command, otherwise `AUTO`, whose settings
@@ -44,7 +44,7 @@ def choose_preset(name: str, given: Collection[str]) -> tuple[str, dict[str, Any
     return name, values
 
 
-def preset_values(name: str) -> dict[str, Any]:
+def preset_values(name: str) -> JsonObject:
     """The settings in a preset's file. Raises UserError if there is no such preset."""
     if name.endswith(".toml") and Path(name).is_file():
         return read_file(Path(name))

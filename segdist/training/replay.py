@@ -4,9 +4,9 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 from segdist.core.paths import METRICS
 from segdist.core.ranges import check_ranges
 from segdist.core.terminal import Progress
@@ -93,13 +93,13 @@ def replay(config: ReplayConfig, ranks: Ranks) -> Replay:
     return done
 
 
-def _newest(paths: list[Path]) -> dict[str, Any] | None:
+def _newest(paths: list[Path]) -> JsonObject | None:
     """The state in the newest intact checkpoint; unlike a resume, renames and removes nothing."""
     states = (read_checkpoint(path) for path in reversed(paths))
     return next((state for state in states if not isinstance(state, str)), None)
 
 
-def _compare(trainer: Trainer, row: dict[str, Any] | None, checkpoint: Path | None) -> list[str]:
+def _compare(trainer: Trainer, row: JsonObject | None, checkpoint: Path | None) -> list[str]:
     """Names of the tensors that differ from a recorded row, or from a checkpoint of that step."""
     model = trainer.learner.model
     if row is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from segdist.core.json_values import JsonObject
 from segdist.core.machine import peak_memory_mb
 from segdist.core.paths import BEST_MODEL, CHECKPOINTS, EVENTS, METRICS
 from segdist.core.states import State
@@ -51,7 +52,7 @@ class _RankSeconds:
     sums: list[float] = field(default_factory=list)
     steps: int = 0
 
-    def add(self, seconds: Sequence[float], steps: int) -> dict[str, Any]:
+    def add(self, seconds: Sequence[float], steps: int) -> JsonObject:
         """Add the means over `steps`. Returns their spread for a row of metrics, nothing for a single rank."""
         if len(seconds) < 2:
             return {}
@@ -100,7 +101,7 @@ class RunReporter:
         """Open the files in the run folder, which must exist. Only rank 0 calls this."""
         self._metrics = MetricsLog(self.folder / METRICS)
 
-    def started(self, step: int, steps: int, metrics_position: int, checkpoint: dict[str, Any] | None) -> None:
+    def started(self, step: int, steps: int, metrics_position: int, checkpoint: JsonObject | None) -> None:
         """Report a start at `step` of `steps`, and drop the rows of steps that will be repeated.
 
         Args:
@@ -221,7 +222,7 @@ class RunReporter:
         """Length of the metrics file in bytes, for the checkpoint. None while rows wait for disk space."""
         return self._metrics.position() if self._metrics is not None else 0
 
-    def tracker_state(self) -> dict[str, Any]:
+    def tracker_state(self) -> JsonObject:
         """The trackers' state, for the checkpoint."""
         return self.trackers.state()
 
@@ -247,7 +248,7 @@ class RunReporter:
             if path is not None and path.is_file():
                 self.trackers.log_artifact(path, f"{self.folder.resolve().name}-{what}")
 
-    def _say_outcome(self, state: State, summary: dict[str, Any]) -> None:
+    def _say_outcome(self, state: State, summary: JsonObject) -> None:
         """Print how this start ended, the best epoch, and the paths of the results."""
         say(f"{self.folder}: {state} after step {summary['step']} of {summary['steps']}, {clock(summary['seconds'])}")
         if summary["best_step"] and (self.folder / BEST_MODEL).is_file():
@@ -261,7 +262,7 @@ class RunReporter:
         if state == "stopped":
             say("  the same command resumes from here")
 
-    def _tracked(self, row: dict[str, Any]) -> dict[str, float]:
+    def _tracked(self, row: JsonObject) -> dict[str, float]:
         """The values in a row of `metrics.jsonl`, under the names used in trackers."""
         if row["kind"] == "train":
             known = {name: value for name, value in row.items() if name not in NOT_TRACKED and value is not None}

@@ -17,6 +17,7 @@ from segdist.core.code_version import commit
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
 from segdist.core.formats import RUN_VERSION, stamped, unstamped
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import from_dict, read_file, to_dict
 from segdist.core.paths import CONFIG, EVENTS, SUMMARY
 from segdist.core.terminal import warn
@@ -93,7 +94,7 @@ def describe_run(
     command: Sequence[str] = (),
     machine: dict[str, str] | None = None,
     choices: Sequence[Choice] = (),
-) -> dict[str, Any]:
+) -> JsonObject:
     """The contents of `config.json`: config, data, the values chosen for "auto", code and library versions.
 
     Args:
@@ -127,7 +128,7 @@ def read_config(folder: Path) -> TrainConfig:
     return from_dict(TrainConfig, description.get("config", {}), str(path))
 
 
-def check_same_run(folder: Path, description: dict[str, Any]) -> None:
+def check_same_run(folder: Path, description: JsonObject) -> None:
     """Refuse to resume the folder's run with different settings.
 
     Raises:
@@ -166,7 +167,7 @@ def length_of_run(config: TrainConfig) -> TrainConfig:
     return replace(config, steps=max(round(there.steps * ratio), 1), validate_every=validate_every)
 
 
-def write_description(folder: Path, description: dict[str, Any]) -> None:
+def write_description(folder: Path, description: JsonObject) -> None:
     """Write `config.json`."""
     write_json(folder / CONFIG, description)
 
@@ -179,7 +180,7 @@ def write_summary(folder: Path, **values: Any) -> None:
         warn(f"{folder / SUMMARY}: {error.strerror}; it is out of date")
 
 
-def _identity(description: dict[str, Any]) -> dict[str, Any]:
+def _identity(description: JsonObject) -> JsonObject:
     exact = description["config"]["exact"]
     free = (MAY_CHANGE - {"threads"}) if exact else MAY_CHANGE
     config = {key: value for key, value in description["config"].items() if key not in free}
@@ -190,7 +191,7 @@ def _identity(description: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+def _differences(old: JsonObject, new: JsonObject, prefix: str = "") -> list[tuple[str, Any, Any]]:
     found = []
     for key in dict.fromkeys([*old, *new]):
         before, after = old.get(key), new.get(key)

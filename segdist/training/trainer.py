@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any
 
 import torch
 
 from segdist.core.choice import Choice
 from segdist.core.errors import UserError
 from segdist.core.files import remove_leftovers
+from segdist.core.json_values import JsonObject
 from segdist.core.owner import owned
 from segdist.core.paths import BEST_MODEL, CHECKPOINTS, LAST_MODEL, run_dir
 from segdist.core.states import State
@@ -195,7 +195,7 @@ class Trainer:
         self.reporter.finished(state, **self.summary())
         return state
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """State of the run, for `summary.json`."""
         at = self.counters
         return {
@@ -345,7 +345,7 @@ class Trainer:
         if self.ranks.is_main:
             self.checkpoints.try_out(state)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> JsonObject:
         """Everything the next step depends on. Collective."""
         return {
             "learner": self.learner.state_dict(),
@@ -353,7 +353,7 @@ class Trainer:
             "trackers": self.reporter.tracker_state(),
         }
 
-    def _fault_of(self, state: dict[str, Any]) -> str:
+    def _fault_of(self, state: JsonObject) -> str:
         """Why a checkpoint can't belong to this run; "" if it can."""
         weights, own = state.get("learner", {}).get("net"), self.learner.model.state_dict()
         if not isinstance(weights, dict) or weights.keys() != own.keys():

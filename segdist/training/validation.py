@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from segdist.core.json_values import JsonObject
 from segdist.model.metrics import confusion_matrix, dice_per_class, iou_per_class, mean_iou, pixel_accuracy
 from segdist.model.outputs import main_logits
 from segdist.model.precision import Precision
@@ -40,7 +40,7 @@ class ValidationResult:
     def mean_iou(self) -> float:
         return mean_iou(self.confusion)
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> JsonObject:
         """The scores as a row of `metrics.jsonl`."""
         return {
             "loss": self.loss,

@@ -21,11 +21,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from segdist.core.errors import UserError
 from segdist.core.files import remove_leftovers, write_json
 from segdist.core.formats import VERSION_KEY, read_version, stamped
+from segdist.core.json_values import JsonObject
 from segdist.core.machine import usable_cores
 from segdist.core.owner import owned
 from segdist.core.parsing import from_dict, merge
@@ -118,7 +118,7 @@ def is_finished(work: Work, *, quiet: bool) -> bool:
     return False
 
 
-def _read_recipe(folder: Path) -> dict[str, Any] | None:
+def _read_recipe(folder: Path) -> JsonObject | None:
     """The recipe of the unfinished set in `folder`; None if there is none."""
     path = folder / BUILDING / RECIPE
     try:
@@ -131,7 +131,7 @@ def _read_recipe(folder: Path) -> dict[str, Any] | None:
     return {key: value for key, value in recipe.items() if key != VERSION_KEY}
 
 
-def _refuse_other_recipe(work: Work, found: dict[str, Any], what: str) -> None:
+def _refuse_other_recipe(work: Work, found: JsonObject, what: str) -> None:
     if work.recipe["images"]["orientation"] == "auto":
         found = merge(found, {"images": {"orientation": "auto"}})  # the stored value is the one that was detected
     if lines := differences(found, work.recipe):

@@ -8,13 +8,14 @@ from typing import Any
 
 from segdist.core.choice import Choice
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 from segdist.core.paths import BUILDING, MANIFEST, RECIPE
 from shards.build.choices import EARLIER
 from shards.build.config import MakeShardsConfig
 
 CHOICES = "choices"
 """Key of a recipe."""
-OPEN: dict[str, Any] = {
+OPEN: JsonObject = {
     "patches.size": 0,
     "patches.per_image": 0,
     "patches.balance": None,

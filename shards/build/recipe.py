@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from os.path import abspath
 from pathlib import Path
-from typing import Any
 
 from segdist.core.choice import Choice, settings_of
 from segdist.core.files import size_and_time
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import merge, to_dict
 from shards.build.choices import EARLIER
 from shards.build.config import MakeShardsConfig
@@ -23,7 +23,7 @@ RECIPE_VERSION = 2
 """Increases when the same settings give different bytes. 2: patch positions have their own key."""
 
 
-def recipe_of(config: MakeShardsConfig, source_files: str, choices: Sequence[Choice] = ()) -> dict[str, Any]:
+def recipe_of(config: MakeShardsConfig, source_files: str, choices: Sequence[Choice] = ()) -> JsonObject:
     """The settings that determine the set's contents: all except where and how it is built.
 
     `choices` are the settings that were chosen automatically. `source_files` identifies the user's files
@@ -51,7 +51,7 @@ def digest_of_files(files: list[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
-def other_version(old: dict[str, Any]) -> str:
+def other_version(old: JsonObject) -> str:
     """The version of segdist behind a recipe that gives different bytes; empty for recipes of this version."""
     version = old.get(VERSION, 0)
     if version == RECIPE_VERSION:
@@ -60,7 +60,7 @@ def other_version(old: dict[str, Any]) -> str:
     return f"{who} segdist (recipe version {version}; this version's is {RECIPE_VERSION})"
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: JsonObject, new: JsonObject) -> list[str]:
     """Lines `key: old → new` for all settings that differ between two recipes; equivalent paths are equal.
 
     A setting that `old` lacks is newer than that recipe and takes the value that matches the behavior of the time.
@@ -75,7 +75,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return list(_differences(old, new, ""))
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> Iterator[str]:
+def _differences(old: JsonObject, new: JsonObject, prefix: str) -> Iterator[str]:
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):

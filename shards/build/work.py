@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from segdist.core.choice import Choice
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 from segdist.core.keyed import Purpose
 from segdist.core.paths import BUILDING, SOURCE
 from segdist.core.terminal import warn
@@ -41,7 +41,7 @@ class Work:
 
     config: MakeShardsConfig
     """The completed config: open settings are decided."""
-    recipe: dict[str, Any]
+    recipe: JsonObject
     """Recipe of the settings as given or chosen; the same for all tasks of an array."""
     sources: tuple[Source, ...]
     target: Target

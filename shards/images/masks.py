@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segdist.core.errors import UserError
+from segdist.core.json_values import JsonObject
 from segdist.core.parsing import from_dict
 from shards.images.class_values import pack_color, parse_classes, unpack_colors
 from shards.images.config import MasksConfig
@@ -246,7 +247,7 @@ def _refuse_content_in_alpha(image: ImageFile, channels: int) -> None:
         )
 
 
-def mask_reader_from_recipe(recipe: dict[str, Any]) -> MaskReader:
+def mask_reader_from_recipe(recipe: JsonObject) -> MaskReader:
     """The reader for the masks that a shard set was built from; for a synthetic set, for its own palette masks."""
     return MaskReader(from_dict(MasksConfig, recipe["masks"], "recipe in the manifest"))
 

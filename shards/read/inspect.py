@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdist.core.json_values import JsonObject
 from segdist.core.keyed import Purpose, generator
 from shards.manifest import IGNORE, ClassInfo, median_frequency_weights
 from shards.read.reader import ShardSet
@@ -39,7 +40,7 @@ def summary(shard_set: ShardSet) -> str:
     return "\n".join(lines)
 
 
-def _recipe_lines(values: dict[str, Any], prefix: str = "") -> list[str]:
+def _recipe_lines(values: JsonObject, prefix: str = "") -> list[str]:
     """One line per non-empty setting, by its command-line name."""
     lines = []
     for key, value in values.items():
