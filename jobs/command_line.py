@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 
 import tyro
 
@@ -50,7 +50,7 @@ def parse(
     if config_file is not None:
         values = merge(preset_values or {}, read_settings(Path(config_file)))
         default = from_dict(cls, values, config_file)
-    options: list[Any] = [
+    options: list[tuple[str, object] | tuple[str, object, object]] = [
         ("job", Annotated[cls, tyro.conf.arg(name="")]),
         ("config", Annotated[Path | None, tyro.conf.arg(help="TOML file with any of these settings.")], None),
         ("dry_run", Annotated[bool, tyro.conf.arg(help="Check everything, print config and plan, stop.")], False),
@@ -59,7 +59,7 @@ def parse(
         help_text = "Named settings to start from, or a TOML file of your own."
         options.append(("preset", Annotated[str, tyro.conf.arg(help=help_text)], preset))
     form = dataclasses.make_dataclass(command, options)
-    parsed: Any = tyro.cli(
+    parsed = tyro.cli(
         form,
         args=arguments,
         default=form(job=default),
@@ -77,7 +77,7 @@ def parse_options(cls: type[Config], argv: list[str] | None, command: str, descr
     return config
 
 
-def _check(config: Any) -> None:
+def _check(config: object) -> None:
     check_ranges(config)
     validate = getattr(config, "validate", None)
     if validate is not None:
@@ -95,7 +95,7 @@ def launch_command(job: str, arguments: Sequence[str], environment: "RankEnviron
     return ["torchrun", *where, f"--nproc-per-node={local}", f"jobs/{job}.py", *arguments]
 
 
-def print_config(config: Any) -> None:
+def print_config(config: object) -> None:
     """Print the resolved config as `key = value` lines, with a dot after section names."""
 
     def show(values: JsonObject, prefix: str) -> None:

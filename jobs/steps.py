@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jobs.command_line import parse
 from segdist.core.exit_codes import FINISHED, STOPPED
@@ -20,7 +19,7 @@ from segdist.training.presets import find_preset
 from slurm.torchrun import run_here
 
 JOBS = Path(__file__).resolve().parent
-CONFIGS: dict[str, type[Any]] = {"make_shards": MakeShardsJob, "train": TrainConfig, "infer": InferConfig}
+CONFIGS: dict[str, type[object]] = {"make_shards": MakeShardsJob, "train": TrainConfig, "infer": InferConfig}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ print nothing unless `quiet=False`, and issue Python warnings. Under torchrun or
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from segdist.core.errors import UserError
 from segdist.core.json_values import JsonObject
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shards.read.reader import ShardSet
 
 
-def make_shards(*, quiet: bool = True, **settings: Any) -> "ShardSet":
+def make_shards(*, quiet: bool = True, **settings: object) -> "ShardSet":
     """Cut labeled images into patches and write a shard set, as `segdist make-shards` does.
 
     Called again with the same settings, it reuses finished work and completes the rest.
@@ -54,7 +54,7 @@ def make_shards(*, quiet: bool = True, **settings: Any) -> "ShardSet":
     return ShardSet(job.folder)
 
 
-def train(*, preset: str = "", quiet: bool = True, **settings: Any) -> "TrainedRun":
+def train(*, preset: str = "", quiet: bool = True, **settings: object) -> "TrainedRun":
     """Train a model on a shard set, as `segdist train` does. Called again, it resumes the run.
 
     Ctrl-C stops it cleanly, with a checkpoint and the state "stopped".
@@ -95,7 +95,7 @@ def train(*, preset: str = "", quiet: bool = True, **settings: Any) -> "TrainedR
         return train_here(config, us, _as_command("train", {"preset": name} | given), choices)
 
 
-def infer(*, quiet: bool = True, **settings: Any) -> "Result":
+def infer(*, quiet: bool = True, **settings: object) -> "Result":
     """Segment images of any size and score them, as `segdist infer` does. Called again, it resumes.
 
     Args:

@@ -14,20 +14,25 @@ LARGEST_PATCH, MOST_CHANNELS = 2**16, 2**12
 PNG_SLACK = 2**16
 """Maximum bytes by which a record of PNG files can exceed the same record as arrays."""
 
+_Manifest = Any
+"""A `shards.manifest.Manifest`; that module imports this one, so its classes can't be imported here."""
+_ShardInfo = Any
+"""Likewise."""
+
 _SHARD_NAME = re.compile(r"(train|val)-[0-9]{5,6}\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def impossible(manifest: Any) -> str:
+def impossible(manifest: _Manifest) -> str:
     """Describe anything in the manifest that segdist never writes, such as a file outside the set; "" if all is well.
 
     Args:
-        manifest: a `shards.manifest.Manifest`; that module calls this one, so it can't be imported here.
+        manifest: a `shards.manifest.Manifest`.
     """
     return next(_impossible(manifest), "")
 
 
-def _impossible(manifest: Any) -> Iterator[str]:
+def _impossible(manifest: _Manifest) -> Iterator[str]:
     classes, channels = manifest.classes, manifest.channels
     if not 1 <= len(classes) <= MOST_CLASSES or len(manifest.pixels) != len(classes):
         yield f"{len(classes)} classes but {len(manifest.pixels)} pixel counts"
@@ -52,7 +57,7 @@ def _impossible(manifest: Any) -> Iterator[str]:
         yield "the same shard twice"
 
 
-def _impossible_shard(shard: Any, layout: NpyLayout, encoding: str) -> Iterator[str]:
+def _impossible_shard(shard: _ShardInfo, layout: NpyLayout, encoding: str) -> Iterator[str]:
     name = _SHARD_NAME.fullmatch(shard.file)
     if name is None or name.group(1) != shard.split:
         yield f"a shard of the split {shard.split!r} called {shard.file!r}; shards must be in the set's folder"

@@ -12,10 +12,11 @@ import io
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from shards.pixels import Pixels
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -97,7 +98,7 @@ class NpyLayout:
         """Bytes from one record to the next."""
         return self._mask_member + BLOCK + padded(len(self._mask_header) + self.mask_bytes)
 
-    def images(self, rows: Bytes) -> NDArray[Any]:
+    def images(self, rows: Bytes) -> Pixels:
         """The pixels of `rows` (B, stride) as a view (B, C, P, P) of the stored dtype."""
         flat = rows[:, self.image_offset : self.image_offset + self.image_bytes].view(np.dtype(self.dtype))
         return flat.reshape(len(rows), self.channels, self.patch, self.patch)
@@ -120,7 +121,7 @@ class NpyLayout:
             rows[:, member + BLOCK : member + BLOCK + len(header)] = np.frombuffer(header, np.uint8)
         return rows
 
-    def pack(self, shard: int, first: int, images: NDArray[Any], masks: Bytes) -> Bytes:
+    def pack(self, shard: int, first: int, images: Pixels, masks: Bytes) -> Bytes:
         """The records of `images` (B, C, P, P) and `masks` (B, P, P), numbered from `first`; shape (B, stride)."""
         rows = self.frame(keys(shard, first, len(images)))
         self.images(rows)[:] = images
@@ -128,7 +129,7 @@ class NpyLayout:
         return rows
 
 
-def png_records(shard: int, first: int, images: NDArray[Any], masks: Bytes) -> tuple[bytes, NDArray[np.int64]]:
+def png_records(shard: int, first: int, images: Pixels, masks: Bytes) -> tuple[bytes, NDArray[np.int64]]:
     """PNG records of `images` (B, C, P, P) and `masks` (B, P, P).
 
     Returns the members' bytes, and per record (offset of the image in these bytes, its size, offset of the mask, its
@@ -148,7 +149,7 @@ def png_records(shard: int, first: int, images: NDArray[Any], masks: Bytes) -> t
     return bytes(out), places
 
 
-def encode_png(array: NDArray[Any]) -> bytes:
+def encode_png(array: Pixels) -> bytes:
     """(H, W) or (C, H, W) with 1 or 3 channels of uint8, or 1 channel of uint16, as PNG."""
     from PIL import Image
 
@@ -160,7 +161,7 @@ def encode_png(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_png(content: bytes | memoryview, patch: int) -> NDArray[Any]:
+def decode_png(content: bytes | memoryview, patch: int) -> Pixels:
     """The inverse of `encode_png`: (P, P), or (3, P, P) for colors.
 
     Raises:
@@ -198,9 +199,9 @@ def _header_template(suffix: str) -> bytes:
     return bytes(block)
 
 
-def index_dtype(num_classes: int, encoding: str) -> np.dtype[Any]:
+def index_dtype(num_classes: int, encoding: str) -> np.dtype[np.void]:
     """The index's fields; `counts` are pixels per class; the rest of the P x P pixels are ignored."""
-    fields: list[Any] = [
+    fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = [
         ("source", "<i4"),
         ("y", "<i4"),
         ("x", "<i4"),
@@ -212,6 +213,6 @@ def index_dtype(num_classes: int, encoding: str) -> np.dtype[Any]:
     return np.dtype(fields)
 
 
-def record_crc(image: NDArray[Any], mask: NDArray[np.uint8]) -> int:
+def record_crc(image: Pixels, mask: NDArray[np.uint8]) -> int:
     """CRC-32 of a record's pixels (C, P, P) and labels (P, P)."""
     return zlib.crc32(np.ascontiguousarray(mask).data, zlib.crc32(np.ascontiguousarray(image).data))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from segdist.core.errors import UserError
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import JsonObject, Keywords
 from segdist.core.parsing import from_dict, merge, near, parse_table, read_file
 from segdist.core.ranges import Count, CountOrZero, Positive, check_ranges
 from segdist.core.shipped import shipped_files
@@ -124,7 +124,7 @@ def load_profile(name: str, job: str) -> Profile:
     return profile
 
 
-def submitit_parameters(profile: Profile, name: str, comment: str) -> JsonObject:
+def submitit_parameters(profile: Profile, name: str, comment: str) -> Keywords:
     """`profile` as parameters of submitit's AutoExecutor; its other executors ignore those that start with `slurm_`."""
     srun = [
         # Without this, the other ranks would hang when one exits.

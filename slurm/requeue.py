@@ -81,7 +81,7 @@ class Comeback:
         self.told_to_stop = False
         self.leaving = False
         """True once this process is ending, whether or not it will be restarted."""
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Any] = {}  # Any: handlers, as `signal` declares them
 
     def __enter__(self) -> "Comeback":
         self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
@@ -111,7 +111,7 @@ class Comeback:
             log.warning("job %s is %s: it ends without a requeue", self.job_id, state)
             sys.exit(128 + signal.SIGTERM)
         self.refuse_standstill()
-        submitit_handler: Callable[[int, FrameType | None], Any] = self._before[signal.SIGUSR2]
+        submitit_handler: Callable[[int, FrameType | None], object] = self._before[signal.SIGUSR2]
         submitit_handler(signal.SIGUSR2, None)  # requeues and exits
         self._fail("submitit did not requeue the job; its log says why")
 

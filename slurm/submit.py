@@ -21,7 +21,7 @@ from submitit.slurm.slurm import SlurmExecutor, _convert_mem, _make_sbatch_strin
 
 from segdist.core.errors import UserError
 from segdist.core.formats import stamped, unstamped
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import Keywords
 from segdist.core.paths import SUBMITTED
 from segdist.core.terminal import warn
 from slurm.profiles import LIMITLESS_RETRIES, Profile, submitit_parameters
@@ -72,7 +72,7 @@ class Order:
     settings: str = ""
     """Fingerprint of the files that the commands read their settings from; a different one means a different job."""
 
-    def parameters(self) -> JsonObject:
+    def parameters(self) -> Keywords:
         """Parameters for submitit's AutoExecutor."""
         parameters = submitit_parameters(
             self.profile, f"{self.folder.parent.name}-{self.name}", f"segdist {self.folder}"
@@ -157,7 +157,7 @@ def job_folder(folder: Path, task_id: str) -> Path:
     return folder / task_id
 
 
-def _slurm_logs(folder: Path, array: bool, parameters: JsonObject) -> JsonObject:
+def _slurm_logs(folder: Path, array: bool, parameters: Keywords) -> Keywords:
     """`parameters` that put a job's logs into its folder, named by node and rank; restarts append to them."""
     pattern, job = "%j", "${SLURM_JOB_ID}"
     if array:

@@ -20,7 +20,7 @@ from types import FrameType
 from submitit import JobEnvironment
 
 from segdist.core.exit_codes import FAILED, FINISHED, STOPPED
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import Keywords
 from segdist.core.launcher import note_reason, signal_reason
 from segdist.core.terminal import warn
 from slurm.children import children
@@ -58,7 +58,7 @@ def run_here(command: Sequence[str], world_size: int) -> int:
 
     Returns the exit code of the rank that failed first, STOPPED after a signal, otherwise 0.
     """
-    settings: JsonObject = {
+    settings: Keywords = {
         "min_nodes": 1,
         "max_nodes": 1,
         "nproc_per_node": world_size,
@@ -78,7 +78,7 @@ def run_here(command: Sequence[str], world_size: int) -> int:
         return _run(settings, command, lambda: False)
 
 
-def _run(settings: JsonObject, command: Sequence[str], told_to_stop: Callable[[], bool]) -> int:
+def _run(settings: Keywords, command: Sequence[str], told_to_stop: Callable[[], bool]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

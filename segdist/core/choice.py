@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import JsonObject, JsonValue
 
 
 @dataclass(frozen=True)
@@ -13,8 +12,8 @@ class Choice:
 
     setting: str
     """Key of the job's config, with dots: `model.width`."""
-    value: Any
-    """JSON types only, because it is stored in files."""
+    value: JsonValue
+    """Stored in files."""
     reason: str
 
     def line(self) -> str:
@@ -43,7 +42,7 @@ def in_force(choices: Iterable[Choice], config: JsonObject) -> list[Choice]:
     return [choice for choice in choices if _value(config, choice.setting) == choice.value]
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as written on the command line."""
     if isinstance(value, bool):
         return "on" if value else "off"
@@ -52,8 +51,8 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _value(config: JsonObject, setting: str) -> Any:
-    value: Any = config
+def _value(config: JsonObject, setting: str) -> JsonValue:
+    value: JsonValue = config
     for key in setting.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return value

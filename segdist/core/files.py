@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import ModuleType
+from typing import BinaryIO
 
 from segdist.core.errors import UserError
 from segdist.core.json_values import JsonObject
@@ -19,7 +20,7 @@ from segdist.core.json_values import JsonObject
 try:
     import fcntl
 
-    locks: Any = fcntl
+    locks: ModuleType | None = fcntl
 except ImportError:  # Windows, where leftovers stay
     locks = None
 
@@ -133,7 +134,7 @@ def _temporary_name(name: str) -> str:
     return f".{os.fsencode(name)[:220].decode(errors='ignore')}.{uuid.uuid4().hex[:8]}.tmp"
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused, since JSON has neither."""
     with whole_file(path) as file:
         file.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

@@ -5,8 +5,6 @@ setting that an old file lacks takes the value that matches the behavior of the 
 refused with an error message.
 """
 
-from typing import Any
-
 from segdist.core.errors import UserError
 from segdist.core.json_values import JsonObject
 
@@ -22,7 +20,7 @@ def stamped(values: JsonObject, version: int) -> JsonObject:
     return {VERSION_KEY: version, **values}
 
 
-def read_version(values: Any, newest: int, origin: str) -> int:
+def read_version(values: object, newest: int, origin: str) -> int:
     """The format version of file contents; 0 for files older than format versions.
 
     Args:
@@ -46,7 +44,7 @@ def read_version(values: Any, newest: int, origin: str) -> int:
     return version
 
 
-def unstamped(values: Any, newest: int, origin: str) -> JsonObject:
+def unstamped(values: JsonObject, newest: int, origin: str) -> JsonObject:
     """`values` without their format version, after checking it with `read_version`."""
     read_version(values, newest, origin)
     return {key: value for key, value in values.items() if key != VERSION_KEY}

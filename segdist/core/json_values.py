@@ -1,10 +1,11 @@
-"""Types of tables read from JSON or TOML, or passed on as keyword arguments."""
+"""Types of values whose real type is known only at run time, with the reason for each `Any`."""
 
 from typing import Any
 
-JsonObject = dict[str, Any]
-"""Names and JSON values. `Any`, because only the code that reads a value knows its type: it checks the value or lets a
+JsonValue = Any
+"""A value read from JSON or TOML, or written there. Only the code that reads it knows its type, and checks it or lets a
 wrong one fail; a union of all JSON types would need a cast at every use."""
+JsonObject = dict[str, JsonValue]
 
 Keywords = dict[str, Any]
-"""Keyword arguments for a function; mypy can't check them against its parameters."""
+"""Keyword arguments that are built step by step, which mypy can't check against a function's parameters."""

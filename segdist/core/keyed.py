@@ -4,7 +4,6 @@ So a draw doesn't depend on the processes, ranks or batches before it. Everythin
 """
 
 from enum import IntEnum, unique
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,21 +37,21 @@ def generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def hash64(*parts: ArrayLike) -> Any:
+def hash64(*parts: ArrayLike) -> UInt64:
     """64 well-mixed bits of `parts` (integers or integer arrays, broadcast), uint64.
 
     Chained splitmix64 finalizers (Steele, Lea and Flood, OOPSLA 2014).
     """
     with np.errstate(over="ignore"):  # arithmetic is intentionally modulo 2^64
-        state: Any = _GOLDEN
+        state = _as_uint64(_GOLDEN)
         for part in parts:
             state = _finalize((state ^ _as_uint64(part)) + _GOLDEN)
         return state
 
 
-def uniform(*parts: ArrayLike) -> Any:
+def uniform(*parts: ArrayLike) -> NDArray[np.float64]:
     """`hash64` as float64 in [0, 1)."""
-    return (hash64(*parts) >> np.uint64(11)) * 2.0**-53
+    return (hash64(*parts) >> np.uint64(11)) * np.float64(2.0**-53)
 
 
 def permute(position: ArrayLike, size: ArrayLike, key: ArrayLike) -> UInt64:
@@ -101,7 +100,7 @@ def _add_modulo(value: UInt64, other: UInt64, modulus: UInt64, key: UInt64) -> U
     return bits
 
 
-def _finalize(state: Any) -> Any:
+def _finalize(state: UInt64) -> UInt64:
     state = (state ^ (state >> np.uint64(30))) * _MIX_1
     state = (state ^ (state >> np.uint64(27))) * _MIX_2
     return state ^ (state >> np.uint64(31))

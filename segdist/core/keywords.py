@@ -7,17 +7,17 @@ shard set, a run) as its name.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_origin, get_type_hints
+from typing import TypeVar, cast, get_origin, get_type_hints
 
 from segdist.core.errors import UserError
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import JsonObject, JsonValue
 from segdist.core.parsing import from_dict, to_dict
 from segdist.core.ranges import check_ranges
 
 Config = TypeVar("Config")
 
 
-def from_keywords(cls: type[Config], values: Mapping[str, Any], call: str) -> Config:
+def from_keywords(cls: type[Config], values: Mapping[str, object], call: str) -> Config:
     """Build and check a config.
 
     Args:
@@ -35,7 +35,7 @@ def from_keywords(cls: type[Config], values: Mapping[str, Any], call: str) -> Co
     return config
 
 
-def plain(values: Mapping[str, Any], call: str) -> JsonObject:
+def plain(values: Mapping[str, object], call: str) -> JsonObject:
     """The same values as JSON types: strings, numbers, lists and dictionaries.
 
     Raises:
@@ -44,7 +44,7 @@ def plain(values: Mapping[str, Any], call: str) -> JsonObject:
     return {key: _plain(value, f"{call}: {key}") for key, value in values.items()}
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: object, where: str) -> JsonValue:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Path):
@@ -62,14 +62,14 @@ def _plain(value: Any, where: str) -> Any:
     raise UserError(f"{where} is a {type(value).__name__}; give text, a number, a list, a table or a path")
 
 
-def _with_lists(cls: type[Any], values: JsonObject) -> JsonObject:
+def _with_lists(cls: type, values: JsonObject) -> JsonObject:
     """`values`, with single values wrapped in a list where the setting takes several."""
     hints = get_type_hints(cls)
     found = {}
     for key, value in values.items():
         hint = hints.get(key)
         if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-            value = _with_lists(cast("type[Any]", hint), value)
+            value = _with_lists(cast(type, hint), value)
         elif get_origin(hint) is tuple and isinstance(value, str | int | float):
             value = [value]
         found[key] = value

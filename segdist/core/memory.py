@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 try:
     import resource
 
-    limits: Any = resource
+    limits: ModuleType | None = resource
 except ImportError:  # Unix only
     limits = None
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from segdist.core.errors import UserError
 from segdist.core.exit_codes import FAILED
@@ -32,7 +32,7 @@ from segdist.core.terminal import show_error, warn
 try:
     import fcntl
 
-    locks: Any = fcntl
+    locks: ModuleType | None = fcntl
 except ImportError:  # Windows, where only the heartbeat decides
     locks = None
 

@@ -44,7 +44,7 @@ def from_dict(cls: type[Config], values: JsonObject, origin: str) -> Config:
         raise UserError(f"{origin}: wrong value\n" + "\n".join(dict.fromkeys(lines))) from None
 
 
-def to_dict(config: Any) -> JsonObject:
+def to_dict(config: Any) -> JsonObject:  # Any: a dataclass, for which typing has no public name
     """The inverse of `from_dict`, with JSON types only (paths become strings, tuples lists)."""
     return cast(JsonObject, json.loads(json.dumps(dataclasses.asdict(config), default=_path_to_text)))
 
@@ -123,7 +123,7 @@ def _refuse_unknown_keys(cls: type, values: JsonObject, origin: str, prefix: str
             _refuse_unknown_keys(cast(type, hints[key]), value, origin, f"{prefix}{key}.")
 
 
-def _path_to_text(value: Any) -> str:
+def _path_to_text(value: object) -> str:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"a config holds a {type(value).__name__}, which JSON can't represent")

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Union, get_args, get_origin, get_type_hints
 
 from segdist.core.errors import UserError
 
@@ -63,7 +63,7 @@ Factor = Annotated[float, Range(0, 1, above=True)]
 """Above 0, up to 1."""
 
 
-def check_ranges(config: Any, *, origin: str = "", section: str = "") -> None:
+def check_ranges(config: object, *, origin: str = "", section: str = "") -> None:
     """Refuse the first number of a config, a tree of dataclasses, that is outside its range.
 
     Args:
@@ -93,7 +93,7 @@ def without_range(cls: type) -> list[str]:
     return found
 
 
-def _numbers(cls: type, config: Any) -> Iterator[tuple[tuple[str, ...], float, Range]]:
+def _numbers(cls: type, config: object) -> Iterator[tuple[tuple[str, ...], float, Range]]:
     hints = get_type_hints(cls, include_extras=True)
     for item in dataclasses.fields(cls):
         value, hint = getattr(config, item.name), hints[item.name]
@@ -112,7 +112,7 @@ def _numbers(cls: type, config: Any) -> Iterator[tuple[tuple[str, ...], float, R
             yield (item.name,), number, allowed
 
 
-def _leaves(hint: Any) -> Iterator[tuple[Any, Range | None]]:
+def _leaves(hint: object) -> Iterator[tuple[object, Range | None]]:
     """The types inside a type, each with its range."""
     if get_origin(hint) is Annotated:
         inner, *extras = get_args(hint)

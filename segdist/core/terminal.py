@@ -80,7 +80,7 @@ class _Unfailing:
         except (OSError, ValueError):
             self._give_up_if_gone()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # Any: whatever the stream has
         return getattr(self._stream, name)
 
     def _give_up_if_gone(self) -> None:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
 from segdist.core.formats import stamped, unstamped
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import JsonObject, JsonValue
 from segdist.core.keyed import Purpose, generator
 from segdist.core.owner import owned
 from segdist.core.parsing import read_file
@@ -220,7 +219,7 @@ def _scores(matrices: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     return {key: values.numpy() for key, values in scores.items()}
 
 
-def _bounds(drawn: NDArray[np.float64]) -> Any:
+def _bounds(drawn: NDArray[np.float64]) -> JsonValue:
     """Lower and upper bound of draws (R,), or of each column of (R, K); None if no draw is finite."""
     if drawn.ndim == 2:
         return [_bounds(column) for column in drawn.T]

@@ -84,7 +84,7 @@ def load_tile_model(
     members = []
     for file in files:
         model, card = load_model(file, str(device), trusted)
-        runnable: Any = model
+        runnable: Any = model  # Any: torch doesn't declare a compiled module as a module
         if compiled:
             runnable = torch.compile(model)
         elif prepare:

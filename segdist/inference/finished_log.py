@@ -13,12 +13,11 @@ import uuid
 import zlib
 from collections.abc import Container
 from pathlib import Path
-from typing import Any
 
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
 from segdist.core.formats import unstamped
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import JsonObject, JsonValue
 from segdist.core.terminal import warn
 
 LOGS, FORMER = "finished", "records"
@@ -82,7 +81,7 @@ class FinishedLog:
         return path
 
 
-def read_json(file: Path) -> Any:
+def read_json(file: Path) -> JsonValue:
     """The content of a file of the state.
 
     Raises:

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from segdist.core.errors import UserError
 from segdist.core.files import remove_leftovers, write_json
@@ -207,7 +206,7 @@ def source_of(image: ImageTask) -> JsonObject:
 
 def _same_source(there: JsonObject, now: JsonObject) -> bool:
     """Whether results were made from the same files: an image of the same name in the same root, the same mask."""
-    there = {"upright": True} | there  # before this was recorded, it was always so
+    there = JsonObject(upright=True) | there  # before this was recorded, it was always so
     paths = {"image", "mask"}
     if {key: there[key] for key in there if key not in paths} != {key: now[key] for key in now if key not in paths}:
         return False
@@ -238,7 +237,7 @@ def _remove_files(folder: Path, record: Record) -> None:
             file.unlink(missing_ok=True)
 
 
-def _create_json(file: Path, value: Any) -> bool:
+def _create_json(file: Path, value: object) -> bool:
     """Create `file`; False if it exists, even if several processes try at the same time."""
     draft = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     write_json(draft, value)

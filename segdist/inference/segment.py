@@ -1,7 +1,6 @@
 """Runs one stretch of an image's tile rows through the model, into memory or part files."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from segdist.inference.layers import MASK
 from segdist.inference.parts import MemoryRows, PartWriter, Rows
 from segdist.inference.result_folder import ResultFolder
 from segdist.inference.task import Task
-from segdist.inference.tiler import NOT_A_NUMBER, FinishedRows, TileFunction
+from segdist.inference.tiler import NOT_A_NUMBER, FinishedRows, ReadWindow, TileFunction
 from shards.images.opening import match_channels, open_image
 
 MEMORY_LIMIT = 8 * 2**20
@@ -88,7 +87,7 @@ def _encoded_rows(model: TileFunction, task: Task, stretch: Stretch) -> EncodedR
         def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
             return match_channels(opened.read(top, bottom, left, right), model.channels, image.path)
 
-        def encoded(read: Any) -> Iterator[Arriving[FinishedRows]]:
+        def encoded(read: ReadWindow) -> Iterator[Arriving[FinishedRows]]:
             reduced = image.scale.reading(read)
             for rows in image_rows(model, reduced, image.grid, window, image.scale, stretch.rows, image.region):
                 yield Arriving(rows, image.layers.encode(rows, means))

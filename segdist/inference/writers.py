@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from segdist.core.files import whole_file
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import JsonObject, Keywords
 from segdist.inference.palette_png import write_palette_png
 from segdist.inference.parts import ROWS_AT_ONCE, Rows, blocks
 from shards.images.zarr_image import import_zarr
@@ -32,7 +32,7 @@ def write_tiff(path: Path, layers: Sequence[Rows], classes: Sequence[ClassInfo] 
     import tifffile  # takes a tenth of a second, which PNG jobs don't need
 
     height, width = layers[0].shape
-    options: JsonObject = {"photometric": "minisblack"}
+    options: Keywords = {"photometric": "minisblack"}
     if classes is not None:
         colormap = np.zeros((3, 256), np.uint16)
         colormap[:, : len(classes)] = np.array([info.color for info in classes], np.uint16).T * 257

@@ -8,12 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from segdist.core.errors import UserError
 from segdist.core.fold import folds_of
 from segdist.core.formats import stamped, unstamped
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import JsonObject, JsonValue
 from segdist.core.model_header import CARD_KEY, read_metadata
 from segdist.core.parsing import from_dict, to_dict
 from segdist.core.paths import BEST_MODEL, LAST_MODEL
@@ -98,7 +98,7 @@ def read_card(path: Path) -> ModelCard:
     if CARD_KEY not in metadata:
         raise UserError(f"{path}: no segdist card in this safetensors file; give a file that `segdist train` wrote")
     try:
-        values: Any = json.loads(metadata[CARD_KEY])
+        values: JsonValue = json.loads(metadata[CARD_KEY])
     except ValueError as error:
         raise UserError(f"{path}: its card is damaged ({error})") from None
     card = from_dict(ModelCard, unstamped(values, CARD_VERSION, str(path)), str(path))

@@ -8,7 +8,7 @@ import importlib
 import io
 import warnings
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def export(config: ExportConfig) -> tuple[Path, float]:
     return path, difference
 
 
-def _packages() -> tuple[Any, Any]:
+def _packages() -> tuple[ModuleType, ModuleType]:
     try:
         return importlib.import_module("onnx"), importlib.import_module("onnxruntime")
     except ImportError as error:
@@ -106,7 +106,9 @@ def _graph(model: nn.Module, example: torch.Tensor, sizes: dict[int, str], confi
     return buffer.getvalue()
 
 
-def _compare(model: nn.Module, content: bytes, card: ModelCard, side: int, runtime: Any, *, fixed: bool) -> float:
+def _compare(
+    model: nn.Module, content: bytes, card: ModelCard, side: int, runtime: ModuleType, *, fixed: bool
+) -> float:
     """Largest difference between torch and onnxruntime, relative to the largest output."""
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(0)

@@ -7,10 +7,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from segdist.core.errors import UserError
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import Keywords
 from segdist.model.config import UNET, ModelConfig
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def without_pretrained(config: ModelConfig, folders: Sequence[str] = (os.curdir,
     if config.factory == UNET:
         return config
     parameters = inspect.signature(_import_factory(config.factory, folders)).parameters
-    off: JsonObject = {}
+    off: Keywords = {}
     for name in PRETRAINED_NAMES:
         default = parameters[name].default if name in parameters else inspect.Parameter.empty
         asked = config.kwargs.get(name, default)
@@ -99,7 +100,7 @@ def stride_multiple(config: ModelConfig, model: "nn.Module") -> int:
     return config.stride_multiple or int(getattr(model, "stride_multiple", 32))
 
 
-def _import_factory(path: str, folders: Sequence[str]) -> Any:
+def _import_factory(path: str, folders: Sequence[str]) -> Any:  # Any: the user's; the caller checks its signature
     module_name, colon, name = path.partition(":")
     if not colon:
         raise UserError(f"model.factory {path}: write package.module:callable")
@@ -113,7 +114,7 @@ def _import_factory(path: str, folders: Sequence[str]) -> Any:
         raise UserError(f"model.factory {path}: module {module_name} has no {name}") from None
 
 
-def _import_module(name: str, folders: Sequence[str]) -> Any:
+def _import_module(name: str, folders: Sequence[str]) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

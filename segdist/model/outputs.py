@@ -6,7 +6,6 @@ Shapes: B batch, K classes, H W pixels.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ class OutputError(UserError):
     """The model's output can't be used; the message says what it must return."""
 
 
-def split_outputs(outputs: Any, num_classes: int, size: tuple[int, int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def split_outputs(outputs: object, num_classes: int, size: tuple[int, int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Main logits (B, K, H, W), and auxiliary ones (B, K, h, w) in the model's order.
 
     Args:
@@ -54,7 +53,7 @@ def split_outputs(outputs: Any, num_classes: int, size: tuple[int, int]) -> tupl
     return main, [other for other in candidates.values() if other.ndim == 4 and other.shape[1] == num_classes]
 
 
-def main_logits(outputs: Any, num_classes: int, size: tuple[int, int]) -> torch.Tensor:
+def main_logits(outputs: object, num_classes: int, size: tuple[int, int]) -> torch.Tensor:
     """Only the main output; see `split_outputs`."""
     return split_outputs(outputs, num_classes, size)[0]
 
@@ -71,7 +70,7 @@ class MainOutput(nn.Module):
         return main_logits(self.model(images), self.num_classes, (images.shape[-2], images.shape[-1]))
 
 
-def _tensors(outputs: Any) -> dict[str, torch.Tensor]:
+def _tensors(outputs: object) -> dict[str, torch.Tensor]:
     """The floating-point tensors in a model's output, nested ones included, by name or number."""
     if isinstance(outputs, torch.Tensor):
         return {"": outputs} if outputs.is_floating_point() else {}

@@ -61,9 +61,10 @@ class _Decoder(nn.Module):
     def __init__(self, upsampling: nn.Module, convolutions: nn.Sequential) -> None:
         super().__init__()
         self.upsampling, self.rest = upsampling, convolutions[1:]
-        weight: Any = convolutions[0].weight
+        first: Any = convolutions[0]  # Any: torch doesn't declare the items' types
+        weight: torch.Tensor = first.weight
         skipped = len(weight)  # S = D
-        self.skipped = _convolution(weight[:, :skipped], convolutions[0].bias)
+        self.skipped = _convolution(weight[:, :skipped], first.bias)
         # (D, C, down, across) → (across, down, D; C), the order in which `_upsampled` sums taps.
         self.taps = _convolution(weight[:, skipped:].permute(3, 2, 0, 1).flatten(0, 2)[..., None, None], None)
 
@@ -96,7 +97,7 @@ def _axis(side: int) -> torch.Tensor:
     return torch.stack([padded[:-2], padded[1:-1], padded[2:]], dim=2).flatten(1)
 
 
-def _folded(block: Any) -> nn.Sequential:
+def _folded(block: Any) -> nn.Sequential:  # Any: as in `_Decoder`
     """Convolutions, batch norms and activations, without the batch norms; folded in float64."""
     layers: list[nn.Module] = []
     for conv, norm, activation in zip(block[::3], block[1::3], block[2::3], strict=True):
@@ -107,7 +108,7 @@ def _folded(block: Any) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _convolution(weight: torch.Tensor, bias: Any) -> nn.Conv2d:
+def _convolution(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
     """A convolution with these values, which keeps the sides of its input."""
     outputs, inputs, side, _ = weight.shape
     conv = nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=bias is not None, device="meta")

@@ -1,13 +1,13 @@
 """Make sure that this process can open the files that its ranks need."""
 
-from typing import Any
+from types import ModuleType
 
 from segdist.core.errors import UserError
 
 try:
     import resource
 
-    limits: Any = resource
+    limits: ModuleType | None = resource
 except ImportError:  # Windows, where sockets have no such limit
     limits = None
 

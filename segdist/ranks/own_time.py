@@ -4,8 +4,6 @@ From outside, all ranks take the same time for a step, because each waits for th
 """
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -16,19 +14,21 @@ class OwnTime:
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._now: Callable[[], Any] = _event if self._on_gpu else time.perf_counter
-        self._began: Any = None
-        self._seconds, self._steps = 0.0, 0
-        self._events: list[tuple[Any, Any]] = []
+        self._began, self._seconds, self._steps = 0.0, 0.0, 0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._began_on_gpu: torch.cuda.Event
 
     def begin(self) -> None:
         """This rank has its batch and starts to work."""
-        self._began = self._now()
+        if self._on_gpu:
+            self._began_on_gpu = _event()
+        else:
+            self._began = time.perf_counter()
 
     def end(self) -> None:
         """From here on, this rank needs the others."""
         if self._on_gpu:
-            self._events.append((self._began, _event()))
+            self._events.append((self._began_on_gpu, _event()))
         else:
             self._seconds += time.perf_counter() - self._began
         self._steps += 1
@@ -43,7 +43,7 @@ class OwnTime:
         return mean
 
 
-def _event() -> Any:
+def _event() -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -88,16 +88,16 @@ class Ranks:
             dist.broadcast(tensor, src=0)
         return tensor
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Result) -> list[Result]:
         """Every rank's `value` (anything that pickles), in rank order, on all ranks."""
         if self.world_size == 1:
             return [value]
         self.at("gathering from all ranks")
-        values: list[Any] = [None] * self.world_size
+        values = [value] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: Result) -> Result:
         """Rank 0's `value` (anything that pickles), on all ranks."""
         if self.world_size == 1:
             return value

@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
@@ -105,7 +104,7 @@ class Watch:
                 self._file(self._folder).unlink(missing_ok=True)
                 self._folder.rmdir()
 
-    def _in_a_thread(self, function: Callable[..., None], *arguments: Any) -> threading.Thread:
+    def _in_a_thread(self, function: Callable[..., None], *arguments: object) -> threading.Thread:
         thread = threading.Thread(target=function, args=arguments, daemon=True, name="watch")
         thread.start()
         return thread

@@ -1,9 +1,8 @@
 """The scores of a cross-validation as rows, for the terminal and the report."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import JsonObject, JsonValue
 
 OVERALL = {"mean_iou_pixels": "mean, all pixels", "mean_iou_over_images": "mean over images"}
 """Scores over all classes, and their labels."""
@@ -31,7 +30,7 @@ def fold_rows(scores: JsonObject) -> list[FoldRow]:
         scores: the content of a cross-validation's scores.json (`segdist.inference.cross_validation.score`).
     """
 
-    def column(values: JsonObject) -> list[Any]:
+    def column(values: JsonObject) -> list[JsonValue]:
         return [*values["iou"], *(values[key] for key in OVERALL)]
 
     names = [*scores["classes"], *OVERALL.values()]

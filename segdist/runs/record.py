@@ -7,12 +7,11 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from segdist.core.errors import UserError
 from segdist.core.fold import is_fold
 from segdist.core.formats import RUN_VERSION, stamped, unstamped
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import JsonObject, JsonValue
 from segdist.core.model_header import CARD_KEY, read_metadata
 from segdist.core.paths import (
     BEST_MODEL,
@@ -150,7 +149,7 @@ class Predictions:
     """Starts of the job that segmented at least one image: `time`, `seconds`, `images`, `reused`, `ranks`, `device`."""
 
 
-def note_inference(folder: Path, **values: Any) -> None:
+def note_inference(folder: Path, **values: JsonValue) -> None:
     """Add a start of an inference job to its predictions' `times.jsonl`; see `Predictions.starts`."""
     with (folder / TIMES).open("a") as file:
         file.write(json.dumps(stamped({"time": round(time.time(), 3), **values}, TIMES_VERSION)) + "\n")

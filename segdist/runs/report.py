@@ -71,11 +71,11 @@ def refresh_report(folder: Path, *, quiet: bool = False) -> None:
         say(f"report: {target}")
 
 
-def _page(run: RunRecord, most_figures: int) -> JsonObject:
+def _page(run: RunRecord, most_figures: int) -> data.TemplateValues:
     timings = data.timings(run)
     total = sum(seconds for _, seconds in timings)
     description = run.description
-    page: JsonObject = {
+    page: data.TemplateValues = {
         "state": run.state() if description else "predictions",
         "resumes": run.resumes,
         "skipped": run.skipped_steps,
@@ -113,7 +113,7 @@ def _page(run: RunRecord, most_figures: int) -> JsonObject:
     return page
 
 
-def _predictions(run: RunRecord, item: Predictions, most_figures: int) -> JsonObject:
+def _predictions(run: RunRecord, item: Predictions, most_figures: int) -> data.TemplateValues:
     images = data.worst_first(item)
     return {
         "label": item.folder.resolve().name,
@@ -142,7 +142,7 @@ def _event(event: JsonObject) -> tuple[str, str, int, str]:
     return when, what, event["step"], where
 
 
-def _comparison(runs: Sequence[RunRecord]) -> JsonObject:
+def _comparison(runs: Sequence[RunRecord]) -> data.TemplateValues:
     names = _names(runs)
     scored = [_scores(run) for run in runs]
     table = []

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from PIL import Image
 
@@ -22,6 +23,9 @@ from segdist.runs.fold_table import fold_rows
 from segdist.runs.record import Predictions, Row, RunRecord
 from segdist.runs.report_charts import Chart, Series, make_chart
 from shards.manifest import Manifest, read_manifest
+
+TemplateValues = dict[str, Any]
+"""Values for a template, which looks them up by name; mypy can't check templates."""
 
 NOT_COMPARED = {"name", "quiet", "tracking", "checkpoint", "threads", "device"}
 """Settings left out of a comparison of runs, because they don't affect the result."""
@@ -98,7 +102,7 @@ def headline(run: RunRecord) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def fold_table(run: RunRecord) -> JsonObject | None:
+def fold_table(run: RunRecord) -> TemplateValues | None:
     """For a folder of folds: the rows of its scores, level and subject of the interval, the number of folds."""
     found = run.cross_validation
     if found is None:
@@ -107,7 +111,7 @@ def fold_table(run: RunRecord) -> JsonObject | None:
     return {"rows": fold_rows(found), "level": level, "folds": found["folds"], "drawn": found["interval"]["drawn"]}
 
 
-def reliability(item: Predictions) -> JsonObject | None:
+def reliability(item: Predictions) -> TemplateValues | None:
     """Calibration error and Brier score of predictions before and after calibration, and the reliability diagram."""
     path = item.folder / CALIBRATION
     if not path.is_file():

@@ -5,7 +5,7 @@ Shapes: H W pixels, K classes.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from segdist.core.errors import UserError
 from segdist.core.states import State
 from segdist.tracking.confusion_picture import confusion_picture
 from shards.manifest import ClassInfo
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class TensorBoardTracker:
@@ -28,7 +31,7 @@ class TensorBoardTracker:
         self._colors = np.zeros((256, 3), np.uint8)
         for index, info in enumerate(classes):
             self._colors[index] = info.color
-        self._open: Any = None
+        self._open: SummaryWriter | None = None
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Scalars."""
@@ -56,7 +59,7 @@ class TensorBoardTracker:
             "confusion_matrix", confusion_picture(matrix, class_names), step, dataformats="HWC"
         )
 
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], step: int) -> None:
         """Log a Markdown table, which TensorBoard renders."""
         lines = [columns, ["---"] * len(columns), *rows]
         text = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -75,13 +78,13 @@ class TensorBoardTracker:
         if self._open is not None:
             self._open.close()
 
-    def _writer(self, step: int) -> Any:
+    def _writer(self, step: int) -> "SummaryWriter":
         if self._open is None:
             self._open = self._writer_class(str(self._folder), purge_step=step, flush_secs=2)
         return self._open
 
 
-def event_writer() -> Any:
+def event_writer() -> "type[SummaryWriter]":
     """The class that writes event files.
 
     Raises:

@@ -5,7 +5,7 @@ Shapes: H W pixels, K classes.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Tracker(Protocol):
     def log_confusion(self, matrix: np.ndarray, class_names: Sequence[str], step: int) -> None:
         """Log a confusion matrix, integers (K, K), rows the truth."""
 
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], step: int) -> None:
         """Log a table of numbers and text."""
 
     def log_artifact(self, path: Path, name: str) -> None:

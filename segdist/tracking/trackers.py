@@ -6,7 +6,6 @@ Shapes: H W pixels, K classes.
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -86,7 +85,7 @@ class Trackers:
         """Log a confusion matrix, integers (K, K), rows the truth."""
         self._each("log_confusion", lambda tracker: tracker.log_confusion(np.asarray(matrix), class_names, step))
 
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], step: int) -> None:
         """Log a table of numbers and text, such as the scores of the worst images."""
         self._each("log_table", lambda tracker: tracker.log_table(name, columns, rows, step))
 

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
@@ -148,7 +147,7 @@ def rows_in(piece: Path) -> list[Row]:
     return rows
 
 
-def _is_scalar(key: str, value: Any, media: set[str]) -> bool:
+def _is_scalar(key: str, value: object, media: set[str]) -> bool:
     return isinstance(value, int | float) and key[0] != "_" and key != STEP and key.split(".")[0] not in media
 
 

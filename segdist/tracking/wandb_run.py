@@ -12,10 +12,16 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import Keywords
 from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, one_line, rows_in
+
+if TYPE_CHECKING:
+    import wandb
+
+Run = Any
+"""A `wandb.Run`, some of whose methods have no types."""
 
 RECENT = 10.0
 """Seconds for which sent rows are remembered: several times the interval at which W&B writes them to its file."""
@@ -38,7 +44,7 @@ class WandbRun:
     def __init__(
         self,
         mode: Literal["online", "offline"],
-        arguments: Mapping[str, Any],
+        arguments: Keywords,
         state_file: StateFile,
         before: Before,
         patience: float,
@@ -46,7 +52,7 @@ class WandbRun:
         self.mode, self.problem = mode, ""
         self._arguments, self._patience = arguments, patience
         self._state_file, self._safe_step, self._safe_rows = state_file, before.last_step, before.rows
-        self._recent: deque[tuple[float, int, JsonObject]] = deque()
+        self._recent: deque[tuple[float, int, dict[str, float]]] = deque()
         self._restarts = 0
         self._run = self._start()
 
@@ -75,7 +81,7 @@ class WandbRun:
         """The last step reported by the server at that time; its summary can be a row ahead of its rows."""
         return int(self._run.summary.get(STEP, -1))
 
-    def send(self, row: JsonObject, step: int) -> None:
+    def send(self, row: Mapping[str, object], step: int) -> None:
         """Pass a row to W&B, which writes it to its file within about a second."""
         self._with_retry(lambda: self._run.log({**row, STEP: step}))
         now = time.monotonic()
@@ -83,7 +89,7 @@ class WandbRun:
         while self._recent[0][0] < now - RECENT:
             self._recent.popleft()
 
-    def ask(self, call: Callable[[Any], Any]) -> None:
+    def ask(self, call: Callable[[Run], object]) -> None:
         """Run `call(run)`, which contacts the server (tables, artifacts), with a time limit.
 
         Raises:
@@ -124,13 +130,13 @@ class WandbRun:
         with suppress(Exception):  # W&B offers no other access to its process
             import wandb
 
-            connection: Any = wandb.setup()._connection
+            connection: Any = wandb.setup()._connection  # Any: private
             connection._proc._process.kill()
             connection.teardown = lambda exit_code: (
                 exit_code
             )  # called when this process exits, with nothing left to end
 
-    def _with_retry(self, call: Callable[[], Any]) -> None:
+    def _with_retry(self, call: Callable[[], object]) -> None:
         """Make the call, retrying in a new process if W&B's has died."""
         try:
             call()
@@ -163,7 +169,7 @@ class WandbRun:
         for step, row in rows:
             self._run.log({**row, STEP: step})
 
-    def _start(self) -> Any:
+    def _start(self) -> Run:
         import wandb
 
         run = None
@@ -208,7 +214,7 @@ def server_address() -> str:
     return settings.base_url
 
 
-def wandb_settings(start_timeout: float, finish_timeout: float) -> Any:
+def wandb_settings(start_timeout: float, finish_timeout: float) -> "wandb.Settings":
     """W&B's settings for a non-interactive run; times in seconds."""
     import wandb
 

@@ -2,9 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,7 +37,7 @@ class WandbTracker:
         self._received = received
         self._sent_before = self.last_logged_step = last_logged_step
         self._labels = {index: info.name for index, info in enumerate(classes)} | {IGNORE: "ignored"}
-        self._row: JsonObject = {}
+        self._row: dict[str, object] = {}
         self._row_step = -1
 
     @property
@@ -46,7 +45,7 @@ class WandbTracker:
         """W&B's id of the run, the same for the life of the run folder."""
         return self._run.id
 
-    def log(self, values: JsonObject, step: int) -> None:
+    def log(self, values: Mapping[str, object], step: int) -> None:
         """Add values to the row of `step`; rows that W&B already had when this process started are skipped."""
         if step <= self._sent_before:
             return
@@ -89,7 +88,7 @@ class WandbTracker:
 
         self.log({"confusion_matrix": wandb.Image(confusion_picture(matrix, class_names))}, step)
 
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], step: int) -> None:
         """Log a table. For the end of a job: it contacts the server, for a limited time."""
         import wandb
 

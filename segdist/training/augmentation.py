@@ -8,8 +8,6 @@ All geometric changes share one resampling: bilinear for images, nearest for mas
 are reflected, so the loss covers all pixels.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -141,7 +139,7 @@ def blur(images: torch.Tensor, deviation: torch.Tensor, largest: float) -> torch
 class _Draws:
     """The random numbers of one step's samples."""
 
-    def __init__(self, seed: int, epoch: int, step: int, slots: NDArray[Any], device: torch.device) -> None:
+    def __init__(self, seed: int, epoch: int, step: int, slots: NDArray[np.int64], device: torch.device) -> None:
         self._seed, self._at = seed, (epoch, step)
         self._slots, self._device = slots, device
 

@@ -15,8 +15,10 @@ import torch
 from segdist.core.errors import UserError
 from segdist.core.files import remove_leftovers, whole_file
 from segdist.core.formats import stamped, unstamped
-from segdist.core.json_values import JsonObject
 from segdist.core.terminal import warn
+
+StateDict = dict[str, Any]
+"""Tensors and plain Python values by name, nested in dictionaries and lists. `Any`, as in torch's own state dicts."""
 
 CHECKPOINT_VERSION = 1
 """1: with this number; 0: without, the same content."""
@@ -51,7 +53,7 @@ class CheckpointFolder:
         self.last_saved = 0
         """Step of the last checkpoint that was completely written or read."""
 
-    def save(self, state: JsonObject, step: int) -> None:
+    def save(self, state: StateDict, step: int) -> None:
         """Write `state`, which must contain only tensors and plain Python values; waits for the previous write."""
         self.wait()
         state = stamped(state, CHECKPOINT_VERSION)
@@ -73,7 +75,7 @@ class CheckpointFolder:
             self._writer.join()
             self._writer = None
 
-    def load_latest(self, find_fault: Callable[[JsonObject], str] = lambda state: "") -> JsonObject | None:
+    def load_latest(self, find_fault: Callable[[StateDict], str] = lambda state: "") -> StateDict | None:
         """The newest intact state, on the CPU; None if there is none.
 
         A checkpoint that is damaged, or from another run, is named in a warning and renamed, and the previous one is
@@ -101,7 +103,7 @@ class CheckpointFolder:
         found = [path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name)]
         return sorted(found, key=checkpoint_step)
 
-    def try_out(self, state: JsonObject) -> None:
+    def try_out(self, state: StateDict) -> None:
         """Write `state` and delete it again, to detect now what would otherwise fail after the first epoch."""
         path = self.folder / "rehearsal.pt"
         try:
@@ -113,7 +115,7 @@ class CheckpointFolder:
             ) from None
         path.unlink()
 
-    def _write(self, state: JsonObject, step: int) -> None:
+    def _write(self, state: StateDict, step: int) -> None:
         try:
             with whole_file(self.folder / f"step-{step:08}.pt") as file:
                 torch.save(state, file)
@@ -132,7 +134,7 @@ def checkpoint_step(path: Path) -> int:
     return int(match.group(1))
 
 
-def read_checkpoint(path: Path) -> JsonObject | str:
+def read_checkpoint(path: Path) -> StateDict | str:
     """The state in a checkpoint file, on the CPU, or what is wrong with the file.
 
     Raises:
@@ -144,13 +146,13 @@ def read_checkpoint(path: Path) -> JsonObject | str:
     # The zip's own tables have no checksum, so torch may reject a file that looked intact. And a file that would run
     # code, which `weights_only` refuses, can raise any exception.
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return _fault_of(state, path) or unstamped(state, CHECKPOINT_VERSION, str(path))
 
 
-def _fault_of(state: Any, path: Path) -> str:
+def _fault_of(state: object, path: Path) -> str:
     """Evidence that a state was not written under this name; "" for none."""
     counters = state.get("counters") if isinstance(state, dict) else None
     if not isinstance(counters, dict):
@@ -176,7 +178,7 @@ def find_damage(path: Path) -> str | None:
     return None if record is None else f"wrong checksum of {record}"
 
 
-def copy_to_cpu(value: Any) -> Any:
+def copy_to_cpu(value: Any) -> Any:  # Any: a part of a `StateDict`
     """A deep copy of a tree of dictionaries, lists and tensors, on the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)

@@ -1,21 +1,20 @@
 """Gradients of the global batch by DistributedDataParallel, which sums over ranks during the backward pass."""
 
 import inspect
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from segdist.core.json_values import JsonObject
 from segdist.core.keyed import Purpose, hash64
 from segdist.model.precision import Precision
 from segdist.model.recorded import Recorded
 from segdist.model.unet import UNet
 from segdist.ranks.own_time import OwnTime
 from segdist.ranks.process_group import Ranks
+from segdist.training.checkpoint import StateDict
 from segdist.training.losses import Loss
 from segdist.training.preprocess import MicroBatch
 
@@ -97,18 +96,18 @@ class DataParallel:
             total += shares.detach()
         return total
 
-    def state_dict(self) -> JsonObject:
+    def state_dict(self) -> StateDict:
         """Empty: no state is kept between steps."""
         return {}
 
-    def load_state_dict(self, state: JsonObject) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore a state from `state_dict`."""
 
     def _start_sum(self, counts: torch.Tensor) -> dist.Work | None:
         """Start summing the denominators over the ranks, during the forward pass."""
         return dist.all_reduce(counts, async_op=True) if self.ranks.world_size > 1 else None
 
-    def _gradients_stay_here(self, yes: bool) -> Any:
+    def _gradients_stay_here(self, yes: bool) -> AbstractContextManager[None]:
         return self._ddp.no_sync() if yes and self._ddp is not None else nullcontext()
 
 

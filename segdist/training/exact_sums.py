@@ -8,11 +8,11 @@ from weights, buffers and random numbers that are the same on every rank. Its gr
 import torch
 from torch import nn
 
-from segdist.core.json_values import JsonObject
 from segdist.core.keyed import Purpose, hash64
 from segdist.model.precision import Precision
 from segdist.ranks.own_time import OwnTime
 from segdist.ranks.process_group import Ranks
+from segdist.training.checkpoint import StateDict
 from segdist.training.grid_sums import GridSums
 from segdist.training.losses import Loss
 from segdist.training.preprocess import MicroBatch
@@ -87,11 +87,11 @@ class ExactSums:
         self._share_integers(integers if self.first_grain == 0 else None)
         return self._hand_out(before, scaler, overflowed)
 
-    def state_dict(self) -> JsonObject:
+    def state_dict(self) -> StateDict:
         """The grids, since the bits of all later sums depend on them."""
         return {"exponents": self._sums.exponents}
 
-    def load_state_dict(self, state: JsonObject) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore a state from `state_dict`."""
         self._sums.exponents = state["exponents"].to(self.ranks.device, copy=True)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from segdist.core.json_values import JsonObject
 from segdist.model.precision import Precision
 from segdist.ranks.process_group import Ranks
+from segdist.training.checkpoint import StateDict
 from segdist.training.config import OptimConfig
 from segdist.training.data_parallel import DataParallel
 from segdist.training.ema import WeightAverage
@@ -126,7 +126,7 @@ class Learner:
         for buffer in model.buffers():
             self.ranks.share_(buffer)
 
-    def state_dict(self) -> JsonObject:
+    def state_dict(self) -> StateDict:
         """Everything that the next step depends on. Collective.
 
         Everything is the same on all ranks, except for the sums behind the next row of figures.
@@ -142,7 +142,7 @@ class Learner:
             "engine": self.engine.state_dict(),
         }
 
-    def load_state_dict(self, state: JsonObject) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore a state from `state_dict`, from any number of ranks."""
         self.model.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -5,8 +5,6 @@ images (Dice). So one rank with 16 images has the same gradient as four ranks wi
 Shapes: B batch, K classes, H W pixels.
 """
 
-from typing import Any
-
 import torch
 from torch.nn import functional
 
@@ -38,7 +36,7 @@ class Loss:
         images = torch.full_like(pixels, len(truth))
         return torch.stack([images if part == "dice" else pixels for part in self.parts])
 
-    def sums(self, outputs: Any, truth: torch.Tensor) -> torch.Tensor:
+    def sums(self, outputs: object, truth: torch.Tensor) -> torch.Tensor:
         """The numerators, from the model's outputs and labels uint8 (B, H, W): float32 (parts,).
 
         Auxiliary outputs are upsampled to the labels' size and weighted by `config.auxiliary`.

@@ -13,7 +13,7 @@ from segdist.core.terminal import Progress
 from segdist.ranks.process_group import Ranks
 from segdist.runs.record import find_run, read_rows
 from segdist.tracking import TrackingConfig
-from segdist.training.checkpoint import checkpoint_step, read_checkpoint
+from segdist.training.checkpoint import StateDict, checkpoint_step, read_checkpoint
 from segdist.training.checksums import checksum, differing, weights_row
 from segdist.training.config import ReplayConfig, TrainConfig
 from segdist.training.optimizers import learning_rate
@@ -93,7 +93,7 @@ def replay(config: ReplayConfig, ranks: Ranks) -> Replay:
     return done
 
 
-def _newest(paths: list[Path]) -> JsonObject | None:
+def _newest(paths: list[Path]) -> StateDict | None:
     """The state in the newest intact checkpoint; unlike a resume, renames and removes nothing."""
     states = (read_checkpoint(path) for path in reversed(paths))
     return next((state for state in states if not isinstance(state, str)), None)

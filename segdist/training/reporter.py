@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
 
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import JsonObject, JsonValue
 from segdist.core.machine import peak_memory_mb
 from segdist.core.paths import BEST_MODEL, CHECKPOINTS, EVENTS, METRICS
 from segdist.core.states import State
@@ -20,6 +19,7 @@ from segdist.core.terminal import Progress, clock, say, warn
 from segdist.ranks.process_group import Ranks
 from segdist.runs.record import read_rows
 from segdist.tracking import Trackers
+from segdist.training.checkpoint import StateDict
 from segdist.training.checksums import weights_row
 from segdist.training.learner import StepFigures
 from segdist.training.run_files import MetricsLog, append_event, write_summary
@@ -101,7 +101,7 @@ class RunReporter:
         """Open the files in the run folder, which must exist. Only rank 0 calls this."""
         self._metrics = MetricsLog(self.folder / METRICS)
 
-    def started(self, step: int, steps: int, metrics_position: int, checkpoint: JsonObject | None) -> None:
+    def started(self, step: int, steps: int, metrics_position: int, checkpoint: StateDict | None) -> None:
         """Report a start at `step` of `steps`, and drop the rows of steps that will be repeated.
 
         Args:
@@ -226,7 +226,7 @@ class RunReporter:
         """The trackers' state, for the checkpoint."""
         return self.trackers.state()
 
-    def finished(self, state: State, **summary: Any) -> None:
+    def finished(self, state: State, **summary: JsonValue) -> None:
         """Report the end of this start: "finished", "stopped" or "failed"."""
         if self._nothing_to_do and state == "finished":
             return

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,7 +16,7 @@ from segdist.core.code_version import commit
 from segdist.core.errors import UserError
 from segdist.core.files import write_json
 from segdist.core.formats import RUN_VERSION, stamped, unstamped
-from segdist.core.json_values import JsonObject
+from segdist.core.json_values import JsonObject, JsonValue
 from segdist.core.parsing import from_dict, read_file, to_dict
 from segdist.core.paths import CONFIG, EVENTS, SUMMARY
 from segdist.core.terminal import warn
@@ -43,7 +42,7 @@ class MetricsLog:
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
 
-    def append(self, kind: str, step: int, **values: Any) -> None:
+    def append(self, kind: str, step: int, **values: JsonValue) -> None:
         """Add a row; NaN and infinity become null, because JSON has neither."""
         row = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
         self._waiting += (json.dumps(_without_nan(row)) + "\n").encode()
@@ -75,7 +74,7 @@ class MetricsLog:
             warn(f"{self.path}: {error.strerror}; its rows and all checkpoints wait until there is disk space")
 
 
-def append_event(folder: Path, what: str, step: int, **values: Any) -> None:
+def append_event(folder: Path, what: str, step: int, **values: JsonValue) -> None:
     """Record in `events.jsonl` what happened to the job: started, resumed, stopped, finished, failed, skipped_steps.
 
     Metrics are cut back on resume; events never are.
@@ -172,7 +171,7 @@ def write_description(folder: Path, description: JsonObject) -> None:
     write_json(folder / CONFIG, description)
 
 
-def write_summary(folder: Path, **values: Any) -> None:
+def write_summary(folder: Path, **values: JsonValue) -> None:
     """Write `summary.json`, the state of the run."""
     try:
         write_json(folder / SUMMARY, stamped(_without_nan(values), RUN_VERSION))
@@ -191,7 +190,7 @@ def _identity(description: JsonObject) -> JsonObject:
     return config
 
 
-def _differences(old: JsonObject, new: JsonObject, prefix: str = "") -> list[tuple[str, Any, Any]]:
+def _differences(old: JsonObject, new: JsonObject, prefix: str = "") -> list[tuple[str, object, object]]:
     found = []
     for key in dict.fromkeys([*old, *new]):
         before, after = old.get(key), new.get(key)
@@ -202,7 +201,7 @@ def _differences(old: JsonObject, new: JsonObject, prefix: str = "") -> list[tup
     return found
 
 
-def _without_nan(value: Any) -> Any:
+def _without_nan(value: JsonValue) -> JsonValue:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

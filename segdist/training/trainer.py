@@ -35,7 +35,7 @@ from segdist.tracking import Trackers, check_trackers, open_trackers
 from segdist.tracking.job_log import data_facts, log_contact_sheets
 from segdist.training.augmentation import Augmenter
 from segdist.training.bad_batch import bad_labels_named, stop_for_bad_gradients
-from segdist.training.checkpoint import CheckpointFolder
+from segdist.training.checkpoint import CheckpointFolder, StateDict
 from segdist.training.config import TrainConfig
 from segdist.training.data import TrainingData
 from segdist.training.data_parallel import DataParallel
@@ -345,7 +345,7 @@ class Trainer:
         if self.ranks.is_main:
             self.checkpoints.try_out(state)
 
-    def _state(self) -> JsonObject:
+    def _state(self) -> StateDict:
         """Everything the next step depends on. Collective."""
         return {
             "learner": self.learner.state_dict(),
@@ -353,7 +353,7 @@ class Trainer:
             "trackers": self.reporter.tracker_state(),
         }
 
-    def _fault_of(self, state: JsonObject) -> str:
+    def _fault_of(self, state: StateDict) -> str:
         """Why a checkpoint can't belong to this run; "" if it can."""
         weights, own = state.get("learner", {}).get("net"), self.learner.model.state_dict()
         if not isinstance(weights, dict) or weights.keys() != own.keys():

@@ -4,18 +4,16 @@ import json
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from segdist.core.choice import Choice
 from segdist.core.errors import UserError
-from segdist.core.json_values import JsonObject
 from segdist.core.paths import BUILDING, MANIFEST, RECIPE
 from shards.build.choices import EARLIER
 from shards.build.config import MakeShardsConfig
 
 CHOICES = "choices"
 """Key of a recipe."""
-OPEN: JsonObject = {
+OPEN: dict[str, object] = {
     "patches.size": 0,
     "patches.per_image": 0,
     "patches.balance": None,
@@ -53,7 +51,7 @@ class Decisions:
         """True if one of the settings is left open."""
         return any(self._value(setting) == OPEN[setting] for setting in settings)
 
-    def _value(self, setting: str) -> Any:
+    def _value(self, setting: str) -> object:
         section, _, key = setting.partition(".")
         return getattr(getattr(self.config, section), key)
 

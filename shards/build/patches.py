@@ -1,8 +1,8 @@
 """Cut random patches from labeled images. H W: image, C channels, K classes, P patch side, n patches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from shards.build.config import PatchesConfig
 from shards.images.image_file import bands
 from shards.manifest import IGNORE
+from shards.pixels import Pixels
 
 CHUNK = 256
 """Maximum number of patches in memory at once."""
@@ -27,7 +28,7 @@ class LabeledImage(Protocol):
     content: str
     """Digest of its pixels and labels, to detect changes; likewise."""
 
-    def read_image(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+    def read_image(self, top: int, bottom: int, left: int, right: int) -> Pixels:
         """Pixels (h, w, C)."""
         ...
 
@@ -40,7 +41,7 @@ class LabeledImage(Protocol):
 class Patches:
     """Some patches of one image."""
 
-    images: NDArray[Any]
+    images: Pixels
     """(n, C, P, P)."""
     masks: Labels
     """(n, P, P)."""
@@ -109,12 +110,11 @@ def count_rows(image: LabeledImage) -> NDArray[np.int32]:
     return counts
 
 
-def _window(read: Any, image: LabeledImage, y: int, x: int, size: int) -> NDArray[Any]:
+def _window(read: Callable[[int, int, int, int], Pixels], image: LabeledImage, y: int, x: int, size: int) -> Pixels:
     """A size x size window; smaller images are padded by reflection on the right and at the bottom."""
     bottom, right = min(y + size, image.height), min(x + size, image.width)
-    window: np.ndarray = read(int(y), int(bottom), int(x), int(right))
+    window = read(int(y), int(bottom), int(x), int(right))
     missing = [(0, size - window.shape[0]), (0, size - window.shape[1])]
     if missing == [(0, 0), (0, 0)]:
         return window
-    padded: np.ndarray = np.pad(window, missing + [(0, 0)] * (window.ndim - 2), mode="reflect")
-    return padded
+    return np.pad(window, missing + [(0, 0)] * (window.ndim - 2), mode="reflect")

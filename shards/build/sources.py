@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from shards.images.opening import match_channels, open_image
 from shards.images.orientation import Orientation, OrientedPair, oriented_pair
 from shards.images.reduce import reduced_labels, reduced_pixels, reduced_side
 from shards.manifest import SourcePair
+from shards.pixels import Pixels
 from shards.records import encode_png
 
 DIGEST_BYTES = 16
@@ -109,12 +109,12 @@ class ArrayImage:
 
     digest = content = ""
 
-    def __init__(self, image: NDArray[Any], mask: NDArray[np.uint8]) -> None:
+    def __init__(self, image: Pixels, mask: NDArray[np.uint8]) -> None:
         """`image` (H, W, C), `mask` (H, W)."""
         self.image, self.mask = image, mask
         self.height, self.width = mask.shape
 
-    def read_image(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+    def read_image(self, top: int, bottom: int, left: int, right: int) -> Pixels:
         return self.image[top:bottom, left:right]
 
     def read_mask(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
@@ -149,7 +149,7 @@ class FileImage:
         self.content = seen.hexdigest()
         """Digest of labels and pixels."""
 
-    def read_image(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+    def read_image(self, top: int, bottom: int, left: int, right: int) -> Pixels:
         return match_channels(self._image.read(top, bottom, left, right), self._channels, self._image.path)
 
     def read_mask(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
@@ -177,7 +177,7 @@ class ReducedImage:
         self.height, self.width = reduced_side(image.height, scale), reduced_side(image.width, scale)
         self.digest, self.content = image.digest, image.content
 
-    def read_image(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+    def read_image(self, top: int, bottom: int, left: int, right: int) -> Pixels:
         return reduced_pixels(self.image.read_image(*self._window(top, bottom, left, right)), self.scale)
 
     def read_mask(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:

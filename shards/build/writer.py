@@ -8,7 +8,7 @@ import hashlib
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from shards.build.config import MakeShardsConfig
 from shards.build.patches import Patches, cut_patches
 from shards.build.sources import Source, reduced
 from shards.manifest import IGNORE, ClassInfo
+from shards.pixels import Pixels
 from shards.records import END, MAX_RECORDS, NpyLayout, index_dtype, png_records, record_crc
 
 NOTE_FORMAT = 1
@@ -119,7 +120,7 @@ class ShardWriter:
         self._file, self._number, self._target = file, number, target
         self._layout = target.layout
         self._digest = hashlib.sha256()
-        self._entries: list[NDArray[Any]] = []
+        self._entries: list[NDArray[np.void]] = []
         self._bytes = self._samples = 0
         self._sums = [0] * target.channels
         self._squares = [0] * target.channels
@@ -131,8 +132,9 @@ class ShardWriter:
         if self._samples + count > MAX_RECORDS:
             raise UserError(f"more than {MAX_RECORDS} patches in one shard; lower --shard-mb")
         entries = np.zeros(count, index_dtype(len(self._target.classes), self._target.config.encoding))
+        content: bytes | memoryview
         if self._target.config.encoding == "npy":
-            content: Any = self._layout.pack(self._number, self._samples, patches.images, patches.masks).data
+            content = self._layout.pack(self._number, self._samples, patches.images, patches.masks).data
         else:
             content, places = png_records(self._number, self._samples, patches.images, patches.masks)
             for column, name in enumerate(("image_at", "image_bytes", "mask_at", "mask_bytes")):
@@ -175,12 +177,12 @@ class ShardWriter:
             ignored=int(self._labels[IGNORE]),
         )
 
-    def _write(self, content: Any) -> None:
+    def _write(self, content: bytes | memoryview) -> None:
         self._file.write(content)
         self._digest.update(content)
         self._bytes += memoryview(content).nbytes
 
-    def _add_sums(self, images: NDArray[Any]) -> None:
+    def _add_sums(self, images: Pixels) -> None:
         # Histograms are exact, and faster than summing widened pixels.
         values = np.arange(np.iinfo(images.dtype).max + 1, dtype=np.int64)
         for channel in range(images.shape[1]):

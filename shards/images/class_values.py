@@ -5,7 +5,6 @@ import itertools
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,5 +128,5 @@ def pack_color(color: tuple[int, ...]) -> int:
     return (color[0] << 16) | (color[1] << 8) | color[2]
 
 
-def unpack_colors(packed: NDArray[Any]) -> NDArray[Any]:
+def unpack_colors(packed: NDArray[np.signedinteger]) -> NDArray[np.signedinteger]:
     return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=-1)

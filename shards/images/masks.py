@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from shards.images.config import MasksConfig
 from shards.images.image_file import ImageFile, Values, bands
 from shards.images.opening import open_image, split_address
 from shards.manifest import IGNORE, ClassInfo
+from shards.pixels import Pixels
 
 Labels = NDArray[np.uint8]
 
@@ -76,7 +77,7 @@ class MaskReader:
             raise UserError(unknown_message({str(path): unknown}, self.config))
         return labels
 
-    def labels(self, values: NDArray[Any], *, one_bit: bool = False) -> tuple[Labels, Counter[str]]:
+    def labels(self, values: Pixels, *, one_bit: bool = False) -> tuple[Labels, Counter[str]]:
         """Labels (H, W) of pixel values (H, W, 1 or 3), and the count of each value outside the classes.
 
         With `unknown` "ignore" or "nearest" there are no such values. `one_bit`: the file holds bits, and the user may
@@ -114,7 +115,7 @@ class MaskReader:
         zero, one, white = self._known_labels(np.array([0, 1, 255]))
         return bool(white != _UNKNOWN and one in (_UNKNOWN, zero))
 
-    def _labels_of_values(self, values: NDArray[Any]) -> Labels:
+    def _labels_of_values(self, values: Pixels) -> Labels:
         """Labels of values of any type, with unknown values treated as configured."""
         labels = self._known_labels(values)
         outside = labels == _UNKNOWN
@@ -129,7 +130,7 @@ class MaskReader:
             labels[outside] = nearest
         return labels
 
-    def _known_labels(self, values: NDArray[Any]) -> Labels:
+    def _known_labels(self, values: Pixels) -> Labels:
         labels = np.full(values.shape, _UNKNOWN, np.uint8)
         whole = values == np.floor(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
         for label, entry in self._labeled:
@@ -137,7 +138,7 @@ class MaskReader:
                 labels[(values >= low) & (values <= high) & whole] = label
         return labels
 
-    def _labels_of_colors(self, values: NDArray[Any]) -> tuple[Labels, Counter[str]]:
+    def _labels_of_colors(self, values: Pixels) -> tuple[Labels, Counter[str]]:
         if values.shape[2] == 1:
             values = np.repeat(values, 3, axis=2)
         if values.dtype == np.uint16:
@@ -218,7 +219,7 @@ class MaskFile:
     ) -> None:
         self.close()
 
-    def _refuse_colors(self, values: NDArray[Any]) -> None:
+    def _refuse_colors(self, values: Pixels) -> None:
         """Refuse colored masks. An RGB file is fine for values if it is gray throughout; one channel is then enough."""
         if (values[..., :1] != values).any():
             colors = (values >> 8 if values.dtype == np.uint16 else values).astype(np.int64)

@@ -4,12 +4,11 @@ Used both for cutting patches and for inference, so that a model sees the same p
 side, the last pixels are repeated.
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.manifest import IGNORE
+from shards.pixels import Pixels
 
 
 def reduced_side(side: int, scale: int) -> int:
@@ -17,7 +16,7 @@ def reduced_side(side: int, scale: int) -> int:
     return -(-side // scale)
 
 
-def reduced_pixels(pixels: NDArray[Any], scale: int) -> NDArray[Any]:
+def reduced_pixels(pixels: Pixels, scale: int) -> Pixels:
     """Area means (h, w, C) of pixels (H, W, C), rounded to their own dtype."""
     if scale == 1:
         return pixels
@@ -76,7 +75,7 @@ def neighbors(
     return below, np.minimum(below + 1, size - 1), (position - below).astype(np.float32)
 
 
-def _blocks(array: NDArray[Any], scale: int) -> NDArray[Any]:
+def _blocks(array: Pixels, scale: int) -> Pixels:
     """(h, S, w, S, …) of (H, W, …)."""
     height, width = array.shape[:2]
     missing = [(0, -height % scale), (0, -width % scale), *[(0, 0)] * (array.ndim - 2)]

@@ -7,7 +7,6 @@ Shape letters: H W pixels, C channels.
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tifffile
@@ -58,7 +57,7 @@ class TiffImage(ImageFile):
         if not 0 <= number < planes:
             raise UserError(f"{self.path}: page {number} was requested, but the file has pages 0 to {planes - 1}")
         self._plane = number if len(pages) == 1 else 0
-        self._page: Any = pages[0 if len(pages) == 1 else number].aspage()
+        self._page: tifffile.TiffPage = pages[0 if len(pages) == 1 else number].aspage()
         if self._page.ndim == 0 or not self._page.size:
             raise UserError(f"{self.path}: damaged: a page without pixels")
         _, depth, self._rows, self._columns, _ = self._page.shaped
@@ -72,7 +71,7 @@ class TiffImage(ImageFile):
         bits, stored = self._page.bitspersample, self._page.dtype
         if stored is None or not isinstance(bits, int):
             raise UserError(f"{self.path}: samples of {bits} bits; save it with 8 or 16")
-        self._stored: np.dtype[Any] = np.dtype(stored)
+        self._stored: np.dtype[np.generic] = np.dtype(stored)
         self.one_bit, self._scale = bits == 1, 1
         if self._stored.kind == "b" or (self._stored.kind == "u" and bits <= 8):
             self.dtype = np.dtype(np.uint8)

@@ -6,7 +6,6 @@ above 4 GB, MetaMorph), by the plane's number.
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import tifffile
 
@@ -36,7 +35,7 @@ def tiff_page_numbers(path: Path) -> list[int]:
         return image_pages(file)
 
 
-def image_pages(file: Any) -> list[int]:
+def image_pages(file: tifffile.TiffFile) -> list[int]:
     """The numbers of the pages of an open `tifffile.TiffFile` that are images."""
     if not len(file.pages):
         raise UserError(f"{file.filehandle.path}: damaged: a TIFF file without a page")
@@ -50,13 +49,13 @@ def image_pages(file: Any) -> list[int]:
     return [number for number in numbers if number not in left_out] or list(numbers)
 
 
-def is_copy(page: Any) -> bool:
+def is_copy(page: tifffile.TiffPage) -> bool:
     """True if tagged as a smaller copy of another page, or as its mask."""
     kind, old = (_tag(page, code) for code in (254, 255))
     return bool(kind & (_REDUCED | _MASK)) or old == _OLD_REDUCED or _tag(page, 262) == _MASK
 
 
-def planes_of_only_page(file: Any) -> int:
+def planes_of_only_page(file: tifffile.TiffFile) -> int:
     """Number of consecutive planes in a file with a single directory; usually 1."""
     page = file.pages[0]
     if not (file.is_imagej or file.is_shaped or file.is_stk):
@@ -71,7 +70,7 @@ def planes_of_only_page(file: Any) -> int:
     return max(1, size // page.size) if page.size else 1
 
 
-def _beside_slides(file: Any) -> set[int]:
+def _beside_slides(file: tifffile.TiffFile) -> set[int]:
     """Pages that the vendor's metadata mark as a copy or as not part of the slide."""
     found = set()
     try:
@@ -86,6 +85,6 @@ def _beside_slides(file: Any) -> set[int]:
     return found
 
 
-def _tag(page: Any, code: int) -> int:
+def _tag(page: tifffile.TiffPage, code: int) -> int:
     value = page.tags.valueof(code, 0)
     return value if isinstance(value, int) else 0

@@ -1,7 +1,7 @@
 """Zarr arrays as images, read by window. Needs the extra `zarr`."""
 
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -12,7 +12,7 @@ MOST_CHANNELS = 16
 """A first or last axis with at most this many entries holds the channels."""
 
 
-def import_zarr() -> Any:
+def import_zarr() -> ModuleType:
     """The zarr package, or a UserError that says how to install it."""
     try:
         import zarr
@@ -59,7 +59,7 @@ class ZarrImage(ImageFile):
         self._flat = len(shape) == 2
 
     def _window(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        window: tuple[Any, ...] = (slice(top, bottom), slice(left, right))
+        window: tuple[slice, ...] = (slice(top, bottom), slice(left, right))
         if self._channels_first:
             window = (slice(None), *window)
         pixels = np.asarray(self._array[(0,) * self._lead + window])

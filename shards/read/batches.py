@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -70,8 +70,8 @@ class Batch:
     split: str
     group: Samples
     """All samples gathered with this batch; `samples` are those at `place`."""
-    copies: list[Any]
-    """CUDA events of copies that may still be running; the buffer waits for them before it is refilled."""
+    copies: list[torch.cuda.Event]
+    """Copies that may still be running; the buffer waits for them before it is refilled."""
     epoch: int = 0
     step: int = 0
     slots: range = range(0)
@@ -296,7 +296,7 @@ class _Buffer:
         self.rows: NDArray[np.uint8] = rows.numpy()
         self.flips: NDArray[np.uint8] = flips.numpy()
         none = Samples(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint8))
-        self.copies: list[Any] = []
+        self.copies: list[torch.cuda.Event] = []
         self.batches = []
         for first in range(0, batches * size, size):
             place = slice(first, first + size)

@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import weakref
-from typing import Any
+from pathlib import Path
+from typing import Protocol
 
 from segdist.core.exit_codes import FAILED
 from segdist.core.launcher import note_reason
@@ -17,8 +18,16 @@ from segdist.core.launcher import note_reason
 _SA_SIGINFO = 4
 _ADDRESS_AT = 16  # of si_addr in siginfo_t, on 64-bit Linux
 
-_known: "weakref.WeakSet[Any]" = weakref.WeakSet()
-_installed: list[Any] = []
+
+class Mapped(Protocol):
+    """Memory into which files are mapped."""
+
+    def file_at(self, address: int) -> Path | None:
+        """The file mapped at an address of this process; None if it is none of these."""
+
+
+_known = weakref.WeakSet[Mapped]()
+_installed: list[object] = []
 
 
 class _SigAction(ctypes.Structure):
@@ -30,9 +39,8 @@ class _SigAction(ctypes.Structure):
     )
 
 
-def name_file_of(mapped: Any) -> None:
-    """From now on, report the file name on a bus error in the memory of `mapped`, which must have a method
-    `file_at`."""
+def name_file_of(mapped: Mapped) -> None:
+    """From now on, report the file name on a bus error in the memory of `mapped`."""
     _known.add(mapped)
     if _installed or not sys.platform.startswith("linux") or sys.maxsize < 2**32:
         return

@@ -10,7 +10,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -237,7 +236,7 @@ class FoldSet:
 
 def _kept(shard_set: ShardSet, split: str, shard: int, held_out: set[tuple[str, int]]) -> list[_Range]:
     """The runs of records in a shard whose images are not held out."""
-    sources: NDArray[Any] = shard_set.index(split, shard)["source"]
+    sources: NDArray[np.int32] = shard_set.index(split, shard)["source"]
     left_out = np.array([number for own, number in held_out if own == split], np.int64)
     kept = np.concatenate(([False], ~np.isin(sources, left_out), [False]))
     edges = np.flatnonzero(np.diff(kept.astype(np.int8))).reshape(-1, 2).tolist()

@@ -1,7 +1,6 @@
 """Summarize a shard set: its figures, and a contact sheet of patches with their masks."""
 
 import io
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 from segdist.core.json_values import JsonObject
 from segdist.core.keyed import Purpose, generator
 from shards.manifest import IGNORE, ClassInfo, median_frequency_weights
+from shards.pixels import Pixels
 from shards.read.reader import ShardSet
 
 COLUMNS, ROWS = 6, 4
@@ -86,7 +86,7 @@ def palette(classes: tuple[ClassInfo, ...]) -> NDArray[np.uint8]:
     return colors
 
 
-def _as_rgb(images: NDArray[Any]) -> NDArray[np.uint8]:
+def _as_rgb(images: Pixels) -> NDArray[np.uint8]:
     """Patches (n, C, P, P) of any depth as (n, P, P, 3) bytes: RGB as is, otherwise the first channel as gray."""
     if images.dtype == np.uint16:
         low, high = np.percentile(images, (0.5, 99.5))

@@ -25,7 +25,7 @@ _PROT_NONE = 0
 _FAILED = ctypes.c_void_p(-1).value
 
 
-def _c_library() -> Any:
+def _c_library() -> Any:  # Any: its functions are looked up by name
     """The C library that has `mmap`; None on systems without it."""
     try:
         library = ctypes.CDLL(None, use_errno=True)

@@ -16,7 +16,6 @@ The M - B·L < B pairs that don't fill a last batch are left out. Because the li
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,5 +137,5 @@ class _Epoch:
     offset: int
     shards: Int64
     """The permuted shard lists of all passes, concatenated."""
-    ends: Any
+    ends: Int64
     """Where each entry of `shards` ends in the epoch's list of pairs."""

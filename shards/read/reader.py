@@ -10,13 +10,14 @@ import hashlib
 import io
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segdist.core.errors import UserError
 from shards.manifest import Manifest, ShardInfo, read_manifest
+from shards.pixels import Pixels
 from shards.read.mapping import MappedShards
 from shards.read.order import Int64
 from shards.read.remote import RemoteSet, is_url
@@ -88,7 +89,7 @@ class ShardSet:
         """Records per shard of a split, as `SampleOrder` takes them."""
         return [shard.samples for shard in self._shards[split]]
 
-    def read(self, split: str, shard: Int64, record: Int64) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    def read(self, split: str, shard: Int64, record: Int64) -> tuple[Pixels, NDArray[np.uint8]]:
         """Samples as new arrays: images (B, C, P, P) of the stored dtype and masks (B, P, P)."""
         rows = np.empty((len(shard), self.layout.stride), np.uint8)
         self.gather(split, shard, record, rows)
@@ -115,7 +116,7 @@ class ShardSet:
         if self.check == "records":
             self._check_records(split, shard, record, rows)
 
-    def index(self, split: str, shard: int) -> NDArray[Any]:
+    def index(self, split: str, shard: int) -> NDArray[np.void]:
         """The index of one shard, one entry per record."""
         return self._index(split, shard)
 
@@ -162,7 +163,7 @@ class ShardSet:
             if file.read() != END:
                 raise UserError(f"{path}: damaged end; {self._way_out()}")
 
-    def _decode(self, split: str, number: int, record: int, image: NDArray[Any], mask: NDArray[np.uint8]) -> None:
+    def _decode(self, split: str, number: int, record: int, image: Pixels, mask: NDArray[np.uint8]) -> None:
         content = self._mapped[split].content(number)
         entry = self.index(split, number)[record]
         digits = keys(self._shards[split][number].number, record, 1)
@@ -177,7 +178,7 @@ class ShardSet:
                 where = self.name(split, number, record)
                 raise UserError(f"{where}: damaged ({error}); {self._way_out()}") from None
 
-    def _read_index(self, split: str, number: int) -> NDArray[Any]:
+    def _read_index(self, split: str, number: int) -> NDArray[np.void]:
         info = self._shards[split][number]
         path = self.folder / info.index_file
         if self._remote:
@@ -190,7 +191,7 @@ class ShardSet:
             raise UserError(f"{path}: damaged (wrong checksum); {self._way_out()}")
         dtype = index_dtype(len(self.manifest.classes), self.manifest.encoding)
         try:
-            entries: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+            entries: NDArray[np.void] = np.load(io.BytesIO(content), allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise UserError(f"{path}: not an index ({error}); {self._way_out()}") from None
         if entries.dtype != dtype or entries.shape != (info.samples,):

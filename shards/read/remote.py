@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from segdist.core.errors import UserError
 from segdist.core.files import whole_file
 from segdist.core.paths import MANIFEST
 from segdist.core.terminal import Progress
-from segdist.core.waiting import WaitEnded, patiently
+from segdist.core.waiting import Result, WaitEnded, patiently
 from shards.manifest import Manifest, parse_manifest, write_manifest
 from shards.read.remote_file import RemoteFile
 
@@ -109,7 +108,7 @@ class RemoteSet:
             for start in range(0, total, PART):
                 file.write(self._retry(url, partial(source.read, start, min(PART, total - start))))
 
-    def _retry(self, url: str, action: Callable[[], Any]) -> Any:
+    def _retry(self, url: str, action: Callable[[], Result]) -> Result:
         for attempt in range(ATTEMPTS):
             try:
                 return patiently(action, url, PART_LIMIT)

@@ -1,6 +1,10 @@
 """Read a file behind a URL from start to end in bounded memory, whatever the server sends."""
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+    from fsspec.implementations.http import HTTPStreamFile
 
 CHUNK = 1 << 20
 """Bytes taken from a connection at once."""
@@ -13,11 +17,11 @@ class RemoteFile:
     requested, can't fill the memory. Object stores support ranges and get a request for each piece.
     """
 
-    def __init__(self, files: Any, path: str) -> None:
+    def __init__(self, files: "AbstractFileSystem", path: str) -> None:
         self._files, self._path = files, path
         protocols = (files.protocol,) if isinstance(files.protocol, str) else files.protocol
         self._is_http = "http" in protocols or "https" in protocols
-        self._open: tuple[Any, int] | None = None
+        self._open: tuple[HTTPStreamFile, int] | None = None
         """An open connection and its position."""
 
     def read(self, start: int, size: int) -> bytes:
@@ -54,7 +58,7 @@ class RemoteFile:
             raise ValueError(f"more than {most / 1e6:.0f} MB")
         return content
 
-    def _connect(self, start: int) -> Any:
+    def _connect(self, start: int) -> "HTTPStreamFile":
         # With compression in transit, a few bytes could become many.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         # Without a size, fsspec would request it first.
@@ -69,7 +73,7 @@ class RemoteFile:
         return stream
 
 
-def _at_most(stream: Any, size: int) -> bytes:
+def _at_most(stream: "HTTPStreamFile", size: int) -> bytes:
     """The next `size` bytes, or fewer if the response ends first."""
     content = bytearray()
     while len(content) < size:
