@@ -32,7 +32,7 @@ def test_every_any_says_why() -> None:
     assert not {path: lines for path, lines in found.items() if lines}
 
 
-@pytest.mark.parametrize("bare", ["def f(x: Any): ...", "x: 'list[Any]' = []", "x: typing.Any = 1", "Alias = list[Any]"])
+@pytest.mark.parametrize("bare", ["def f(x: Any): ...", "x: 'list[Any]' = []", "x: typing.Any", "Alias = list[Any]"])
 def test_a_bare_any_is_found(bare: str) -> None:
     assert without_reason(f"from typing import Any\n{bare}\n") == [2]
     assert without_reason(f"from typing import Any\n{bare}  # Any: no types\n") == []
