@@ -147,6 +147,17 @@ def rows_in(piece: Path) -> list[Row]:
     return rows
 
 
+def compare(recorded: Sequence[Row], rows: int, on_server: int) -> tuple[list[Row], int]:
+    """The rows of a piece that the server lacks, and the number of rows that it has beyond those of the piece.
+
+    Args:
+        recorded: the rows in the piece's file, which may be behind the server or ahead of it.
+        rows: number of rows up to the last one recorded, as the server counts them.
+        on_server: number of rows on the server.
+    """
+    return [row for row in recorded if row.number >= on_server], max(on_server - rows, 0)
+
+
 def _is_scalar(key: str, value: object, media: set[str]) -> bool:
     return isinstance(value, int | float) and key[0] != "_" and key != STEP and key.split(".")[0] not in media
 

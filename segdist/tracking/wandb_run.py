@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from segdist.core.json_values import Keywords
-from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, one_line, rows_in
+from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, compare, one_line, rows_in
 
 if TYPE_CHECKING:
     import wandb
@@ -122,7 +122,7 @@ class WandbRun:
             self._run.finish(exit_code=0 if state == "finished" else 1)
 
         self._with_retry(close)
-        self._state_file.write(self.id, last_step, self._safe_rows, self.piece, closed=True)
+        self._state_file.write(self.id, last_step, None, self.piece, closed=True)
 
     def abandon(self) -> None:
         """Kill W&B's process and don't restart it. Waiting calls then fail with an error."""
@@ -164,8 +164,8 @@ class WandbRun:
         rows = [(step, row) for _, step, row in self._recent if step > self._safe_step]
         if self.mode == "online":
             # The server may lack rows that are in the file, or have got rows that aren't.
-            unsent = [(row.step, row.values) for row in recorded if row.number >= self.rows_on_server]
-            rows = [*unsent, *rows[max(self.rows_on_server - count, 0) :]]
+            unsent, received = compare(recorded, count, self.rows_on_server)
+            rows = [*((row.step, row.values) for row in unsent), *rows[received:]]
         for step, row in rows:
             self._run.log({**row, STEP: step})
 

@@ -13,7 +13,7 @@ from segdist.core.terminal import say, warn
 from segdist.tracking.config import TrackingConfig
 from segdist.tracking.confusion_picture import confusion_picture
 from segdist.tracking.wandb_mode import choose_mode, has_package, require_package
-from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, one_line
+from segdist.tracking.wandb_pieces import STEP, Before, Row, StateFile, compare, one_line
 from segdist.tracking.wandb_run import WandbRun, environment_or, prepare_wandb, wandb_settings
 from shards.manifest import IGNORE, ClassInfo
 
@@ -198,10 +198,12 @@ def _compare_with_server(before: Before, run: WandbRun) -> tuple[int, list[Row],
     if not before.was_online:
         # Earlier rows are in offline pieces, to be uploaded with `wandb sync`.
         return max(run.step_on_server, before.last_step), [], 0
-    unsent = [row for row in before.recorded if row.number >= run.rows_on_server]
+    if before.rows is None:
+        return run.step_on_server, [], 0
+    unsent, received = compare(before.recorded, before.rows, run.rows_on_server)
     if unsent:
         return unsent[0].step - 1, unsent, 0
-    if before.rows is None or run.rows_on_server < before.rows:
+    if run.rows_on_server < before.rows:
         return run.step_on_server, [], 0
     # Counted, because the server's summary can be a row ahead of its rows.
-    return before.last_step, [], run.rows_on_server - before.rows
+    return before.last_step, [], received

@@ -151,6 +151,21 @@ def test_sigterm_to_the_whole_process_group_loses_nothing(tmp_path: Path) -> Non
     assert steps_offline(tmp_path) == list(range(1, 51))
 
 
+def test_a_finished_run_whose_wandb_file_is_gone_goes_on_without_gaps_or_duplicates(tmp_path: Path) -> None:
+    with wandb_server() as server:
+        first = Job(tmp_path, server.url)
+        first.do("log 1 20")
+        first.do("finish finished")
+        first.end()
+        for file in (tmp_path / "wandb").glob("run-*/*.wandb"):
+            file.unlink()
+        second = Job(tmp_path, server.url)
+        second.do("log 11 50")
+        second.do("finish finished")
+        second.end()
+        assert steps_online(server, first.run_id) == list(range(1, 51))
+
+
 def test_the_death_of_wandbs_own_process_online_loses_and_doubles_nothing(tmp_path: Path) -> None:
     with wandb_server() as server:
         job = Job(tmp_path, server.url)
