@@ -14,9 +14,9 @@ from jobs.entry import run_job
 from segdist.core.exit_codes import FINISHED
 from segdist.core.terminal import say
 from segdist.set_job import MakeShardsJob, make_tracked_set
-from shards.build.build import is_finished
 from shards.build.mask_check import check_masks
 from shards.build.plan import plan_lines
+from shards.build.set_folder import is_finished
 from shards.build.work import find_work
 
 

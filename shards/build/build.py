@@ -12,44 +12,42 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import random
-import re
 import shutil
 import sys
 import threading
 import types
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from segdist.core.errors import UserError
-from segdist.core.files import remove_leftovers, write_json
-from segdist.core.formats import VERSION_KEY, read_version, stamped
-from segdist.core.json_values import JsonObject
+from segdist.core.files import remove_leftovers
+from segdist.core.formats import VERSION_KEY, read_version
 from segdist.core.machine import usable_cores
 from segdist.core.owner import owned
 from segdist.core.parsing import from_dict, merge
-from segdist.core.paths import BUILDING, CONTACT_SHEET, INDEX_SUFFIX, MANIFEST, OWNERS, RECIPE, SOURCE
+from segdist.core.paths import BUILDING, INDEX_SUFFIX, MANIFEST, SOURCE
 from segdist.core.terminal import Progress, say
 from shards.build.changes import changed_sources
 from shards.build.config import MakeShardsConfig
 from shards.build.mask_check import check_masks
-from shards.build.recipe import differences, other_version
+from shards.build.recipe import other_version
+from shards.build.set_folder import (
+    BUILDER,
+    UnwritableShard,
+    claim_folder,
+    is_finished,
+    remove_failed,
+    remove_set,
+    writing,
+)
 from shards.build.sources import Source, UnknownLabels
 from shards.build.work import Work, find_work
 from shards.build.writer import NOTE_FORMAT, ShardNote, Unit, build_shard
 from shards.images.masks import unknown_message
 from shards.manifest import FORMAT_VERSION, SPLITS, Manifest, ShardInfo, combined_statistics, read_manifest
 from shards.manifest import write_manifest as save_manifest
-
-RECIPE_FORMAT = 1
-"""Version of `recipe.json`."""
-
-_SET_FILES = re.compile(rf"(train|val)-\d{{5}}(\.tar|{re.escape(INDEX_SUFFIX)})|\..*\.tmp|{re.escape(CONTACT_SHEET)}")
-
-
-class UnwritableShard(UserError):
-    """The disk is full or read-only; finished shards are kept."""
 
 
 def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | None:
@@ -64,14 +62,14 @@ def make_shards(config: MakeShardsConfig, *, quiet: bool = False) -> Manifest | 
         return _make(work, quiet, ExitStack())  # writes nothing, so the set can be read-only
     # Builders with the same recipe share the work; one that deletes the set must be alone.
     recipe = "" if config.overwrite else hashlib.sha256(json.dumps(work.recipe, sort_keys=True).encode()).hexdigest()
-    with ExitStack() as afterwards, owned(folder, "segdist make-shards", group=recipe):
+    with ExitStack() as afterwards, owned(folder, BUILDER, group=recipe):
         return _make(work, quiet, afterwards)
 
 
 def _make(work: Work, quiet: bool, afterwards: ExitStack) -> Manifest | None:
     config, folder = work.config, work.config.folder
     if config.overwrite:
-        _remove_set(folder)
+        remove_set(folder)
     remove_leftovers(folder / SOURCE, deep=True)
     for place in (folder, folder / BUILDING):
         remove_leftovers(place)
@@ -85,7 +83,7 @@ def _make(work: Work, quiet: bool, afterwards: ExitStack) -> Manifest | None:
         return manifest
     if not quiet and work.choices:
         say("\n".join(["chosen:", *(f"  {choice.line()}" for choice in work.choices)]))
-    fresh = _claim_folder(work)
+    fresh = claim_folder(work)
     try:
         if not config.finish:
             task, tasks = config.task_share()
@@ -96,113 +94,8 @@ def _make(work: Work, quiet: bool, afterwards: ExitStack) -> Manifest | None:
     except UserError:
         # The sources or settings must change, and the recipe with them, so the files here would only be in the way.
         if fresh and not config.task:
-            afterwards.callback(_remove_failed, work)
+            afterwards.callback(remove_failed, work)
         raise
-
-
-def is_finished(work: Work, *, quiet: bool) -> bool:
-    """True if a manifest with this recipe exists. Raises UserError if the folder holds a different recipe."""
-    folder = work.config.folder
-    if (folder / MANIFEST).exists():
-        manifest = read_manifest(folder)
-        _refuse_other_recipe(work, manifest.recipe, "a shard set")
-        _refuse_changed_sources(work, manifest, quiet)
-        return True
-    if (recipe := _read_recipe(folder)) is not None:
-        _refuse_other_recipe(work, recipe, "an unfinished set")
-        if began := other_version(recipe):
-            raise UserError(
-                f"{folder} holds an unfinished set begun by {began}, which cuts other patches from the same settings; "
-                "finish it with that version, choose another --name, or delete it with --overwrite"
-            )
-    return False
-
-
-def _read_recipe(folder: Path) -> JsonObject | None:
-    """The recipe of the unfinished set in `folder`; None if there is none."""
-    path = folder / BUILDING / RECIPE
-    try:
-        recipe = json.loads(path.read_bytes().decode())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); delete the set with --overwrite") from None
-    read_version(recipe, RECIPE_FORMAT, str(path))
-    return {key: value for key, value in recipe.items() if key != VERSION_KEY}
-
-
-def _refuse_other_recipe(work: Work, found: JsonObject, what: str) -> None:
-    if work.recipe["images"]["orientation"] == "auto":
-        found = merge(found, {"images": {"orientation": "auto"}})  # the stored value is the one that was detected
-    if lines := differences(found, work.recipe):
-        raise UserError(
-            f"{work.config.folder} holds {what} with a different recipe (there → now):\n  "
-            + "\n  ".join(lines[:20])
-            + "\n"
-            "choose another --name, or delete it with --overwrite"
-        )
-
-
-def _refuse_changed_sources(work: Work, manifest: Manifest, quiet: bool) -> None:
-    """Refuse files that were edited in place, with the same name and size."""
-    contents = [manifest.sources[source.split][source.number].content for source in work.sources]
-    finished = (work.config.folder / MANIFEST).stat().st_mtime_ns
-    if changed := changed_sources(work.sources, contents, finished, work.config, work.target.channels, quiet=quiet):
-        shown = [f"{source.image} or its mask {source.mask}" for source in changed]
-        raise UserError(
-            f"{work.config.folder} was built from different pixels or labels than these files hold now:\n  "
-            + "\n  ".join(shown[:10])
-            + ("\n  …" if len(shown) > 10 else "")
-            + "\nrebuild the set with --overwrite, or choose another --name to keep the old one too"
-        )
-
-
-def _remove_set(folder: Path) -> None:
-    """Delete a set, manifest first, so that a half-deleted set is never mistaken for a complete one."""
-    if not folder.exists():
-        return
-    if not (folder / MANIFEST).exists() and not (folder / BUILDING).exists() and _others(folder):
-        raise UserError(
-            f"{folder}: --overwrite, but this is not a shard set; choose another --name or empty the folder"
-        )
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        if _SET_FILES.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-    for name in (SOURCE, BUILDING):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _remove_failed(work: Work) -> None:
-    """Delete what a failed build left, unless another builder is still at work there."""
-    folder = work.config.folder
-    with suppress(UserError), owned(folder, "segdist make-shards"):
-        recipe = _read_recipe(folder)
-        if not (folder / MANIFEST).exists() and recipe is not None and not differences(recipe, work.recipe):
-            _remove_set(folder)
-    with suppress(OSError):
-        folder.rmdir()  # fails if anything is left
-
-
-def _others(folder: Path) -> bool:
-    """True if the folder holds anything besides the ownership records."""
-    return any(path.name != OWNERS for path in folder.iterdir())
-
-
-def _claim_folder(work: Work) -> bool:
-    """Record the recipe in the folder, so that no one continues with a different one; True if nothing was there."""
-    folder = work.config.folder
-    # Other builders may start or finish at any moment: what they add comes after .building/, which goes only once there
-    # is a manifest. So look in this order.
-    others = folder.exists() and _others(folder)
-    fresh = not ((folder / BUILDING).exists() or (folder / MANIFEST).exists())
-    if others and fresh and not work.config.overwrite:  # which leaves only the user's files
-        raise UserError(f"{folder}: not empty, and not a shard set; choose another --name or empty the folder")
-    with _writing(folder, "the recipe"):
-        write_json(folder / BUILDING / RECIPE, stamped(work.recipe, RECIPE_FORMAT))
-    return fresh
 
 
 def _build_units(work: Work, units: Iterable[Unit], quiet: bool) -> None:
@@ -297,25 +190,11 @@ def _build_unit(work: Work, unit: Unit) -> UnknownLabels | None:
     if _is_whole(work, unit):
         return None
     try:
-        with _writing(work.config.folder, unit.name):
+        with writing(work.config.folder, unit.name):
             build_shard(unit, work.target, work.note_path(unit))
     except UnknownLabels as error:
         return error
     return None
-
-
-@contextmanager
-def _writing(folder: Path, what: str) -> Iterator[None]:
-    """Turn the errors of a full or read-only disk into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, (FileNotFoundError, FileExistsError)) and (folder / MANIFEST).exists():
-            return  # another builder has finished the set, and removed .building/ just when this one wrote there
-        raise UnwritableShard(
-            f"{folder}: {what} can't be written: {error.strerror or error}; finished work is kept. "
-            "Make room (or choose another --root) and run the same command again: it resumes from there"
-        ) from None
 
 
 def _die_with_parent() -> None:
@@ -347,7 +226,7 @@ def _finish(work: Work, quiet: bool) -> Manifest:
     whole = [(unit, note) for unit, note in notes.items() if note is not None]
     _refuse_copies(whole)
     manifest = _manifest(work, whole)
-    with _writing(config.folder, MANIFEST):
+    with writing(config.folder, MANIFEST):
         save_manifest(config.folder, manifest)
     shutil.rmtree(config.folder / BUILDING, ignore_errors=True)
     return manifest

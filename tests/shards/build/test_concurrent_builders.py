@@ -12,7 +12,7 @@ import pytest
 
 from segdist.core import files
 from segdist.core.errors import UserError
-from shards.build import build
+from shards.build import build, set_folder
 from shards.build.build import make_shards
 from shards.build.config import MakeShardsConfig
 from tests.support.sets import contents, tiny_config
@@ -45,7 +45,7 @@ def test_another_builder_may_start_or_finish_while_the_folder_is_examined(
 ) -> None:
     config = tiny_config(tmp_path)
     other = replace(config, task=task)
-    acted = meanwhile(monkeypatch, build, "_others", lambda: make_shards(other, quiet=True))
+    acted = meanwhile(monkeypatch, set_folder, "_others", lambda: make_shards(other, quiet=True))
     make_shards(config, quiet=True)
     assert acted
     assert contents(config.folder) == contents(small_set)
