@@ -124,9 +124,24 @@ def load_profile(name: str, job: str) -> Profile:
     return profile
 
 
-def submitit_parameters(profile: Profile, name: str, comment: str) -> Keywords:
-    """`profile` as parameters of submitit's AutoExecutor; its other executors ignore those that start with `slurm_`."""
+def submitit_parameters(profile: Profile, job: str, logs: Path, *, array: bool) -> Keywords:
+    """`profile` as parameters of submitit's AutoExecutor; its other executors ignore those that start with `slurm_`.
+
+    Args:
+        logs: the folder of the run's logs; each job, or task of an array, gets one of its own in there.
+    """
+    pattern, number = "%j", "${SLURM_JOB_ID}"
+    if array:
+        pattern, number = "%A_%a", "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+    # Slurm opens this one before the script runs, perhaps before submitit has made the job's folder.
+    batch_log = f"{logs}/{pattern}_batch_log.out"
+    here = f"{shlex.quote(str(logs))}/{number}"
+    setup = [f"mkdir -p {here}"]
+    setup += [f"ln -sfn ${{SLURMD_NODENAME}}_0_log.{suffix} {here}/rank0.{suffix}" for suffix in ("out", "err")]
     srun = [
+        # By node and rank; restarts append.
+        f"--output={logs}/{pattern}/%N_%t_log.out",
+        f"--error={logs}/{pattern}/%N_%t_log.err",
         # Without this, the other ranks would hang when one exits.
         "--kill-on-bad-exit=1",
         # Since 22.05, srun no longer inherits this from sbatch.
@@ -142,7 +157,7 @@ def submitit_parameters(profile: Profile, name: str, comment: str) -> Keywords:
         fewer = {"nodes": f"{profile.nodes_min}-{profile.nodes}", "mincpus": profile.tasks * profile.cpus_per_task}
         srun.append(f"--ntasks-per-node={profile.tasks}")
     parameters = {
-        "name": name,
+        "name": f"{logs.parent.name}-{job}",
         "nodes": profile.nodes,
         "tasks_per_node": None if profile.nodes_min else profile.tasks,
         "cpus_per_task": profile.cpus_per_task,
@@ -158,10 +173,16 @@ def submitit_parameters(profile: Profile, name: str, comment: str) -> Keywords:
         "slurm_exclusive": profile.exclusive or None,
         "slurm_signal_delay_s": profile.signal_seconds,
         "slurm_array_parallelism": profile.array_parallelism,
-        "slurm_comment": comment,
-        "slurm_setup": [*exports, *profile.setup] or None,
+        "slurm_comment": f"segdist {logs}",
+        "slurm_setup": [*setup, *exports, *profile.setup],
         "slurm_srun_args": srun,
-        "slurm_additional_parameters": {"requeue": True, **fewer, **profile.sbatch},
+        "slurm_additional_parameters": {
+            "output": batch_log,
+            "error": batch_log,
+            "requeue": True,
+            **fewer,
+            **profile.sbatch,
+        },
     }
     return {key: value for key, value in parameters.items() if value is not None}
 

@@ -74,10 +74,7 @@ class Order:
 
     def parameters(self) -> Keywords:
         """Parameters for submitit's AutoExecutor."""
-        parameters = submitit_parameters(
-            self.profile, f"{self.folder.parent.name}-{self.name}", f"segdist {self.folder}"
-        )
-        parameters.update(_slurm_logs(self.folder, len(self.tasks) > 1, parameters))
+        parameters = submitit_parameters(self.profile, self.name, self.folder, array=len(self.tasks) > 1)
         if self.after:
             parameters["slurm_dependency"] = "afterok:" + ":".join(self.after)
             # Otherwise a job whose predecessor failed would stay in the queue forever.
@@ -155,30 +152,6 @@ def job_folder(folder: Path, task_id: str) -> Path:
     `rank0.err` to those of rank 0 in the latest start. Versions up to 0.2.0 put all files into `folder` itself.
     """
     return folder / task_id
-
-
-def _slurm_logs(folder: Path, array: bool, parameters: Keywords) -> Keywords:
-    """`parameters` that put a job's logs into its folder, named by node and rank; restarts append to them."""
-    pattern, job = "%j", "${SLURM_JOB_ID}"
-    if array:
-        pattern, job = "%A_%a", "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
-    here = f"{shlex.quote(str(folder))}/{job}"
-    setup = [f"mkdir -p {here}"]
-    srun = []
-    for stream, suffix in (("output", "out"), ("error", "err")):
-        setup.append(f"ln -sfn ${{SLURMD_NODENAME}}_0_log.{suffix} {here}/rank0.{suffix}")
-        srun.append(f"--{stream}={folder}/{pattern}/%N_%t_log.{suffix}")
-    # Slurm opens this one before the script runs, perhaps before submitit has made the job's folder.
-    batch = f"{folder}/{pattern}_batch_log.out"
-    return {
-        "slurm_setup": [*setup, *parameters.get("slurm_setup", [])],
-        "slurm_srun_args": [*srun, *parameters["slurm_srun_args"]],
-        "slurm_additional_parameters": {
-            "output": batch,
-            "error": batch,
-            **parameters["slurm_additional_parameters"],
-        },
-    }
 
 
 def read_records(folder: Path) -> list[Record]:
