@@ -206,7 +206,7 @@ def source_of(image: ImageTask) -> JsonObject:
 
 def _same_source(there: JsonObject, now: JsonObject) -> bool:
     """Whether results were made from the same files: an image of the same name in the same root, the same mask."""
-    there = JsonObject(upright=True) | there  # before this was recorded, it was always so
+    there = {"upright": True, **there}  # before this was recorded, it was always so
     paths = {"image", "mask"}
     if {key: there[key] for key in there if key not in paths} != {key: now[key] for key in now if key not in paths}:
         return False

@@ -92,11 +92,6 @@ class Augmenter:
 
 def flip(batch: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
     """Mirror each sample of (B, …, H, W) according to its bits: bit 0 left and right, bit 1 up and down."""
-    if batch.device.type == "cpu":  # nothing to wait for, so each sample is copied once
-        flipped = torch.empty_like(batch)
-        for to, sample, bits in zip(flipped, batch, flips.tolist(), strict=True):
-            to.copy_(sample.flip([axis for bit, axis in ((1, -1), (2, -2)) if bits & bit]))
-        return flipped
     for bit, axis in ((1, -1), (2, -2)):
         # Computing both costs a copy; indexing would wait for the device to count the selected samples.
         batch = torch.where(_like(batch, flips & bit).bool(), batch.flip(axis), batch)
