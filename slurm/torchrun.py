@@ -84,7 +84,8 @@ def _run(settings: Keywords, command: Sequence[str], told_to_stop: Callable[[], 
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     try:
-        elastic_launch(LaunchConfig(**settings), command[0])(*command[1:])
+        with _no_rank_left():
+            elastic_launch(LaunchConfig(**settings), command[0])(*command[1:])
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         # A rank killed by the signal before it set its handler has nothing to save yet.
@@ -99,6 +100,23 @@ def _run(settings: Keywords, command: Sequence[str], told_to_stop: Callable[[], 
         return STOPPED
     # If torchrun can restart workers, a stopped job returns 0 so that it isn't restarted.
     return STOPPED if told_to_stop() else FINISHED
+
+
+@contextmanager
+def _no_rank_left() -> Iterator[None]:
+    """Kill the ranks that the agent left running.
+
+    The agent only knows its ranks once it has started the last one: a signal before that leaves the first ones waiting
+    for the others. They have nothing to save yet.
+    """
+    before = set(children(os.getpid()))
+    try:
+        yield
+    finally:
+        for child in set(children(os.getpid())) - before:
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
 
 
 @contextmanager
