@@ -28,6 +28,11 @@ def start_case(
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings)
 
 
+def print_result(result: dict[str, Any]) -> None:
+    """Print a case's result, with a single write: ranks share their output."""
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
 def case_result(process: "subprocess.Popen[str]") -> dict[str, Any]:
     """Wait for a case and return the JSON object it printed.
 

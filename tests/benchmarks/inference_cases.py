@@ -1,6 +1,5 @@
 """The cases of `tests.benchmarks.inference`: each runs in its own process and prints one JSON line."""
 
-import json
 import os
 import statistics
 import tempfile
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.cases import benchmark
+from tests.benchmarks.cases import benchmark, print_result
 from tests.benchmarks.finished_images import case_finished
 
 MODULE = "tests.benchmarks.inference_cases"
@@ -248,7 +247,7 @@ def main(arguments: list[str]) -> int:
     cases = {"ours": case_ours, "monai": case_monai, "file": case_file, "ranks": case_ranks, "one": case_one}
     cases |= {"ensemble": case_ensemble, "finished": case_finished}
     values = [int(value) if value.isdecimal() else value for value in rest]
-    print(json.dumps(cases[name](first, *values)))  # type: ignore[operator]
+    print_result(cases[name](first, *values))  # type: ignore[operator]
     return 0
 
 

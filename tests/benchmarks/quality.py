@@ -30,7 +30,7 @@ import tyro
 
 from segdist.core.code_version import current_version
 from tests.benchmarks.bars import Bars
-from tests.benchmarks.cases import ROOT, benchmark, case_result, start_case
+from tests.benchmarks.cases import ROOT, benchmark, case_result, print_result, start_case
 from tests.benchmarks.quality_recipes import Recipe, read_recipes, recipe_of
 from tests.benchmarks.quality_rows import Row, append_row, leave_one_out, medians, read_rows, table
 from tests.benchmarks.quality_sets import LabeledSet, Part, find_sets
@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> int:
         run = bare_loop(1)
         began = time.process_time()
         run(REFERENCE_STEPS)
-        print(json.dumps({"seconds": (time.process_time() - began) / REFERENCE_STEPS}))
+        print_result({"seconds": (time.process_time() - began) / REFERENCE_STEPS})
         return 0
     config = tyro.cli(
         QualityConfig, args=arguments, prog="python -m tests.benchmarks.quality", description=__doc__ or ""

@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.benchmarks.bare_loop import BATCH, PATCH, WARM_UP, WIDTH, bare_loop
 from tests.benchmarks.bars import Bars, print_noise
-from tests.benchmarks.cases import ROOT, benchmark, case_result, start_case
+from tests.benchmarks.cases import ROOT, benchmark, case_result, print_result, start_case
 from tests.benchmarks.exact import SCORE_BAR, rounding_error, step_times
 
 AS_THE_JOB: dict[str, Any] = {"channels_last": True, "keep_freed": True}
@@ -227,7 +227,7 @@ def exact(folder: Path, bars: Bars, steps: int = 20) -> None:
 
     def job(name: str, ranks: int, *options: object) -> dict[str, Any]:
         quiet = [word for word in QUIET if word not in ("--model.width", str(WIDTH))]
-        common = ("-f", "bench", "-n", name, "--steps", WARM_UP + steps, *quiet)
+        common = ("-f", "bench", "-n", name, "--steps", WARM_UP + steps, *PAPER, *quiet)
         return _case("job", *common, *options, cwd=folder, world_size=ranks)
 
     step_times(folder, bars, job)
@@ -296,10 +296,9 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["case"]:
         name, *rest = arguments[1:]
         if name == "job":
-            line = json.dumps(case_job(*rest))
+            print_result(case_job(*rest))
         else:
-            line = json.dumps(case_bare(*(int(value) if value.isdecimal() else value for value in rest)))  # type: ignore[arg-type]
-        print(line)
+            print_result(case_bare(*(int(value) if value.isdecimal() else value for value in rest)))  # type: ignore[arg-type]
         return 0
     parts: dict[str, Any] = {"overhead": overhead, "ranks": two_ranks, "accuracy": accuracy, "longer": longer}
     parts["exact"], parts["exact-scores"] = exact, exact_scores
