@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,9 @@ from segdist.core.launcher import note_reason, signal_reason
 from segdist.core.terminal import warn
 from slurm.children import children
 from slurm.requeue import Comeback
+
+LAST_WAIT = 5.0
+"""Seconds to wait for killed ranks; one that hangs in the kernel (a lost GPU or file server) can take forever."""
 
 
 def run_torchrun(
@@ -113,10 +117,15 @@ def _no_rank_left() -> Iterator[None]:
     try:
         yield
     finally:
-        for child in set(children(os.getpid())) - before:
-            with suppress(ProcessLookupError, ChildProcessError):
+        left = set(children(os.getpid())) - before
+        for child in left:
+            with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
+        deadline = time.monotonic() + LAST_WAIT
+        for child in left:
+            with suppress(ChildProcessError):
+                while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+                    time.sleep(0.01)
 
 
 @contextmanager
