@@ -1,11 +1,10 @@
 """Model files: safetensors weights together with the card that describes them."""
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -23,19 +22,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 SHOWN_LINES, LONGEST_LINE = 3, 200
-BLOCK = 2**20
-"""Bytes read at a time for a checksum."""
+
 
 CHECKSUM_KEY = "segdist_sha256"
 """Metadata key of the checksum of card and weights; safetensors itself has none."""
 
 
-def _checksum(card: str, file: BinaryIO) -> str:
+def _checksum(card: str, content: bytes) -> str:
     """SHA-256 of a card and the weights of a safetensors file, which follow its 8 bytes of length and its header."""
-    file.seek(8 + int.from_bytes(file.read(8), "little"))
+    weights = memoryview(content)[8 + int.from_bytes(content[:8], "little") :]
     digest = hashlib.sha256(card.encode())
-    while block := file.read(BLOCK):
-        digest.update(block)
+    digest.update(weights)
     return digest.hexdigest()
 
 
@@ -51,7 +48,7 @@ def save_model(path: Path, state: dict[str, "torch.Tensor"], card: ModelCard) ->
     text = card_text(card)
     content = save_safetensors(tensors)
     with whole_file(path) as file:
-        file.write(_with_metadata(content, {CARD_KEY: text, CHECKSUM_KEY: _checksum(text, io.BytesIO(content))}))
+        file.write(_with_metadata(content, {CARD_KEY: text, CHECKSUM_KEY: _checksum(text, content)}))
 
 
 def _with_metadata(content: bytes, metadata: dict[str, str]) -> bytes:
@@ -121,11 +118,8 @@ def load_weights(path: Path, device: str = "cpu") -> tuple[dict[str, "torch.Tens
     card = read_card(path)
     metadata = read_metadata(path)
     expected = metadata.get(CHECKSUM_KEY)  # models from earlier versions have none
-    if expected is not None:
-        with path.open("rb") as file:
-            intact = _checksum(metadata[CARD_KEY], file) == expected
-        if not intact:
-            raise UserError(f"{path}: damaged (wrong checksum); copy it again, or use the other model of the run")
+    if expected is not None and _checksum(metadata[CARD_KEY], path.read_bytes()) != expected:
+        raise UserError(f"{path}: damaged (wrong checksum); copy it again, or use the other model of the run")
     try:
         return load_file(path, device=str(device)), card
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
