@@ -4,6 +4,10 @@ A sample's augmentation depends only on (seed, epoch, step, slot): every draw is
 of a generator. So it is the same however the global batch is split over ranks. Nothing waits for the device: the few
 numbers per sample are drawn on the host and moved without blocking.
 
+Images are normalized: (x - mean) / std of the training patches, per channel. That gives brightness, gamma and noise a
+unit that fits any image: the range of values from 3 standard deviations below the mean to 3 above it (`RANGE`). Of the
+65,536 possible values of 16 bits, images often use a few hundred.
+
 All geometric changes share one resampling: bilinear for images, nearest for masks. Outside the patch, image and mask
 are reflected, so the loss covers all pixels.
 """
@@ -17,6 +21,8 @@ from segdist.core.keyed import Purpose, hash64, uniform
 from segdist.core.ranges import check_ranges
 from segdist.training.config import AugmentConfig
 
+RANGE = 6.0
+"""Range of the values of normalized images, -3 to 3."""
 CONTROL_DISTANCE = 24
 """Pixels between the control points of the elastic deformation."""
 
@@ -24,17 +30,16 @@ CONTROL_DISTANCE = 24
 class Augmenter:
     """Applies the flips, and the augmentations enabled in an `AugmentConfig`, to batches."""
 
-    def __init__(self, config: AugmentConfig, seed: int, full_scale: float = 255.0) -> None:
-        """`full_scale`: largest stored value, 65535 for 16-bit images; the unit of brightness, gamma and noise."""
+    def __init__(self, config: AugmentConfig, seed: int) -> None:
         check_ranges(config, section="augment")
-        self.config, self.seed, self.full_scale = config, seed, full_scale
+        self.config, self.seed = config, seed
         self._geometry = bool(config.rotate or config.scale or config.elastic)
         self._intensity = bool(config.brightness or config.contrast or config.gamma or config.noise or config.blur)
 
     def __call__(
         self, images: torch.Tensor, masks: torch.Tensor, flips: torch.Tensor, epoch: int, step: int, slots: range
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augmented copies of `images` (B, C, H, W), float32 in stored units, and `masks` (B, H, W), uint8.
+        """Augmented copies of `images` (B, C, H, W), float32, normalized, and `masks` (B, H, W), uint8.
 
         `flips` (B,): bit 0 mirrors left and right, bit 1 up and down. `slots`: the samples' slots in the global batch.
         """
@@ -50,7 +55,7 @@ class Augmenter:
             grid = self._grid(draw, *masks.shape[1:])
             images, masks = resample(images, masks, grid)
         if self._intensity:
-            images = self._intensities(images, draw).clamp_(0, self.full_scale)
+            images = self._intensities(images, draw)
         return images, masks
 
     def _grid(self, draw: "_Draws", height: int, width: int) -> torch.Tensor:
@@ -71,7 +76,7 @@ class Augmenter:
         return grid
 
     def _intensities(self, images: torch.Tensor, draw: "_Draws") -> torch.Tensor:
-        config, full = self.config, self.full_scale
+        config = self.config
         if config.blur:
             images = blur(images, draw.between(Purpose.BLUR, 0, config.blur), config.blur)
         if config.contrast:
@@ -79,13 +84,14 @@ class Augmenter:
             images = mean + (images - mean) * _per_sample(draw.factor(Purpose.CONTRAST, config.contrast))
         if config.brightness:
             images = (
-                images + _per_sample(draw.between(Purpose.BRIGHTNESS, -config.brightness, config.brightness)) * full
+                images + _per_sample(draw.between(Purpose.BRIGHTNESS, -config.brightness, config.brightness)) * RANGE
             )
         if config.gamma:
             power = _per_sample(draw.factor(Purpose.GAMMA, config.gamma))
-            images = (images / full).clamp(0, 1) ** power * full
+            # Negative numbers have no such power; values above the range have, so bright details are kept.
+            images = ((images / RANGE + 0.5).clamp(min=0) ** power - 0.5) * RANGE
         if config.noise:
-            deviation = _per_sample(draw.between(Purpose.NOISE, 0, config.noise)) * full
+            deviation = _per_sample(draw.between(Purpose.NOISE, 0, config.noise)) * RANGE
             images = images + deviation * draw.normal_pixels(Purpose.PIXELS, images.shape[1:])
         return images
 

@@ -92,13 +92,13 @@ class AugmentConfig:
     elastic: Annotated[float, Range(0, 100)] = 0.0
     """Elastic deformation: standard deviation in pixels of the shift of control points about 24 pixels apart."""
     brightness: Share = 0.0
-    """Add up to this fraction of the full range (255 for 8 bit), either way."""
+    """Add up to this fraction of the range of the training images (6 standard deviations), either way."""
     contrast: Annotated[float, Range(0, 4)] = 0.0
     """Raise or lower contrast around the patch's mean by up to this fraction (0.2: from 1/1.2 to 1.2)."""
     gamma: Annotated[float, Range(0, 4)] = 0.0
-    """Raise to a power from 1/(1 + gamma) to 1 + gamma."""
+    """Raise to a power from 1/(1 + gamma) to 1 + gamma, as fractions of the range."""
     noise: Share = 0.0
-    """Add normal noise; its standard deviation is drawn up to this fraction of the full range."""
+    """Add normal noise; its standard deviation is drawn up to this fraction of the range."""
     blur: Annotated[float, Range(0, 10)] = 0.0
     """Gaussian blur; its standard deviation is drawn up to this many pixels."""
 

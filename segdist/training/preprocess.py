@@ -40,10 +40,10 @@ class Preprocessor:
     def plain(self, batch: Batch) -> MicroBatch:
         """The batch without flips or augmentation, for validation."""
         images, truth = batch.to(self.device)
-        return self._normalized(images.float()), truth
+        return self._normalized(images).contiguous(memory_format=self.format), truth
 
     def training(self, batch: Batch) -> list[MicroBatch]:
-        """The batch flipped and augmented, as the micro-batches of one optimizer step."""
+        """The batch normalized, flipped and augmented, as the micro-batches of one optimizer step."""
         images, truth = batch.to(self.device)
         flips = batch.flips.to(self.device, non_blocking=True)
         if self.grain:
@@ -55,8 +55,8 @@ class Preprocessor:
     def _prepared(
         self, batch: Batch, images: torch.Tensor, truth: torch.Tensor, flips: torch.Tensor, slots: range
     ) -> MicroBatch:
-        images, truth = self.augmenter(images.float(), truth, flips, batch.epoch, batch.step, slots)
-        return self._normalized(images), truth
+        images, truth = self.augmenter(self._normalized(images), truth, flips, batch.epoch, batch.step, slots)
+        return images.contiguous(memory_format=self.format), truth
 
     def _normalized(self, images: torch.Tensor) -> torch.Tensor:
-        return ((images - self.mean) * self.scale).contiguous(memory_format=self.format)
+        return (images.float() - self.mean) * self.scale

@@ -107,14 +107,12 @@ class Trainer:
         else:
             engine = DataParallel(model, self.loss, precision, ranks, config.seed, config.compile)
         self.learner = Learner(model, config.optim, engine, precision, ranks)
-        largest = torch.iinfo(getattr(torch, data.dtype)).max
-        augmenter = Augmenter(config.augment, config.seed, full_scale=float(largest))
         # The same number on all ranks, although some may have one sample fewer.
         parts = min(config.accumulate, config.batch_size // ranks.world_size)
         self.preprocess = Preprocessor(
             data.mean,
             data.std,
-            augmenter,
+            Augmenter(config.augment, config.seed),
             ranks.device,
             accumulate=parts,
             grain=config.grain if config.exact else 0,

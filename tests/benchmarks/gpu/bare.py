@@ -72,9 +72,9 @@ class BareStep:
         images, truth = self._images, self._truth
         if self._augmenter is not None:
             self._number += 1
-            slots = range(self.shape.batch)
-            images, truth = self._augmenter(self._stored.float(), truth, self._flips, 0, self._number, slots)
-            images = self._normalized(images)
+            images, slots = self._normalized(self._stored.float()), range(self.shape.batch)
+            images, truth = self._augmenter(images, truth, self._flips, 0, self._number, slots)
+            images = images.contiguous(memory_format=self._memory)
         self.optimizer.zero_grad(set_to_none=True)
         self._forward_and_backward(images, truth)
         self.optimizer.step()
