@@ -74,30 +74,35 @@ EARLIER = (
 """The defaults before settings were chosen automatically."""
 
 
-def choose_split(groups: int, *, test_named: bool, grouped: bool) -> list[Choice]:
+def choose_split(free: int, train: int = 0, *, test_named: bool, validation_named: bool, grouped: bool) -> list[Choice]:
     """Fractions to hold out and to use for validation.
 
     Args:
-        groups: number of images (or groups of them) not yet in a split.
-        test_named: the user names the held-out images.
-        grouped: True if `groups` counts groups rather than images.
+        free: number of images (or groups of them) not yet in a split.
+        train: number of those that the user names for training; if no validation images are named, some of these and
+            of the free ones become validation images.
+        test_named, validation_named: the user names the held-out images, the validation images.
+        grouped: True if the numbers are of groups rather than images.
     """
     what = "groups" if grouped else "images"
     if test_named:
         test = Choice("split.test", 0.0, "held-out images are named")
-    elif groups < 2:
-        test = Choice("split.test", 0.0, f"{groups} {what}: none to spare")
+    elif free < 2:
+        test = Choice("split.test", 0.0, f"{free} {what} not in a split yet: none to spare")
     else:
-        share = round(min(HELD_OUT, MOST_HELD / groups), 4)
-        count = min(max(1, round(share * groups)), groups - 1)
-        test = Choice("split.test", share, f"{count} of {groups} {what}, for scores on images held out of training")
-        groups -= count
-    if groups < FEW:
-        reason = f"only {groups} {what} to train on, none to spare; the last model is kept"
+        share = round(min(HELD_OUT, MOST_HELD / free), 4)
+        count = min(max(1, round(share * free)), free - 1)
+        test = Choice("split.test", share, f"{count} of {free} {what}, for scores on images held out of training")
+        free -= count
+    train += free
+    if validation_named:
+        return [test, Choice("split.validation", 0.0, "validation images are named")]
+    if train < FEW:
+        reason = f"only {train} {what} to train on, none to spare; the last model is kept"
         return [test, Choice("split.validation", 0.0, reason)]
-    share = round(min(VALIDATING, MOST_HELD / groups), 4)
-    count = max(1, round(share * groups))
-    return [test, Choice("split.validation", share, f"{count} of {groups} {what}, to select the best model")]
+    share = round(min(VALIDATING, MOST_HELD / train), 4)
+    count = max(1, round(share * train))
+    return [test, Choice("split.validation", share, f"{count} of {train} {what}, to select the best model")]
 
 
 def choose_patches(facts: SetFacts) -> list[Choice]:

@@ -1,7 +1,7 @@
 """Assign images to splits, by the user's lists and by random fractions. Uses names only; opens no image."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -65,15 +65,15 @@ def deal(entries: Sequence[Entry], settings: SplitConfig, seed: int) -> list[Ent
     return everything
 
 
-def free_groups(entries: Sequence[Entry], settings: SplitConfig) -> tuple[int, bool]:
-    """The number of image groups not yet assigned to a split, and whether some images are held out by name.
+def named_groups(entries: Sequence[Entry], settings: SplitConfig) -> Counter[str]:
+    """The number of image groups that the user assigns to each split, and under "" of those in none.
 
     Raises:
         UserError: as `deal`.
     """
     _, entries, groups = _grouped(entries, settings)
-    free = {group for entry, group in zip(entries, groups, strict=True) if not entry.split}
-    return len(free), any(entry.split == "test" for entry in entries)
+    splits = {group: entry.split for entry, group in zip(entries, groups, strict=True)}
+    return Counter(splits.values())
 
 
 def _grouped(entries: Sequence[Entry], settings: SplitConfig) -> tuple[list[int], list[Entry], list[str]]:

@@ -21,7 +21,7 @@ from shards.build.headers import Header, common_format, read_headers
 from shards.build.pairs import Pairs, find_pairs
 from shards.build.recipe import digest_of_files, recipe_of
 from shards.build.sources import DrawnSource, FileSource, Source
-from shards.build.splits import chosen_numbers, deal, free_groups
+from shards.build.splits import chosen_numbers, deal, named_groups
 from shards.build.synthetic import CLASSES
 from shards.build.writer import Target, Unit
 from shards.images.masks import MaskReader
@@ -125,13 +125,19 @@ def find_work(config: MakeShardsConfig, tell: Callable[[str], None] = lambda not
 
 
 def _split_choices(found: Pairs, config: MakeShardsConfig) -> list[Choice]:
-    """Fractions to hold out and to use for validation, by the number of images (or groups) not yet in a split."""
-    groups, named = free_groups([pair.entry for pair in found.pairs], config.split)
-    by_group = bool(config.split.group)
-    if config.split.test is None:
-        return choose_split(groups, test_named=named or config.split.train_list is not None, grouped=by_group)
-    held = len(chosen_numbers(groups, config.split.test, config.seed, Purpose.TEST_SPLIT))
-    return choose_split(groups - held, test_named=True, grouped=by_group)
+    """Fractions to hold out and to use for validation, by the number of images (or groups) in each split so far."""
+    groups = named_groups([pair.entry for pair in found.pairs], config.split)
+    free, test_named = groups[""], groups["test"] > 0 or config.split.train_list is not None
+    if config.split.test is not None:
+        free -= len(chosen_numbers(free, config.split.test, config.seed, Purpose.TEST_SPLIT))
+        test_named = True
+    return choose_split(
+        free,
+        groups["train"],
+        test_named=test_named,
+        validation_named=groups["val"] > 0,
+        grouped=bool(config.split.group),
+    )
 
 
 def _channel_choices(sources: list[FileSource], headers: list[Header]) -> list[Choice]:

@@ -79,7 +79,7 @@ def test_unlabeled_images_do_not_prevent_a_choice() -> None:
     [(1, 0, 0), (2, 1, 0), (4, 1, 0), (5, 1, 0), (6, 1, 1), (20, 3, 2), (100, 15, 8), (5_000, 200, 200)],
 )
 def test_split_shares_work_for_few_and_many_images(images: int, held: int, validating: int) -> None:
-    test, validation = choose_split(images, test_named=False, grouped=False)
+    test, validation = choose_split(images, test_named=False, validation_named=False, grouped=False)
     assert (test.setting, validation.setting) == ("split.test", "split.validation")
     assert round(test.value * images) == held or (test.value > 0 and held == 1)
     left = images - held
@@ -87,5 +87,11 @@ def test_split_shares_work_for_few_and_many_images(images: int, held: int, valid
     assert bool(validation.value) == bool(validating)
 
 
-def test_nothing_is_drawn_if_the_user_names_the_held_out_images() -> None:
-    assert choose_split(20, test_named=True, grouped=False)[0].value == 0
+def test_nothing_is_drawn_if_the_user_names_the_held_out_or_validation_images() -> None:
+    test, validation = choose_split(20, test_named=True, validation_named=True, grouped=False)
+    assert (test.value, validation.value) == (0, 0)
+
+
+def test_validation_images_come_from_those_that_the_user_names_for_training() -> None:
+    _, validation = choose_split(0, 40, test_named=True, validation_named=False, grouped=False)
+    assert (validation.value, validation.reason) == (0.1, "4 of 40 images, to select the best model")

@@ -141,6 +141,19 @@ def test_a_csv_file_can_list_pairs_and_splits(tmp_path: Path) -> None:
     assert {split: len(pairs) for split, pairs in manifest.sources.items()} == {"train": 2, "val": 2, "test": 1}
 
 
+def test_training_images_named_in_a_csv_file_leave_some_for_validation(tmp_path: Path) -> None:
+    some_images(tmp_path, 7)
+    rows = [f"images/im {n}.v1.png,masks/im {n}.v1.png,{'test' if n == 3 else 'train'}" for n in range(7)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,mask,split", *rows]))
+    manifest = build_own(
+        tmp_path,
+        images=ImagesConfig(csv=tmp_path / "pairs.csv"),
+        masks=MasksConfig(classes=("background=0", "cell=255")),
+        split=SplitConfig(),
+    )
+    assert {split: len(pairs) for split, pairs in manifest.sources.items()} == {"train": 5, "val": 1, "test": 1}
+
+
 def test_splits_can_be_lists_patterns_and_groups(tmp_path: Path) -> None:
     for animal in range(4):
         for number in range(3):
