@@ -26,6 +26,8 @@ RARE = 0.05
 """Fraction of the pixels below which a class is rare."""
 SEEN_OFTEN, SEEN_VERY_OFTEN = 40, 120
 """Number of times a patch must be seen for mild and for strong augmentation to pay off."""
+FEW_IMAGES = 15
+"""With fewer training images than this, strong augmentation always pays off."""
 LARGEST_TILE = 384
 
 
@@ -33,6 +35,8 @@ LARGEST_TILE = 384
 class Facts:
     """The facts that choices are based on."""
 
+    images: int
+    """Number of training images."""
     patches: int
     """Number of training patches."""
     patch: int
@@ -143,17 +147,20 @@ def _augmentation(facts: Facts, seen: float) -> list[Choice]:
         if facts.upright
         else Choice("augment.upside_down", True, "nothing indicates that the images have a fixed up direction")
     ]
-    often = f"each patch is seen about {seen:.0f} times"
-    if seen < SEEN_OFTEN:
-        return [*chosen, Choice("augment.rotate90", False, f"{often}: the flips are enough")]
-    strong = seen >= SEEN_VERY_OFTEN
+    few = facts.images < FEW_IMAGES
+    reason = f"each patch is seen about {seen:.0f} times"
+    if few:
+        reason = f"only {facts.images} training images, from which others may differ"
+    elif seen < SEEN_OFTEN:
+        return [*chosen, Choice("augment.rotate90", False, f"{reason}: the flips are enough")]
+    strong = few or seen >= SEEN_VERY_OFTEN
     if facts.upright:
-        chosen.append(Choice("augment.rotate", 10.0 if strong else 5.0, f"{often}; upright images can tilt slightly"))
+        chosen.append(Choice("augment.rotate", 10.0 if strong else 5.0, f"{reason}; upright images can tilt slightly"))
     else:
-        chosen.append(Choice("augment.rotate90", True, f"{often}; all quarter turns are equally likely"))
-    strengths = {"scale": (0.2, 0.3), "brightness": (0.05, 0.1), "contrast": (0.2, 0.3), "gamma": (0.2, 0.3)}
+        chosen.append(Choice("augment.rotate90", True, f"{reason}; all quarter turns are equally likely"))
+    strengths = {"scale": (0.2, 0.5), "brightness": (0.05, 0.1), "contrast": (0.2, 0.4), "gamma": (0.2, 0.4)}
     word = "strong" if strong else "mild"
-    chosen += [Choice(f"augment.{name}", pair[strong], f"{often}: {word}") for name, pair in strengths.items()]
+    chosen += [Choice(f"augment.{name}", pair[strong], f"{reason}: {word}") for name, pair in strengths.items()]
     return chosen
 
 

@@ -61,6 +61,7 @@ def facts_of(config: TrainConfig, ranks: Ranks) -> Facts:
         batches = [-(-4 * manifest.samples("train") // config.batch_size) for manifest in manifests]
         reference_steps = STEP_COST * (config.steps or config.epochs * sum(batches))
     return Facts(
+        images=sum(len(manifest.sources.get("train", ())) for manifest in manifests),
         patches=sum(manifest.samples("train") for manifest in manifests),
         patch=first.patch,
         pixels=tuple(sum(counts) for counts in zip(*(manifest.pixels for manifest in manifests), strict=False)),

@@ -11,6 +11,7 @@ from segdist.training.choices import Facts, choose, times_seen
 from segdist.training.config import TrainConfig
 
 FACTS = Facts(
+    images=100,
     patches=5_000,
     patch=96,
     pixels=(700, 200, 100),
@@ -83,6 +84,12 @@ def test_augmentation_grows_with_the_number_of_views_of_a_patch() -> None:
     assert "augment.scale" not in few
     assert some["augment.rotate90"]
     assert 0 < some["augment.scale"] < many["augment.scale"]
+
+
+def test_few_images_mean_strong_augmentation_however_short_the_run() -> None:
+    few, many = (chosen(images=images, reference_steps=100) for images in (7, 100))
+    assert few["augment.scale"] == chosen(patches=100)["augment.scale"]
+    assert "augment.scale" not in many
 
 
 def test_twice_the_time_or_half_the_set_doubles_the_views_of_a_patch() -> None:
