@@ -12,6 +12,8 @@ WARM_UP, TRIALS, MOST_TRIALS = 2, 6, 200
 """Untimed steps; minimum and maximum number of timed steps."""
 TRIAL_SECONDS = 3.0
 """Minimum duration of the timed steps; short steps are repeated more often."""
+SUSTAINED = 1.08
+"""Duration of a step in a run, relative to the first seconds: processors slow down under sustained load."""
 END_SECONDS = 3.0
 """Allowance for the last checkpoint, the last model and the report."""
 VALIDATION_SHARE = 0.06
@@ -54,8 +56,9 @@ def fitting(minutes: float, spent: float, step: float, validation: float) -> Len
 
     Args:
         spent: seconds already used.
-        step, validation: seconds per step and per validation.
+        step, validation: seconds per step, as in the first seconds of the program, and per validation.
     """
+    step *= SUSTAINED
     left = max(60 * minutes - spent - END_SECONDS, 0.0)
     # The last step always validates, whatever that costs.
     validations = min(max(int(VALIDATION_SHARE * left / max(validation, 1e-9)), 1), VALIDATIONS)

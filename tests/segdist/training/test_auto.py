@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from segdist.core.errors import UserError
-from segdist.training.pace import END_SECONDS, fitting
+from segdist.training.pace import END_SECONDS, SUSTAINED, fitting
 from segdist.training.presets import find_preset, paper_because_of_epochs
 from tests.support.programs import QUIET, job, run
 
@@ -23,8 +23,8 @@ def description(folder: Path) -> dict[str, Any]:
 def test_the_number_of_steps_fits_the_remaining_time() -> None:
     length = fitting(10, spent=20, step=0.1, validation=1.0)
     validations = -(-length.steps // length.validate_every)
-    assert 20 + length.steps * 0.1 + validations * 1.0 + END_SECONDS <= 600
-    assert 600 - (20 + length.steps * 0.1 + validations * 1.0 + END_SECONDS) < 2
+    assert 20 + length.steps * 0.1 * SUSTAINED + validations * 1.0 + END_SECONDS <= 600
+    assert 600 - (20 + length.steps * 0.1 * SUSTAINED + validations * 1.0 + END_SECONDS) < 2
 
 
 def test_slow_validation_happens_less_often_but_always_at_the_end() -> None:
