@@ -66,8 +66,8 @@ def training_plan(config: TrainConfig) -> str:
             f"{data.channels}, classes {', '.join(info.name for info in data.classes)}",
             f"  steps: {steps}, batch size {config.batch_size}, {data.steps_per_epoch} per epoch; "
             f"{environment.world_size} ranks, {len(slots)} samples per step on this one, {micro} at a time",
-            f"  time: about {clock(steps * step * SUSTAINED)} without validation, {step:.3g} s per step (measured on this "
-            "machine, with synthetic patches)",
+            f"  time: about {clock(steps * step * SUSTAINED)} without validation, {step:.3g} s per step (measured on "
+            "this machine, with synthetic patches)",
             f"  model: {config.model.factory}, {weights / 1e6:.2f} million weights; {precision.name} "
             f"({precision.reason})",
             f"  memory per rank: {(weights * 4 * copies + activations) / 1e6:.0f} MB for weights and activations "
