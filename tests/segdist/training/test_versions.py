@@ -32,7 +32,9 @@ SETTINGS = [
 def old(tmp_path: Path) -> Path:
     """The folder of the old run."""
     with tarfile.open(FIXTURE) as archive:
-        archive.extractall(tmp_path, filter="data")
+        # The argument `filter` is missing before Python 3.11.4, where this attribute does nothing.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(tmp_path)
     return tmp_path / "runs" / "old"
 
 
