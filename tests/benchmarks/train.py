@@ -228,7 +228,6 @@ def time_to(target: float, budget: int, recipe: tuple[str, ...], folder: Path, b
         rows.append((seconds / reference, score))
         print(f"  {seed:4}   {reference:16.3f}   {seconds:7.1f}   {seconds / reference:15.0f}   {score:.4f}")
     cost, score = (statistics.median(column) for column in zip(*rows, strict=True))
-    # The minutes are a plan, which a change of the machine's speed exceeds.
     bars.at_most(f"{' '.join(recipe)}, its time / reference step", cost, budget)
     bars.at_least(f"{' '.join(recipe)}, mean IoU", score, target)
 

@@ -155,8 +155,7 @@ def test_noise_is_normal_with_the_requested_deviation() -> None:
     images = torch.zeros(400, 1, 32, 32)
     config = AugmentConfig(noise=0.1)
     masks, still = torch.zeros(400, 32, 32, dtype=torch.uint8), torch.zeros(400, dtype=torch.uint8)
-    out, _ = Augmenter(config, 0)(images, masks, still, 0, 0, range(400))
-    noise = out
+    noise, _ = Augmenter(config, 0)(images, masks, still, 0, 0, range(400))
     deviations = noise.std(dim=(1, 2, 3)) / RANGE
     assert 0 <= deviations.min() < 0.005
     assert 0.095 < deviations.max() < 0.105
