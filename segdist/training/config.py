@@ -64,7 +64,7 @@ class LossConfig:
     """The loss to minimize. Ignored pixels don't count; sums are divided by the global number of counted pixels."""
 
     name: Literal["cross_entropy", "dice", "cross_entropy+dice", "focal"] = "cross_entropy"
-    """Dice is taken per image and class and averaged over the images of the global batch."""
+    """Dice is averaged over the classes in each image, then over the images of the global batch."""
     class_weights: Literal["none", "median_frequency", "given"] = "none"
     """Weight of each class in cross entropy and focal loss; median_frequency: from the shard set's pixel counts."""
     weights: tuple[NotNegative, ...] = ()

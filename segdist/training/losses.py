@@ -14,7 +14,7 @@ from segdist.training.config import LossConfig
 from shards.manifest import IGNORE, median_frequency_weights
 
 DICE_SMOOTHING = 1.0
-"""Added to numerator and denominator of Dice, so that a class neither present nor predicted scores 1."""
+"""Added to numerator and denominator of Dice: softens the score of objects of a few pixels."""
 
 
 class Loss:
@@ -69,7 +69,12 @@ class Loss:
         return (weight * (1 - torch.exp(-negative_log)) ** self.config.focal_gamma * negative_log).sum()
 
     def _dice(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """1 - (2 sum pt + s) / (sum p + sum t + s) per image and class (Milletari et al. 2016, without squares)."""
+        """1 - (2 sum pt + s) / (sum p + sum t + s), averaged over the classes in each image (Milletari et al. 2016,
+        without squares).
+
+        A class that isn't in an image doesn't count there: its Dice would be near 0 until nearly no pixel of the image
+        gets any of its probability, which costs the classes that are there. docs/training.md has the measurement.
+        """
         num_classes = logits.shape[1]
         counted = (truth != IGNORE).unsqueeze(1)
         probabilities = logits.softmax(dim=1) * counted
@@ -77,7 +82,8 @@ class Loss:
         overlap = (probabilities * target).sum(dim=(2, 3))
         total = probabilities.sum(dim=(2, 3)) + target.sum(dim=(2, 3))
         dice = (2 * overlap + DICE_SMOOTHING) / (total + DICE_SMOOTHING)
-        return (1 - dice).mean(dim=1).sum()
+        present = target.sum(dim=(2, 3)) > 0
+        return ((1 - dice) * present).sum(dim=1).div(present.sum(dim=1).clamp(min=1)).sum()
 
 
 def class_weights(config: LossConfig, pixels: tuple[int, ...]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from segdist.core.errors import UserError
 from segdist.training.config import LossConfig
-from segdist.training.losses import Loss, class_weights
+from segdist.training.losses import DICE_SMOOTHING, Loss, class_weights
 from shards.manifest import IGNORE
 
 NAMES = ("cross_entropy", "dice", "cross_entropy+dice", "focal")
@@ -93,6 +93,20 @@ def test_dice_loss_is_zero_for_a_perfect_prediction_and_large_for_a_wrong_one() 
     loss = Loss(LossConfig(name="dice"), torch.ones(3))
     assert value(loss, right, truth) < 1e-6
     assert value(loss, wrong, truth) > 0.8
+
+
+def test_dice_averages_over_the_classes_in_each_image() -> None:
+    logits = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(3))
+    truth = torch.zeros(2, 6, 6, dtype=torch.uint8)
+    truth[0, :3], truth[1, 2] = 2, 3
+    probabilities = logits.softmax(dim=1)
+
+    def one(image: int, label: int) -> torch.Tensor:
+        mine, target = probabilities[image, label], (truth[image] == label).float()
+        return 1 - (2 * (mine * target).sum() + DICE_SMOOTHING) / (mine.sum() + target.sum() + DICE_SMOOTHING)
+
+    expected = (one(0, 0) + one(0, 2) + one(1, 0) + one(1, 3)) / 4
+    torch.testing.assert_close(value(Loss(LossConfig(name="dice"), torch.ones(4)), logits, truth), expected)
 
 
 def test_median_frequency_weights_match_their_definition() -> None:
