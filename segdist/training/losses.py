@@ -13,8 +13,9 @@ from segdist.model.outputs import split_outputs
 from segdist.training.config import LossConfig
 from shards.manifest import IGNORE, median_frequency_weights
 
-DICE_SMOOTHING = 1.0
-"""Added to numerator and denominator of Dice: softens the score of objects of a few pixels."""
+DICE_SMOOTHING = 100.0
+"""Pixels added to numerator and denominator of Dice. What has fewer pixels in a patch counts less; otherwise the last
+pixels of an object at the edge of a patch would count as much as a whole one."""
 
 
 class Loss:

@@ -87,7 +87,7 @@ def test_focal_loss_matches_hand_computed_values() -> None:
 
 
 def test_dice_loss_is_zero_for_a_perfect_prediction_and_large_for_a_wrong_one() -> None:
-    truth = batch(ignored=False)[1]
+    truth = batch(ignored=False)[1].repeat_interleave(20, dim=1).repeat_interleave(20, dim=2)
     right = functional.one_hot(truth.long(), 3).permute(0, 3, 1, 2) * 100.0
     wrong = right.roll(1, dims=1)
     loss = Loss(LossConfig(name="dice"), torch.ones(3))
@@ -107,6 +107,20 @@ def test_dice_averages_over_the_classes_in_each_image() -> None:
 
     expected = (one(0, 0) + one(0, 2) + one(1, 0) + one(1, 3)) / 4
     torch.testing.assert_close(value(Loss(LossConfig(name="dice"), torch.ones(4)), logits, truth), expected)
+
+
+def test_dice_counts_an_object_of_a_few_pixels_less_than_a_large_one() -> None:
+    loss = Loss(LossConfig(name="dice"), torch.ones(2))
+
+    def missed(pixels: int) -> float:
+        truth = torch.zeros(1, 96, 96, dtype=torch.uint8)
+        truth.view(-1)[:pixels] = 1
+        background = torch.tensor([100.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 96, 96)
+        return 2 * value(loss, background, truth).item()
+
+    assert missed(0) == 0
+    assert missed(5) < 0.06
+    assert missed(1_000) > 0.9
 
 
 def test_median_frequency_weights_match_their_definition() -> None:
