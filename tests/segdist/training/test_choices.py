@@ -73,9 +73,10 @@ def test_a_batch_is_no_larger_than_the_set() -> None:
     assert chosen(patches=1, patch=64)["batch_size"] == 4
 
 
-def test_a_rare_class_adds_dice() -> None:
+def test_dice_is_added_except_for_synthetic_images() -> None:
     assert chosen(pixels=(800, 150, 20))["loss.name"] == "cross_entropy+dice"
-    assert chosen(pixels=(500, 500, 0))["loss.name"] == "cross_entropy"
+    assert chosen(pixels=(500, 500, 0))["loss.name"] == "cross_entropy+dice"
+    assert chosen(pixels=(990, 5, 5), drawn=True)["loss.name"] == "cross_entropy"
 
 
 def test_augmentation_grows_with_the_number_of_views_of_a_patch() -> None:
