@@ -80,17 +80,19 @@ def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_previous_one(w
 
 
 def test_another_number_of_ranks_continues_with_the_same_samples(work: Path) -> None:
-    """With group norm, whose arithmetic is independent of the batch, losses agree up to rounding."""
-    run(train("one-rank", 1, norm="group"), work)
+    """With group norm, whose arithmetic is independent of the batch, losses agree up to rounding; with SGD, because
+    AdamW turns the rounding of gradients near 0 into whole steps."""
+    settings = ["--optim.optimizer", "sgd", "--optim.lr", "0.01"]
+    run(train("one-rank", 1, settings, norm="group"), work)
     folder = work / "runs" / "elastic"
-    process = start(train("elastic", 2, norm="group"), work, work / "elastic.log")
+    process = start(train("elastic", 2, settings, norm="group"), work, work / "elastic.log")
     wait_until(lambda: last_step(folder) >= 15)
     kill_all(process, "elastic", work)
-    process = start(train("elastic", 3, norm="group"), work, work / "elastic.log")
+    process = start(train("elastic", 3, settings, norm="group"), work, work / "elastic.log")
     wait_until(lambda: last_step(folder) >= 36)
     kill_all(process, "elastic", work)
-    run(train("elastic", 1, norm="group"), work)
+    run(train("elastic", 1, settings, norm="group"), work)
     one, other = metrics(work / "runs" / "one-rank"), metrics(folder)
     assert [(row["kind"], row["step"]) for row in one] == [(row["kind"], row["step"]) for row in other]
     for row, same in zip(one, other, strict=True):
-        assert row["loss"] == pytest.approx(same["loss"], rel=2e-3)
+        assert row["loss"] == pytest.approx(same["loss"], rel=2e-4)
