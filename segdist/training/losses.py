@@ -81,9 +81,9 @@ class Loss:
         probabilities = logits.softmax(dim=1) * counted
         target = functional.one_hot(torch.where(truth == IGNORE, 0, truth), num_classes).permute(0, 3, 1, 2) * counted
         overlap = (probabilities * target).sum(dim=(2, 3))
-        total = probabilities.sum(dim=(2, 3)) + target.sum(dim=(2, 3))
-        dice = (2 * overlap + DICE_SMOOTHING) / (total + DICE_SMOOTHING)
-        present = target.sum(dim=(2, 3)) > 0
+        pixels = target.sum(dim=(2, 3))
+        dice = (2 * overlap + DICE_SMOOTHING) / (probabilities.sum(dim=(2, 3)) + pixels + DICE_SMOOTHING)
+        present = pixels > 0
         return ((1 - dice) * present).sum(dim=1).div(present.sum(dim=1).clamp(min=1)).sum()
 
 
